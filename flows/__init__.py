@@ -1,0 +1,1 @@
+"""Flows: the only place that knows Prefect, and the command line."""

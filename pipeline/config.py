@@ -1,0 +1,230 @@
+"""The configuration: one frozen section per stage, plus run, data and model.
+
+Defaults are the paper's SRPO column (METHOD.md, section 10) and the constants of sections 1 to 8;
+each number stands here and nowhere else. Presets and user files name only what differs.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Method = Literal[
+    "srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"
+]
+TeacherKind = Literal["ema", "live", "frozen", "trust_region"]
+Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys are errors, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    steps: PositiveInt = Field(100, description="training steps")
+    seed: int = Field(0, ge=0, description="seed from which every random choice is derived")
+    max_hours: PositiveFloat | None = Field(
+        None, description="stop after this much training time (evaluation is not counted)"
+    )
+    snapshot_every: PositiveInt = Field(10, description="steps between policy snapshots")
+    keep_snapshots: PositiveInt = Field(
+        3, description="newest snapshots kept; the best by evaluation and the last always stay"
+    )
+    threads: PositiveInt = Field(2, description="CPU threads of torch")
+
+
+class DataSection(Section):
+    """Where questions come from."""
+
+    task: str = Field(description="name of a shipped task, or path of a Python file")
+    path: str | None = Field(
+        None, description="file or folder of the dataset, or the name of a Hugging Face dataset"
+    )
+    max_prompt_length: PositiveInt = Field(
+        2048, description="prompt tokens; longer questions are skipped and counted"
+    )
+
+
+class ModelSection(Section):
+    """The policy at the start."""
+
+    path: str = Field(description="Hugging Face folder or name; `demo` is the shipped demo policy")
+    chat_template_kwargs: dict[str, str | bool | int] = Field(
+        default_factory=dict, description="passed to the chat template (enable_thinking = false)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: forward passes under autocast; weights, softmax, losses and "
+        "optimizer stay float32",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+
+
+class GenerateSection(Section):
+    """Sampling of training rollouts."""
+
+    engine: Literal["transformers"] = Field("transformers", description="sampling engine")
+    questions: PositiveInt = Field(32, description="questions per step")
+    rollouts: PositiveInt = Field(8, description="rollouts per question, the group size G")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
+    top_p: TopP = Field(1.0, description="nucleus mass; below 1 it biases the ratios")
+    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens, 0: all")
+    max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
+    batch_size: PositiveInt = Field(256, description="rollouts sampled side by side")
+
+
+class VerifySection(Section):
+    """Judging of responses."""
+
+    success_threshold: Probability = Field(0.5, description="correct means reward >= this")
+    workers: PositiveInt = Field(2, description="child processes")
+    timeout_seconds: PositiveFloat = Field(10.0, description="time limit of one verdict")
+    memory_mb: PositiveInt = Field(2048, description="address space of one child process")
+
+
+class RouteSection(Section):
+    """Routing, demonstrations and the teacher's scores."""
+
+    method: Method = Field("srpo", description="METHOD.md, sections 3 and 9")
+    advantage_scale: Literal["none", "group_std"] = Field(
+        "none", description="none: r - mean; group_std: divided by the group's deviation"
+    )
+    demonstration: Literal["first"] = Field(
+        "first", description="which correct sibling becomes the demonstration"
+    )
+    feedback: bool = Field(
+        False, description="put the verifier's feedback into the teacher prompt (may leak gold)"
+    )
+    max_teacher_prompt_length: PositiveInt = Field(10240, description="teacher prompt tokens")
+    mini_batch: PositiveInt | None = Field(
+        None, description="questions per optimizer update; unset: all questions of the step"
+    )
+    rescore: Literal["needed", "all"] = Field(
+        "needed", description="which rollouts get old log-probabilities and student entropies"
+    )
+    top_k: PositiveInt = Field(100, description="K, the student's likeliest tokens that are kept")
+    teacher: TeacherKind = Field("ema", description="METHOD.md, section 4")
+    teacher_rate: Probability = Field(0.05, description="EMA: weight of the new policy per step")
+    trust_region_mix: Probability = Field(
+        0.05, description="trust region: share of the live policy's logits"
+    )
+    micro_batch_tokens: PositiveInt = Field(
+        16384, description="padded tokens of one scoring forward pass"
+    )
+    projection_chunk: PositiveInt = Field(
+        512, description="response positions whose full logits exist at the same time"
+    )
+
+
+class WeighSection(Section):
+    """Entropy-aware weights."""
+
+    beta: NonNegativeFloat | None = Field(
+        None, description="sharpness; unset: 1 for srpo, 0 (weights of 1) for every other method"
+    )
+
+
+class UpdateSection(Section):
+    """Losses and the optimizer."""
+
+    divergence: Divergence = Field("jsd", description="METHOD.md, section 5")
+    jsd_alpha: float = Field(
+        0.5, gt=0, lt=1, description="weight of the teacher in the mixture of jsd"
+    )
+    mix_lambda: Probability = Field(0.9, description="advantage_mix: weight of the GRPO loss")
+    clip_low: Probability = Field(0.2, description="ratio is clipped below 1 - this")
+    clip_high: NonNegativeFloat = Field(0.28, description="ratio is clipped above 1 + this")
+    dual_clip: PositiveFloat | None = Field(
+        3.0, description="cap of the loss at this times -A for A < 0; 'none' turns it off"
+    )
+    tis_clip: PositiveFloat = Field(2.0, description="cap of the engine-to-trainer correction")
+    sdpo_ratio_clip: PositiveFloat = Field(2.0, description="cap of the SDPO importance ratio")
+    learning_rate: PositiveFloat = Field(5e-6, description="AdamW, after warm-up")
+    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
+    adam_eps: PositiveFloat = Field(1e-8, description="AdamW")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradient is clipped to this norm")
+    micro_batch_tokens: PositiveInt = Field(
+        16384, description="padded tokens of one forward and backward pass"
+    )
+    projection_chunk: PositiveInt = Field(
+        512, description="response positions whose full logits exist at the same time"
+    )
+
+
+class EvaluateSection(Section):
+    """Evaluation on the test split; its time is no training time."""
+
+    every: PositiveInt = Field(10, description="steps between evaluations; 0 and last always run")
+    questions: PositiveInt | None = Field(None, description="first questions of test; unset: all")
+    rollouts: PositiveInt = Field(16, description="answers per question, the k of avg@k")
+    temperature: PositiveFloat = Field(0.6, description="sampling temperature")
+    top_p: TopP = Field(0.95, description="nucleus mass")
+    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens, 0: all")
+    max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
+    batch_size: PositiveInt = Field(256, description="answers sampled side by side")
+
+
+class Config(Section):
+    """A whole run. Sections are what stages depend on; nothing crosses them but what is stored."""
+
+    run: RunSection = RunSection()
+    data: DataSection
+    model: ModelSection
+    generate: GenerateSection = GenerateSection()
+    verify: VerifySection = VerifySection()
+    route: RouteSection = RouteSection()
+    weigh: WeighSection = WeighSection()
+    update: UpdateSection = UpdateSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_beta(cls, values: object) -> object:
+        """Fill in the method's own beta, so that the resolved file says it (section 9)."""
+        if not isinstance(values, dict):
+            return values
+        route, weigh = values.get("route", {}), values.get("weigh", {})
+        if not (isinstance(route, dict) and isinstance(weigh, dict)) or (
+            weigh.get("beta") is not None
+        ):
+            return values
+        beta = 1.0 if route.get("method", "srpo") == "srpo" else 0.0
+        return {**values, "weigh": {**weigh, "beta": beta}}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Check what involves two settings."""
+        method, group = self.route.method, self.generate.rollouts
+        if self.weigh.beta is None:
+            raise ValueError("weigh.beta must be a number in a resolved configuration")
+        if method != "srpo" and self.weigh.beta != 0:
+            raise ValueError(
+                f"weigh.beta is {self.weigh.beta} but route.method is {method}: only srpo weighs "
+                "tokens; leave weigh.beta unset"
+            )
+        if method != "grpo" and group == 1:
+            raise ValueError(
+                f"generate.rollouts is 1 but route.method {method} needs siblings in a group: "
+                "use at least 2, or route.method = 'grpo'"
+            )
+        if self.route.mini_batch is not None and self.route.mini_batch > self.generate.questions:
+            raise ValueError(
+                f"route.mini_batch is {self.route.mini_batch} questions, more than "
+                f"generate.questions = {self.generate.questions}"
+            )
+        return self

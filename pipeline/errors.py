@@ -1,0 +1,25 @@
+"""The errors a user can meet. Each message is one line: what was found, what was expected, where."""
+
+
+class SrpoError(ValueError):
+    """Base of all errors that end a command with one clear line and exit code 2."""
+
+
+class ConfigError(SrpoError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+class DataError(SrpoError):
+    """A dataset, row or gold answer can't be used; the message names file and row."""
+
+
+class StoreError(SrpoError):
+    """A table, manifest or snapshot is missing, broken, or would be overwritten."""
+
+
+class PolicyError(SrpoError):
+    """A model folder or policy can't be used, or has another version than the step needs."""
+
+
+class NumericalError(SrpoError):
+    """A log-probability, loss or gradient is not finite; the message names the rollouts."""

@@ -1,0 +1,69 @@
+"""What a task is: questions with gold answers, and a verifier. Tasks themselves live in `data/`.
+
+A task is any module (a shipped one, or one Python file of the user's) with
+
+    VERIFIER: str                                            name and version, e.g. "math/1"
+    def load(path: str | None, split: Split) -> list[Question]
+    def verify(response: str, reference: str) -> Verdict
+
+`load` rejects what can't be scored (`DataError`, with file and row). `verify` is a pure function of
+two texts, both untrusted; it runs in a child process with bounded time and memory.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+Split = Literal["train", "test"]
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt of a task.
+
+    Attributes:
+        prompt_id: unique and stable within the task.
+        messages: system (optional) and user turns; the last one is the user's question.
+        reference: the gold answer as JSON text, what `verify` gets.
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one response.
+
+    Attributes:
+        reward: in [0, 1]; correct means reward >= `verify.success_threshold`.
+        format_ok: whether the response keeps the task's output format, apart from being right.
+        prediction: the answer found in the response, if any.
+        feedback: environment feedback for the teacher prompt (off by default), if any.
+        error: why the response could not be judged, if so.
+    """
+
+    reward: float
+    format_ok: bool
+    prediction: str | None = None
+    feedback: str | None = None
+    error: str | None = None
+
+
+class Task(Protocol):
+    """The shape of a task module."""
+
+    VERIFIER: str
+
+    def load(self, path: str | None, split: Split) -> list[Question]:
+        """Return all questions of a split in file order."""
+
+    def verify(self, response: str, reference: str) -> Verdict:
+        """Judge one response."""

@@ -1,0 +1,1 @@
+"""The stages of SRPO: generate, verify, route, weigh, update and evaluate."""
