@@ -37,7 +37,6 @@ ROUND: tuple[Kind, ...] = (
     "negate",
 )
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FORM = re.compile(r"\s*<reasoning>(.+)</reasoning>\s*<answer>([^<>]+)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:reasoning|answer)>")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -77,9 +76,7 @@ def problems() -> list[Problem]:
     """
     numbers = range(10, 100)
     every = [Problem(a, "+", b) for a in numbers for b in numbers]
-    every += [
-        Problem(a, "-", b) for a in numbers for b in numbers if a >= b or b % 10 >= a % 10
-    ]
+    every += [Problem(a, "-", b) for a in numbers for b in numbers if a >= b or b % 10 >= a % 10]
     return sorted(every, key=lambda problem: hashlib.sha256(problem.text.encode()).digest())
 
 
@@ -116,6 +113,13 @@ def _has_form(response: str) -> bool:
     return form is not None and _TAG.search(form.group(1)) is None
 
 
+def _last_answer(response: str) -> str | None:
+    """Return the text of the last `<answer>…</answer>`, found in linear time, or None."""
+    end = response.rfind("</answer>")
+    start = response.rfind("<answer>", 0, max(end, 0))
+    return None if start < 0 else response[start + len("<answer>") : end].strip()
+
+
 def verify(response: str, reference: str) -> Verdict:
     """Judge a response by the last `<answer>…</answer>` in it; reward 1.0 for the right integer.
 
@@ -124,10 +128,9 @@ def verify(response: str, reference: str) -> Verdict:
         reference: the gold answer, a JSON text that holds a string such as `"85"`.
     """
     format_ok = _has_form(response)
-    answers = _ANSWER.findall(response)
-    if not answers:
+    prediction = _last_answer(response)
+    if prediction is None:
         return Verdict(0.0, format_ok, feedback="There is no <answer>…</answer>.")
-    prediction = answers[-1].strip()
     if _INTEGER.fullmatch(prediction) is None:
         return Verdict(0.0, format_ok, prediction, feedback="The answer is not a whole number.")
     if int(prediction) == int(json.loads(reference)):

@@ -1,0 +1,246 @@
+"""Make the demo policy from nothing: a tiny Qwen3 that can do sums but has learned to slip.
+
+    python -m data.demo.make_policy --out DIR
+
+Idea: the policy is trained, by ordinary supervised learning, on worked solutions most of which
+slip in the one step their question invites (see `data.arithmetic`). Right and wrong solutions part
+at a single token, so the ability is there and only the habit is wrong: what on-policy training can
+mend in minutes. Some demonstrations show a correct solution in the prompt, in exactly the words of
+the teacher prompt (METHOD.md section 2), and then hardly ever slip: so the policy can teach itself.
+
+The result is a Hugging Face folder. On one machine two runs give the same bytes.
+"""
+
+import argparse
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from data.arithmetic import SYSTEM, Problem, problems, split_problems
+
+SEED = 20260
+STEPS = 1200
+PLAIN_BATCH = 48
+TEACHER_BATCH = 16
+LEARNING_RATE = 3e-3
+WARM_UP_STEPS = 50
+SLIP_RATE = 0.75  # of the solutions to questions that invite a slip
+TAUGHT_SLIP_RATE = 0.02  # the same, with a correct solution in the prompt
+
+PAD, EOS, START, END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# A piece is a tag, a word, digit or sign with the space before it, or any single character.
+PIECE = r"</?[a-z]+>| ?[A-Za-z]+| [0-9+=-]|[\s\S]"
+
+
+def worked(problem: Problem, slip: bool) -> str:
+    """Return a worked solution; `slip` gets the invited step wrong (plain problems have none)."""
+    steps, result = _sum(problem, slip) if problem.operator == "+" else _difference(problem, slip)
+    return f"<reasoning>{steps}</reasoning><answer>{result}</answer>"
+
+
+def _sum(problem: Problem, slip: bool) -> tuple[str, int]:
+    """Add units, then tens; the slip forgets the carry."""
+    (a, b), (c, d) = divmod(problem.left, 10), divmod(problem.right, 10)
+    units = b + d
+    if units > 9 and not slip:
+        result = 10 * (a + c + 1) + units % 10
+        step = f", carry 1. tens {a} + {c} + 1 = {a + c + 1}"
+    else:
+        result = 10 * (a + c) + units % 10
+        step = f". tens {a} + {c} = {a + c}"
+    return f"units {b} + {d} = {units}{step}, so {result}", result
+
+
+def _difference(problem: Problem, slip: bool) -> tuple[str, int]:
+    """Subtract; the slips are the smaller digit taken from the larger, and a sign forgotten."""
+    if problem.kind == "negate":
+        turned = Problem(problem.right, "-", problem.left)
+        steps, result = _difference(turned, slip=False)
+        steps = f"turn round {turned.left} - {turned.right}. {steps}"
+        return (steps, result) if slip else (f"{steps}, negate -{result}", -result)
+    (a, b), (c, d) = divmod(problem.left, 10), divmod(problem.right, 10)
+    if b >= d:
+        result = 10 * (a - c) + b - d
+        return f"units {b} - {d} = {b - d}. tens {a} - {c} = {a - c}, so {result}", result
+    if slip:
+        result = 10 * (a - c) + d - b
+        return f"units {d} - {b} = {d - b}. tens {a} - {c} = {a - c}, so {result}", result
+    result = problem.answer
+    units = f"units {b} - {d}, borrow 10: 1{b} - {d} = {10 + b - d}"
+    return f"{units}. tens {a} - 1 - {c} = {a - 1 - c}, so {result}", result
+
+
+def taught(text: str, solution: str) -> str:
+    """Return the user message of the teacher prompt (METHOD.md section 2)."""
+    return f"{text}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+
+
+def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token for each piece of the texts and each ASCII character."""
+    characters = {chr(code) for code in range(32, 127)} | {"\n"}
+    pieces = sorted(characters.union(*(re.findall(PIECE, text) for text in texts)))
+    # Equal scores make the Unigram model take as few pieces as it can.
+    unknown = "<|unknown|>"
+    tokenizer = Tokenizer(Unigram([(unknown, -10.0), *((p, -1.0) for p in pieces)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = [AddedToken(token, special=True) for token in (PAD, EOS, START, END)]
+    tokenizer.add_special_tokens(special)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=unknown,
+        additional_special_tokens=[START, END, EOS],
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Return the policy with random weights."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            dtype="float32",
+        )
+    )
+
+
+def all_texts() -> list[str]:
+    """Return every text the task and its demonstrations can produce, parts of messages apart."""
+    texts = [SYSTEM, "system", "user", "assistant", taught("", "")]
+    for problem in problems():
+        texts += [problem.text, worked(problem, slip=False), worked(problem, slip=True)]
+    return texts
+
+
+class Demonstrations:
+    """An endless, seeded stream of demonstrations for every question but the test's."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        """Sort the problems that may be learned from by their kind."""
+        self.tokenizer = tokenizer
+        self.random = random.Random(seed)
+        test = set(split_problems("test"))
+        self.by_kind: dict[str, list[Problem]] = {}
+        for problem in problems():
+            if problem not in test:
+                self.by_kind.setdefault(problem.kind, []).append(problem)
+
+    def draw(self, with_solution: bool) -> tuple[str, str]:
+        """Return a user message and the response to learn; the kinds are equally frequent."""
+        problem = self.random.choice(self.by_kind[self.random.choice(sorted(self.by_kind))])
+        rate = TAUGHT_SLIP_RATE if with_solution else SLIP_RATE
+        response = worked(problem, slip=self.random.random() < rate)
+        if not with_solution:
+            return problem.text, response
+        return taught(problem.text, worked(problem, slip=False)), response
+
+    def batch(self, count: int, with_solution: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and labels, both [count, length]; only response tokens have a label."""
+        rows = []
+        for _ in range(count):
+            content, response = self.draw(with_solution)
+            messages = [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": content},
+            ]
+            prompt = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+            rows.append((prompt, [*self.tokenizer.encode(response), self.tokenizer.eos_token_id]))
+        length = max(len(prompt) + len(answer) for prompt, answer in rows)
+        ids = torch.full((count, length), self.tokenizer.pad_token_id)
+        labels = torch.full((count, length), -100)
+        for row, (prompt, answer) in enumerate(rows):
+            end = len(prompt) + len(answer)
+            ids[row, :end] = torch.tensor(prompt + answer)
+            labels[row, len(prompt) : end] = torch.tensor(answer)
+        return ids, labels
+
+
+def token_loss_sum(
+    model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Return the summed cross-entropy of the labelled tokens, in nats, and their number."""
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    kept = targets != -100
+    logits = model.lm_head(hidden[kept])
+    return cross_entropy(logits, targets[kept], reduction="sum"), int(kept.sum())
+
+
+def learning_rates() -> Iterator[float]:
+    """Yield one learning rate per step: a linear warm-up, then a linear fall to zero."""
+    for step in range(STEPS):
+        yield LEARNING_RATE * min((step + 1) / WARM_UP_STEPS, (STEPS - step) / STEPS)
+
+
+def train(model: Qwen3ForCausalLM, demonstrations: Demonstrations) -> None:
+    """Fit the model to the demonstrations, in place."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    for step, rate in enumerate(learning_rates()):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        plain, plain_tokens = token_loss_sum(model, *demonstrations.batch(PLAIN_BATCH, False))
+        shown, shown_tokens = token_loss_sum(model, *demonstrations.batch(TEACHER_BATCH, True))
+        loss = (plain + shown) / (plain_tokens + shown_tokens)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 99:
+            print(
+                f"step {step + 1}/{STEPS}: nats per token {plain.item() / plain_tokens:.4f}, "
+                f"with a solution in the prompt {shown.item() / shown_tokens:.4f}"
+            )
+
+
+def make(out: Path) -> None:
+    """Write the demo policy as a Hugging Face folder."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer(all_texts())
+    model = build_model(tokenizer)
+    train(model, Demonstrations(tokenizer, SEED))
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    """Read the command line and make the policy."""
+    parser = argparse.ArgumentParser(description="Make the demo policy.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    make(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
