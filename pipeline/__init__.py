@@ -1,4 +1,4 @@
-"""The vocabulary and the machinery: configuration, schemas, store, stages' contract, policy, engines.
+"""The vocabulary and the machinery: configuration, schemas, store, stage contract, policy.
 
 Axis legend, used in names of tensors everywhere:
 

@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message is one line: what was found, what was expected, where."""
+"""The errors a user can meet: one line that says what was found, what was expected, and where."""
 
 
 class SrpoError(ValueError):

@@ -37,7 +37,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     """
     values = _read_source(source)
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     return validate_config(values, source)
 
 
@@ -76,7 +76,7 @@ def _read_source(source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot):

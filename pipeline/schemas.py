@@ -193,5 +193,6 @@ def schema_of(table: str, found: pa.Schema) -> pa.Schema:
     if schema is not None:
         return schema
     index = found.get_field_index("topk_ids")
-    kind = found.field(index).type if index >= 0 else None
-    return teacher_schema(kind.list_size if pa.types.is_fixed_size_list(kind) else 0)
+    if index < 0 or not pa.types.is_fixed_size_list(found.field(index).type):
+        return teacher_schema(0)
+    return teacher_schema(found.field(index).type.list_size)

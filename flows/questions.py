@@ -1,0 +1,91 @@
+"""The questions of a run: loaded, checked against the prompt limit, dealt out step by step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.registry import open_task
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError
+from pipeline.policy import Policy
+from pipeline.seeds import epoch_positions
+from pipeline.task import Question
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        skipped: questions left out because their prompt is too long, by split.
+    """
+
+    train: Sequence[Question]
+    test: Sequence[Question]
+    skipped: dict[str, int]
+
+    def of_step(self, config: Config, step: int) -> list[Question]:
+        """Return the questions of a training step: the next ones of the seeded epochs."""
+        positions = epoch_positions(
+            config.run.seed, len(self.train), step, config.generate.questions
+        )
+        return [self.train[position] for position in positions]
+
+    def of_evaluation(self, config: Config) -> list[Question]:
+        """Return the test questions that are evaluated."""
+        return list(self.test[: config.evaluate.questions])
+
+
+def load_questions(config: Config) -> Questions:
+    """Load both splits of the configured task."""
+    task = open_task(config.data.task)
+    train = task.load(config.data.path, "train")
+    test = task.load(config.data.path, "test")
+    for split, questions in (("train", train), ("test", test)):
+        if not questions:
+            raise DataError(f"task {config.data.task}: its {split} split has no questions")
+    return Questions(train, test, {})
+
+
+def fitting(questions: Questions, config: Config, policy: Policy) -> Questions:
+    """Leave out questions whose prompt is over `data.max_prompt_length` tokens, and count them.
+
+    Raises:
+        DataError: no question of a split fits.
+    """
+    kept: dict[str, list[Question]] = {}
+    skipped = {}
+    limit = config.data.max_prompt_length
+    for split, found in (("train", questions.train), ("test", questions.test)):
+        lengths = [len(policy.render(question.messages)[1]) for question in found]
+        kept[split] = [q for q, n in zip(found, lengths, strict=True) if n <= limit]
+        skipped[split] = len(found) - len(kept[split])
+        if not kept[split]:
+            raise DataError(
+                f"every prompt of the {split} split is longer than data.max_prompt_length = "
+                f"{limit} tokens (the shortest has {min(lengths)})"
+            )
+    return Questions(kept["train"], kept["test"], skipped)
+
+
+def check_context(config: Config, policy: Policy) -> None:
+    """Refuse limits that the model's context can't hold."""
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    response = config.generate.max_response_length
+    needs = {
+        "data.max_prompt_length + generate.max_response_length": config.data.max_prompt_length
+        + response,
+        "data.max_prompt_length + evaluate.max_response_length": config.data.max_prompt_length
+        + config.evaluate.max_response_length,
+    }
+    if config.route.method != "grpo":
+        needs["route.max_teacher_prompt_length + generate.max_response_length"] = (
+            config.route.max_teacher_prompt_length + response
+        )
+    for names, need in needs.items():
+        if need > positions:
+            raise ConfigError(
+                f"{names} is {need} tokens, but the model at {config.model.path} has "
+                f"{positions} positions: lower the limits"
+            )

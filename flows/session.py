@@ -1,0 +1,293 @@
+"""A session of work on one run: it opens what stages need and runs them, without Prefect.
+
+The policy stays resident between stages. Whenever another step's policy is needed, it is opened
+from the nearest earlier snapshot and `update` is replayed from the saved tables.
+"""
+
+import json
+import platform
+import shutil
+import tempfile
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stages.evaluate
+import stages.generate
+import stages.route
+import stages.update
+import stages.verify
+import stages.weigh
+from data.random_policy import write_random_policy
+from data.registry import file_digest, judge, open_task
+from flows.questions import Questions, check_context, fitting, load_questions
+from pipeline.config import Config
+from pipeline.errors import StoreError
+from pipeline.files import digest_of, write_json
+from pipeline.metrics import evaluation_metrics, step_metrics
+from pipeline.policy import Policy, TeacherSettings
+from pipeline.sampling import TransformersEngine
+from pipeline.snapshots import load_snapshot, open_policy, save_snapshot
+from pipeline.stage import Handles, Progress, Stage, StageResult, run_stage, silent
+from pipeline.store import Run
+from pipeline.verification import VerifierPool
+
+STAGES: dict[str, Stage] = {
+    module.STAGE.name: module.STAGE
+    for module in (
+        stages.generate,
+        stages.verify,
+        stages.route,
+        stages.weigh,
+        stages.update,
+        stages.evaluate,
+    )
+}
+_PACKAGES = ("srpo", "torch", "transformers", "pyarrow", "polars", "prefect", "numpy")
+
+
+class Session:
+    """One process's work on one run."""
+
+    def __init__(self, run: Run, questions: Questions, policy: Policy | None) -> None:
+        self.run, self.questions = run, questions
+        self._policy = policy
+        self._task = open_task(run.config.data.task)
+        self._task_digest = file_digest(run.config.data.task)
+        verify = run.config.verify
+        self._verifier = VerifierPool(
+            judge, run.config.data.task, verify.workers, verify.timeout_seconds, verify.memory_mb
+        )
+
+    @classmethod
+    def create(cls, run_dir: Path, config: Config) -> "Session":
+        """Start a run. Everything that can be wrong is found before anything is written."""
+        torch.set_num_threads(config.run.threads)
+        loaded = load_questions(config)
+        policy = _initial_policy(config, loaded)
+        check_context(config, policy)
+        questions = fitting(loaded, config, policy)
+        facts = {
+            "versions": {name: version(name) for name in _PACKAGES},
+            "hardware": _hardware(policy),
+            "task_digest": file_digest(config.data.task),
+            "questions_digest": digest_of([q.prompt_id for q in questions.train]),
+            "skipped_questions": questions.skipped,
+            "initial_policy_version": policy.version,
+        }
+        run = Run.create(run_dir, config, facts)
+        policy.tokenizer.save_pretrained(run_dir / "tokenizer")
+        save_snapshot(policy, run.snapshot_path(0), 0)
+        return cls(run, questions, policy)
+
+    @classmethod
+    def resume(cls, run_dir: Path) -> "Session":
+        """Open a run where it stands."""
+        run = Run.open(run_dir)
+        torch.set_num_threads(run.config.run.threads)
+        loaded = load_questions(run.config)
+        if file_digest(run.config.data.task) != run.record["task_digest"]:
+            raise StoreError(
+                f"{run_dir}: the code of task {run.config.data.task} changed since the run began; "
+                "start another run"
+            )
+        snapshots = run.snapshots()
+        if not snapshots:
+            raise StoreError(f"{run_dir}: no policy snapshot, not even of the start")
+        session = cls(run, loaded, None)
+        policy = session._load(snapshots[0])
+        session.questions = fitting(loaded, run.config, policy)
+        found = digest_of([q.prompt_id for q in session.questions.train])
+        if found != run.record["questions_digest"]:
+            raise StoreError(
+                f"{run_dir}: the questions at {run.config.data.path} changed since the run began"
+            )
+        return session
+
+    @property
+    def config(self) -> Config:
+        """Return the run's configuration."""
+        return self.run.config
+
+    def next_step(self) -> int:
+        """Return the first step whose work is not complete."""
+        step = 0
+        while self.run.metrics_path(step).exists():
+            step += 1
+        return step
+
+    def prepare(self, step: int, progress: Progress | None = None) -> None:
+        """Have the policy that starts `step` resident."""
+        if self._policy is not None and _steps_of(self._policy) == step:
+            return
+        start = max((s for s in self.run.snapshots() if s <= step), default=None)
+        if start is None:
+            raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
+        self._load(start)
+        for replayed in range(start, step):
+            self._run("update", replayed, silent)
+            if progress is not None:
+                progress(replayed + 1 - start, step - start)
+
+    def run_stage(self, name: str, step: int, progress: Progress | None = None) -> dict[str, Any]:
+        """Run one stage of one step, or find it done; return a small reference to its tables."""
+        if "policy" in STAGES[name].uses:
+            self.prepare(step)
+        result = self._run(name, step, progress or silent)
+        first = next(iter(result.manifests.values()))
+        return {
+            "stage": name,
+            "step": step,
+            "tables": {
+                table: {
+                    "path": str(self.run.table_path(table, step)),
+                    "sha256": manifest.sha256,
+                    "rows": manifest.rows,
+                }
+                for table, manifest in result.manifests.items()
+            },
+            "seconds": first.cost.seconds,
+            "tokens": first.cost.tokens,
+            "skipped": result.skipped,
+        }
+
+    def finish_step(self, step: int) -> dict[str, Any]:
+        """Write the flat record of a complete step, and return it."""
+        path = self.run.metrics_path(step)
+        if path.exists():
+            return self.metrics(step)
+        names = [t for s in STAGES.values() if s.name != "evaluate" for t in s.writes]
+        record = step_metrics(
+            {name: self.run.read(name, step) for name in names},
+            {name: self.run.manifest(name, step) for name in names},
+        )
+        write_json(path, {**record, "digest": digest_of(record)})
+        return record
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return the flat record of a complete step."""
+        path = self.run.metrics_path(step)
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record.pop("digest", None) != digest_of(record):
+            raise StoreError(f"{path}: changed since it was written (digest does not match)")
+        return record
+
+    def evaluation_due(self, steps_done: int) -> bool:
+        """Tell whether the state after so many steps shall be evaluated."""
+        return steps_done % self.config.evaluate.every == 0 or steps_done == self.config.run.steps
+
+    def snapshot_due(self, steps_done: int) -> bool:
+        """Tell whether the state after so many steps shall be kept: on schedule, or the best."""
+        last = steps_done == self.config.run.steps
+        scheduled = steps_done % self.config.run.snapshot_every == 0
+        return last or scheduled or steps_done == self._best()
+
+    def snapshot(self, steps_done: int) -> Path:
+        """Keep the state after so many steps, and drop snapshots that are over the number kept."""
+        self.prepare(steps_done)
+        target = self.run.snapshot_path(steps_done)
+        save_snapshot(self._resident(), target, steps_done)
+        for old in self._superfluous():
+            shutil.rmtree(self.run.snapshot_path(old))
+        return target
+
+    def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
+        """Return accuracy and more of an evaluated state."""
+        return evaluation_metrics(self.run.read("evaluations", steps_done))
+
+    def training_seconds(self) -> float:
+        """Return the seconds of all complete steps; evaluations are not counted."""
+        return float(sum(self.metrics(step)["seconds"] for step in range(self.next_step())))
+
+    def close(self) -> None:
+        """End the verifier's child processes."""
+        self._verifier.close()
+
+    def _run(self, name: str, step: int, progress: Progress) -> StageResult:
+        stage = STAGES[name]
+        try:
+            return run_stage(self.run, stage, self._handles(stage, step, progress))
+        except BaseException:
+            if stage.advances_policy:
+                self._policy = None
+            raise
+
+    def _handles(self, stage: Stage, step: int, progress: Progress) -> Handles:
+        policy = self._resident() if "policy" in stage.uses else None
+        questions: list[Any] = []
+        if "questions" in stage.uses:
+            questions = (
+                self.questions.of_evaluation(self.config)
+                if stage.name == "evaluate"
+                else self.questions.of_step(self.config, step)
+            )
+        return Handles(
+            seed=self.config.run.seed,
+            step=step,
+            task=self.config.data.task,
+            verifier_version=self._task.VERIFIER,
+            verifier_digest=self._task_digest,
+            questions=questions,
+            policy=policy,
+            engine=TransformersEngine(policy) if policy and "engine" in stage.uses else None,
+            verifier=self._verifier if "verifier" in stage.uses else None,
+            progress=progress,
+        )
+
+    def _resident(self) -> Policy:
+        if self._policy is None:
+            raise StoreError("no policy is open; prepare a step first")
+        return self._policy
+
+    def _load(self, steps_done: int) -> Policy:
+        self._policy = None
+        folder = self.run.snapshot_path(steps_done)
+        self._policy = load_snapshot(folder, self.config.model, _teacher(self.config))
+        return self._policy
+
+    def _best(self) -> int | None:
+        """Return the evaluated state with the highest accuracy, the earliest of equals."""
+        done = sorted(int(p.stem) for p in (self.run.root / "evaluations").glob("[0-9]*.json"))
+        scores = [(-self.evaluation_summary(steps)["accuracy"], steps) for steps in done]
+        return min(scores)[1] if scores else None
+
+    def _superfluous(self) -> list[int]:
+        """Return snapshots beyond the newest kept; the start, the best and the last stay."""
+        found = self.run.snapshots()
+        newest = found[-self.config.run.keep_snapshots :]
+        return [s for s in found if s not in newest and s not in (0, self._best())]
+
+
+def _initial_policy(config: Config, questions: Questions) -> Policy:
+    """Open the policy that a run starts from: shipped, random, or any Hugging Face model."""
+    if config.model.path == "demo":
+        path = str(files("data") / "demo" / "policy")
+        return open_policy(path, config.model, _teacher(config))
+    if config.model.path == "random":
+        with tempfile.TemporaryDirectory() as folder:
+            texts = [m.content for q in questions.train for m in q.messages]
+            write_random_policy(Path(folder), texts, config.run.seed)
+            return open_policy(folder, config.model, _teacher(config))
+    return open_policy(config.model.path, config.model, _teacher(config))
+
+
+def _teacher(config: Config) -> TeacherSettings:
+    route = config.route
+    return TeacherSettings(route.teacher, route.teacher_rate, route.trust_region_mix)
+
+
+def _steps_of(policy: Policy) -> int | None:
+    head = policy.version.partition("-")[0]
+    return int(head) if head.isdecimal() else None
+
+
+def _hardware(policy: Policy) -> dict[str, Any]:
+    return {
+        "machine": platform.machine(),
+        "processor": platform.processor() or platform.machine(),
+        "device": str(policy.device),
+        "threads": torch.get_num_threads(),
+    }

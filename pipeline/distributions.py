@@ -1,0 +1,64 @@
+"""Distributions over a vocabulary: log-probabilities, entropy, tails and divergences.
+
+Pure tensor functions, METHOD.md sections 4 and 5. Everything is computed in the dtype it gets
+(float32 in training, float64 in tests); log-probabilities are natural, entropies in nats.
+"""
+
+import torch
+from torch import Tensor
+
+_LARGEST_LOG_MASS = -1e-7
+
+
+def log_softmax_NV(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
+    """Return log-probabilities at a temperature: log softmax(logits / tau), in float32 or wider.
+
+    Args:
+        logits_NV: raw logits of any floating dtype.
+        temperature_N: tau of each position, above 0.
+    """
+    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    logprobs_NV: Tensor = torch.log_softmax(wide / temperature_N[:, None], dim=-1)
+    return logprobs_NV
+
+
+def entropy_N(logprobs_NV: Tensor) -> Tensor:
+    """Return H = -sum_v p log p over the full vocabulary (section 4), in nats.
+
+    A token of probability 0 (log-probability -inf) contributes 0.
+    """
+    entropy: Tensor = torch.special.entr(logprobs_NV.exp()).sum(-1)
+    return entropy
+
+
+def log_tail_N(logprobs_NK: Tensor) -> Tensor:
+    """Return the log of the mass outside the K kept tokens (section 5).
+
+    log(1 - sum_k p_k) = log(-expm1(logsumexp_k log p_k)), the sum capped just below 1, so that
+    rounding gives neither a log of 0 nor a negative mass.
+    """
+    log_mass_N = torch.logsumexp(logprobs_NK, dim=-1).clamp(max=_LARGEST_LOG_MASS)
+    return torch.log(-torch.expm1(log_mass_N))
+
+
+def buckets_NB(logprobs_NK: Tensor, log_tail_N: Tensor | None) -> Tensor:
+    """Return the K kept log-probabilities and, unless K is the vocabulary, the tail's bucket."""
+    if log_tail_N is None:
+        return logprobs_NK
+    return torch.cat([logprobs_NK, log_tail_N[:, None]], dim=-1)
+
+
+def kl_N(log_p_NB: Tensor, log_q_NB: Tensor) -> Tensor:
+    """Return KL(p || q) = sum p (log p - log q) over buckets, in nats. Buckets with p = 0 add 0."""
+    present_NB = log_p_NB > -torch.inf
+    difference_NB = torch.where(present_NB, log_p_NB, 0.0) - torch.where(present_NB, log_q_NB, 0.0)
+    return (log_p_NB.exp() * difference_NB).sum(-1)
+
+
+def jsd_N(log_s_NB: Tensor, log_q_NB: Tensor, alpha: float) -> Tensor:
+    """Return (1 - a) KL(s || m) + a KL(q || m) with m = (1 - a) s + a q (section 5), in nats."""
+    weights = torch.tensor([1 - alpha, alpha], dtype=log_s_NB.dtype, device=log_s_NB.device)
+    log_m_NB = torch.logsumexp(
+        torch.stack([log_s_NB, log_q_NB]) + weights.log()[:, None, None], dim=0
+    )
+    return (1 - alpha) * kl_N(log_s_NB, log_m_NB) + alpha * kl_N(log_q_NB, log_m_NB)

@@ -1,0 +1,161 @@
+"""Numbers about a step or an evaluation, derived from tables and manifests alone."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from pipeline.manifest import Manifest
+from pipeline.seeds import derive_seed
+
+_RESAMPLES = 2000
+_LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over questions and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def step_metrics(
+    tables: Mapping[str, pa.Table], manifests: Mapping[str, Manifest]
+) -> dict[str, Any]:
+    """Return one flat record of a training step."""
+    record: dict[str, Any] = {"step": manifests["updates"].origin.step}
+    record |= _sample_metrics(tables["rollouts"], tables["verdicts"])
+    record |= _route_metrics(tables["routes"])
+    record |= _teacher_metrics(tables["teacher"], tables["weights"])
+    record |= _update_metrics(tables["updates"], manifests["updates"].facts)
+    for table in ("rollouts", "verdicts", "routes", "weights", "updates"):
+        stage = manifests[table].origin.stage
+        record[f"seconds_{stage}"] = manifests[table].cost.seconds
+    record["seconds"] = sum(v for k, v in record.items() if k.startswith("seconds_"))
+    record["tokens"] = int(manifests["rollouts"].cost.tokens)
+    return record
+
+
+def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
+    """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more."""
+    groups = _by_question(evaluations)
+    average = bootstrap([float(np.mean([c for _, c in g])) for g in groups])
+    passed = bootstrap([float(any(c for _, c in g)) for g in groups])
+    majority = bootstrap([majority_correct(g) for g in groups])
+    frame = pl.DataFrame(
+        {
+            "format_ok": evaluations["format_ok"].to_numpy(),
+            "cut": [f == "length" for f in evaluations["finish_reason"].to_pylist()],
+            "tokens": evaluations["response_tokens"].to_numpy(),
+        }
+    )
+    return {
+        "accuracy": average.mean,
+        "low": average.low,
+        "high": average.high,
+        "pass_at_k": passed.mean,
+        "pass_at_k_low": passed.low,
+        "pass_at_k_high": passed.high,
+        "maj_at_k": majority.mean,
+        "maj_at_k_low": majority.low,
+        "maj_at_k_high": majority.high,
+        "format_rate": _mean(frame["format_ok"]),
+        "truncated_share": _mean(frame["cut"]),
+        "response_tokens": _mean(frame["tokens"]),
+        "questions": len(groups),
+        "rollouts": max(map(len, groups), default=0),
+    }
+
+
+def bootstrap(values: Sequence[float]) -> Interval:
+    """Return the mean and its 95% percentile interval over resampled questions (seeded)."""
+    array = np.asarray(values, dtype=np.float64)
+    generator = np.random.Generator(np.random.Philox(derive_seed(0, "bootstrap", len(array))))
+    picks = generator.integers(0, len(array), size=(_RESAMPLES, len(array)))
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
+    """Return 1 if the commonest prediction is right, ties split evenly; no prediction is wrong.
+
+    Args:
+        answers: (prediction, correct) of each answer to one question.
+    """
+    counts = Counter(prediction for prediction, _ in answers if prediction is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    tied = [prediction for prediction, count in counts.items() if count == most]
+    right = {prediction for prediction, correct in answers if correct}
+    return sum(prediction in right for prediction in tied) / len(tied)
+
+
+def _by_question(evaluations: pa.Table) -> list[list[tuple[str | None, bool]]]:
+    groups: dict[int, list[tuple[str | None, bool]]] = {}
+    for group, prediction, correct in zip(
+        evaluations["group"].to_pylist(),
+        evaluations["prediction"].to_pylist(),
+        evaluations["correct"].to_pylist(),
+        strict=True,
+    ):
+        groups.setdefault(group, []).append((prediction, correct))
+    return list(groups.values())
+
+
+def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
+    lengths = np.array([len(ids) for ids in rollouts["response_ids"].to_pylist()])
+    reasons = rollouts["finish_reason"].to_pylist()
+    return {
+        "rollouts": rollouts.num_rows,
+        "reward_mean": _mean(verdicts["reward"].to_numpy()),
+        "correct_share": _mean(verdicts["correct"].to_numpy()),
+        "format_rate": _mean(verdicts["format_ok"].to_numpy()),
+        "verifier_errors": verdicts.num_rows - verdicts["error"].null_count,
+        "truncated_share": reasons.count("length") / len(reasons),
+        "response_tokens_mean": _mean(lengths),
+        "response_tokens_max": int(lengths.max()),
+    }
+
+
+def _route_metrics(routes: pa.Table) -> dict[str, Any]:
+    names = routes["route"].to_pylist()
+    shares = {f"share_{r}": names.count(r) / len(names) for r in ("grpo", "sdpo", "mix", "none")}
+    return {**shares, "teacher_available": _mean(routes["teacher_available"].to_numpy())}
+
+
+def _teacher_metrics(teacher: pa.Table, weights: pa.Table) -> dict[str, Any]:
+    weight = weights["weight"].to_numpy()
+    return {
+        "taught_tokens": teacher.num_rows,
+        "teacher_entropy_mean": _mean(teacher["entropy"].to_numpy()),
+        "jsd_mean": _mean(teacher["jsd"].to_numpy()),
+        "weight_std": float(weight.std()) if len(weight) else None,
+    }
+
+
+def _update_metrics(updates: pa.Table, facts: Mapping[str, Any]) -> dict[str, Any]:
+    frame = pl.DataFrame({name: updates[name].to_numpy() for name in ("tokens", "computed")})
+    gaps = [gap for gap in updates["max_logprob_gap"].to_pylist() if gap is not None]
+    clipped = [c for c in updates["clipped_fraction"].to_pylist() if c is not None]
+    return {
+        "loss": _mean(facts["loss"]),
+        "grad_norm": _mean(facts["grad_norm"]),
+        "learning_rate": facts["learning_rate"],
+        "updates": len(facts["loss"]),
+        "routed_tokens": sum(facts["tokens"]),
+        "computed_tokens": int(frame.filter("computed")["tokens"].sum()),
+        "logprob_gap_max": max(gaps, default=None),
+        "clipped_fraction": _mean(clipped),
+    }
+
+
+def _mean(values: npt.ArrayLike | pl.Series) -> float | None:
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()) if array.size else None

@@ -1,0 +1,181 @@
+"""The policy: network, tokenizer, teacher and optimizer, resident or opened from a snapshot.
+
+Weights, teacher and optimizer state are float32, whatever precision forward passes run in. The
+teacher of a step is fixed when the step starts; it moves in `advance_teacher`, once per step.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ModelSection, TeacherKind
+from pipeline.errors import PolicyError
+from pipeline.scoring import Component, Forward, TokenSequence, project_NV, response_hidden_ND
+from pipeline.task import Message
+
+_IN_FLUX = "in flux"
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Which teacher a policy carries (METHOD.md, section 4).
+
+    Attributes:
+        kind: ema, live, frozen or trust_region.
+        rate: EMA: weight of the new policy at each step.
+        mix: trust region: share of the live policy's logits.
+    """
+
+    kind: TeacherKind
+    rate: float
+    mix: float
+
+
+class Policy:
+    """A language model under training.
+
+    Attributes:
+        version: "{steps done:06d}-{lineage digest}"; see `stage.next_version`.
+        model: the transformers causal language model, float32.
+        teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
+        optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: ModelSection,
+        teacher: TeacherSettings,
+        version: str,
+    ) -> None:
+        self.device = resolve_device(settings.device)
+        self.model = model.to(self.device).eval()
+        self.tokenizer = tokenizer
+        self.version = version
+        self._settings, self._teacher = settings, teacher
+        self.teacher_model = None if teacher.kind == "live" else frozen_copy(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self.initial_version = version
+        if settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        _check_projection(self)
+
+    @property
+    def vocabulary(self) -> int:
+        """Return V, the number of logits."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def teacher_version(self) -> str:
+        """Return kind and source of the teacher that scores the step that starts here."""
+        kind = self._teacher.kind
+        source = self.initial_version if kind == "frozen" else self.version
+        return f"{kind}@{source}"
+
+    def teacher_components(self) -> list[Component]:
+        """Return the models whose weighted logits are the teacher's."""
+        if self.teacher_model is None:
+            return [Component(self.model, 1.0)]
+        if self._teacher.kind == "trust_region":
+            mix = self._teacher.mix
+            return [Component(self.teacher_model, 1.0 - mix), Component(self.model, mix)]
+        return [Component(self.teacher_model, 1.0)]
+
+    @torch.no_grad()
+    def advance_teacher(self) -> None:
+        """Move the EMA: teacher <- (1 - rate) teacher + rate policy, in float32."""
+        if self._teacher.kind != "ema" or self.teacher_model is None:
+            return
+        pairs = zip(self.teacher_model.parameters(), self.model.parameters(), strict=True)
+        for teacher, parameter in pairs:
+            teacher.mul_(1 - self._teacher.rate).add_(parameter, alpha=self._teacher.rate)
+
+    def begin_update(self) -> None:
+        """Mark the weights as in flux, so that a failed update leaves an unusable policy."""
+        if self.version == _IN_FLUX:
+            raise PolicyError("an earlier update failed half-way; open the policy anew")
+        self.version = _IN_FLUX
+
+    def finish_update(self, version: str) -> None:
+        """Give the updated weights their version."""
+        self.version = version
+
+    def forward(self, chunk: int) -> Forward:
+        """Return how forward passes over this policy run."""
+        return Forward(self.device, self._settings.precision == "bfloat16", chunk)
+
+    def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """Return the prompt text and ids: the chat template with its header for the answer."""
+        turns = [message._asdict() for message in messages]
+        text = self.tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._settings.chat_template_kwargs,
+        )
+        return text, self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a rendered prompt; nothing is added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of a response without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter once (tied weights under their first name)."""
+        yield from self.model.named_parameters()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a setting means."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PolicyError("model.device is cuda but torch finds no GPU; use cpu or auto")
+    return torch.device(name)
+
+
+def frozen_copy(model: Any) -> Any:
+    """Return a copy of a model that gets no gradients."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a response: the generation config's, else the tokenizer's."""
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise PolicyError(f"{model.name_or_path}: neither model nor tokenizer names an EOS token")
+    return frozenset(found if isinstance(found, list) else [found])
+
+
+@torch.no_grad()
+def _check_projection(policy: Policy) -> None:
+    """Refuse a model whose logits are not its output projection of its hidden states.
+
+    Some architectures scale or cap logits after the projection; chunked scoring would then be
+    silently wrong.
+    """
+    probe = TokenSequence([1, 2], [3, 1])
+    forward = policy.forward(chunk=1)
+    hidden_ND = response_hidden_ND(policy.model, [probe], forward)
+    ours_NV = project_NV(policy.model, hidden_ND, forward)
+    ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
+    with forward.autocast():
+        theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
+    gap = float((ours_NV - theirs_NV).abs().max())
+    bound = 0.1 if forward.bfloat16 else 1e-3
+    if not gap <= bound * (1 + float(theirs_NV.abs().max())):
+        raise PolicyError(
+            f"{policy.model.name_or_path}: its logits are not projection(hidden states) (they "
+            f"differ by {gap:.3g}); this architecture is not supported"
+        )

@@ -1,0 +1,86 @@
+"""Columns of sampled answers, shared by the tables `rollouts` and `evaluations`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.engine import Sample, SamplingSettings
+from pipeline.errors import PolicyError
+from pipeline.seeds import derive_seed
+from pipeline.stage import Handles
+
+
+def sample_columns(
+    prefix: str, rollouts: int, settings: SamplingSettings, handles: Handles
+) -> dict[str, list[Any]]:
+    """Sample `rollouts` answers per question and return the columns of `rollouts`.
+
+    Rollout j of a group has seed (seed of the group) + j, groups' seeds being far apart: engines
+    that number the samples of one request themselves draw the same seeds.
+
+    Args:
+        prefix: leading text of rollout ids ("" in training, "e" in evaluations).
+        settings: how to draw tokens.
+        handles: questions, policy and engine.
+    """
+    policy, engine = handles.the_policy(), handles.engine
+    if engine is None:
+        raise PolicyError("sampling needs an engine and got none")
+    prompts = [policy.render(question.messages)[1] for question in handles.questions]
+    firsts = [
+        derive_seed(handles.seed, f"sample{prefix}", handles.step, group)
+        for group in range(len(prompts))
+    ]
+    seeds = [[first + j for j in range(rollouts)] for first in firsts]
+    samples = engine.sample(prompts, seeds, settings, handles.progress)
+    rows = [
+        (group, j, sample)
+        for group, answers in enumerate(samples)
+        for j, sample in enumerate(answers)
+    ]
+    questions = [handles.questions[group] for group, _, _ in rows]
+
+    def column(value: Callable[[int, int, Sample], Any]) -> list[Any]:
+        return [value(*row) for row in rows]
+
+    def constant(value: Any) -> list[Any]:
+        return [value] * len(rows)
+
+    return {
+        "rollout_id": column(lambda g, j, _: f"{prefix}{handles.step:06d}-{g:04d}-{j:02d}"),
+        "step": constant(handles.step),
+        "group": column(lambda g, j, _: g),
+        "sample": column(lambda g, j, _: j),
+        "task": constant(handles.task),
+        "prompt_id": [q.prompt_id for q in questions],
+        "messages": [[m._asdict() for m in q.messages] for q in questions],
+        "reference": [q.reference for q in questions],
+        "prompt_ids": column(lambda g, j, _: prompts[g]),
+        "response_ids": column(lambda g, j, s: s.response_ids),
+        "response_text": column(lambda g, j, s: policy.decode(s.response_ids)),
+        "sampled_logprobs": column(lambda g, j, s: s.logprobs),
+        "temperature": constant(settings.temperature),
+        "top_p": constant(settings.top_p),
+        "top_k": constant(settings.top_k),
+        "finish_reason": column(lambda g, j, s: s.finish_reason),
+        "seed": column(lambda g, j, _: seeds[g][j]),
+        "policy_version": constant(policy.version),
+        "engine": constant(engine.name),
+    }
+
+
+def verdict_columns(
+    responses: list[str], references: list[str], threshold: float, handles: Handles
+) -> dict[str, list[Any]]:
+    """Judge answers in bounded child processes and return the columns of `verdicts`."""
+    if handles.verifier is None:
+        raise PolicyError("judging needs a verifier and got none")
+    verdicts = handles.verifier.verify(list(zip(responses, references, strict=True)))
+    return {
+        "reward": [v.reward for v in verdicts],
+        "correct": [v.reward >= threshold for v in verdicts],
+        "format_ok": [v.format_ok for v in verdicts],
+        "prediction": [v.prediction for v in verdicts],
+        "feedback": [v.feedback for v in verdicts],
+        "verifier": [handles.verifier_version] * len(verdicts),
+        "error": [v.error for v in verdicts],
+    }

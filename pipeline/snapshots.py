@@ -1,0 +1,132 @@
+"""Opening a policy from a Hugging Face folder, and snapshots: safetensors only, digested, atomic.
+
+RUN/policy/000020/ is a Hugging Face folder of the policy after 20 steps, with beside it
+teacher.safetensors (float32), optimizer.safetensors and state.json (versions, SHA-256 of files).
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pipeline.config import ModelSection
+from pipeline.errors import PolicyError, StoreError
+from pipeline.files import atomic_path, digest_of, file_digest, write_json
+from pipeline.policy import Policy, TeacherSettings
+
+transformers_logging.disable_progress_bar()
+_OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
+    """Open the policy that a run starts from.
+
+    Its version is 000000 and a digest of the weights' files and the settings.
+    """
+    model, tokenizer = _load_pretrained(path)
+    folder = Path(path)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    identity: Any = {f.name: file_digest(f) for f in files} or [path, model.config._commit_hash]
+    numerics = settings.model_dump(exclude={"path", "device", "gradient_checkpointing"})
+    version = f"000000-{digest_of([identity, numerics, vars(teacher)])[:12]}"
+    return Policy(model, tokenizer, settings, teacher, version)
+
+
+def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
+    """Write a snapshot; it appears whole, under its final name, or not at all."""
+    if target.exists():
+        return
+    with atomic_path(target) as folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        policy.model.save_pretrained(folder, safe_serialization=True)
+        policy.tokenizer.save_pretrained(folder)
+        if policy.teacher_model is not None:
+            save_file(_parameters(policy.teacher_model), folder / "teacher.safetensors")
+        optimizer = _optimizer_tensors(policy)
+        if optimizer:
+            save_file(optimizer, folder / "optimizer.safetensors")
+        files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.is_file()}
+        write_json(
+            folder / "state.json",
+            {
+                "steps_done": steps_done,
+                "policy_version": policy.version,
+                "initial_version": policy.initial_version,
+                "sha256": files,
+            },
+        )
+
+
+def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
+    """Open a snapshot with its teacher and optimizer.
+
+    Raises:
+        StoreError: a file is missing or its bytes changed.
+    """
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for name, expected in state["sha256"].items():
+        path = folder / name
+        if not path.exists() or file_digest(path) != expected:
+            raise StoreError(f"{path}: missing or damaged (SHA-256 differs from state.json)")
+    model, tokenizer = _load_pretrained(str(folder))
+    policy = Policy(model, tokenizer, settings, teacher, state["policy_version"])
+    policy.initial_version = state["initial_version"]
+    if policy.teacher_model is not None:
+        _copy_parameters(policy.teacher_model, load_file(folder / "teacher.safetensors"))
+    if "optimizer.safetensors" in state["sha256"]:
+        _restore_optimizer(policy, load_file(folder / "optimizer.safetensors"))
+    return policy
+
+
+def _load_pretrained(path: str) -> tuple[Any, Any]:
+    folder = Path(path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise PolicyError(f"{path}: a model folder without weights (no *.safetensors)")
+    if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~"))):
+        raise PolicyError(f"{path}: no such model folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PolicyError(f"model.path {path}: can't be opened: {reason}") from None
+    if tokenizer.chat_template is None:
+        raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
+    return model, tokenizer
+
+
+def _parameters(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def _copy_parameters(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])
+
+
+def _optimizer_tensors(policy: Policy) -> dict[str, torch.Tensor]:
+    state = policy.optimizer.state
+    return {
+        f"{key}/{name}": state[p][key].detach().cpu().contiguous()
+        for name, p in policy.named_parameters()
+        if p in state
+        for key in _OPTIMIZER_STATE
+    }
+
+
+def _restore_optimizer(policy: Policy, tensors: dict[str, torch.Tensor]) -> None:
+    for name, parameter in policy.named_parameters():
+        if f"step/{name}" in tensors:
+            policy.optimizer.state[parameter] = {
+                key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu")
+                for key in _OPTIMIZER_STATE
+            }

@@ -1,0 +1,197 @@
+"""A run's folder: tables that are committed once, digested, and never overwritten.
+
+The commit point of a table is its manifest: a table without one does not exist for any reader.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+
+from pipeline.config import Config
+from pipeline.errors import StoreError
+from pipeline.files import atomic_path, digest_of, file_digest, write_json
+from pipeline.loading import validate_config
+from pipeline.manifest import Cost, Manifest, Origin
+from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
+
+_METADATA_KEY = b"srpo"
+
+
+class Run:
+    """A run folder. All paths of the layout are made here; stages never see one."""
+
+    def __init__(self, root: Path, record: dict[str, Any]) -> None:
+        self.root = root
+        self.record = record
+        self.config: Config = validate_config(record["config"], str(root / "run.json"))
+        self._verified: dict[Path, tuple[int, int, int]] = {}
+
+    @classmethod
+    def create(cls, root: Path, config: Config, facts: dict[str, Any]) -> "Run":
+        """Make a new run folder; `facts` (versions, hardware, digests) go into run.json."""
+        if root.exists() and any(root.iterdir()):
+            raise StoreError(f"{root}: there is something already; choose another --run, or resume")
+        record = {"schema_version": SCHEMA_VERSION, "config": config.model_dump(), **facts}
+        record["digest"] = digest_of(record)
+        write_json(root / "run.json", record)
+        return cls(root, record)
+
+    @classmethod
+    def open(cls, root: Path) -> "Run":
+        """Open an existing run folder."""
+        path = root / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(f"{root}: no run here (run.json is missing)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise StoreError(f"{path}: not valid JSON") from None
+        if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+            found = record.get("schema_version") if isinstance(record, dict) else None
+            raise StoreError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}")
+        if record.get("digest") != digest_of({k: v for k, v in record.items() if k != "digest"}):
+            raise StoreError(f"{path}: changed since it was written (digest does not match)")
+        return cls(root, record)
+
+    def extend(self, config: Config) -> None:
+        """Record a longer `run.steps` or `run.max_hours`; nothing else may change in place."""
+        record = {**self.record, "config": config.model_dump()}
+        record["digest"] = digest_of({k: v for k, v in record.items() if k != "digest"})
+        write_json(self.root / "run.json", record)
+        self.record, self.config = record, config
+
+    def table_path(self, table: str, step: int) -> Path:
+        """Return where a table of a step lives."""
+        if table == "evaluations":
+            return self.root / "evaluations" / f"{step:06d}.arrow"
+        return self.root / "steps" / f"{step:06d}" / f"{table}.arrow"
+
+    def metrics_path(self, step: int) -> Path:
+        """Return where the flat record of a step lives."""
+        return self.root / "steps" / f"{step:06d}" / "metrics.json"
+
+    def snapshot_path(self, steps_done: int) -> Path:
+        """Return where the policy after so many steps lives."""
+        return self.root / "policy" / f"{steps_done:06d}"
+
+    def snapshots(self) -> list[int]:
+        """Return the steps of all complete snapshots, ascending."""
+        found = (self.root / "policy").glob("[0-9]*/state.json")
+        return sorted(int(path.parent.name) for path in found)
+
+    def has(self, table: str, step: int) -> bool:
+        """Tell whether a table is committed."""
+        return _manifest_path(self.table_path(table, step)).exists()
+
+    def manifest(self, table: str, step: int) -> Manifest:
+        """Return the record of a committed table."""
+        return Manifest.read(_manifest_path(self.table_path(table, step)))
+
+    def read(self, table: str, step: int) -> pa.Table:
+        """Return a table, memory-mapped; size, SHA-256 and schema are verified on first use."""
+        path = self.table_path(table, step)
+        self._verify(path, self.manifest(table, step))
+        data = read_arrow(path)
+        expected = schema_of(table, data.schema)
+        if not data.schema.equals(expected):
+            raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")
+        return data
+
+    def commit(self, origin: Origin, data: pa.Table, facts: dict[str, Any], cost: Cost) -> Manifest:
+        """Write a table and its manifest; an equal committed table is left as it is.
+
+        Raises:
+            StoreError: the table has another schema than declared, or a committed table with
+                other bytes is there (nothing is overwritten, ever).
+        """
+        path = self.table_path(origin.table, origin.step)
+        expected = schema_of(origin.table, data.schema)
+        if not data.schema.equals(expected):
+            raise StoreError(f"{origin.stage} made {origin.table} with a schema that differs")
+        deterministic = origin.model_dump_json().encode()
+        data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
+        there = self.has(origin.table, origin.step)
+        committed = self.manifest(origin.table, origin.step) if there else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        _write_arrow(temporary, data)
+        digest = file_digest(temporary)
+        if committed is not None:
+            temporary.unlink()
+            if committed.sha256 != digest:
+                raise StoreError(
+                    f"{path}: recomputing gave other bytes ({digest[:12]}, committed "
+                    f"{committed.sha256[:12]}); same machine, threads and versions as before?"
+                )
+            return committed
+        with atomic_path(path) as final:
+            temporary.replace(final)
+        manifest = Manifest(
+            origin=origin,
+            rows=data.num_rows,
+            bytes=path.stat().st_size,
+            sha256=digest,
+            facts=facts,
+            index=_row_index(data) if origin.table in TOKEN_TABLES else None,
+            cost=cost,
+        ).sealed()
+        manifest.write(_manifest_path(path))
+        self._verified[path] = _identity(path)
+        return manifest
+
+    def _verify(self, path: Path, manifest: Manifest) -> None:
+        if not path.exists():
+            raise StoreError(f"{path}: committed but missing; rerun stage {manifest.origin.stage}")
+        identity = _identity(path)
+        if self._verified.get(path) == identity:
+            return
+        if identity[1] != manifest.bytes or file_digest(path) != manifest.sha256:
+            raise StoreError(
+                f"{path}: bytes differ from its manifest (SHA-256 {manifest.sha256[:12]}…): the "
+                f"file is damaged; delete it with its .json and rerun stage {manifest.origin.stage}"
+            )
+        self._verified[path] = identity
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Memory-map an Arrow IPC file."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"{path}: not a readable Arrow file: {error}") from None
+
+
+def _write_arrow(path: Path, data: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, data.schema) as writer:
+        writer.write_table(data.combine_chunks())
+
+
+def _manifest_path(table_path: Path) -> Path:
+    return table_path.with_suffix(".json")
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _row_index(data: pa.Table) -> dict[str, tuple[int, int]]:
+    """Return first row and number of rows of each rollout, whose rows must stand together."""
+    encoded = data.column("rollout_id").combine_chunks()
+    runs = pc.run_end_encode(encoded)
+    if isinstance(runs, pa.ChunkedArray):
+        runs = runs.combine_chunks()
+    ends = runs.run_ends.to_pylist()
+    names = runs.values.to_pylist()
+    if len(set(names)) != len(names):
+        raise StoreError("the rows of a rollout do not stand together in a token table")
+    starts = [0, *ends[:-1]]
+    return {
+        name: (start, end - start) for name, start, end in zip(names, starts, ends, strict=True)
+    }

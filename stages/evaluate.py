@@ -1,0 +1,42 @@
+"""Evaluate: k answers to every test question, judged; one table per evaluation."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.engine import SamplingSettings
+from pipeline.sampled import sample_columns, verdict_columns
+from pipeline.schemas import EVALUATIONS
+from pipeline.stage import Handles, Output, Stage
+
+
+def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
+    """Sample and judge `evaluate.rollouts` answers per question."""
+    settings = config.evaluate
+    sampling = SamplingSettings(
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        settings.max_response_length,
+        settings.batch_size,
+    )
+    columns = sample_columns("e", settings.rollouts, sampling, handles)
+    del columns["sampled_logprobs"]
+    columns |= verdict_columns(
+        columns["response_text"], columns["reference"], config.verify.success_threshold, handles
+    )
+    columns["response_tokens"] = [len(ids) for ids in columns["response_ids"]]
+    tokens = sum(columns["response_tokens"])
+    return Output({"evaluations": pa.table(columns, schema=EVALUATIONS)}, tokens=tokens)
+
+
+STAGE = Stage(
+    name="evaluate",
+    version=1,
+    sections=("evaluate", "verify"),
+    reads=(),
+    writes=("evaluations",),
+    uses=frozenset({"questions", "policy", "engine", "verifier"}),
+    run=run,
+)

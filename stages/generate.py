@@ -1,0 +1,43 @@
+"""Generate: questions to rollouts, with token ids and the engine's log-probabilities as drawn."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.engine import SamplingSettings
+from pipeline.sampled import sample_columns
+from pipeline.schemas import ROLLOUTS
+from pipeline.stage import Handles, Output, Stage
+
+
+def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
+    """Sample `generate.rollouts` responses to each question of the step."""
+    settings = config.generate
+    sampling = SamplingSettings(
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        settings.max_response_length,
+        settings.batch_size,
+    )
+    columns = sample_columns("", settings.rollouts, sampling, handles)
+    tokens = sum(map(len, columns["response_ids"]))
+    return Output({"rollouts": pa.table(columns, schema=ROLLOUTS)}, _facts(columns), tokens)
+
+
+def _facts(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    cut = columns["finish_reason"].count("length")
+    return {"truncated": cut, "rollouts": len(columns["rollout_id"])}
+
+
+STAGE = Stage(
+    name="generate",
+    version=1,
+    sections=("generate",),
+    reads=(),
+    writes=("rollouts",),
+    uses=frozenset({"questions", "policy", "engine"}),
+    run=run,
+)

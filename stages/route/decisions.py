@@ -1,0 +1,89 @@
+"""Who learns from what: advantages, demonstrations, routes (METHOD.md, sections 2, 3 and 9)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.config import Method
+from pipeline.seeds import permutation
+
+_STD_FLOOR = 1e-6
+
+
+class GroupStatistics(NamedTuple):
+    """Rewards of one group of G rollouts, reduced."""
+
+    mean: float
+    std: float
+    advantages_G: list[float]
+
+
+def group_statistics(rewards_G: Sequence[float], scaled: bool) -> GroupStatistics:
+    """Return mean, deviation (n - 1; 0 for one rollout) and advantages of a group.
+
+    A_i = r_i - mean(r), divided by (std(r) + 1e-6) if `scaled`. Equal rewards give exactly 0.
+    """
+    rewards = np.asarray(rewards_G, dtype=np.float64)
+    if rewards.max() == rewards.min():
+        return GroupStatistics(float(rewards[0]), 0.0, [0.0] * len(rewards))
+    mean, std = float(rewards.mean()), float(rewards.std(ddof=1))
+    scale = std + _STD_FLOOR if scaled else 1.0
+    return GroupStatistics(mean, std, [float(a) for a in (rewards - mean) / scale])
+
+
+def first_correct_sibling(correct_G: Sequence[bool], index: int) -> int | None:
+    """Return the first correct rollout of the group other than `index`, if there is one."""
+    return next((j for j, correct in enumerate(correct_G) if correct and j != index), None)
+
+
+def route_of(method: Method, correct: bool, available: bool) -> str:
+    """Return a rollout's route: grpo, sdpo, mix or none.
+
+    srpo: z^SDPO = (1 - c) m, all others GRPO (Table 7). sdpo: z = m, the others drop out.
+    sdpo_incorrect_only and sdpo_correct_only: also those of the other kind drop out.
+    advantage_mix: every rollout is mixed; without a teacher its SDPO part is 0.
+    """
+    if method == "grpo":
+        return "grpo"
+    if method == "advantage_mix":
+        return "mix"
+    if method == "srpo":
+        return "sdpo" if available and not correct else "grpo"
+    excluded = {"sdpo": None, "sdpo_incorrect_only": True, "sdpo_correct_only": False}[method]
+    return "sdpo" if available and correct is not excluded else "none"
+
+
+def reason_of(route: str, correct: bool, available: bool, notes: Sequence[str]) -> str:
+    """Say in words why a rollout has its route, and what happened on the way."""
+    state = "correct" if correct else "wrong"
+    sibling = "teacher available" if available else "no teacher"
+    effect = {
+        "grpo": "learns from its advantage",
+        "sdpo": "learns from the teacher",
+        "mix": "learns from advantage and teacher" if available else "learns from its advantage",
+        "none": "left out",
+    }[route]
+    return "; ".join([f"{state}, {sibling}: {effect}", *notes])
+
+
+def group_note(correct_G: Sequence[bool], index: int) -> str | None:
+    """Name the groups whose composition decides: all right, all wrong, one correct."""
+    right = sum(correct_G)
+    if right == len(correct_G):
+        return "all-right group"
+    if right == 0:
+        return "all-wrong group"
+    if right == 1 and correct_G[index]:
+        return "sole correct rollout, cannot teach itself"
+    return None
+
+
+def mini_batches(groups: int, size: int | None, run_seed: int, step: int) -> list[int]:
+    """Return the mini-batch of each group: whole groups, in a seeded order, `size` at a time."""
+    if size is None or size >= groups:
+        return [0] * groups
+    batches = [0] * groups
+    for place, group in enumerate(permutation(run_seed, "mini_batch", groups, step)):
+        batches[group] = place // size
+    return batches

@@ -1,0 +1,197 @@
+"""The scoring passes of a step: the student's, and the teacher's where a rollout needs it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.distributions import buckets_NB, jsd_N
+from pipeline.errors import NumericalError
+from pipeline.policy import Policy
+from pipeline.scoring import (
+    Forward,
+    StudentScores,
+    TeacherScores,
+    TokenSequence,
+    pack,
+    score_student,
+    score_teacher,
+)
+
+_JSD_ALPHA = 0.5
+
+Floats = npt.NDArray[np.float32]
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout's tokens as far as they were scored; arrays are [T] or [T, K], float32, nats."""
+
+    old_logprobs_T: Floats
+    student_entropy_T: Floats
+    teacher: "TaughtTokens | None" = None
+
+
+@dataclass(frozen=True)
+class TaughtTokens:
+    """What the table `teacher` holds of one rollout."""
+
+    topk_ids_TK: npt.NDArray[np.int32]
+    teacher_logprobs_TK: Floats
+    student_logprobs_TK: Floats
+    teacher_tail_T: Floats
+    student_tail_T: Floats
+    entropy_T: Floats
+    teacher_logprob_T: Floats
+    student_logprob_T: Floats
+    jsd_T: Floats
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """One rollout to score: the student's sequence and, if it is taught, the teacher's prompt."""
+
+    rollout_id: str
+    sequence: TokenSequence
+    temperature: float
+    teacher_prompt_ids: list[int] | None
+
+
+def score_rollouts(
+    policy: Policy,
+    jobs: Sequence[ScoringJob],
+    kept: int,
+    budget: int,
+    forward: Forward,
+    report: Report,
+) -> dict[str, ScoredRollout]:
+    """Score every job; taught ones get K = `kept` logits of student and teacher.
+
+    Args:
+        budget: padded tokens of one forward pass.
+        report: called with the number of response tokens after each pass.
+
+    Raises:
+        NumericalError: a log-probability is not finite.
+    """
+    scored: dict[str, ScoredRollout] = {}
+    plain = [job for job in jobs if job.teacher_prompt_ids is None]
+    for batch in _batches(plain, [_length(j.sequence) for j in plain], budget):
+        student = _student(policy, batch, 1, forward)
+        for job, part in zip(batch, _by_rollout(batch), strict=True):
+            scored[job.rollout_id] = ScoredRollout(
+                _array(student.logprob_N[part]), _array(student.entropy_N[part])
+            )
+        report(_tokens(batch))
+    taught = [job for job in jobs if job.teacher_prompt_ids is not None]
+    lengths = [len(j.teacher_prompt_ids or ()) + len(j.sequence.response_ids) for j in taught]
+    for batch in _batches(taught, lengths, budget):
+        scored |= _score_taught(policy, batch, kept, forward)
+        report(2 * _tokens(batch))
+    return scored
+
+
+def _score_taught(
+    policy: Policy, batch: Sequence[ScoringJob], kept: int, forward: Forward
+) -> dict[str, ScoredRollout]:
+    student = _student(policy, batch, kept, forward)
+    sequences = [
+        TokenSequence(job.teacher_prompt_ids or [], job.sequence.response_ids) for job in batch
+    ]
+    teacher = score_teacher(
+        policy.teacher_components(),
+        sequences,
+        _temperatures_N(batch, forward.device),
+        student.topk_ids_NK,
+        forward,
+    )
+    _expect_finite(batch, teacher.logprob_N, "teacher")
+    jsd = _jsd_N(student, teacher, policy.vocabulary)
+    return {
+        job.rollout_id: _taught(student, teacher, jsd, part)
+        for job, part in zip(batch, _by_rollout(batch), strict=True)
+    }
+
+
+def _jsd_N(student: StudentScores, teacher: TeacherScores, vocabulary: int) -> Tensor:
+    whole = student.topk_ids_NK.shape[-1] == vocabulary
+    return jsd_N(
+        buckets_NB(student.topk_logprobs_NK, None if whole else student.log_tail_N),
+        buckets_NB(teacher.topk_logprobs_NK, None if whole else teacher.log_tail_N),
+        _JSD_ALPHA,
+    )
+
+
+def _student(
+    policy: Policy, batch: Sequence[ScoringJob], kept: int, forward: Forward
+) -> StudentScores:
+    scores = score_student(
+        policy.model,
+        [job.sequence for job in batch],
+        _temperatures_N(batch, forward.device),
+        kept,
+        forward,
+    )
+    _expect_finite(batch, scores.logprob_N, "student")
+    return scores
+
+
+def _taught(
+    student: StudentScores, teacher: TeacherScores, jsd: Tensor, part: slice
+) -> ScoredRollout:
+    tokens = TaughtTokens(
+        topk_ids_TK=student.topk_ids_NK[part].cpu().numpy().astype(np.int32),
+        teacher_logprobs_TK=_array(teacher.topk_logprobs_NK[part]),
+        student_logprobs_TK=_array(student.topk_logprobs_NK[part]),
+        teacher_tail_T=_array(teacher.log_tail_N[part]),
+        student_tail_T=_array(student.log_tail_N[part]),
+        entropy_T=_array(teacher.entropy_N[part]),
+        teacher_logprob_T=_array(teacher.logprob_N[part]),
+        student_logprob_T=_array(student.logprob_N[part]),
+        jsd_T=_array(jsd[part]),
+    )
+    return ScoredRollout(tokens.student_logprob_T, _array(student.entropy_N[part]), teacher=tokens)
+
+
+def _expect_finite(batch: Sequence[ScoringJob], logprob_N: Tensor, who: str) -> None:
+    if bool(torch.isfinite(logprob_N).all()):
+        return
+    broken = [
+        job.rollout_id
+        for job, part in zip(batch, _by_rollout(batch), strict=True)
+        if not bool(torch.isfinite(logprob_N[part]).all())
+    ]
+    raise NumericalError(f"the {who}'s log-probabilities are not finite in {', '.join(broken[:5])}")
+
+
+def _batches(
+    jobs: Sequence[ScoringJob], lengths: Sequence[int], budget: int
+) -> list[list[ScoringJob]]:
+    return [[jobs[i] for i in group] for group in pack(lengths, budget)]
+
+
+def _by_rollout(batch: Sequence[ScoringJob]) -> list[slice]:
+    ends = np.cumsum([len(job.sequence.response_ids) for job in batch]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _temperatures_N(batch: Sequence[ScoringJob], device: torch.device) -> Tensor:
+    values = [j.temperature for j in batch for _ in j.sequence.response_ids]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _tokens(batch: Sequence[ScoringJob]) -> int:
+    return sum(len(job.sequence.response_ids) for job in batch)
+
+
+def _length(sequence: TokenSequence) -> int:
+    return len(sequence.prompt_ids) + len(sequence.response_ids)
+
+
+def _array(tensor: Tensor) -> Floats:
+    array: Floats = tensor.float().cpu().numpy()
+    return array

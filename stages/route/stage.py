@@ -1,0 +1,255 @@
+"""Route: who learns from its advantage and who from the teacher, and what the teacher says.
+
+The decisions need only the tables; the scores need the policy that starts the step. Only rollouts
+that the loss will distil get a teacher pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import Config, RouteSection
+from pipeline.policy import Policy
+from pipeline.schemas import ROUTES, SCORES, teacher_schema
+from pipeline.scoring import TokenSequence
+from pipeline.stage import Handles, Output, ProgressCounter, Stage
+from pipeline.task import Message
+from stages.route.decisions import (
+    first_correct_sibling,
+    group_note,
+    group_statistics,
+    mini_batches,
+    reason_of,
+    route_of,
+)
+from stages.route.scores import ScoredRollout, ScoringJob, score_rollouts
+from stages.route.teacher_prompt import TeacherPrompt, teacher_prompt, without_thinking
+
+Row = dict[str, Any]
+
+
+def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
+    """Decide routes, build teacher prompts, and make the scoring passes that are needed."""
+    settings, policy = config.route, handles.the_policy()
+    rollouts = _joined(tables["rollouts"], tables["verdicts"])
+    routes = decide(rollouts, settings, policy, handles)
+    kept = min(settings.top_k, policy.vocabulary)
+    jobs = _scoring_jobs(rollouts, routes, settings)
+    report = ProgressCounter(handles, sum(_passes(j) * len(j.sequence.response_ids) for j in jobs))
+    scored = score_rollouts(
+        policy,
+        jobs,
+        kept,
+        settings.micro_batch_tokens,
+        policy.forward(settings.projection_chunk),
+        report,
+    )
+    return Output(
+        {
+            "routes": pa.Table.from_pylist(routes, schema=ROUTES),
+            "scores": _scores_table(routes, scored),
+            "teacher": _teacher_table(routes, scored, kept),
+        },
+        facts={"teacher_passes": sum(j.teacher_prompt_ids is not None for j in jobs)},
+        tokens=report.total,
+    )
+
+
+def decide(
+    rollouts: Sequence[Row], settings: RouteSection, policy: Policy, handles: Handles
+) -> list[Row]:
+    """Return the rows of `routes`; needs no forward pass."""
+    groups: dict[int, list[Row]] = {}
+    for row in rollouts:
+        groups.setdefault(row["group"], []).append(row)
+    batch_of = dict(
+        zip(
+            groups,
+            mini_batches(len(groups), settings.mini_batch, handles.seed, handles.step),
+            strict=True,
+        )
+    )
+    return [
+        decision
+        for group, members in groups.items()
+        for decision in _decide_group(members, batch_of[group], settings, policy)
+    ]
+
+
+def _decide_group(
+    members: Sequence[Row], mini_batch: int, settings: RouteSection, policy: Policy
+) -> list[Row]:
+    scaled = settings.advantage_scale == "group_std"
+    statistics = group_statistics([row["reward"] for row in members], scaled)
+    correct = [row["correct"] for row in members]
+    decisions = []
+    for index, row in enumerate(members):
+        sibling = first_correct_sibling(correct, index)
+        prompt: TeacherPrompt | None = None
+        notes: list[str] = []
+        if sibling is not None and settings.method != "grpo":
+            prompt, notes = _teach(row, members[sibling], settings, policy)
+        available = sibling is not None and (prompt is not None or settings.method == "grpo")
+        route = route_of(settings.method, row["correct"], available)
+        decisions.append(
+            {
+                "rollout_id": row["rollout_id"],
+                "group": row["group"],
+                "reward": row["reward"],
+                "correct": row["correct"],
+                "advantage": statistics.advantages_G[index],
+                "group_mean": statistics.mean,
+                "group_std": statistics.std,
+                "teacher_available": available,
+                "teacher_source": "sibling" if available else "none",
+                "teacher_rollout_id": members[sibling or 0]["rollout_id"] if available else None,
+                "teacher_prompt_text": prompt.text if prompt else None,
+                "teacher_prompt_ids": prompt.token_ids if prompt else [],
+                "route": route,
+                "mini_batch": mini_batch,
+                "reason": reason_of(
+                    route,
+                    row["correct"],
+                    available,
+                    _notes(row, correct, index, statistics.advantages_G[index], route, notes),
+                ),
+            }
+        )
+    return decisions
+
+
+def _teach(
+    row: Row, sibling: Row, settings: RouteSection, policy: Policy
+) -> tuple[TeacherPrompt | None, list[str]]:
+    """Return the teacher prompt of a rollout and notes on how it came about."""
+    limit = settings.max_teacher_prompt_length
+    prompt = teacher_prompt(
+        [Message(**message) for message in row["messages"]],
+        without_thinking(sibling["response_text"]),
+        row["feedback"] if settings.feedback else None,
+        limit,
+        policy.render,
+    )
+    if prompt is None:
+        return None, [f"teacher prompt can't be brought to {limit} tokens"]
+    if prompt.shortened:
+        return prompt, [f"demonstration shortened to fit {limit} prompt tokens"]
+    return prompt, []
+
+
+def _notes(
+    row: Row,
+    correct: Sequence[bool],
+    index: int,
+    advantage: float,
+    route: str,
+    notes: Sequence[str],
+) -> list[str]:
+    found = [group_note(correct, index)]
+    if route == "grpo" and advantage == 0:
+        found.append("advantage 0, no signal")
+    if not row["response_ids"]:
+        found.append("empty response")
+    elif row["finish_reason"] == "length":
+        found.append("response truncated at the length limit")
+    return [note for note in found if note is not None] + list(notes)
+
+
+def _scoring_jobs(
+    rollouts: Sequence[Row], routes: Sequence[Row], settings: RouteSection
+) -> list[ScoringJob]:
+    """List the rollouts that need a pass: the taught ones, and what `rescore` asks for.
+
+    One optimizer update per step needs no stored old log-probabilities; several do, for every
+    rollout whose loss has a gradient.
+    """
+    several = len({route["mini_batch"] for route in routes}) > 1
+    jobs = []
+    for row, route in zip(rollouts, routes, strict=True):
+        taught = route["teacher_available"] and route["route"] in ("sdpo", "mix")
+        old_needed = several and route["route"] in ("grpo", "mix") and route["advantage"] != 0
+        if row["response_ids"] and (taught or old_needed or settings.rescore == "all"):
+            jobs.append(
+                ScoringJob(
+                    row["rollout_id"],
+                    TokenSequence(row["prompt_ids"], row["response_ids"]),
+                    row["temperature"],
+                    route["teacher_prompt_ids"] if taught else None,
+                )
+            )
+    return jobs
+
+
+def _scores_table(routes: Sequence[Row], scored: Mapping[str, ScoredRollout]) -> pa.Table:
+    found = [scored.get(route["rollout_id"]) for route in routes]
+    empty = np.empty(0, dtype=np.float32)
+    columns = {
+        "rollout_id": [route["rollout_id"] for route in routes],
+        "old_logprobs": [s.old_logprobs_T if s else empty for s in found],
+        "student_entropy": [s.student_entropy_T if s else empty for s in found],
+    }
+    return pa.table(columns, schema=SCORES)
+
+
+def _teacher_table(
+    routes: Sequence[Row], scored: Mapping[str, ScoredRollout], kept: int
+) -> pa.Table:
+    """Pack the taught tokens, rollout after rollout, in the order of `routes`."""
+    schema = teacher_schema(kept)
+    ids = [route["rollout_id"] for route in routes]
+    taught = [(i, s.teacher) for i in ids if (s := scored.get(i)) and s.teacher is not None]
+    if not taught:
+        return schema.empty_table()
+    lengths = [len(tokens.entropy_T) for _, tokens in taught]
+
+    def flat(name: str) -> Any:
+        return np.concatenate([getattr(tokens, name) for _, tokens in taught])
+
+    def kept_lists(name: str) -> pa.Array:
+        values = flat(name)
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(values.ravel()), type=schema.field(name.removesuffix("_TK")).type
+        )
+
+    columns = {
+        "rollout_id": np.repeat([i for i, _ in taught], lengths),
+        "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        "topk_ids": kept_lists("topk_ids_TK"),
+        "teacher_logprobs": kept_lists("teacher_logprobs_TK"),
+        "student_logprobs": kept_lists("student_logprobs_TK"),
+        "teacher_tail": flat("teacher_tail_T"),
+        "student_tail": flat("student_tail_T"),
+        "entropy": flat("entropy_T"),
+        "teacher_logprob": flat("teacher_logprob_T"),
+        "student_logprob": flat("student_logprob_T"),
+        "jsd": flat("jsd_T"),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _joined(rollouts: pa.Table, verdicts: pa.Table) -> list[Row]:
+    """Return rollouts with their verdicts as rows; the tables have the same order."""
+    needed = [
+        "rollout_id", "group", "messages", "prompt_ids", "response_ids", "response_text",
+        "temperature", "finish_reason",
+    ]  # fmt: skip
+    rows = rollouts.select(needed).to_pylist()
+    judged = verdicts.select(["reward", "correct", "feedback"]).to_pylist()
+    return [{**row, **verdict} for row, verdict in zip(rows, judged, strict=True)]
+
+
+def _passes(job: ScoringJob) -> int:
+    return 1 if job.teacher_prompt_ids is None else 2
+
+
+STAGE = Stage(
+    name="route",
+    version=1,
+    sections=("route",),
+    reads=("rollouts", "verdicts"),
+    writes=("routes", "scores", "teacher"),
+    uses=frozenset({"policy"}),
+    run=run,
+)

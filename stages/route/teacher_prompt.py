@@ -1,0 +1,78 @@
+"""The teacher's prompt: the question with a sibling's correct solution (METHOD.md, section 2)."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pipeline.task import Message
+
+_SOLUTION = "\nCorrect solution:\n\n"
+_FEEDBACK = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+_CLOSING = "\n\nCorrectly solve the original question."
+_CUT = " … "
+
+Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
+
+
+class TeacherPrompt(NamedTuple):
+    """A rendered teacher prompt, and whether its demonstration had to be shortened."""
+
+    text: str
+    token_ids: list[int]
+    shortened: bool
+
+
+def without_thinking(response: str) -> str:
+    """Remove `<think>…</think>`; with a lone `</think>`, remove everything up to it."""
+    stripped = re.sub(r"<think>.*?</think>", "", response, flags=re.DOTALL)
+    return stripped.rpartition("</think>")[2]
+
+
+def teacher_messages(
+    messages: Sequence[Message], demonstration: str, feedback: str | None
+) -> list[Message]:
+    """Return the conversation with the last user turn extended by solution and feedback."""
+    *before, question = messages
+    content = question.content + _SOLUTION + demonstration
+    if feedback is not None:
+        content += _FEEDBACK + feedback
+    return [*before, Message(question.role, content + _CLOSING)]
+
+
+def teacher_prompt(
+    messages: Sequence[Message],
+    demonstration: str,
+    feedback: str | None,
+    limit: int,
+    render: Render,
+) -> TeacherPrompt | None:
+    """Render the teacher prompt within `limit` tokens.
+
+    Header and question are never cut. A demonstration that does not fit is shortened from its
+    middle, by as little as a search by halves finds; None if even that cannot help.
+    """
+
+    def rendered(kept: int) -> tuple[str, list[int]]:
+        return render(teacher_messages(messages, _shortened(demonstration, kept), feedback))
+
+    text, ids = rendered(len(demonstration))
+    if len(ids) <= limit:
+        return TeacherPrompt(text, ids, shortened=False)
+    fits, too_long = 0, len(demonstration)
+    best: tuple[str, list[int]] | None = None
+    while too_long - fits > 1:
+        kept = (fits + too_long) // 2
+        text, ids = rendered(kept)
+        if len(ids) <= limit:
+            fits, best = kept, (text, ids)
+        else:
+            too_long = kept
+    return None if best is None else TeacherPrompt(*best, shortened=True)
+
+
+def _shortened(text: str, kept: int) -> str:
+    """Keep `kept` characters, half from each end, with a mark where the middle was."""
+    if kept >= len(text):
+        return text
+    head = (kept + 1) // 2
+    return text[:head] + _CUT + text[len(text) - (kept - head) :]

@@ -1,0 +1,184 @@
+"""Update: one optimizer step per mini-batch, one denominator N for both branches.
+
+Reads only tables, so the policy at any step can be rebuilt by replaying it. Rollouts without a
+gradient count in N and are not computed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipeline.config import Config, UpdateSection
+from pipeline.errors import NumericalError
+from pipeline.policy import Policy
+from pipeline.schemas import UPDATES
+from pipeline.scoring import pack
+from pipeline.stage import Handles, Output, ProgressCounter, Stage
+from stages.update.batch import FlatBatch, Rollout, flatten, rollouts_of
+from stages.update.objective import TokenLosses, token_losses
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the table `updates` says of one computed rollout (None: not applicable)."""
+
+    loss_sum: float
+    mean_ratio: float
+    clipped_fraction: float
+    mean_tis: float
+    max_logprob_gap: float | None
+    mean_divergence: float | None
+
+
+@dataclass(frozen=True)
+class MiniBatchResult:
+    """One optimizer update: its N, loss, gradient norm before clipping, rollouts' statistics."""
+
+    tokens: int
+    loss: float
+    grad_norm: float
+    statistics: dict[str, Statistics]
+
+
+def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
+    """Update the policy by every mini-batch of the step, then move the teacher."""
+    settings, policy = config.update, handles.the_policy()
+    kept = tables["teacher"].schema.field("topk_ids").type.list_size
+    sampled_by = set(tables["rollouts"].column("policy_version").to_pylist())
+    rollouts = rollouts_of(tables, on_policy=sampled_by == {policy.version})
+    set_hyperparameters(policy.optimizer, settings, handles.step)
+    policy.begin_update()
+    report = ProgressCounter(handles, sum(r.tokens for r in rollouts if r.computed))
+    results = {
+        index: _optimize(
+            policy, [r for r in rollouts if r.mini_batch == index], kept, settings, report
+        )
+        for index in sorted({r.mini_batch for r in rollouts})
+    }
+    policy.advance_teacher()
+    facts = {
+        "learning_rate": policy.optimizer.param_groups[0]["lr"],
+        "grad_norm": [r.grad_norm for r in results.values()],
+        "loss": [r.loss for r in results.values()],
+        "tokens": [r.tokens for r in results.values()],
+    }
+    rows = [_row(rollout, results[rollout.mini_batch]) for rollout in rollouts]
+    table = pa.Table.from_pylist(rows, schema=UPDATES)
+    return Output({"updates": table}, facts, report.total)
+
+
+def set_hyperparameters(
+    optimizer: torch.optim.Optimizer, settings: UpdateSection, step: int
+) -> None:
+    """Set AdamW's numbers for a step: lr min(1, (s + 1) / warm-up), s from 0 (section 10)."""
+    warmup = settings.warmup_steps
+    scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * scale
+        group["betas"] = (settings.adam_beta1, settings.adam_beta2)
+        group["eps"] = settings.adam_eps
+        group["weight_decay"] = settings.weight_decay
+
+
+def accumulate_gradient(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    kept: int,
+    settings: UpdateSection,
+    report: ProgressCounter | None = None,
+) -> tuple[int, dict[str, Statistics]]:
+    """Set each parameter's gradient to that of L over one mini-batch (METHOD.md, section 8).
+
+    L = sum of token losses / N; N counts the response tokens of all routed rollouts, computed or
+    not, and is one number for all micro-batches.
+
+    Returns:
+        N and the statistics of the computed rollouts.
+    """
+    for _, parameter in policy.named_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    tokens = sum(r.tokens for r in rollouts if r.route != "none")
+    computed = [r for r in rollouts if r.computed]
+    lengths = [len(r.sequence.prompt_ids) + r.tokens for r in computed]
+    forward = policy.forward(settings.projection_chunk)
+    statistics: dict[str, Statistics] = {}
+    for group in pack(lengths, settings.micro_batch_tokens):
+        batch = flatten([computed[i] for i in group], kept, policy.device)
+        losses = token_losses(policy.model, batch, settings, forward)
+        statistics |= _statistics(batch, losses)
+        torch.autograd.backward(losses.loss_N.sum() / tokens)
+        if report is not None:
+            report(len(batch.targets_N))
+    return tokens, statistics
+
+
+def _optimize(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    kept: int,
+    settings: UpdateSection,
+    report: ProgressCounter,
+) -> MiniBatchResult:
+    """Do one optimizer update; it advances also when no rollout has a gradient."""
+    tokens, statistics = accumulate_gradient(policy, rollouts, kept, settings, report)
+    parameters = [p for _, p in policy.named_parameters()]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+    if not math.isfinite(norm):
+        ids = ", ".join(list(statistics)[:5])
+        raise NumericalError(f"the gradient is not finite; computed from rollouts {ids}, …")
+    policy.optimizer.step()
+    policy.optimizer.zero_grad(set_to_none=True)
+    loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
+    return MiniBatchResult(tokens, loss, norm, statistics)
+
+
+def _statistics(batch: FlatBatch, losses: TokenLosses) -> dict[str, Statistics]:
+    """Reduce a micro-batch to one record per rollout; a loss that is not finite stops the run."""
+    found = {}
+    for rollout, part in zip(batch.rollouts, batch.slices(), strict=True):
+        total = float(losses.loss_N[part].detach().double().sum())
+        if not math.isfinite(total):
+            raise NumericalError(f"the loss of rollout {rollout.rollout_id} is {total}")
+        gap = float(losses.gap_N[part].max())
+        divergence = float(losses.divergence_N[part].double().mean())
+        found[rollout.rollout_id] = Statistics(
+            loss_sum=total,
+            mean_ratio=float(losses.ratio_N[part].double().mean()),
+            clipped_fraction=float(losses.clipped_N[part].double().mean()),
+            mean_tis=float(losses.tis_N[part].double().mean()),
+            max_logprob_gap=None if rollout.old_source == "sampled" else gap,
+            mean_divergence=None if rollout.taught is None else divergence,
+        )
+    return found
+
+
+def _row(rollout: Rollout, result: MiniBatchResult) -> dict[str, Any]:
+    statistics = result.statistics.get(rollout.rollout_id)
+    counted = rollout.tokens if rollout.route != "none" else 0
+    return {
+        "rollout_id": rollout.rollout_id,
+        "route": rollout.route,
+        "mini_batch": rollout.mini_batch,
+        "tokens": rollout.tokens,
+        "computed": rollout.computed,
+        "old_source": rollout.old_source,
+        "loss_sum": 0.0,
+        "share": counted / result.tokens if result.tokens else 0.0,
+        **(asdict(statistics) if statistics else {}),
+    }
+
+
+STAGE = Stage(
+    name="update",
+    version=1,
+    sections=("update",),
+    reads=("rollouts", "routes", "scores", "teacher", "weights"),
+    writes=("updates",),
+    uses=frozenset({"policy"}),
+    run=run,
+    advances_policy=True,
+)

@@ -1,0 +1,37 @@
+"""Verify: each response gets a reward; correct means reward >= threshold (METHOD.md, section 1)."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.sampled import verdict_columns
+from pipeline.schemas import VERDICTS
+from pipeline.stage import Handles, Output, Stage
+
+
+def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
+    """Judge every rollout; what can't be judged is wrong and says why in `error`."""
+    rollouts = tables["rollouts"]
+    columns = {
+        "rollout_id": rollouts.column("rollout_id").to_pylist(),
+        **verdict_columns(
+            rollouts.column("response_text").to_pylist(),
+            rollouts.column("reference").to_pylist(),
+            config.verify.success_threshold,
+            handles,
+        ),
+    }
+    errors = sum(error is not None for error in columns["error"])
+    return Output({"verdicts": pa.table(columns, schema=VERDICTS)}, {"errors": errors})
+
+
+STAGE = Stage(
+    name="verify",
+    version=1,
+    sections=("verify",),
+    reads=("rollouts",),
+    writes=("verdicts",),
+    uses=frozenset({"verifier"}),
+    run=run,
+)

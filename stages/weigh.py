@@ -1,0 +1,68 @@
+"""Weigh: w = exp(-beta H) over its mean in the mini-batch (METHOD.md, section 6)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.schemas import WEIGHTS
+from pipeline.stage import Handles, Output, Stage
+
+Floats = npt.NDArray[np.float64]
+
+
+def raw_weights_N(entropy_N: Floats, beta: float) -> Floats:
+    """Return exp(-beta H) of each token's teacher entropy (nats); in (0, 1]."""
+    return np.exp(-beta * entropy_N)
+
+
+def normalised_weights_N(raw_N: Floats, mini_batch_N: npt.NDArray[np.int64]) -> Floats:
+    """Divide raw weights by their mean over all tokens of the same mini-batch.
+
+    Omega holds every response token of every taught rollout of an optimizer step; the mean of the
+    result over it is 1. No tokens at all give no weights.
+    """
+    if len(raw_N) == 0:
+        return raw_N
+    sums = np.bincount(mini_batch_N, weights=raw_N)
+    counts = np.bincount(mini_batch_N)
+    return raw_N * (counts[mini_batch_N] / sums[mini_batch_N])
+
+
+def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
+    """Weigh every token that the teacher scored."""
+    if config.weigh.beta is None:
+        raise ValueError("weigh.beta is resolved when a configuration is loaded")
+    teacher, routes = tables["teacher"], tables["routes"]
+    mini_batches = dict(
+        zip(
+            routes.column("rollout_id").to_pylist(),
+            routes.column("mini_batch").to_pylist(),
+            strict=True,
+        )
+    )
+    rollout_ids = teacher.column("rollout_id").to_pylist()
+    entropy_N = teacher.column("entropy").to_numpy().astype(np.float64)
+    raw_N = raw_weights_N(entropy_N, config.weigh.beta)
+    mini_batch_N = np.array([mini_batches[i] for i in rollout_ids], dtype=np.int64)
+    columns = {
+        "rollout_id": teacher.column("rollout_id"),
+        "position": teacher.column("position"),
+        "entropy": teacher.column("entropy"),
+        "raw_weight": raw_N.astype(np.float32),
+        "weight": normalised_weights_N(raw_N, mini_batch_N).astype(np.float32),
+    }
+    return Output({"weights": pa.table(columns, schema=WEIGHTS)}, tokens=teacher.num_rows)
+
+
+STAGE = Stage(
+    name="weigh",
+    version=1,
+    sections=("weigh",),
+    reads=("routes", "teacher"),
+    writes=("weights",),
+    uses=frozenset(),
+    run=run,
+)
