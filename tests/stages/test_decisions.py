@@ -1,0 +1,95 @@
+"""Table 7 of the paper, advantages, siblings, and the other methods' routes."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.route.decisions import (
+    first_correct_sibling,
+    group_note,
+    group_statistics,
+    mini_batches,
+    reason_of,
+    route_of,
+)
+
+# (c_i, m_i): route of srpo, sdpo, sdpo_incorrect_only, sdpo_correct_only (METHOD.md, 3 and 9).
+TABLE_7 = {
+    (True, True): ("grpo", "sdpo", "none", "sdpo"),
+    (True, False): ("grpo", "none", "none", "none"),
+    (False, True): ("sdpo", "sdpo", "sdpo", "none"),
+    (False, False): ("grpo", "none", "none", "none"),
+}
+
+
+@pytest.mark.parametrize(("correct", "available"), TABLE_7)
+def test_routes_are_table_7_and_section_9(correct: bool, available: bool) -> None:
+    methods = ("srpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only")
+    found = tuple(route_of(method, correct, available) for method in methods)
+    assert found == TABLE_7[correct, available]
+    assert route_of("grpo", correct, available) == "grpo"
+    assert route_of("advantage_mix", correct, available) == "mix"
+
+
+def test_nobody_demonstrates_to_itself() -> None:
+    assert first_correct_sibling([False, True, True], 0) == 1
+    assert first_correct_sibling([False, True, True], 1) == 2  # the first one that isn't itself
+    assert first_correct_sibling([True, False, False], 0) is None  # sole correct: no teacher
+    assert first_correct_sibling([True, False, False], 2) == 0
+    assert first_correct_sibling([False, False], 1) is None
+    assert first_correct_sibling([True], 0) is None
+
+
+def test_advantages_by_hand() -> None:
+    # r = 1, 0, 0, 1: mean 0.5; deviations 0.5 each; sum of squares 1; std = sqrt(1 / 3).
+    plain = group_statistics([1.0, 0.0, 0.0, 1.0], scaled=False)
+    assert plain.mean == 0.5
+    assert plain.std == pytest.approx(math.sqrt(1 / 3), abs=1e-12)
+    assert plain.advantages_G == [0.5, -0.5, -0.5, 0.5]
+    scaled = group_statistics([1.0, 0.0, 0.0, 1.0], scaled=True)
+    assert scaled.advantages_G[0] == pytest.approx(0.5 / (math.sqrt(1 / 3) + 1e-6), rel=1e-12)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
+def test_equal_rewards_give_exactly_no_advantage(reward: float, scaled: bool) -> None:
+    statistics = group_statistics([reward] * 7, scaled)
+    assert statistics.advantages_G == [0.0] * 7
+    assert statistics.std == 0.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=64), st.booleans())
+def test_advantages_sum_to_zero(rewards: list[float], scaled: bool) -> None:
+    advantages = group_statistics(rewards, scaled).advantages_G
+    assert sum(advantages) == pytest.approx(0, abs=1e-8 * len(rewards))
+
+
+def test_group_compositions_have_their_note() -> None:
+    assert group_note([True, True], 0) == "all-right group"
+    assert group_note([False, False], 1) == "all-wrong group"
+    assert group_note([True, False], 0) == "sole correct rollout, cannot teach itself"
+    assert group_note([True, False], 1) is None
+
+
+def test_reasons_say_what_a_rollout_learns_from() -> None:
+    assert reason_of("sdpo", False, True, []) == (
+        "wrong, teacher available: learns from the teacher"
+    )
+    assert reason_of("none", True, False, ["x"]) == "correct, no teacher: left out; x"
+    assert reason_of("mix", False, False, []).endswith("learns from its advantage")
+
+
+@given(st.integers(1, 40), st.integers(1, 45), st.integers(0, 5))
+def test_mini_batches_are_whole_seeded_and_full(groups: int, size: int, step: int) -> None:
+    batches = mini_batches(groups, size, 7, step)
+    assert batches == mini_batches(groups, size, 7, step)
+    counts = [batches.count(b) for b in range(max(batches) + 1)]
+    assert all(count == size for count in counts[:-1])
+    assert 1 <= counts[-1] <= max(size, groups)
+    assert mini_batches(groups, None, 7, step) == [0] * groups
+
+
+def test_mini_batches_differ_from_step_to_step() -> None:
+    assert mini_batches(32, 8, 0, 0) != mini_batches(32, 8, 0, 1)
