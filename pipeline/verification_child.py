@@ -34,6 +34,8 @@ def serve(settings: dict[str, Any]) -> None:
         judge, prepare = pickle.loads(base64.b64decode(settings["judge"]))
         if prepare is not None:
             prepare(name)
+    except MemoryError:
+        os._exit(1)  # the parent sees a child that ended too early and names the limit
     except BaseException as error:
         # Importing runs code of the user's, which may raise anything, SystemExit included.
         connection.sendall(_line({"failed": _one_line(error)}))

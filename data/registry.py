@@ -1,0 +1,134 @@
+"""Which tasks there are: the shipped ones by name, a user's own by the path of one Python file.
+
+Idea: a task is a module (see pipeline/task.py), so a registry is no more than a table of module
+names. Modules are imported when they are opened: a run pays for its own task's libraries only, and
+listing the tasks imports none of them.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from pipeline.errors import DataError
+from pipeline.task import Task, Verdict
+
+SHIPPED = {
+    "arithmetic": "data.arithmetic",
+    "mathematics": "data.mathematics",
+    "science_qa": "data.science_qa",
+    "tool_use": "data.tool_use",
+}
+
+
+def task_names() -> list[str]:
+    """Return the names of the shipped tasks."""
+    return sorted(SHIPPED)
+
+
+def open_task(name: str) -> Task:
+    """Return a task.
+
+    Args:
+        name: a shipped task's name, or the path of a Python file that holds VERIFIER, load, verify.
+
+    Raises:
+        DataError: there is no such task, it can't be imported, or it lacks a part.
+    """
+    if name not in SHIPPED:
+        return _checked(_import_file(_source(name)), name)
+    try:
+        return _checked(importlib.import_module(SHIPPED[name]), name)
+    except ImportError as error:
+        raise DataError(
+            f"task {name} can't be imported: {error}; install what is missing"
+        ) from error
+
+
+def describe(name: str) -> str:
+    """Return the first line of a task's docstring, without importing the task."""
+    path = _source(name)
+    try:
+        text = ast.get_docstring(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"task {path} is not a valid Python file: {_one_line(error)}") from error
+    return text.splitlines()[0] if text else "(no description)"
+
+
+def file_digest(name: str) -> str:
+    """Return the SHA-256 of a task module's source, which run records keep."""
+    return hashlib.sha256(_source(name).read_bytes()).hexdigest()
+
+
+def judge(name: str, response: str, reference: str) -> Verdict:
+    """Open a task, once per process, and verify a response: what child processes run."""
+    return _opened(name).verify(response, reference)
+
+
+@lru_cache(maxsize=8)
+def _opened(name: str) -> Task:
+    """Return a task that was opened before by the same name, or open it."""
+    return open_task(name)
+
+
+def _source(name: str) -> Path:
+    """Return the source file of a task."""
+    if name in SHIPPED:
+        spec = importlib.util.find_spec(SHIPPED[name])
+        if spec is None or spec.origin is None:
+            raise DataError(f"task {name} is not installed: there is no module {SHIPPED[name]}")
+        return Path(spec.origin)
+    if not name.endswith(".py"):
+        raise DataError(
+            f"there is no task {name!r}: expected one of {', '.join(task_names())}, or the path of "
+            "a Python file that ends in .py"
+        )
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise DataError(f"task file {path} does not exist")
+    return path
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a user's task file as a module under a private name that depends on path and content."""
+    digest = hashlib.sha256(f"{path}\n".encode() + path.read_bytes()).hexdigest()
+    private = f"_srpo_task_{digest[:16]}"
+    if private in sys.modules:
+        return sys.modules[private]
+    spec = importlib.util.spec_from_file_location(private, path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"task file {path} can't be imported: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickling look their module up here while and after it runs.
+    sys.modules[private] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        # The file is the user's: whatever it raises is a fault of the data, named with its file.
+        del sys.modules[private]
+        raise DataError(f"task file {path} can't be imported: {_one_line(error)}") from error
+    return module
+
+
+def _checked(module: ModuleType, name: str) -> Task:
+    """Return a module as a task if it has all parts of one."""
+    missing = [part for part in ("load", "verify") if not callable(getattr(module, part, None))]
+    verifier = getattr(module, "VERIFIER", None)
+    if not isinstance(verifier, str) or not verifier:
+        missing.insert(0, "VERIFIER")
+    if missing:
+        raise DataError(
+            f"task {name} lacks {', '.join(missing)}: a task module has VERIFIER (a text), "
+            "load(path, split) and verify(response, reference)"
+        )
+    return cast(Task, module)
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an error's type and message as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,119 @@
+"""The table of tasks: shipped ones, a user's file, and what is said of a file that is no task."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import registry
+from pipeline.errors import DataError
+from pipeline.task import Verdict
+
+ROOT = Path(__file__).parents[2]
+
+TASK = '''"""Shouting: answers in capitals.
+
+More."""
+from dataclasses import dataclass
+from pipeline.task import Message, Question, Verdict
+VERIFIER = "shouting/1"
+@dataclass
+class Helper:
+    text: str
+def load(path, split):
+    return [Question("1", (Message("user", "hi"),), "null")]
+def verify(response, reference):
+    return Verdict(float(Helper(response).text.isupper()), True)
+'''
+
+Writer = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    """Writes a user's task file and returns its path."""
+
+    def to_file(text: str) -> str:
+        path = tmp_path / "shouting.py"
+        path.write_text(text)
+        return str(path)
+
+    return to_file
+
+
+def test_shipped_tasks_open_and_describe_themselves() -> None:
+    assert registry.task_names() == ["arithmetic", "mathematics", "science_qa", "tool_use"]
+    for name in registry.task_names():
+        assert registry.open_task(name).VERIFIER.startswith(f"{name}/")
+        assert len(registry.describe(name)) > 20
+        source = (ROOT / f"data/{name}.py").read_bytes()
+        assert registry.file_digest(name) == hashlib.sha256(source).hexdigest()
+
+
+def test_a_users_file_is_a_task(write: Writer) -> None:
+    path = write(TASK)
+    task = registry.open_task(path)
+    assert task.VERIFIER == "shouting/1" and task.load(None, "train")[0].prompt_id == "1"
+    assert registry.open_task(path) is task
+    assert registry.judge(path, "HI", "null") == Verdict(1.0, True)
+    assert registry.describe(path) == "Shouting: answers in capitals."
+    assert registry.file_digest(path) == hashlib.sha256(TASK.encode()).hexdigest()
+    assert "shouting" not in sys.modules
+
+
+def test_a_changed_file_is_another_task(write: Writer) -> None:
+    first = registry.open_task(write(TASK))
+    second = registry.open_task(write(TASK.replace("shouting/1", "shouting/2")))
+    assert (first.VERIFIER, second.VERIFIER) == ("shouting/1", "shouting/2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks VERIFIER, load, verify: a task module has"),
+        (TASK.replace("VERIFIER", "VERSION"), "lacks VERIFIER:"),
+        (TASK.replace('"shouting/1"', "1"), "lacks VERIFIER:"),
+        (TASK.replace("def verify", "def check"), "lacks verify:"),
+        (TASK + "load = 5\n", "lacks load:"),
+        ("import no_such_library", "can't be imported: ModuleNotFoundError: No module named"),
+        ("def f(:", "can't be imported: SyntaxError:"),
+        ("1 / 0", "can't be imported: ZeroDivisionError:"),
+    ],
+)
+def test_a_file_that_is_no_task_is_one_clear_line(write: Writer, text: str, message: str) -> None:
+    path = write(text)
+    with pytest.raises(DataError, match=message) as caught:
+        registry.open_task(path)
+    assert "shouting.py" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_tasks_are_one_clear_line() -> None:
+    for function in (registry.open_task, registry.describe, registry.file_digest):
+        with pytest.raises(
+            DataError, match="there is no task 'chess': expected one of arithmetic,"
+        ):
+            function("chess")
+        with pytest.raises(DataError, match=r"task file .*/absent\.py does not exist"):
+            function("absent.py")
+
+
+def test_a_file_may_lack_a_description_but_not_a_syntax(write: Writer) -> None:
+    assert registry.describe(write("x = 1")) == "(no description)"
+    with pytest.raises(DataError, match="is not a valid Python file"):
+        registry.describe(write("def f(:"))
+
+
+def test_judging_imports_no_library_of_another_task() -> None:
+    code = (
+        "import sys; from data import registry; "
+        "[registry.describe(name) for name in registry.task_names()]; "
+        "registry.judge('science_qa', '', '\"A\"'); registry.judge('tool_use', '', '[]'); "
+        "print({'sympy', 'numpy', 'torch', 'math_verify', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
