@@ -1,0 +1,180 @@
+"""The equations of METHOD.md as pure functions, written a second time and as plainly as they go.
+
+Axes: T response tokens, V vocabulary, K kept ids, J buckets (K and the rest, or V).
+Everything is float64 and in nats; nothing here knows a table, a model or the code under test.
+"""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+METHODS = ("srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix")
+DIVERGENCES = ("jsd", "forward_kl", "reverse_kl", "sampled_token")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a run that METHOD.md names."""
+
+    method: str = "srpo"
+    advantage_scale: str = "none"
+    success_threshold: float = 0.5
+    top_k: int = 100
+    beta: float = 1.0
+    divergence: str = "jsd"
+    jsd_alpha: float = 0.5
+    mix_lambda: float = 0.9
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float | None = 3.0
+    tis_clip: float = 2.0
+    sdpo_ratio_clip: float = 2.0
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r}, expected one of {METHODS}")
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(f"divergence {self.divergence!r}, expected one of {DIVERGENCES}")
+        if self.advantage_scale not in ("none", "group_std"):
+            raise ValueError(f"advantage_scale {self.advantage_scale!r}")
+
+
+class GroupAdvantages(NamedTuple):
+    """Section 3: the numbers that a group of rewards gives."""
+
+    mean: float
+    std: float
+    values: list[float]
+
+
+def group_advantages(rewards: Sequence[float], scale: str) -> GroupAdvantages:
+    """Section 3: A_i = r_i - mean, divided by (std + 1e-6) under `group_std`; std with n - 1.
+
+    A group of one has no deviation: it gets 0, and its advantage is 0 either way.
+    """
+    mean = statistics.fmean(rewards)
+    std = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
+    unit = std + 1e-6 if scale == "group_std" else 1.0
+    return GroupAdvantages(mean, std, [(reward - mean) / unit for reward in rewards])
+
+
+def first_sibling(correct: Sequence[bool], index: int) -> int | None:
+    """Section 2: the first correct rollout of the group that is not rollout `index`."""
+    return next((j for j, good in enumerate(correct) if good and j != index), None)
+
+
+def route_of(method: str, correct: bool, available: bool) -> str:
+    """Sections 3 and 9: the branch of a rollout with c_i = `correct` and m_i = `available`."""
+    if method == "grpo":
+        return "grpo"
+    if method == "advantage_mix":
+        return "mix"
+    if method == "srpo":
+        return "sdpo" if available and not correct else "grpo"
+    wanted = {"sdpo": True, "sdpo_incorrect_only": not correct, "sdpo_correct_only": correct}
+    return "sdpo" if available and wanted[method] else "none"
+
+
+def without_thinking(text: str) -> str:
+    """Section 2: drop each `<think>...</think>`, and all that comes before a lone `</think>`."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2]
+
+
+def teacher_question(question: str, demonstration: str) -> str:
+    """Section 2: the user message that the teacher reads."""
+    return (
+        f"{question}\nCorrect solution:\n\n{demonstration}"
+        "\n\nCorrectly solve the original question."
+    )
+
+
+def entropy(logp_tv: Tensor) -> Tensor:
+    """Section 4: H = -sum of p log p over the whole vocabulary, [T]."""
+    return -(logp_tv.exp() * logp_tv).sum(-1)
+
+
+def tail(kept_tk: Tensor) -> Tensor:
+    """Section 5: log of the mass outside the kept ids, log(-expm1(min(lse, -1e-7))), [T]."""
+    return torch.log(-torch.expm1(torch.logsumexp(kept_tk, -1).clamp(max=-1e-7)))
+
+
+def buckets(logp_tv: Tensor, ids_tk: Tensor) -> Tensor:
+    """Section 5: log-probabilities of the kept ids and of the rest, [T, J]; no rest if K >= V."""
+    kept = logp_tv.gather(-1, ids_tk)
+    if ids_tk.shape[-1] >= logp_tv.shape[-1]:
+        return kept
+    return torch.cat([kept, tail(kept).unsqueeze(-1)], -1)
+
+
+def kl(a_tj: Tensor, b_tj: Tensor) -> Tensor:
+    """KL(a || b) = sum of a (log a - log b) over the buckets, [T]."""
+    return (a_tj.exp() * (a_tj - b_tj)).sum(-1)
+
+
+def divergence(name: str, alpha: float, s_tj: Tensor, q_tj: Tensor) -> Tensor:
+    """Section 5: the divergence of student `s` and teacher `q` over the buckets, [T]."""
+    if name == "forward_kl":
+        return kl(q_tj, s_tj)
+    if name == "reverse_kl":
+        return kl(s_tj, q_tj)
+    if name != "jsd" or not 0.0 < alpha < 1.0:
+        raise ValueError(f"no divergence {name!r} with alpha = {alpha}")
+    mixture = torch.log((1.0 - alpha) * s_tj.exp() + alpha * q_tj.exp())
+    return (1.0 - alpha) * kl(s_tj, mixture) + alpha * kl(q_tj, mixture)
+
+
+def sampled_token_loss(log_s: Tensor, log_q: Tensor) -> Tensor:
+    """Section 5: stopgrad(log s(y_t) - log q(y_t)) log s(y_t), [T]; it may be negative."""
+    return (log_s - log_q).detach() * log_s
+
+
+def raw_weights(entropy_t: Tensor, beta: float) -> Tensor:
+    """Section 6: exp(-beta H), [T]."""
+    return torch.exp(-beta * entropy_t)
+
+
+def normalise(raw: Sequence[Tensor]) -> list[Tensor]:
+    """Section 6: divide by the mean over all the tokens of all the rollouts given."""
+    if not raw:
+        return []
+    mean = torch.cat(list(raw)).mean()
+    return [weights / mean for weights in raw]
+
+
+def ratio(log_new: Tensor, log_old: Tensor) -> Tensor:
+    """Section 7: exp of the difference, which is clamped to +-20, [T]."""
+    return torch.exp((log_new - log_old).clamp(-20.0, 20.0))
+
+
+def grpo_loss(log_new: Tensor, log_old: Tensor, advantage: float, settings: Settings) -> Tensor:
+    """Section 7: -min(rho A, clip(rho) A), at most -c A where A < 0, [T]; without TIS."""
+    rho = ratio(log_new, log_old)
+    clipped = rho.clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)
+    loss = -torch.minimum(rho * advantage, clipped * advantage)
+    if advantage < 0.0 and settings.dual_clip is not None:
+        loss = loss.clamp(max=-settings.dual_clip * advantage)
+    return loss
+
+
+def tis_weight(log_old: Tensor, log_engine: Tensor, clip: float) -> Tensor:
+    """Section 7: stopgrad(min(exp(log pi_old - log pi_engine), clip)), [T]."""
+    return torch.exp(log_old - log_engine).clamp(max=clip).detach()
+
+
+def sdpo_ratio(log_new: Tensor, log_old: Tensor, clip: float) -> Tensor:
+    """Section 5: stopgrad(min(exp(log s - log s_old), clip)), [T]; the same form as TIS."""
+    return torch.exp(log_new - log_old).clamp(max=clip).detach()
+
+
+def objective(loss_sums: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
+    """Section 8: the sum of all token losses over N, N = tokens of all routed rollouts."""
+    count = sum(tokens)
+    total = torch.stack(list(loss_sums)).sum() if loss_sums else torch.zeros((), dtype=torch.double)
+    return total / count if count else total * 0.0

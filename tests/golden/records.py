@@ -1,0 +1,92 @@
+"""What the twin holds of a step: plain records. T response tokens, V vocabulary, K kept ids."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tests.golden.formulas import Settings
+
+
+@dataclass
+class TeacherTwin:
+    """Sections 4-6 for one rollout taught by the teacher."""
+
+    student_logps: Tensor  # [T, V]
+    teacher_logps: Tensor  # [T, V]
+    topk_ids: Tensor  # [T, K], by falling student probability
+    student_topk: Tensor  # [T, K]
+    teacher_topk: Tensor  # [T, K]
+    student_tail: Tensor | None  # [T]; None where K >= V
+    teacher_tail: Tensor | None
+    entropy: Tensor  # [T], of the teacher
+    student_logprob: Tensor  # [T], of the sampled token
+    teacher_logprob: Tensor
+    jsd: Tensor  # [T], at alpha = 0.5
+    raw_weights: Tensor  # [T]
+    weights: Tensor  # [T]
+
+
+@dataclass
+class UpdateTwin:
+    """Sections 7-9 for one rollout in its optimizer update; all [T] but for `loss_sum`."""
+
+    token_losses: Tensor  # with weight, ratio, TIS and lambda, before the division by N
+    loss_sum: Tensor
+    ratios: Tensor  # pi / pi_old
+    tis: Tensor
+    logprob_gap: Tensor  # |log pi_old - log pi_engine|
+    divergences: Tensor  # before weight, ratio and TIS; 0 without a teacher
+
+
+@dataclass
+class RolloutTwin:
+    """All numbers of one rollout. `available` is m_i before the question of length."""
+
+    rollout_id: str
+    group: int
+    sample: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    temperature: float
+    sampled_logprobs: Tensor
+    reward: float
+    mini_batch: int
+    given_prompt_ids: list[int]  # the teacher prompt of the routes table
+    correct: bool = False
+    advantage: float = 0.0
+    group_mean: float = 0.0
+    group_std: float = 0.0
+    available: bool = False
+    sibling: str | None = None
+    route: str = "none"
+    teacher_prompt_text: str | None = None
+    teacher_prompt_ids: list[int] | None = None
+    old_logprobs: Tensor | None = None
+    student_entropy: Tensor | None = None
+    teacher: TeacherTwin | None = None
+    update: UpdateTwin | None = None
+
+    @property
+    def taught(self) -> bool:
+        """Whether the teacher has a say: route sdpo, or mix with m_i = 1."""
+        fits = self.available and bool(self.given_prompt_ids)
+        return fits and self.route in ("sdpo", "mix")
+
+
+@dataclass
+class BatchTwin:
+    """Section 8 for one optimizer update."""
+
+    tokens: int  # N
+    loss: float
+    gradient: dict[str, Tensor]
+
+
+@dataclass
+class StepTwin:
+    """A recomputed step; `batches` holds the mini-batches whose parameters were known."""
+
+    settings: Settings
+    rollouts: dict[str, RolloutTwin]
+    batches: dict[int, BatchTwin]
+    batch_tokens: dict[int, int]  # N of every mini-batch

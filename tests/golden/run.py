@@ -1,0 +1,168 @@
+"""A small run whose every formula matters: random policy, task of its own, real groups.
+
+The policy is a random Qwen3 with a vocabulary of 53, so that entropies are high and answers end at
+different lengths; the task calls a response right by a property that a random text has half the
+time, so that groups are mixed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flows.session import Session
+from pipeline.config import Config
+from pipeline.loading import validate_config
+from pipeline.policy import Policy
+from pipeline.stage import Handles, silent
+from stages.route import STAGE as ROUTE
+from stages.update import STAGE as UPDATE
+from stages.weigh import STAGE as WEIGH
+from tests.golden.formulas import Settings
+from tests.tiny import write_tiny_policy
+
+STEP = 2
+TASK = '''
+"""Right is a response whose character codes have an even sum."""
+from pipeline.task import Message, Question, Verdict
+
+VERIFIER = "parity/1"
+SYSTEM = Message("system", "write")
+
+
+def load(path, split):
+    offset = 0 if split == "train" else 100
+    words = ["abc" * (1 + n % 4) + str(n) for n in range(offset, offset + 24)]
+    return [Question(w, (SYSTEM, Message("user", w)), '""') for w in words]
+
+
+def verify(response, reference):
+    even = sum(map(ord, response)) % 2 == 0
+    return Verdict(reward=float(even), format_ok=True, prediction=response)
+'''
+
+
+@dataclass
+class StepCapture:
+    """What our stages made of a step: tables, and gradient and parameters of each update."""
+
+    tables: dict[str, pa.Table]
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    parameters: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def golden_config(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Config:
+    """Return the configuration: temperature 0.8, K = 16 of 53, several micro-batches."""
+    task = folder / "parity.py"
+    task.write_text(TASK, encoding="utf-8")
+    write_tiny_policy(folder / "policy", seed=5)
+    values: dict[str, dict[str, object]] = {
+        "run": {"steps": 3, "seed": 3, "threads": 1, "snapshot_every": 1, "keep_snapshots": 9},
+        "data": {"task": str(task), "max_prompt_length": 128},
+        "model": {"path": str(folder / "policy"), "device": "cpu"},
+        "generate": {
+            "questions": 6,
+            "rollouts": 5,
+            "temperature": 0.8,
+            "max_response_length": 24,
+        },
+        "verify": {"workers": 1},
+        "route": {
+            "top_k": 16,
+            "max_teacher_prompt_length": 256,
+            "micro_batch_tokens": 300,
+            "projection_chunk": 37,
+        },
+        "update": {
+            "learning_rate": 1e-2,
+            "warmup_steps": 2,
+            "max_grad_norm": 1e9,
+            "micro_batch_tokens": 400,
+            "projection_chunk": 41,
+        },
+        "evaluate": {"questions": 2, "rollouts": 2, "max_response_length": 24, "every": 9},
+    }
+    for section, settings in overrides.items():
+        values[section] = {**values.get(section, {}), **settings}
+    return validate_config(values, "golden")
+
+
+def make_run(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Session:
+    """Run STEP steps and the sampling and judging of step STEP; the policy is that of STEP."""
+    session = Session.create(folder / "run", golden_config(folder, overrides))
+    for step in range(STEP):
+        for name in ("generate", "verify", "route", "weigh", "update"):
+            session.run_stage(name, step)
+        session.finish_step(step)
+        session.snapshot(step + 1)
+    session.run_stage("generate", STEP)
+    session.run_stage("verify", STEP)
+    return session
+
+
+def run_step(session: Session) -> StepCapture:
+    """Run route, weigh and update of step STEP on a freshly opened policy, outside the store."""
+    session._load(STEP)
+    policy = session._resident()
+    tables = {name: session.run.read(name, STEP) for name in ("rollouts", "verdicts")}
+    capture = StepCapture(tables)
+    handles = Handles(seed=session.config.run.seed, step=STEP, policy=policy, progress=silent)
+    with _recorded(policy, capture):
+        for stage in (ROUTE, WEIGH, UPDATE):
+            tables.update(stage.run(tables, session.config, handles).tables)
+    return capture
+
+
+def twin_settings(config: Config) -> Settings:
+    """Hand the run's numbers to the twin."""
+    route, update = config.route, config.update
+    assert config.weigh.beta is not None
+    return Settings(
+        method=route.method,
+        advantage_scale=route.advantage_scale,
+        success_threshold=config.verify.success_threshold,
+        top_k=route.top_k,
+        beta=config.weigh.beta,
+        divergence=update.divergence,
+        jsd_alpha=update.jsd_alpha,
+        mix_lambda=update.mix_lambda,
+        clip_low=update.clip_low,
+        clip_high=update.clip_high,
+        dual_clip=update.dual_clip,
+        tis_clip=update.tis_clip,
+        sdpo_ratio_clip=update.sdpo_ratio_clip,
+    )
+
+
+def teacher_states(session: Session) -> Sequence[tuple[Mapping[str, Tensor], float]]:
+    """Return the teacher's parameters as they are on disk, with their coefficients."""
+    folder, route = session.run.snapshot_path(STEP), session.config.route
+    live = load_file(folder / "model.safetensors")
+    if route.teacher == "live":
+        return [(live, 1.0)]
+    kept = load_file(folder / "teacher.safetensors")
+    if route.teacher == "trust_region":
+        return [(kept, 1 - route.trust_region_mix), (live, route.trust_region_mix)]
+    return [(kept, 1.0)]
+
+
+@contextmanager
+def _recorded(policy: Policy, capture: StepCapture) -> Iterator[None]:
+    """Record each update's gradient and the parameters it starts from."""
+    original = policy.optimizer.step
+
+    def step() -> None:
+        named = list(policy.named_parameters())
+        capture.gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+        capture.parameters.append({n: p.detach().clone() for n, p in named})
+        original()
+
+    policy.optimizer.step = step  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        policy.optimizer.step = original  # type: ignore[method-assign]

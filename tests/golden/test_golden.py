@@ -1,0 +1,199 @@
+"""A step of ours against the float64 twin, and the twin's power: each broken formula is caught."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pipeline.scoring
+import stages.route.scores
+import stages.route.stage
+import stages.update.objective
+import stages.update.stage
+import stages.weigh
+from flows.session import Session
+from pipeline.policy import Policy
+from pipeline.scoring import Component
+from stages.update.objective import TokenLosses
+from tests.golden.run import STEP, StepCapture, make_run, run_step, teacher_states, twin_settings
+from tests.golden.twin import StepTwin, compare, compare_gradients, compare_routes, recompute
+
+Overrides = Mapping[str, Mapping[str, object]]
+
+RTOL = 1e-5
+TWO_UPDATES = {"route": {"mini_batch": 3}}
+VARIANTS: dict[str, Overrides] = {
+    "srpo": {},
+    "srpo, two updates": TWO_UPDATES,
+    "srpo, all rescored, K = V": {"route": {"rescore": "all", "top_k": 500}},
+    "srpo without weighting": {"weigh": {"beta": 0.0}},
+    "srpo, group_std": {"route": {"advantage_scale": "group_std"}},
+    "grpo": {"route": {"method": "grpo", "mini_batch": 2}},
+    "sdpo": {"route": {"method": "sdpo"}},
+    "sdpo_incorrect_only": {"route": {"method": "sdpo_incorrect_only"}},
+    "sdpo_correct_only": {"route": {"method": "sdpo_correct_only"}},
+    "advantage_mix": {"route": {"method": "advantage_mix", "mini_batch": 3}},
+    "forward_kl": {"update": {"divergence": "forward_kl"}},
+    "reverse_kl": {"update": {"divergence": "reverse_kl"}},
+    "sampled_token": {"update": {"divergence": "sampled_token"}},
+    "jsd, alpha 0.3": {"update": {"jsd_alpha": 0.3}},
+    "live teacher": {"route": {"teacher": "live"}},
+    "frozen teacher": {"route": {"teacher": "frozen"}},
+    "trust region": {"route": {"teacher": "trust_region", "trust_region_mix": 0.4}},
+}
+
+
+def open_run(folder: Path, overrides: Overrides) -> Iterator[Session]:
+    session = make_run(folder, overrides)
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope="module")
+def srpo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    yield from open_run(tmp_path_factory.mktemp("srpo"), {})
+
+
+@pytest.fixture(scope="module")
+def srpo_twin(srpo: Session) -> StepTwin:
+    return twin_of(srpo, run_step(srpo))
+
+
+def twin_of(session: Session, capture: StepCapture) -> StepTwin:
+    return recompute(
+        capture.tables,
+        session.run.snapshot_path(STEP),
+        teacher_states(session),
+        twin_settings(session.config),
+        params_before=dict(enumerate(capture.parameters)),
+    )
+
+
+def disagreements(twin: StepTwin, capture: StepCapture) -> list[str]:
+    """Return every difference beyond 1e-5: tables, N and loss of each update, gradients."""
+    tables = capture.tables
+    found = compare_routes(twin, tables["routes"], RTOL)
+    found += compare(
+        twin, tables["teacher"], tables["weights"], tables["updates"], tables["scores"], RTOL
+    )
+    for number, gradient in enumerate(capture.gradients):
+        gap = compare_gradients(twin.batches[number].gradient, gradient)
+        if not gap <= RTOL:
+            found.append(f"gradient of update {number}: off by {gap:.2e} of its norm")
+    return found
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_equals_its_twin(name: str, tmp_path: Path) -> None:
+    for session in open_run(tmp_path, VARIANTS[name]):
+        capture = run_step(session)
+        twin = twin_of(session, capture)
+        assert disagreements(twin, capture) == []
+        assert len(capture.gradients) == len(twin.batches) >= 1
+        norms = [sum(float(g.square().sum()) for g in u.values()) for u in capture.gradients]
+        assert min(norms) > 0
+
+
+def test_the_golden_step_is_worth_testing(srpo: Session) -> None:
+    tables = run_step(srpo).tables
+    routes = tables["routes"]["route"].to_pylist()
+    assert {"grpo", "sdpo"} <= set(routes)
+    lengths = [len(ids) for ids in tables["rollouts"]["response_ids"].to_pylist()]
+    assert len(set(lengths)) >= 5
+    assert srpo.run.manifest("updates", 1).facts["learning_rate"] == pytest.approx(1e-2)
+    assert tables["teacher"].schema.field("topk_ids").type.list_size == 16
+    padded = 64 * len(lengths)
+    assert padded > 2 * srpo.config.update.micro_batch_tokens  # several micro-batches
+
+
+def top_k_entropy(logprobs_NV: Tensor) -> Tensor:
+    kept = logprobs_NV.topk(16).values
+    return -(kept.exp() * kept).sum(-1)
+
+
+def no_tail(logprobs_NK: Tensor, log_tail_N: Tensor | None) -> Tensor:
+    return logprobs_NK
+
+
+def per_micro_batch(original: Callable[..., TokenLosses]) -> Callable[..., TokenLosses]:
+    """Make each micro-batch a mean of its own, as if the step's loss were their sum."""
+
+    def broken(model: Any, batch: Any, *rest: Any) -> TokenLosses:
+        losses = original(model, batch, *rest)
+        scale = 300 / len(losses.loss_N)
+        return TokenLosses(losses.loss_N * scale, *list(vars(losses).values())[1:])
+
+    return broken
+
+
+def student_only_temperature(original: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(components: Any, sequences: Any, temperature_N: Tensor, *rest: Any) -> Any:
+        return original(components, sequences, torch.ones_like(temperature_N), *rest)
+
+    return broken
+
+
+def live_teacher(policy: Policy) -> list[Component]:
+    return [Component(policy.model, 1.0)]
+
+
+BREAKAGES: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
+    "entropy over top-K": ([(pipeline.scoring, "entropy_N", top_k_entropy)], "entropy"),
+    "normalisation per micro-batch": (
+        [
+            (
+                stages.update.stage,
+                "token_losses",
+                per_micro_batch(stages.update.stage.token_losses),
+            )
+        ],
+        "gradient",
+    ),
+    "weights without normaliser": (
+        [(stages.weigh, "normalised_weights_N", lambda raw, batch: raw)],
+        "weights",
+    ),
+    "live instead of EMA teacher": ([(Policy, "teacher_components", live_teacher)], "teacher"),
+    "no tail bucket": (
+        [
+            (stages.route.scores, "buckets_NB", no_tail),
+            (stages.update.objective, "buckets_NB", no_tail),
+        ],
+        "jsd",
+    ),
+    "temperature only on the student": (
+        [
+            (
+                stages.route.scores,
+                "score_teacher",
+                student_only_temperature(stages.route.scores.score_teacher),
+            )
+        ],
+        "teacher",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_broken_formula_is_caught(
+    name: str, srpo: Session, srpo_twin: StepTwin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches, where = BREAKAGES[name]
+    for owner, attribute, broken in patches:
+        monkeypatch.setattr(owner, attribute, broken)
+    found = disagreements(srpo_twin, run_step(srpo))
+    assert any(where in line for line in found), found[:5]
+
+
+def test_self_teaching_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_correct(correct_G: list[bool], index: int) -> int | None:
+        return next((j for j, correct in enumerate(correct_G) if correct), None)
+
+    for session in open_run(tmp_path, {"route": {"method": "sdpo"}}):
+        twin = twin_of(session, run_step(session))
+        monkeypatch.setattr(stages.route.stage, "first_correct_sibling", first_correct)
+        found = disagreements(twin, run_step(session))
+        assert any("teacher_rollout_id" in line for line in found)

@@ -1,0 +1,296 @@
+"""One step of a run, recomputed from METHOD.md alone: float64, one rollout at a time.
+
+    sections 1-3  rewards -> c, advantages, sibling, m, route, teacher prompt
+    sections 4-6  starting policy and teacher -> log-probabilities, entropies, divergence, weights
+    sections 7-9  per mini-batch: token losses, N, the loss and its gradient
+
+The code under test is never imported. Axes: T response tokens, V vocabulary, K kept ids.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.golden import formulas
+from tests.golden.comparing import compare, compare_gradients, compare_routes
+from tests.golden.formulas import Settings
+from tests.golden.records import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
+
+__all__ = [
+    "BatchTwin",
+    "RolloutTwin",
+    "Settings",
+    "StepTwin",
+    "TeacherTwin",
+    "UpdateTwin",
+    "compare",
+    "compare_gradients",
+    "compare_routes",
+    "recompute",
+]
+
+State = Mapping[str, Tensor]
+
+
+class _KeepDouble(TorchFunctionMode):
+    """Float64 all through: transformers casts to float32 inside RMSNorm and eager softmax.
+
+    The rotary angles, made by `.float()`, stay in float32: every dtype of the model shares them.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[Any], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        double = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
+        if double and torch.float32 in (*args[1:], kwargs.get("dtype")):
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            kwargs |= {"dtype": torch.float64} if "dtype" in kwargs else {}
+        return func(*args, **kwargs)
+
+
+def _open(policy_dir: Path) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(
+        str(policy_dir), dtype=torch.float32, attn_implementation="eager"
+    )
+    opened: torch.nn.Module = model.double().eval()
+    return opened
+
+
+def _load(model: torch.nn.Module, state: State) -> None:
+    """Put `state` into the model; only the second name of a tied parameter may be missing."""
+    missing, unexpected = model.load_state_dict(dict(state), strict=False)
+    lost = set(missing) & {name for name, _ in model.named_parameters()}
+    if lost or unexpected:
+        raise ValueError(f"state dict: missing {sorted(lost)}, unexpected {unexpected}")
+
+
+def _logits(model: torch.nn.Module, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """Logits that predict each response token, [T, V], before the temperature."""
+    with _KeepDouble():
+        found: Tensor = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
+    if found.dtype != torch.float64:
+        raise ValueError(f"logits in {found.dtype}, expected float64")
+    return found[len(prompt) - 1 : len(prompt) + len(response) - 1]
+
+
+def _logps(logits_tv: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature, then the log-softmax over the whole vocabulary, [T, V]."""
+    return torch.log_softmax(logits_tv / temperature, -1)
+
+
+def _sampled(logps_tv: Tensor, response: Sequence[int]) -> Tensor:
+    return logps_tv.gather(-1, torch.tensor(response).unsqueeze(-1)).squeeze(-1)
+
+
+def _rows(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
+    verdicts = {row["rollout_id"]: row for row in tables["verdicts"].to_pylist()}
+    routes = {row["rollout_id"]: row for row in tables["routes"].to_pylist()}
+    return [
+        RolloutTwin(
+            rollout_id=row["rollout_id"],
+            group=row["group"],
+            sample=row["sample"],
+            prompt_ids=row["prompt_ids"],
+            response_ids=row["response_ids"],
+            temperature=row["temperature"],
+            sampled_logprobs=torch.tensor(row["sampled_logprobs"], dtype=torch.float64),
+            reward=verdicts[row["rollout_id"]]["reward"],
+            mini_batch=routes[row["rollout_id"]]["mini_batch"],
+            given_prompt_ids=routes[row["rollout_id"]]["teacher_prompt_ids"],
+        )
+        for row in tables["rollouts"].to_pylist()
+    ]
+
+
+def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
+    """Sections 1-3 and 9: correctness, advantages, siblings and routes, group by group."""
+    groups: dict[int, list[RolloutTwin]] = {}
+    for rollout in sorted(rollouts, key=lambda row: (row.group, row.sample)):
+        groups.setdefault(rollout.group, []).append(rollout)
+    for group in groups.values():
+        rewards = [row.reward for row in group]
+        correct = [reward >= settings.success_threshold for reward in rewards]
+        mean, std, advantages = formulas.group_advantages(rewards, settings.advantage_scale)
+        for index, row in enumerate(group):
+            row.correct, row.advantage = correct[index], advantages[index]
+            row.group_mean, row.group_std = mean, std
+            sibling = formulas.first_sibling(correct, index)
+            row.available = sibling is not None
+            row.sibling = None if sibling is None else group[sibling].rollout_id
+            fits = row.available and bool(row.given_prompt_ids)
+            row.route = formulas.route_of(settings.method, row.correct, fits)
+
+
+def _teacher_prompts(
+    rollouts: Mapping[str, RolloutTwin], table: pa.Table, tokenizer: Any, settings: Settings
+) -> None:
+    """Section 2: the teacher prompts, never shortened; for comparison, not for scoring."""
+    messages = dict(
+        zip(table["rollout_id"].to_pylist(), table["messages"].to_pylist(), strict=True)
+    )
+    for row in rollouts.values():
+        if row.sibling is None:
+            continue
+        answer = tokenizer.decode(rollouts[row.sibling].response_ids, skip_special_tokens=True)
+        turns = [dict(turn) for turn in messages[row.rollout_id]]
+        last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
+        demonstration = formulas.without_thinking(answer)
+        turns[last]["content"] = formulas.teacher_question(turns[last]["content"], demonstration)
+        text: str = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **settings.chat_template_kwargs
+        )
+        row.teacher_prompt_text = text
+        row.teacher_prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _teach(row: RolloutTwin, student: Tensor, teacher: Tensor, settings: Settings) -> TeacherTwin:
+    """Sections 4-6: the teacher's row, from both log-probabilities [T, V]; weights come later."""
+    ids = student.topk(min(settings.top_k, student.shape[-1]), dim=-1).indices
+    whole = ids.shape[-1] == student.shape[-1]
+    student_topk, teacher_topk = student.gather(-1, ids), teacher.gather(-1, ids)
+    entropy = formulas.entropy(teacher)
+    beta = settings.beta if settings.method == "srpo" else 0.0
+    both = formulas.buckets(student, ids), formulas.buckets(teacher, ids)
+    raw = formulas.raw_weights(entropy, beta)
+    return TeacherTwin(
+        student_logps=student,
+        teacher_logps=teacher,
+        topk_ids=ids,
+        student_topk=student_topk,
+        teacher_topk=teacher_topk,
+        student_tail=None if whole else formulas.tail(student_topk),
+        teacher_tail=None if whole else formulas.tail(teacher_topk),
+        entropy=entropy,
+        student_logprob=_sampled(student, row.response_ids),
+        teacher_logprob=_sampled(teacher, row.response_ids),
+        jsd=formulas.divergence("jsd", 0.5, *both),
+        raw_weights=raw,
+        weights=torch.ones_like(raw),
+    )
+
+
+@torch.no_grad()
+def _score(
+    rollouts: Sequence[RolloutTwin],
+    model: torch.nn.Module,
+    policy: State,
+    teacher: Sequence[tuple[State, float]],
+    settings: Settings,
+) -> None:
+    """Sections 4-6: every pass at the start of the step; the teacher's logits are a sum."""
+    mixed: dict[str, Tensor] = {}
+    for state, coefficient in teacher:
+        _load(model, state)
+        for row in rollouts:
+            if row.taught:
+                part = coefficient * _logits(model, row.given_prompt_ids, row.response_ids)
+                mixed[row.rollout_id] = mixed.get(row.rollout_id, 0.0) + part
+    _load(model, policy)
+    for row in rollouts:
+        student = _logps(_logits(model, row.prompt_ids, row.response_ids), row.temperature)
+        row.old_logprobs = _sampled(student, row.response_ids)
+        row.student_entropy = formulas.entropy(student)
+        if row.taught:
+            taught = _logps(mixed[row.rollout_id], row.temperature)
+            row.teacher = _teach(row, student, taught, settings)
+    for batch in {row.mini_batch for row in rollouts}:
+        pupils = [row.teacher for row in rollouts if row.mini_batch == batch and row.teacher]
+        for pupil, weights in zip(
+            pupils, formulas.normalise([pupil.raw_weights for pupil in pupils]), strict=True
+        ):
+            pupil.weights = weights
+
+
+def _update(row: RolloutTwin, logps_tv: Tensor, old: Tensor, settings: Settings) -> UpdateTwin:
+    """Sections 5, 7 and 9: the token losses of one rollout under the current policy, [T, V]."""
+    new = _sampled(logps_tv, row.response_ids)
+    tis = formulas.tis_weight(old, row.sampled_logprobs, settings.tis_clip)
+    distilled = divergences = torch.zeros_like(new)
+    if row.teacher is not None:
+        if settings.divergence == "sampled_token":
+            losses = formulas.sampled_token_loss(new, row.teacher.teacher_logprob)
+        else:
+            s_tj = formulas.buckets(logps_tv, row.teacher.topk_ids)
+            q_tj = formulas.buckets(row.teacher.teacher_logps, row.teacher.topk_ids)
+            losses = formulas.divergence(settings.divergence, settings.jsd_alpha, s_tj, q_tj)
+        divergences = losses.detach()
+        corrected = losses * formulas.sdpo_ratio(new, old, settings.sdpo_ratio_clip)
+        distilled = row.teacher.weights * corrected * tis
+    share = {"grpo": 1.0, "mix": settings.mix_lambda, "sdpo": 0.0}[row.route]
+    reinforced = formulas.grpo_loss(new, old, row.advantage, settings) * tis
+    losses = share * reinforced + (1.0 - share) * distilled
+    gap = (old - row.sampled_logprobs).abs()
+    ratios = formulas.ratio(new, old).detach()
+    return UpdateTwin(losses, losses.sum(), ratios, tis, gap, divergences)
+
+
+def _batch(
+    rollouts: Sequence[RolloutTwin], model: torch.nn.Module, single: bool, settings: Settings
+) -> BatchTwin:
+    """Section 8: N, the loss and its gradient at the parameters that `model` holds."""
+    model.zero_grad()
+    tokens = sum(len(row.response_ids) for row in rollouts if row.route != "none")
+    loss = 0.0
+    for row in rollouts:
+        if row.route == "none" or not row.response_ids:
+            continue
+        logps = _logps(_logits(model, row.prompt_ids, row.response_ids), row.temperature)
+        start = _sampled(logps, row.response_ids) if single else row.old_logprobs
+        assert start is not None
+        row.update = _update(row, logps, start.detach(), settings)
+        part = formulas.objective([row.update.loss_sum], [tokens])
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += part.item()
+        row.update.token_losses = row.update.token_losses.detach()
+        row.update.loss_sum = row.update.loss_sum.detach()
+    gradient = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad.clone()
+        for name, value in model.named_parameters()
+    }
+    return BatchTwin(tokens, loss, gradient)
+
+
+def recompute(
+    tables: Mapping[str, pa.Table],
+    policy_dir: Path,
+    teacher: Sequence[tuple[State, float]],
+    settings: Settings,
+    params_before: Mapping[int, State] | None = None,
+    tokenizer_dir: Path | None = None,
+) -> StepTwin:
+    """Recompute a step from its rollouts, verdicts and routes tables.
+
+    Args:
+        tables: By name; only the three named above are read.
+        policy_dir: Hugging Face folder of the policy that starts the step.
+        teacher: State dicts with coefficients; the teacher's logits are the weighted sum.
+        settings: The numbers of the run.
+        params_before: Float32 parameters just before each optimizer update. The update with the
+            lowest number starts at `policy_dir` and needs none; others are left out without.
+        tokenizer_dir: Folder of the tokenizer where it is not `policy_dir`.
+    """
+    rollouts = _rows(tables)
+    by_id = {row.rollout_id: row for row in rollouts}
+    _route(rollouts, settings)
+    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir or policy_dir))
+    _teacher_prompts(by_id, tables["rollouts"], tokenizer, settings)
+    model = _open(policy_dir)
+    policy = {name: value.detach().clone() for name, value in model.named_parameters()}
+    _score(rollouts, model, policy, teacher, settings)
+    numbers = sorted({row.mini_batch for row in rollouts})
+    known: dict[int, State] = {numbers[0]: policy, **(params_before or {})} if numbers else {}
+    batches, tokens = {}, {}
+    for number in numbers:
+        members = [row for row in rollouts if row.mini_batch == number]
+        tokens[number] = sum(len(row.response_ids) for row in members if row.route != "none")
+        if number in known:
+            _load(model, known[number])
+            batches[number] = _batch(members, model, len(numbers) == 1, settings)
+    return StepTwin(settings, by_id, batches, tokens)
