@@ -191,7 +191,7 @@ def _row_index(data: pa.Table) -> dict[str, tuple[int, int]]:
     names = runs.values.to_pylist()
     if len(set(names)) != len(names):
         raise StoreError("the rows of a rollout do not stand together in a token table")
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     return {
         name: (start, end - start) for name, start, end in zip(names, starts, ends, strict=True)
     }

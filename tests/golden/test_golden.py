@@ -154,7 +154,7 @@ BREAKAGES: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
     ),
     "weights without normaliser": (
         [(stages.weigh, "normalised_weights_N", lambda raw, batch: raw)],
-        "weights",
+        "weight ",
     ),
     "live instead of EMA teacher": ([(Policy, "teacher_components", live_teacher)], "teacher"),
     "no tail bucket": (

@@ -1,0 +1,86 @@
+"""Loss and gradient don't depend on micro-batches, their order, or padding (METHOD.md, 8)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flows.session import Session
+from pipeline.config import UpdateSection
+from stages.update.batch import Rollout, rollouts_of
+from stages.update.stage import accumulate_gradient
+from tests.golden.run import STEP, make_run, run_step
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    session = make_run(tmp_path_factory.mktemp("invariance"), {})
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope="module")
+def rollouts(session: Session) -> list[Rollout]:
+    return rollouts_of(run_step(session).tables, on_policy=True)
+
+
+class Gradient:
+    """Loss and gradient of some rollouts under the policy that starts the golden step."""
+
+    def __init__(self, session: Session, rollouts: list[Rollout], **changes: int) -> None:
+        policy = session._load(STEP)
+        settings: UpdateSection = session.config.update.model_copy(update=changes)
+        self.tokens, statistics = accumulate_gradient(policy, rollouts, 16, settings)
+        self.loss = sum(s.loss_sum for s in statistics.values()) / self.tokens
+        grads = [p.grad for _, p in policy.named_parameters()]
+        self.flat: Tensor = torch.cat([g.double().ravel() for g in grads if g is not None])
+
+    def off(self, other: "Gradient") -> float:
+        return float((self.flat - other.flat).norm() / other.flat.norm())
+
+
+@pytest.fixture(scope="module")
+def whole(session: Session, rollouts: list[Rollout]) -> Gradient:
+    """The gradient of one micro-batch of all rollouts."""
+    return Gradient(session, rollouts, micro_batch_tokens=10**9)
+
+
+# 44 padded tokens hold one of the longest rollouts; 132 hold three of them.
+@pytest.mark.parametrize("budget", [1, 132, 400, 10**9])
+def test_micro_batches_change_nothing(
+    session: Session, rollouts: list[Rollout], whole: Gradient, budget: int
+) -> None:
+    found = Gradient(session, rollouts, micro_batch_tokens=budget)
+    assert found.off(whole) < 1e-6
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert found.tokens == whole.tokens
+
+
+def test_chunks_of_the_projection_change_nothing(
+    session: Session, rollouts: list[Rollout], whole: Gradient
+) -> None:
+    assert Gradient(session, rollouts, projection_chunk=7).off(whole) < 1e-6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_order_changes_nothing(
+    session: Session, rollouts: list[Rollout], whole: Gradient, seed: int
+) -> None:
+    order = np.random.default_rng(seed).permutation(len(rollouts))
+    found = Gradient(session, [rollouts[i] for i in order], micro_batch_tokens=400)
+    assert found.off(whole) < 1e-6
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_rollouts_without_gradient_only_count_in_n(
+    session: Session, rollouts: list[Rollout], whole: Gradient
+) -> None:
+    idle = [r for r in rollouts if not r.computed]
+    busy = [r for r in rollouts if r.computed]
+    assert idle and all(r.route == "grpo" and r.advantage == 0 for r in idle)
+    alone = Gradient(session, busy)
+    assert alone.tokens == whole.tokens - sum(r.tokens for r in idle)
+    rescaled = alone.flat * alone.tokens / whole.tokens
+    assert float((rescaled - whole.flat).norm() / whole.flat.norm()) < 1e-6
