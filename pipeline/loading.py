@@ -62,30 +62,37 @@ def config_keys() -> list[str]:
 def _read_source(source: str) -> dict[str, Any]:
     path = Path(source)
     if source in preset_names():
-        text = preset_text(source)
+        text = preset_text(source).encode()
     elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     else:
         names = preset_names()
         near = difflib.get_close_matches(source, names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"{source}: neither a TOML file nor a preset; {hint}{', '.join(names)}")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in nested values, in place.
+
+    Raises:
+        ConfigError: it is not of that form, the key is unknown, or it lies below a plain setting.
+    """
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot):
         raise ConfigError(f"--set {override!r}: expected section.key=value")
     _known_key(f"{section}.{name.split('.')[0]}")
-    table = values.setdefault(section, {})
-    *parents, last = name.split(".")
+    table = values
+    *parents, last = f"{section}.{name}".split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is {table!r}, not a table of settings")
     table[last] = _parse_value(f"{section}.{name}", text.strip())
 
 
