@@ -56,9 +56,13 @@ def kl_N(log_p_NB: Tensor, log_q_NB: Tensor) -> Tensor:
 
 
 def jsd_N(log_s_NB: Tensor, log_q_NB: Tensor, alpha: float) -> Tensor:
-    """Return (1 - a) KL(s || m) + a KL(q || m) with m = (1 - a) s + a q (section 5), in nats."""
+    """Return (1 - a) KL(s || m) + a KL(q || m) with m = (1 - a) s + a q (section 5), in nats.
+
+    Buckets that are empty in both (-inf) add 0, to the value and to the gradient.
+    """
     weights = torch.tensor([1 - alpha, alpha], dtype=log_s_NB.dtype, device=log_s_NB.device)
-    log_m_NB = torch.logsumexp(
-        torch.stack([log_s_NB, log_q_NB]) + weights.log()[:, None, None], dim=0
-    )
+    both_2NB = torch.stack([log_s_NB, log_q_NB])
+    # logsumexp of two -inf has a gradient of NaN; `kl_N` never looks at m where p is 0.
+    both_2NB = both_2NB.masked_fill((both_2NB == -torch.inf).all(0), 0.0)
+    log_m_NB = torch.logsumexp(both_2NB + weights.log()[:, None, None], dim=0)
     return (1 - alpha) * kl_N(log_s_NB, log_m_NB) + alpha * kl_N(log_q_NB, log_m_NB)
