@@ -1,0 +1,141 @@
+"""Every composition of a group, as it shows in `routes`, `scores` and `teacher`."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.policy import Policy
+from tests.stages.steps import Group, config_of, open_tiny, routed
+
+RIGHT, WRONG = 1.0, 0.0
+GROUPS: list[Group] = [
+    [("one", RIGHT), ("two", RIGHT), ("three", RIGHT)],
+    [("one", WRONG), ("two", WRONG), ("three", WRONG)],
+    [("one", WRONG), ("good answer", RIGHT), ("", WRONG)],
+    [("a", RIGHT), ("cut off|", WRONG), ("b", RIGHT)],
+]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return open_tiny(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def tables(policy: Policy) -> dict[str, pa.Table]:
+    return routed(policy, config_of(), GROUPS)
+
+
+def column(tables: dict[str, pa.Table], name: str) -> list[object]:
+    return list(tables["routes"][name].to_pylist())
+
+
+def test_routes_of_every_composition(tables: dict[str, pa.Table]) -> None:
+    assert column(tables, "route") == (
+        ["grpo"] * 3 + ["grpo"] * 3 + ["sdpo", "grpo", "sdpo"] + ["grpo", "sdpo", "grpo"]
+    )
+    assert column(tables, "teacher_available") == (
+        [True] * 3 + [False] * 3 + [True, False, True] + [True] * 3
+    )
+    assert column(tables, "teacher_source")[3:8] == ["none"] * 3 + ["sibling", "none"]
+
+
+def test_the_first_correct_sibling_demonstrates(tables: dict[str, pa.Table]) -> None:
+    teachers = column(tables, "teacher_rollout_id")
+    assert teachers[:3] == ["000000-0000-01", "000000-0000-00", "000000-0000-00"]
+    assert teachers[6:9] == ["000000-0002-01", None, "000000-0002-01"]
+    text = column(tables, "teacher_prompt_text")[6]
+    assert text == (
+        "<system>be brief<user>question 2\nCorrect solution:\n\ngood answer\n\n"
+        "Correctly solve the original question.<assistant>"
+    )
+
+
+def test_reasons_name_what_happened(tables: dict[str, pa.Table]) -> None:
+    reasons = [str(r) for r in column(tables, "reason")]
+    assert all("all-right group; advantage 0, no signal" in r for r in reasons[:3])
+    assert all("wrong, no teacher" in r and "all-wrong group" in r for r in reasons[3:6])
+    assert "sole correct rollout, cannot teach itself" in reasons[7]
+    assert "truncated" in reasons[10]
+    assert reasons[6] == "wrong, teacher available: learns from the teacher"
+
+
+def test_advantages_use_all_rewards_of_the_group(tables: dict[str, pa.Table]) -> None:
+    advantages = column(tables, "advantage")
+    assert advantages[:6] == [0.0] * 6
+    assert advantages[6:9] == pytest.approx([-1 / 3, 2 / 3, -1 / 3])
+    assert column(tables, "group_std")[6] == pytest.approx(np.std([0, 1, 0], ddof=1))
+
+
+def test_only_taught_rollouts_get_a_teacher_pass(tables: dict[str, pa.Table]) -> None:
+    taught = set(tables["teacher"]["rollout_id"].to_pylist())
+    assert taught == {"000000-0002-00", "000000-0002-02", "000000-0003-01"}
+    scored = [len(x) for x in tables["scores"]["old_logprobs"].to_pylist()]
+    lengths = [len(x) for x in tables["rollouts"]["response_ids"].to_pylist()]
+    routes = column(tables, "route")
+    assert scored == [n if r == "sdpo" else 0 for n, r in zip(lengths, routes, strict=True)]
+
+
+def test_old_logprobs_are_scored_where_several_updates_need_them(policy: Policy) -> None:
+    tables = routed(policy, config_of(route={"mini_batch": 2}, generate={"questions": 4}), GROUPS)
+    scored = [len(x) > 0 for x in tables["scores"]["old_logprobs"].to_pylist()]
+    advantages = column(tables, "advantage")
+    assert scored == [a != 0 for a in advantages]
+    everything = routed(policy, config_of(route={"rescore": "all"}), GROUPS)
+    assert all(len(x) > 0 for x in everything["scores"]["old_logprobs"].to_pylist())
+
+
+def test_an_empty_response_is_defined(policy: Policy) -> None:
+    groups: list[Group] = [[("|", WRONG), ("ok", RIGHT)], [("|", RIGHT), ("no", WRONG)]]
+    tables = routed(policy, config_of(), groups)
+    assert column(tables, "route") == ["sdpo", "grpo", "grpo", "sdpo"]
+    assert "empty response" in str(column(tables, "reason")[0])
+    assert set(tables["teacher"]["rollout_id"].to_pylist()) == {"000000-0001-01"}
+    # An empty demonstration is a demonstration: it was judged correct.
+    assert "Correct solution:\n\n\n\nCorrectly" in str(column(tables, "teacher_prompt_text")[3])
+
+
+def test_an_overlong_teacher_prompt_is_shortened_or_dropped(policy: Policy) -> None:
+    groups: list[Group] = [[("x" * 60, RIGHT), ("no", WRONG)]]
+    bare = len(
+        "be briefquestion 0\nCorrect solution:\n\n\n\nCorrectly solve the original question."
+    )
+    fits = bare + 3 + 20  # three for the header's tokens
+    shortened = routed(policy, config_of(route={"max_teacher_prompt_length": fits}), groups)
+    assert column(shortened, "route")[1] == "sdpo"
+    assert f"demonstration shortened to fit {fits} prompt tokens" in str(
+        column(shortened, "reason")[1]
+    )
+    assert len(column(shortened, "teacher_prompt_ids")[1]) == fits  # type: ignore[arg-type]
+    dropped = routed(policy, config_of(route={"max_teacher_prompt_length": bare}), groups)
+    assert column(dropped, "route")[1] == "grpo"
+    assert column(dropped, "teacher_available")[1] is False
+    assert f"can't be brought to {bare} tokens" in str(column(dropped, "reason")[1])
+
+
+def test_nobody_is_taught_where_nobody_failed(policy: Policy) -> None:
+    tables = routed(policy, config_of(), [GROUPS[0]])
+    assert tables["teacher"].num_rows == 0
+    assert tables["weights"].num_rows == 0
+    assert tables["teacher"].schema.field("topk_ids").type.list_size == 16
+
+
+def test_grpo_needs_neither_prompts_nor_passes(policy: Policy) -> None:
+    tables = routed(policy, config_of(route={"method": "grpo"}), GROUPS)
+    assert set(column(tables, "route")) == {"grpo"}
+    assert set(column(tables, "teacher_prompt_text")) == {None}
+    assert tables["teacher"].num_rows == 0
+
+
+def test_k_of_the_whole_vocabulary_has_no_tail(policy: Policy) -> None:
+    tables = routed(policy, config_of(route={"top_k": 1000}), GROUPS)
+    assert tables["teacher"].schema.field("topk_ids").type.list_size == policy.vocabulary == 53
+    assert set(tables["teacher"]["student_tail"].to_pylist()) == {-np.inf}
+
+
+def test_a_group_of_one(tmp_path: Path, policy: Policy) -> None:
+    tables = routed(policy, config_of(route={"method": "grpo"}), [[("a", RIGHT)], [("b", WRONG)]])
+    assert column(tables, "advantage") == [0.0, 0.0]
+    assert column(tables, "group_std") == [0.0, 0.0]

@@ -1,0 +1,154 @@
+"""The update: where pi_old is from, what advances without a gradient, what stops it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import stages.update.stage
+from pipeline.errors import NumericalError, PolicyError
+from pipeline.policy import Policy
+from stages.update import STAGE as UPDATE
+from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, updated
+
+MIXED: list[Group] = [
+    [("abc", 1.0), ("de", 0.0), ("fghij", 0.0)],
+    [("k", 1.0), ("lm", 1.0), ("nopq|", 0.0)],
+]
+ALL_WRONG: list[Group] = [[("abc", 0.0), ("de", 0.0)]]
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    return open_tiny(tmp_path)
+
+
+def weights_of(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.detach().ravel().clone() for _, p in policy.named_parameters()])
+
+
+def test_statistics_of_an_on_policy_step(policy: Policy) -> None:
+    rows = updated(policy, config_of(), MIXED)["updates"].to_pylist()
+    assert [r["tokens"] for r in rows] == [4, 3, 6, 2, 3, 4]
+    assert [r["share"] for r in rows] == pytest.approx([n / 22 for n in (4, 3, 6, 2, 3, 4)])
+    assert {r["old_source"] for r in rows} == {"live"}
+    assert {r["mean_ratio"] for r in rows} == {1.0}
+    assert {r["clipped_fraction"] for r in rows} == {0.0}
+    # On-policy GRPO: rho = 1, so each token's loss is -A times TIS.
+    assert rows[0]["loss_sum"] == pytest.approx(-4 * 2 / 3 * rows[0]["mean_tis"], rel=1e-5)
+    assert rows[0]["mean_divergence"] is None
+    assert rows[1]["mean_divergence"] > 0
+
+
+def test_without_a_gradient_everything_still_advances(policy: Policy) -> None:
+    before, teacher = weights_of(policy), policy.teacher_components()[0].model
+    teacher_before = torch.cat([p.ravel().clone() for p in teacher.parameters()])
+    config = config_of(update={"learning_rate": 0.1, "weight_decay": 0.5, "warmup_steps": 0})
+    rows = updated(policy, config, ALL_WRONG)["updates"].to_pylist()
+    assert [r["computed"] for r in rows] == [False, False]
+    assert [r["share"] for r in rows] == pytest.approx([4 / 7, 3 / 7])
+    assert {r["mean_ratio"] for r in rows} == {None}
+    # AdamW with a zero gradient decays: theta (1 - lr wd) = 0.95 theta.
+    assert torch.allclose(weights_of(policy), before * 0.95)
+    teacher_after = torch.cat([p.ravel() for p in teacher.parameters()])
+    assert torch.allclose(teacher_after, 0.95 * teacher_before + 0.05 * 0.95 * before)
+    steps = {float(state["step"]) for state in policy.optimizer.state.values()}
+    assert steps == {1.0}
+
+
+def test_sdpo_without_any_teacher_has_no_tokens(policy: Policy) -> None:
+    config = config_of(route={"method": "sdpo"})
+    tables = routed(policy, config, ALL_WRONG)
+    facts = run_one(UPDATE, tables, policy, config)
+    assert facts["tokens"] == [0]
+    assert facts["loss"] == [0.0]
+    assert facts["grad_norm"] == [0.0]
+    assert {r["share"] for r in tables["updates"].to_pylist()} == {0.0}
+
+
+def test_dropped_rollouts_leave_n(policy: Policy) -> None:
+    config = config_of(route={"method": "sdpo_incorrect_only"})
+    tables = routed(policy, config, MIXED)
+    facts = run_one(UPDATE, tables, policy, config)
+    assert facts["tokens"] == [3 + 6 + 4]
+    routes = [r["route"] for r in tables["updates"].to_pylist()]
+    assert routes == ["none", "sdpo", "sdpo", "none", "none", "sdpo"]
+
+
+def test_warm_up_is_linear_from_the_first_step(policy: Policy) -> None:
+    config = config_of(update={"learning_rate": 1.0, "warmup_steps": 4})
+    rates = []
+    for step in range(6):
+        stages.update.stage.set_hyperparameters(policy.optimizer, config.update, step)
+        rates.append(policy.optimizer.param_groups[0]["lr"])
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("rescore", "source"), [("all", "stored"), ("needed", "sampled")], ids=["stored", "sampled"]
+)
+def test_another_policy_never_counts_as_the_old_one(
+    policy: Policy, rescore: str, source: str
+) -> None:
+    config = config_of(route={"method": "grpo", "rescore": rescore})
+    tables = routed(policy, config, MIXED)
+    with torch.no_grad():  # the policy moves on after sampling, as in a replayed fork
+        for _, parameter in policy.named_parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    policy.version = "000000-ffffffffffff"
+    run_one(UPDATE, tables, policy, config)
+    rows = tables["updates"].to_pylist()
+    assert {r["old_source"] for r in rows} == {source}
+    assert all(r["mean_ratio"] != 1.0 for r in rows)
+    if source == "sampled":
+        assert {r["mean_tis"] for r in rows} == {1.0}
+        assert {r["max_logprob_gap"] for r in rows} == {None}
+
+
+def test_several_updates_use_stored_values(policy: Policy) -> None:
+    config = config_of(
+        route={"method": "grpo", "mini_batch": 1},
+        generate={"questions": 2},
+        update={"learning_rate": 1e-2, "warmup_steps": 0},
+    )
+    rows = updated(policy, config, MIXED)["updates"].to_pylist()
+    assert {r["old_source"] for r in rows} == {"stored"}
+    first = [r for r in rows if r["mini_batch"] == 0]
+    second = [r for r in rows if r["mini_batch"] == 1]
+    assert all(r["mean_ratio"] == pytest.approx(1.0, abs=1e-5) for r in first)
+    assert all(abs(r["mean_ratio"] - 1.0) > 1e-4 for r in second)
+    for batch in (first, second):
+        assert sum(r["share"] for r in batch) == pytest.approx(1.0)
+
+
+def test_a_loss_that_is_not_finite_names_the_rollout(policy: Policy) -> None:
+    tables = routed(policy, config_of(), MIXED)
+    weights = tables["weights"].to_pylist()
+    weights[0]["weight"] = float("nan")
+    tables["weights"] = tables["weights"].from_pylist(weights, schema=tables["weights"].schema)
+    with pytest.raises(NumericalError, match="rollout 000000-0000-01 is nan"):
+        UPDATE.run(tables, config_of(), handles(policy))
+    with pytest.raises(PolicyError, match="failed half-way"):
+        UPDATE.run(tables, config_of(), handles(policy))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = routed(policy, config_of(), MIXED)
+    before = weights_of(policy)
+    real = stages.update.stage.accumulate_gradient
+
+    def broken(*arguments: object) -> object:
+        result = real(*arguments)  # type: ignore[arg-type]
+        next(iter(policy.model.parameters())).grad.fill_(float("inf"))
+        return result
+
+    monkeypatch.setattr(stages.update.stage, "accumulate_gradient", broken)
+    with pytest.raises(NumericalError, match=r"gradient is not finite; .*000000-0000-0"):
+        UPDATE.run(tables, config_of(), handles(policy))
+    assert torch.equal(weights_of(policy), before)
+
+
+def handles(policy: Policy) -> stages.update.stage.Handles:
+    return stages.update.stage.Handles(seed=0, step=0, policy=policy)
