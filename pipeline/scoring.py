@@ -202,7 +202,8 @@ def train_logprobs(
 
 def response_targets_N(sequences: Sequence[TokenSequence], device: torch.device) -> Tensor:
     """Return the response tokens of all sequences, one after the other."""
-    return torch.tensor([t for s in sequences for t in s.response_ids], device=device)
+    targets = [t for s in sequences for t in s.response_ids]
+    return torch.tensor(targets, dtype=torch.long, device=device)
 
 
 def _at_N(logprobs_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -223,5 +224,6 @@ def _slices(total: int, chunk: int) -> Iterator[slice]:
 def _joined(
     one_chunk: Callable[[slice], tuple[Tensor, ...]], total: int, chunk: int
 ) -> list[Tensor]:
-    parts = [one_chunk(part) for part in _slices(total, chunk)]
+    """Return each column of all chunks; where there are no positions, one empty chunk's."""
+    parts = [one_chunk(part) for part in _slices(max(total, 1), chunk)]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
