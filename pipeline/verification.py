@@ -100,8 +100,13 @@ class _Child:
         if not newline:
             return None
         self._received = rest
-        message: dict[str, Any] = json.loads(line)
-        return message
+        # A verifier may have written to our socket: such a child can't be trusted any more.
+        with suppress(ValueError):
+            message = json.loads(line)
+            if isinstance(message, dict):
+                return message
+        self.closed = True
+        return None
 
     def has_exited(self) -> bool:
         """Say whether the process is gone."""
@@ -114,7 +119,7 @@ class _Child:
             self.process.wait(1.0)
         code = self.process.returncode
         if code is None:
-            return "closed its connection"
+            return "broke its connection"
         if code >= 0:
             return f"ended with exit code {code}"
         with suppress(ValueError):

@@ -1,5 +1,6 @@
 """The judge that `test_verification.py` runs in child processes: the response says what it does."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -52,7 +53,7 @@ def take_memory(argument: str) -> Verdict:
 def take_memory_slowly(argument: str) -> None:
     hoard = []
     while True:
-        hoard.append(bytearray(1 << 20))
+        hoard.append(bytes(1 << 20))  # not touched, so that it takes no time
 
 
 def segfault(argument: str) -> None:
@@ -62,6 +63,12 @@ def segfault(argument: str) -> None:
 def close_everything(argument: str) -> None:
     os.closerange(3, 100)
     time.sleep(1000)
+
+
+def write_everywhere(argument: str) -> None:
+    for number in range(3, 20):
+        with contextlib.suppress(OSError):
+            os.write(number, argument.encode() + b"\n")
 
 
 def fork(argument: str) -> None:
@@ -105,6 +112,7 @@ COMMANDS: dict[str, Callable[[str], Verdict | None]] = {
     "takes memory slowly": take_memory_slowly,
     "segfaults": segfault,
     "closes everything": close_everything,
+    "writes everywhere": write_everywhere,
     "forks": fork,
     "exits": lambda argument: sys.exit(int(argument)),
     "exits at once": lambda argument: os._exit(int(argument)),

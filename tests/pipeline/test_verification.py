@@ -64,7 +64,9 @@ MISBEHAVIOUR = {
     "exits at once:0": "verifier process ended with exit code 0",
     "exits at once:3": "verifier process ended with exit code 3",
     "forks": "verifier process ended with exit code 7",
-    "closes everything": "verifier process closed its connection",
+    "closes everything": "verifier process broke its connection",
+    "writes everywhere:junk": "verifier process broke its connection",
+    "writes everywhere:5": "verifier process broke its connection",
     "returns:1.0": "verifier returned a float, expected a Verdict",
     "returns:None or dict": "verifier returned a type, expected a Verdict",
     "returns:Verdict(float('nan'), True)": (
@@ -117,7 +119,7 @@ def test_long_texts_are_cut_visibly_and_responses_are_not(pool: PoolMaker) -> No
 
 
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
