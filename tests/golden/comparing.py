@@ -1,74 +1,19 @@
-"""Where the tables of a run disagree with the twin: one readable line for each number.
-
-What float32 can give. A stored float32 is off by 6e-8 of its value, but the log-probability in it
-came from logits of size 10 to 30 (one rounding: 1e-6) by way of a forward pass, so near 0 it has
-an absolute error of about `LOG_FLOOR` = 32 `floor` = 3.2e-6 however small it is. That error is a
-RELATIVE error of the probability. From it follow, with J a divergence and H an entropy:
-
-- tail: log of a mass M that is known to some floats next to 1: 3 `floor` / M, on top of the above.
-- divergence: its first-order terms cancel. An error e of the logs moves it by at most
-  e sqrt(J / 2) + e^2 (Cauchy-Schwarz on J ~ sum of p d^2 / 8), and a sum over p log p in float32
-  leaves `floor` (1 + H). A JSD of 1e-9 is below that floor, so only its sign can be held to.
-- exp(-beta H) and ratios: the error of the exponent, as a relative error.
-"""
+"""Where the tables of a run disagree with the twin: one readable line for each number."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from tests.golden import formulas
-from tests.golden.records import RolloutTwin, StepTwin, TeacherTwin
+from tests.golden.records import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
+from tests.golden.tolerances import MASS_FLOOR, Array, Report, divergence_slack
 
-Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
-LOG_FLOOR = 32.0
 ESTIMATOR = "sampled_token"  # no divergence: signed, and its mean has two readings
-
-
-@dataclass
-class _Report:
-    rtol: float
-    floor: float
-    lines: list[str] = field(default_factory=list)
-
-    @property
-    def logs(self) -> float:
-        return LOG_FLOOR * self.floor
-
-    def say(self, what: str, rollout: str, found: object, expected: object) -> None:
-        self.lines.append(f"{what} {rollout}: found {found}, expected {expected}")
-
-    def check(
-        self,
-        what: str,
-        rollout: str,
-        found: Sequence[float] | Array,
-        expected: Tensor | Sequence[float],
-        slack: Tensor | float,
-    ) -> None:
-        """Note each entry off by more than rtol |expected| + slack; NaN is always noted."""
-        got = np.asarray(found, dtype=np.float64)
-        want = torch.as_tensor(expected, dtype=torch.float64).numpy()
-        if got.shape != want.shape:
-            self.say(f"{what} (shape)", rollout, got.shape, want.shape)
-            return
-        allowed = self.rtol * np.abs(want) + torch.as_tensor(slack, dtype=torch.float64).numpy()
-        with np.errstate(invalid="ignore"):
-            off = np.abs(got - want)
-            wrong = ~((got == want) | (off <= allowed))
-        for index in np.argwhere(wrong):
-            at = tuple(index)
-            relative = off[at] / max(abs(want[at]), np.finfo(np.float64).tiny)
-            self.lines.append(
-                f"{what} {rollout} [{', '.join(map(str, at))}]: found {got[at]:.9g}, "
-                f"expected {want[at]:.9g}, relative error {relative:.2g}"
-            )
 
 
 def _by_rollout(table: pa.Table) -> dict[str, list[Row]]:
@@ -83,7 +28,7 @@ def _column(rows: Iterable[Row], name: str) -> Array:
 
 
 def _token_rows(
-    report: _Report, name: str, table: pa.Table, twin: StepTwin
+    report: Report, name: str, table: pa.Table, twin: StepTwin
 ) -> list[tuple[RolloutTwin, TeacherTwin, list[Row]]]:
     """Pair the rows of a token table with the taught rollouts; note rows too many or too few."""
     grouped = _by_rollout(table)
@@ -103,14 +48,13 @@ def _token_rows(
     return paired
 
 
-def _divergence_slack(report: _Report, value: Tensor, entropy: Tensor) -> Tensor:
-    logs = report.logs
-    return logs * (value.abs() / 2).sqrt() + logs**2 + report.floor * (1.0 + entropy)
+def _tails(teacher: TeacherTwin) -> tuple[Tensor, Tensor] | None:
+    if teacher.student_tail is None or teacher.teacher_tail is None:
+        return None
+    return teacher.student_tail, teacher.teacher_tail
 
 
-def _compare_topk(
-    report: _Report, row: RolloutTwin, twin: TeacherTwin, rows: Sequence[Row]
-) -> None:
+def _compare_topk(report: Report, row: RolloutTwin, twin: TeacherTwin, rows: Sequence[Row]) -> None:
     """Section 5: ids, log-probabilities at them, tails and JSD; ids that tie may change places."""
     name, logs = row.rollout_id, report.logs
     ids = torch.tensor([entry["topk_ids"] for entry in rows], dtype=torch.int64)
@@ -133,18 +77,19 @@ def _compare_topk(
         whole = ids.shape[-1] == vocabulary
         rest = torch.full(ids.shape[:1], -torch.inf, dtype=torch.float64)
         rest = rest if whole else formulas.tail(expected)
-        slack = torch.zeros_like(rest) if whole else logs + 3 * report.floor / rest.exp()
+        slack = torch.zeros_like(rest) if whole else logs + MASS_FLOOR * report.floor / rest.exp()
         report.check(f"{who}_tail", name, _column(rows, f"{who}_tail"), rest, slack)
     s_tj = formulas.buckets(twin.student_logps, ids)
     q_tj = formulas.buckets(twin.teacher_logps, ids)
     jsd, found = formulas.divergence("jsd", 0.5, s_tj, q_tj), _column(rows, "jsd")
-    report.check("jsd", name, found, jsd, _divergence_slack(report, jsd, formulas.entropy(s_tj)))
+    own = formulas.entropy(s_tj)
+    report.check("jsd", name, found, jsd, divergence_slack(report, "jsd", jsd, own, _tails(twin)))
     for position in np.argwhere(found < 0.0).ravel():
         report.say("jsd", f"{name} [{position}]", found[position], "never below 0")
     return None
 
 
-def _compare_teacher(report: _Report, twin: StepTwin, table: pa.Table) -> None:
+def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
     for row, teacher, rows in _token_rows(report, "teacher", table, twin):
         expected = {
             "entropy": teacher.entropy,
@@ -157,7 +102,7 @@ def _compare_teacher(report: _Report, twin: StepTwin, table: pa.Table) -> None:
         _compare_topk(report, row, teacher, rows)
 
 
-def _compare_weights(report: _Report, twin: StepTwin, table: pa.Table) -> None:
+def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:
     """Section 6; the mean over each mini-batch is 1 to the float32 of its summands."""
     means: dict[int, list[Array]] = {}
     beta = twin.settings.beta if twin.settings.method == "srpo" else 0.0
@@ -175,7 +120,7 @@ def _compare_weights(report: _Report, twin: StepTwin, table: pa.Table) -> None:
         report.check("weight (mean)", f"mini-batch {batch}", [mean], [1.0], 10 * report.floor)
 
 
-def _compare_scores(report: _Report, twin: StepTwin, table: pa.Table) -> None:
+def _compare_scores(report: Report, twin: StepTwin, table: pa.Table) -> None:
     for found in table.to_pylist():
         row = twin.rollouts[found["rollout_id"]]
         for name in ("old_logprobs", "student_entropy"):
@@ -184,7 +129,14 @@ def _compare_scores(report: _Report, twin: StepTwin, table: pa.Table) -> None:
                 report.check(f"scores.{name}", row.rollout_id, found[name], expected, report.logs)
 
 
-def _loss_slack(report: _Report, twin: StepTwin, row: RolloutTwin) -> float:
+def _update_slack(
+    report: Report, twin: StepTwin, update: UpdateTwin, teacher: TeacherTwin
+) -> Tensor:
+    name = twin.settings.divergence
+    return divergence_slack(report, name, update.divergences, teacher.entropy, _tails(teacher))
+
+
+def _loss_slack(report: Report, twin: StepTwin, row: RolloutTwin) -> float:
     """The token errors of a loss sum; those of single tokens do not cancel in general."""
     assert row.update is not None
     slack = float(row.update.token_losses.abs().sum()) * (report.rtol + 2 * report.logs)
@@ -192,7 +144,7 @@ def _loss_slack(report: _Report, twin: StepTwin, row: RolloutTwin) -> float:
         return slack
     if twin.settings.divergence == ESTIMATOR:  # an error of d in (log s - log q) log s
         return slack + float(2 * report.logs * row.teacher.student_logprob.abs().sum())
-    kept = _divergence_slack(report, row.update.divergences, row.teacher.entropy)
+    kept = _update_slack(report, twin, row.update, row.teacher)
     return slack + float((row.teacher.weights * row.update.tis * kept).sum())
 
 
@@ -217,7 +169,7 @@ def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], f
     return [float(x.double().mean()) for x in (outside, active)], float(near.double().mean())
 
 
-def _compare_statistics(report: _Report, twin: StepTwin, row: RolloutTwin, found: Row) -> None:
+def _compare_statistics(report: Report, twin: StepTwin, row: RolloutTwin, found: Row) -> None:
     """The nullable columns of `updates`; null where the rollout was not computed."""
     assert row.update is not None
     name, logs, update = row.rollout_id, report.logs, row.update
@@ -228,7 +180,7 @@ def _compare_statistics(report: _Report, twin: StepTwin, row: RolloutTwin, found
     }
     if row.teacher is not None and twin.settings.divergence != ESTIMATOR:
         values = update.divergences
-        kept = _divergence_slack(report, values, row.teacher.entropy).mean()
+        kept = _update_slack(report, twin, update, row.teacher).mean()
         expected["mean_divergence"] = (values.mean(), float(kept))
     for column, (value, slack) in expected.items():
         if found[column] is not None:
@@ -239,7 +191,7 @@ def _compare_statistics(report: _Report, twin: StepTwin, row: RolloutTwin, found
         report.say("updates.clipped_fraction", name, fraction, f"one of {readings}")
 
 
-def _compare_updates(report: _Report, twin: StepTwin, table: pa.Table) -> None:
+def _compare_updates(report: Report, twin: StepTwin, table: pa.Table) -> None:
     grouped = _by_rollout(table)
     if sorted(grouped) != sorted(twin.rollouts) or len(grouped) != table.num_rows:
         report.say("updates (rows)", "all", table.num_rows, f"one for each of {len(twin.rollouts)}")
@@ -275,7 +227,7 @@ def compare(
     floor: float = 1e-7,
 ) -> list[str]:
     """Every disagreement of the tables with the twin, one line each; None skips a table."""
-    report = _Report(rtol, floor)
+    report = Report(rtol, floor)
     checks = [
         (_compare_teacher, teacher_table),
         (_compare_weights, weights_table),
@@ -295,7 +247,7 @@ def compare_routes(
 
     The twin never shortens: a prompt over the limit shows up here. Method `grpo` has no teacher.
     """
-    report = _Report(rtol, floor)
+    report = Report(rtol, floor)
     for found in routes_table.to_pylist():
         row = twin.rollouts[found["rollout_id"]]
         exact = {"correct": row.correct, "route": row.route}
