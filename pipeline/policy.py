@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.errors import PolicyError
@@ -101,10 +102,22 @@ class Policy:
         if self.version == _IN_FLUX:
             raise PolicyError("an earlier update failed half-way; open the policy anew")
         self.version = _IN_FLUX
+        self._recompute_activations(True)
 
     def finish_update(self, version: str) -> None:
         """Give the updated weights their version."""
+        self._recompute_activations(False)
         self.version = version
+
+    def _recompute_activations(self, on: bool) -> None:
+        """Turn gradient checkpointing on for an update, if the settings want it.
+
+        transformers ties it to a layer's training mode, in which the layer would also drop the
+        cache that sampling needs; the layer's own flag is set, so that no dropout below wakes up.
+        """
+        for module in self.model.modules() if self._settings.gradient_checkpointing else ():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = on
 
     def forward(self, chunk: int) -> Forward:
         """Return how forward passes over this policy run."""
