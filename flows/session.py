@@ -59,7 +59,12 @@ class Session:
         self._task_digest = file_digest(run.config.data.task)
         verify = run.config.verify
         self._verifier = VerifierPool(
-            judge, run.config.data.task, verify.workers, verify.timeout_seconds, verify.memory_mb
+            judge,
+            run.config.data.task,
+            verify.workers,
+            verify.timeout_seconds,
+            verify.memory_mb,
+            prepare=open_task,
         )
 
     @classmethod
