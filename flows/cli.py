@@ -1,0 +1,204 @@
+"""The command line `srpo`. Heavy libraries are imported by the commands that need them."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from pipeline.errors import SrpoError
+
+if TYPE_CHECKING:
+    from flows.loop import Outcome
+    from flows.session import Session
+
+INTERRUPTED = 130
+RUNS = Path("runs")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="On-policy post-training of language models by SRPO. Start here: srpo train demo",
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be given several times."),
+]
+
+
+def main() -> None:
+    """Run a command; an error of ours is one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except (SrpoError, typer.TyperException) as error:
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        code = 2
+    except typer.Abort:
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+@app.command()
+def train(
+    config: Annotated[str | None, typer.Argument(help="A TOML file or a preset.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run.")] = False,
+) -> None:
+    """Train a policy; the tables of every step stay on disk.
+
+    Ctrl-C ends the running stage, takes a snapshot and says how to go on; twice stops at once.
+
+    Example: srpo train demo --run runs/first --set run.steps=20
+    """
+    from flows.opening import checked_config, default_run_dir, open_session
+    from flows.server import open_server
+    from flows.summary import go_on, print_summary
+
+    if run is None:
+        if resume or config is None:
+            raise SrpoError("which run? --resume needs --run DIR; a new run needs a configuration")
+        run = default_run_dir(config, RUNS)
+    settings = checked_config(config, run, overrides or [], resume)
+    console = Console()
+    lease = open_server(run.parent)  # starts in the background, while the model loads
+    try:
+        with contextlib.closing(open_session(settings, run, resume)) as session:
+            lease.wait()
+            outcome = _train(session, run, console)
+            print_summary(console, session, outcome)
+    except KeyboardInterrupt:
+        known = (run / "run.json").exists()
+        hint = f"; go on: {go_on(str(run))}" if known else "; nothing was written"
+        print(f"interrupted{hint}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        lease.release()
+    if outcome.ended == "stopped":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _train(session: "Session", run: Path, console: Console) -> "Outcome":
+    from flows.progress import Lines, Screen
+    from flows.train import run_training
+
+    if not console.is_terminal:
+        return run_training(session, [Lines(session)])
+    with Screen(session, run.name, console) as screen:
+        return run_training(session, [screen])
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="generate, verify, route, weigh, update, evaluate.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    step: Annotated[int, typer.Option(min=0, help="Training step; for evaluate: steps done.")],
+) -> None:
+    """Run one stage on saved tables, where its own tables are missing.
+
+    Example: srpo stage route --run runs/first --step 12
+    """
+    from flows.loop import STEP_STAGES
+    from flows.session import Session
+
+    if name not in (*STEP_STAGES, "evaluate"):
+        raise SrpoError(f"no stage {name}; there are {', '.join(STEP_STAGES)} and evaluate")
+    with contextlib.closing(Session.resume(run)) as session, _bar(name) as progress:
+        reference = session.run_stage(name, step, progress)
+    done = "there already, nothing done" if reference["skipped"] else "done"
+    print(f"{name} of step {step}: {done}")
+    for table, facts in reference["tables"].items():
+        print(f"  {table}: {facts['rows']} rows, sha256 {facts['sha256']}, {facts['path']}")
+
+
+@app.command()
+def evaluate(
+    state: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="A run, at its end or STEP.")],
+    task: Annotated[str | None, typer.Option(help="Another task than the run's.")] = None,
+    overrides: Set = None,
+) -> None:
+    """Measure a policy on the test questions: avg@k with its interval, pass@k, maj@k.
+
+    Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
+    """
+    from flows.opening import last_state, split_state
+    from flows.progress import evaluation_line
+    from flows.session import Session
+
+    run, step = split_state(state)
+    chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
+    with contextlib.closing(Session.resume(run)) as session, _bar("evaluate") as progress:
+        steps_done = last_state(session.run) if step is None else step
+        summary = session.evaluate_now(steps_done, chosen, progress)
+    print(evaluation_line(steps_done, summary))
+    print(f"{summary['questions']} questions, {summary['rollouts']} answers")
+
+
+@app.command()
+def tasks() -> None:
+    """List the shipped tasks; a Python file of your own is a task as well.
+
+    Example: srpo tasks
+    """
+    from data.registry import describe, task_names
+
+    _print_pairs((name, describe(name)) for name in task_names())
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="Show this one.")] = None) -> None:
+    """List the presets, or print one as the TOML file it is.
+
+    Example: srpo presets srpo-paper > mine.toml
+    """
+    from pipeline.loading import preset_names, preset_text
+
+    names = preset_names()
+    if name is None:
+        _print_pairs((n, preset_text(n).splitlines()[0].removeprefix("# ")) for n in names)
+    elif name in names:
+        print(preset_text(name), end="")
+    else:
+        raise SrpoError(f"no preset {name}; there are {', '.join(names)}")
+
+
+@app.command()
+def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs.")] = RUNS) -> None:
+    """Say what is installed, what the machine has, and what will run where.
+
+    Example: srpo doctor
+    """
+    from flows.doctor import print_report
+
+    if not print_report(Console(), run_root):
+        raise typer.Exit(1)
+
+
+def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:
+    table = Table(show_header=False, box=None)
+    for left, right in pairs:
+        table.add_row(left, right)
+    Console().print(table, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Any]:
+    """Show one bar for one stage, on terminals, and yield the function that moves it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
+        row = p.add_task(name, total=None)
+        yield lambda done, total: p.update(row, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""From what a user types to an open session: which folder, new or resumed, and what may change."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, StoreError
+from pipeline.loading import apply_override, load_config, validate_config
+
+if TYPE_CHECKING:
+    from flows.session import Session
+    from pipeline.store import Run
+
+MAY_GROW = ("run.steps", "run.max_hours")
+
+
+def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:
+    """Return the first free folder runs/<preset or file>-<n>."""
+    stem = Path(source).stem
+    taken = 1
+    while (parent / f"{stem}-{taken}").exists():
+        taken += 1
+    return parent / f"{stem}-{taken}"
+
+
+def checked_config(
+    source: str | None, run_dir: Path, overrides: Sequence[str], resume: bool
+) -> Config:
+    """Return the configuration of a run that may begin, or go on, in `run_dir`; writes nothing.
+
+    Raises:
+        SrpoError: the configuration can't be used; the folder is taken, or there is nothing to
+            resume; the run was made with other settings.
+    """
+    if resume:
+        from pipeline.store import Run
+
+        return resumed_config(Run.open(run_dir), source, overrides)
+    if source is None:
+        raise ConfigError("which configuration? Give a TOML file or a preset, or --resume --run")
+    config = load_config(source, overrides)
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise StoreError(
+            f"{run_dir} is there already: go on with it by --resume --run {run_dir}, or choose "
+            "another --run"
+        )
+    return config
+
+
+def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
+    """Open a new run, or go on with one, whose limits may have grown."""
+    from flows.session import Session
+    from pipeline.store import Run
+
+    if not resume:
+        return Session.create(run_dir, config)
+    run = Run.open(run_dir)
+    if config != run.config:
+        run.extend(config)
+    return Session.resume(run_dir)
+
+
+def resumed_config(run: "Run", source: str | None, overrides: Sequence[str]) -> Config:
+    """Return the configuration to go on with.
+
+    Raises:
+        ConfigError: a setting differs from the run's, other than limits that grow.
+    """
+    if source is not None:
+        wanted = load_config(source, overrides)
+    else:
+        values = run.config.model_dump()
+        for override in overrides:
+            apply_override(values, override)
+        wanted = validate_config(values, "--set")
+    before, after = flat(run.config.model_dump()), flat(wanted.model_dump())
+    differing = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    refused = [k for k in differing if not _grows(k, before.get(k), after.get(k))]
+    if refused:
+        changes = "; ".join(f"{k} is {before.get(k)}, not {after.get(k)}" for k in refused)
+        raise ConfigError(
+            f"{run.root} was made with other settings: {changes}. Only {' and '.join(MAY_GROW)} "
+            "may grow on resume; for anything else start another run"
+        )
+    return wanted
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def past_metrics(run: "Run") -> list[dict[str, Any]]:
+    """Read the records of the steps that are complete, up to the first gap."""
+    records: list[dict[str, Any]] = []
+    while (path := run.metrics_path(len(records))).exists():
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record.pop("digest", None)
+        records.append(record)
+    return records
+
+
+def _grows(key: str, before: Any, after: Any) -> bool:
+    if key not in MAY_GROW or before is None:
+        return False
+    return after is None or after > before
+
+
+def split_state(text: str) -> tuple[Path, int | None]:
+    """Read RUN or RUN@STEP.
+
+    Raises:
+        ConfigError: what follows the @ is no number of steps.
+    """
+    run, at, step = text.rpartition("@")
+    if not at:
+        return Path(text), None
+    if not step.isdecimal():
+        raise ConfigError(f"{text}: expected RUN or RUN@STEP, got {step!r} as the number of steps")
+    return Path(run), int(step)
+
+
+def last_state(run: "Run") -> int:
+    """Return the number of steps of a run that are complete."""
+    return len(past_metrics(run))

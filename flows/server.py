@@ -1,0 +1,300 @@
+"""The Prefect API a run talks to: the user's `PREFECT_API_URL`, else one server per folder of runs.
+
+    command A ─ shared lock on ROOT/.prefect/lease ─┐
+    command B ─ shared lock on ROOT/.prefect/lease ─┤ held: the server lives
+    server ──── asks for the exclusive lock, once a second; got it for 3 s: it ends
+
+The locks vanish with the process that holds them, however it ended, so no command can leave a
+server behind. `python -m flows.server` is the server: Prefect's own application under uvicorn plus
+the watch over the lease, in a session of its own, so that Ctrl-C in a terminal does not reach it.
+The command that starts it binds the port and passes it the socket: the address is known at once,
+can't be taken by anybody else, and connections queue until the server answers.
+"""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from pipeline.errors import SrpoError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+START_LIMIT_SECONDS = 60.0
+END_LIMIT_SECONDS = 15.0
+POLL_SECONDS = 1.0
+IDLE_POLLS = 3
+GRACE_SECONDS = 5.0
+READY = "ready"
+"""Marks a folder whose database was created in full."""
+
+CLIENT_SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+"""For the commands. The console level keeps Prefect's tracebacks out of our display; the API has
+them, and the command prints the error itself."""
+
+SERVER_SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+"""For the server of a run root. It lives as long as its runs: schedules, late runs, work pools and
+automations belong on a server that stays, which `PREFECT_API_URL` names. Recording task runs in
+batches, and not keeping the events they are made of, cut its work per task from 50 to 11 ms. The
+interval is in whole seconds: below 1 the server spins."""
+
+
+class ServerState(NamedTuple):
+    """Which API the runs of a root talk to, and whether it answers."""
+
+    url: str | None
+    own: bool
+    alive: bool
+
+
+class Lease:
+    """A hold on the Prefect API; the server of a run root lives while anybody has one.
+
+    One lease per process and root: POSIX locks belong to the process, not to the file handle.
+    """
+
+    def __init__(self, url: str, log: Path | None, lock: IO[str] | None, previous: dict[str, str]):
+        self.url = url
+        self._log = log
+        self._lock = lock
+        self._previous = previous
+
+    @property
+    def web_url(self) -> str:
+        """Address of Prefect's web pages."""
+        return self.url.removesuffix("/api")
+
+    def wait(self, limit_seconds: float = START_LIMIT_SECONDS) -> None:
+        """Block until the API answers.
+
+        Raises:
+            SrpoError: it does not answer within the limit, or its process ended.
+        """
+        started = time.monotonic()
+        reason = _health(self.url, limit_seconds)
+        while reason is not None and self._log is None:
+            left = started + limit_seconds - time.monotonic()
+            if left < 1:
+                break
+            time.sleep(0.5)  # somebody else's server may be starting too
+            reason = _health(self.url, left)
+        if reason is None:
+            return
+        place = f"its log is {self._log}" if self._log else "it is what PREFECT_API_URL names"
+        raise SrpoError(
+            f"no Prefect server at {self.url}/health after {time.monotonic() - started:.0f} s "
+            f"(limit {limit_seconds:g} s): {reason}; {place}"
+        )
+
+    def release(self) -> None:
+        """Give up the hold and restore the environment."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        for name in [*CLIENT_SETTINGS, "PREFECT_HOME", "PREFECT_API_URL", "NO_PROXY"]:
+            if name in self._previous:
+                os.environ[name] = self._previous[name]
+            else:
+                os.environ.pop(name, None)
+
+
+def open_server(root: Path) -> Lease:
+    """Take a lease on the Prefect API for the runs in `root`, without waiting for its answer.
+
+    Sets the environment for Prefect's client, so call it before anything imports prefect.
+    """
+    previous = dict(os.environ)
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        return Lease(given.rstrip("/"), None, None, previous)
+    home = (root / ".prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    lock = (home / "lease").open("a+")
+    fcntl.lockf(lock, fcntl.LOCK_SH)
+    url = _running_or_new(home)
+    os.environ["PREFECT_HOME"] = str(home)
+    os.environ["PREFECT_API_URL"] = url
+    os.environ["NO_PROXY"] = ",".join(filter(None, [previous.get("NO_PROXY"), "127.0.0.1"]))
+    return Lease(url, home / "server.log", lock, previous)
+
+
+def server_state(root: Path) -> ServerState:
+    """Tell which API a run in `root` would use and whether it is there now."""
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        return ServerState(given, own=False, alive=_health(given.rstrip("/"), 5.0) is None)
+    url = _announced(root / ".prefect")
+    return ServerState(url, own=True, alive=url is not None and _health(url, 5.0) is None)
+
+
+def _running_or_new(home: Path) -> str:
+    """Return the address of the live server of `home`, starting one where there is none."""
+    deadline = time.monotonic() + END_LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        with (home / "start.lock").open("w") as start, (home / "server.lock").open("w") as alive:
+            fcntl.flock(start, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                url = _announced(home)
+            else:
+                url = _start(home, alive)
+        if url is not None:
+            return url
+        time.sleep(0.1)  # the last server is on its way out and has withdrawn its address
+    raise SrpoError(
+        f"waited {END_LIMIT_SECONDS:g} s for the last Prefect server of {home} to end; its log is "
+        f"{home / 'server.log'}"
+    )
+
+
+def _start(home: Path, alive: IO[str]) -> str:
+    """Start a server that inherits the held lock `alive`, and announce its address."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+    project = str(Path(__file__).resolve().parents[1])
+    paths = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **SERVER_SETTINGS, "PYTHONPATH": paths, "PREFECT_HOME": str(home)}
+    environment["PREFECT_UI_API_URL"] = url
+    arguments = [str(home), str(listening.fileno())]
+    with listening, (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[listening.fileno(), alive.fileno()],
+        )
+    text = json.dumps({"url": url, "pid": process.pid})
+    (home / "server.json.new").write_text(text, encoding="utf-8")
+    (home / "server.json.new").replace(home / "server.json")
+    return url
+
+
+def _announced(home: Path) -> str | None:
+    """Return the address in server.json, if there is one."""
+    try:
+        return str(json.loads((home / "server.json").read_text(encoding="utf-8"))["url"])
+    except FileNotFoundError:
+        return None
+
+
+def _health(url: str, limit_seconds: float) -> str | None:
+    """Return None if the API is well, else what is wrong; connections queue until it is up."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = direct if "//127.0.0.1" in url else urllib.request.build_opener()
+    try:
+        with opener.open(f"{url}/health", timeout=limit_seconds):
+            return None
+    except urllib.error.HTTPError as error:  # below 500: it wants a login, and so is well
+        return None if error.code < 500 else f"it answered {error.code}"
+    except TimeoutError:
+        return "no answer"
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            return "no answer"
+        return f"no connection ({error.reason})"
+    except (ConnectionError, http.client.HTTPException) as error:
+        return f"its process ended ({type(error).__name__})"
+
+
+@contextlib.contextmanager
+def _exclusive(lease: IO[str]) -> Iterator[bool]:
+    """Hold the lease alone, if nobody else has it."""
+    try:
+        fcntl.lockf(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(lease, fcntl.LOCK_UN)
+
+
+def _watch(home: Path, server: "uvicorn.Server") -> None:
+    """End the process once nobody has held the lease for a while.
+
+    An upgrade of an existing database is never cut short. The first creation may be: as long as
+    the marker is missing, the next server begins with a new file.
+    """
+    polls = 0
+    with (home / "lease").open("a+") as lease:
+        while True:
+            time.sleep(POLL_SECONDS)
+            if server.started:
+                (home / READY).touch()
+            with _exclusive(lease) as idle:
+                polls = polls + 1 if idle else 0
+                interruptible = server.started or not (home / READY).exists()
+                if polls > IDLE_POLLS and interruptible:
+                    (home / "server.json").unlink(missing_ok=True)
+                    break
+    if server.started:
+        server.should_exit = True
+        time.sleep(GRACE_SECONDS)
+    os._exit(0)
+
+
+def serve(home: Path, listening: socket.socket) -> None:
+    """Run Prefect's server on `listening` until the lease of `home` has been free for a while."""
+    import uvicorn
+
+    if not (home / READY).exists():
+        for left_over in home.glob("prefect.db*"):
+            left_over.unlink()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            "prefect.server.api.server:create_app",
+            factory=True,
+            lifespan="on",
+            log_level="warning",
+            timeout_graceful_shutdown=int(GRACE_SECONDS / 2),
+        )
+    )
+    threading.Thread(target=_watch, args=(home, server), name="lease", daemon=True).start()
+    server.run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))

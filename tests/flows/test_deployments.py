@@ -1,0 +1,78 @@
+"""prefect.yaml: every deployment names a flow that exists, with parameters that it takes."""
+
+import contextlib
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from flows.loop import STEP_STAGES
+from flows.server import open_server
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def deployments() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((PROJECT / "prefect.yaml").read_text())[
+        "deployments"
+    ]
+    return found
+
+
+def test_there_is_a_deployment_for_training_evaluation_and_each_stage() -> None:
+    assert [d["name"] for d in deployments()] == ["train", "evaluate", *STEP_STAGES]
+
+
+def test_entrypoints_are_flows_that_take_the_parameters() -> None:
+    from prefect import Flow
+
+    for deployment in deployments():
+        path, _, name = deployment["entrypoint"].partition(":")
+        spec = importlib.util.spec_from_file_location("deployed", PROJECT / path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        flow = getattr(module, name)
+        assert isinstance(flow, Flow)
+        taken = inspect.signature(flow.fn).parameters
+        assert set(deployment.get("parameters", {})) <= set(taken)
+        assert "run" in taken
+
+
+@pytest.mark.slow
+def test_all_deployments_register_with_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    lease = open_server(tmp_path)
+    try:
+        lease.wait()
+        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+        for command in (
+            ["work-pool", "create", "srpo", "--type", "process"],
+            ["deploy", "--all"],
+        ):
+            done = subprocess.run(
+                [*prefect, *command],
+                cwd=PROJECT,
+                env={**os.environ, "PWD": str(PROJECT), "PYTHONPATH": str(PROJECT)},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        from prefect.client.orchestration import SyncPrefectClient
+
+        with SyncPrefectClient(lease.url) as client:
+            names = {d.name for d in client.read_deployments()}
+        assert names == {d["name"] for d in deployments()}
+    finally:
+        lease.release()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
