@@ -52,15 +52,13 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
         if optimizer:
             save_file(optimizer, folder / "optimizer.safetensors")
         files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.is_file()}
-        write_json(
-            folder / "state.json",
-            {
-                "steps_done": steps_done,
-                "policy_version": policy.version,
-                "initial_version": policy.initial_version,
-                "sha256": files,
-            },
-        )
+        state = {
+            "steps_done": steps_done,
+            "policy_version": policy.version,
+            "initial_version": policy.initial_version,
+            "sha256": files,
+        }
+        write_json(folder / "state.json", {**state, "digest": digest_of(state)})
 
 
 def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
@@ -68,8 +66,9 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
 
     Raises:
         StoreError: a file is missing or its bytes changed.
+        PolicyError: the model can't be opened.
     """
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(folder / "state.json")
     for name, expected in state["sha256"].items():
         path = folder / name
         if not path.exists() or file_digest(path) != expected:
@@ -84,6 +83,18 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
     return policy
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path.parent}: no snapshot here (state.json is missing)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise StoreError(f"{path}: not valid JSON") from None
+    if not isinstance(state, dict) or state.pop("digest", None) != digest_of(state):
+        raise StoreError(f"{path}: changed since it was written (digest does not match)")
+    return state
+
+
 def _load_pretrained(path: str) -> tuple[Any, Any]:
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -92,12 +103,22 @@ def _load_pretrained(path: str) -> tuple[Any, Any]:
         raise PolicyError(f"{path}: no such model folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the names
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PolicyError(f"model.path {path}: can't be opened: {reason}") from None
+    mismatched = {key for key, *_ in loading["mismatched_keys"]}
+    if absent := sorted({*loading["missing_keys"], *mismatched}):
+        names = ", ".join(absent[:3])
+        raise PolicyError(f"{path}: {len(absent)} weights missing or of another shape: {names}")
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise PolicyError(f"{path}: a model folder without a tokenizer")
     if tokenizer.chat_template is None:
         raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
     return model, tokenizer
