@@ -113,6 +113,8 @@ class Run:
         expected = schema_of(origin.table, data.schema)
         if not data.schema.equals(expected):
             raise StoreError(f"{origin.stage} made {origin.table} with a schema that differs")
+        if nulls := [f.name for f in expected if not f.nullable and data[f.name].null_count]:
+            raise StoreError(f"{origin.stage} made {origin.table} with nulls in {', '.join(nulls)}")
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
         there = self.has(origin.table, origin.step)
