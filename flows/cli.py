@@ -122,25 +122,35 @@ def stage(
 
 @app.command()
 def evaluate(
-    state: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="A run, at its end or STEP.")],
+    state: Annotated[
+        str, typer.Argument(metavar="RUN[@STEP]|MODEL", help="A run, at its end or STEP; a model.")
+    ],
     task: Annotated[str | None, typer.Option(help="Another task than the run's.")] = None,
     overrides: Set = None,
 ) -> None:
     """Measure a policy on the test questions: avg@k with its interval, pass@k, maj@k.
 
+    A model is a Hugging Face folder or name; its answers are kept in a run folder of their own.
+
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
-    from flows.opening import last_state, split_state
+    from flows.opening import default_run_dir, last_state, model_config, split_state
     from flows.progress import evaluation_line
     from flows.session import Session
 
     run, step = split_state(state)
     chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
-    with contextlib.closing(Session.resume(run)) as session, _bar("evaluate") as progress:
+    if (run / "run.json").exists():
+        session = Session.resume(run)
+    else:
+        settings = model_config(state, chosen)
+        run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
+        session = Session.create(run, settings, keep_start=False)
+    with contextlib.closing(session), _bar("evaluate") as progress:
         steps_done = last_state(session.run) if step is None else step
         summary = session.evaluate_now(steps_done, chosen, progress)
     print(evaluation_line(steps_done, summary))
-    print(f"{summary['questions']} questions, {summary['rollouts']} answers")
+    print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")
 
 
 @app.command()

@@ -128,6 +128,20 @@ def split_state(text: str) -> tuple[Path, int | None]:
     return Path(run), int(step)
 
 
+def model_config(model: str, overrides: Sequence[str]) -> Config:
+    """Return the configuration that evaluates a model which no run of ours trained.
+
+    Raises:
+        ConfigError: it is unclear which task, or a setting can't be used.
+    """
+    values: dict[str, Any] = {"model": {"path": model}, "run": {"steps": 1}}
+    for override in overrides:
+        apply_override(values, override)
+    if "task" not in values.get("data", {}):
+        raise ConfigError(f"{model}: no run folder, so taken for a model: which --task?")
+    return validate_config(values, "--set")
+
+
 def last_state(run: "Run") -> int:
     """Return the number of steps of a run that are complete."""
     return len(past_metrics(run))

@@ -4,10 +4,12 @@ The policy stays resident between stages. Whenever another step's policy is need
 from the nearest earlier snapshot and `update` is replayed from the saved tables.
 """
 
+import contextlib
 import json
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -25,8 +27,9 @@ from data.random_policy import write_random_policy
 from data.registry import file_digest, judge, open_task
 from flows.questions import Questions, check_context, fitting, load_questions
 from pipeline.config import Config
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.files import digest_of, write_json
+from pipeline.loading import apply_override, validate_config
 from pipeline.metrics import evaluation_metrics, step_metrics
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.sampling import TransformersEngine
@@ -46,6 +49,7 @@ STAGES: dict[str, Stage] = {
         stages.evaluate,
     )
 }
+_EVALUATION_SECTIONS = ("data", "verify", "evaluate")
 _PACKAGES = ("srpo", "torch", "transformers", "pyarrow", "polars", "prefect", "numpy")
 
 
@@ -68,8 +72,12 @@ class Session:
         )
 
     @classmethod
-    def create(cls, run_dir: Path, config: Config) -> "Session":
-        """Start a run. Everything that can be wrong is found before anything is written."""
+    def create(cls, run_dir: Path, config: Config, keep_start: bool = True) -> "Session":
+        """Start a run. Everything that can be wrong is found before anything is written.
+
+        Args:
+            keep_start: take snapshot 0, from which a run can be resumed.
+        """
         torch.set_num_threads(config.run.threads)
         loaded = load_questions(config)
         policy = _initial_policy(config, loaded)
@@ -85,7 +93,8 @@ class Session:
         }
         run = Run.create(run_dir, config, facts)
         policy.tokenizer.save_pretrained(run_dir / "tokenizer")
-        save_snapshot(policy, run.snapshot_path(0), 0)
+        if keep_start:
+            save_snapshot(policy, run.snapshot_path(0), 0)
         return cls(run, questions, policy)
 
     @classmethod
@@ -103,7 +112,7 @@ class Session:
         if not snapshots:
             raise StoreError(f"{run_dir}: no policy snapshot, not even of the start")
         session = cls(run, loaded, None)
-        policy = session._load(snapshots[0])
+        policy = session._load(snapshots[-1])
         session.questions = fitting(loaded, run.config, policy)
         found = digest_of([q.prompt_id for q in session.questions.train])
         if found != run.record["questions_digest"]:
@@ -203,6 +212,28 @@ class Session:
         """Return accuracy and more of an evaluated state."""
         return evaluation_metrics(self.run.read("evaluations", steps_done))
 
+    def evaluate_now(
+        self, steps_done: int, overrides: Sequence[str] = (), progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Evaluate a state, whether or not the schedule does; return its summary.
+
+        With overrides of `data`, `verify` or `evaluate`, the table goes to a run folder of its own
+        under RUN/evaluations/, named by the digest of these settings.
+        """
+        if not overrides:
+            self.run_stage("evaluate", steps_done, progress)
+            return self.evaluation_summary(steps_done)
+        wanted = _with_overrides(self.config, overrides)
+        self.prepare(steps_done)
+        name = digest_of([wanted.model_dump()[s] for s in _EVALUATION_SECTIONS])[:12]
+        root = self.run.root / "evaluations" / name
+        facts = {"parent": self.run.record["digest"]}
+        run = Run.open(root) if root.exists() else Run.create(root, wanted, facts)
+        loaded = fitting(load_questions(wanted), wanted, self._resident())
+        with contextlib.closing(Session(run, loaded, self._policy)) as session:
+            session.run_stage("evaluate", steps_done, progress)
+            return session.evaluation_summary(steps_done)
+
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(self.metrics(step)["seconds"] for step in range(self.next_step())))
@@ -277,6 +308,19 @@ def _initial_policy(config: Config, questions: Questions) -> Policy:
             write_random_policy(Path(folder), texts, config.run.seed)
             return open_policy(folder, config.model, _teacher(config))
     return open_policy(config.model.path, config.model, _teacher(config))
+
+
+def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    values = config.model_dump()
+    for override in overrides:
+        apply_override(values, override)
+        section = override.partition(".")[0].strip()
+        if section not in _EVALUATION_SECTIONS:
+            raise ConfigError(
+                f"--set {override}: an evaluation of a run can change "
+                f"{', '.join(_EVALUATION_SECTIONS)} only"
+            )
+    return validate_config(values, "--set")
 
 
 def _teacher(config: Config) -> TeacherSettings:
