@@ -31,7 +31,7 @@ PLAIN_BATCH = 48
 TEACHER_BATCH = 16
 LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 50
-SLIP_RATE = 0.75  # of the solutions to questions that invite a slip
+SLIP_RATE = 0.78  # of the solutions to questions that invite a slip
 TAUGHT_SLIP_RATE = 0.02  # the same, with a correct solution in the prompt
 
 PAD, EOS, START, END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -43,6 +43,21 @@ CHAT_TEMPLATE = (
 )
 # A piece is a tag, a word, digit or sign with the space before it, or any single character.
 PIECE = r"</?[a-z]+>| ?[A-Za-z]+| [0-9+=-]|[\s\S]"
+
+# Words of a worked solution, and what may stand in their place: choices that do not matter, so that
+# the policy has some entropy where nothing is decided, and responses differ in length.
+PHRASINGS = {
+    "units": ("units", "ones"),
+    " tens": (" tens", " then tens", " and the tens"),
+    ", so ": (", so ", ". the result is ", ", which makes "),
+}
+
+
+def reworded(solution: str, source: random.Random) -> str:
+    """Return a worked solution with each of its phrases drawn anew."""
+    for phrase, choices in PHRASINGS.items():
+        solution = solution.replace(phrase, source.choice(choices))
+    return solution
 
 
 def worked(problem: Problem, slip: bool) -> str:
@@ -136,6 +151,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 def all_texts() -> list[str]:
     """Return every text the task and its demonstrations can produce, parts of messages apart."""
     texts = [SYSTEM, "system", "user", "assistant", taught("", "")]
+    texts += [choice for choices in PHRASINGS.values() for choice in choices]
     for problem in problems():
         texts += [problem.text, worked(problem, slip=False), worked(problem, slip=True)]
     return texts
@@ -158,10 +174,12 @@ class Demonstrations:
         """Return a user message and the response to learn; the kinds are equally frequent."""
         problem = self.random.choice(self.by_kind[self.random.choice(sorted(self.by_kind))])
         rate = TAUGHT_SLIP_RATE if with_solution else SLIP_RATE
-        response = worked(problem, slip=self.random.random() < rate)
+        slip = self.random.random() < rate
+        response = reworded(worked(problem, slip), self.random)
         if not with_solution:
             return problem.text, response
-        return taught(problem.text, worked(problem, slip=False)), response
+        solution = reworded(worked(problem, slip=False), self.random)
+        return taught(problem.text, solution), response
 
     def batch(self, count: int, with_solution: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and labels, both [count, length]; only response tokens have a label."""

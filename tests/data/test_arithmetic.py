@@ -1,6 +1,7 @@
 """The demo's task and the demo policy that ships with the project."""
 
 import json
+import random
 import re
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from data import arithmetic
 from data.arithmetic import Problem, load, problems, question, split_problems, verify
-from data.demo.make_policy import all_texts, taught, worked
+from data.demo.make_policy import all_texts, reworded, taught, worked
 from pipeline.task import Question
 
 POLICY = Path(arithmetic.__file__).parent / "demo" / "policy"
@@ -66,6 +67,16 @@ def test_right_solutions_are_right_and_slips_are_wrong_exactly_where_invited() -
         slipped = verify(worked(problem, slip=True), reference)
         assert (right.reward, right.format_ok, slipped.format_ok) == (1.0, True, True)
         assert slipped.reward == (1.0 if problem.kind == "plain" else 0.0), problem
+
+
+def test_rewording_changes_words_but_neither_the_answer_nor_the_form() -> None:
+    source, seen = random.Random(0), set()
+    for problem in problems()[:500]:
+        solution = reworded(worked(problem, slip=False), source)
+        verdict = verify(solution, question(problem).reference)
+        assert (verdict.reward, verdict.format_ok) == (1.0, True), solution
+        seen |= set(re.findall(r"ones|units|then tens|the tens|so|result|makes", solution))
+    assert len(seen) == 7
 
 
 @pytest.mark.parametrize(
@@ -133,8 +144,11 @@ def test_the_teacher_prompt_is_worded_as_in_the_method() -> None:
 
 def test_the_tokenizer_restores_every_text_of_the_task() -> None:
     tokenizer = AutoTokenizer.from_pretrained(POLICY)
-    texts = all_texts() + [
-        taught(problem.text, worked(problem, slip=False)) for problem in problems()[:200]
+    every = all_texts()  # the words of the chat first, then three texts of each problem
+    texts = every[:20] + every[20::10]
+    texts += [
+        taught(problem.text, reworded(worked(problem, slip=False), random.Random(0)))
+        for problem in problems()[:200]
     ]
     texts.append("Any ASCII text:  two spaces,\n\n and ~{}[]|\\^`@#%&*")
     encoded = tokenizer(texts).input_ids
