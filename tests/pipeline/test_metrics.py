@@ -1,0 +1,194 @@
+"""Metrics of a step and of an evaluation, worked out by hand."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.manifest import Manifest
+from pipeline.metrics import bootstrap, evaluation_metrics, majority_correct, step_metrics
+from tests.pipeline.made_up import COST, IDS, STEP, origin, tables, with_column
+
+FACTS = {"loss": [0.5, 0.25], "grad_norm": [2.0, 4.0], "learning_rate": 5e-6, "tokens": [6, 4]}
+STAGES = {
+    "rollouts": ("generate", 4.0, 10),
+    "verdicts": ("verify", 1.0, 0),
+    "routes": ("route", 2.0, 5),
+    "weights": ("weigh", 0.5, 0),
+    "updates": ("update", 8.0, 10),
+}
+
+
+def manifests() -> dict[str, Manifest]:
+    return {
+        table: Manifest(
+            origin=origin(table, stage=stage),
+            rows=4,
+            bytes=1,
+            sha256="",
+            facts=FACTS if table == "updates" else {},
+            index=None,
+            cost=COST.model_copy(update={"seconds": seconds, "tokens": tokens}),
+        )
+        for table, (stage, seconds, tokens) in STAGES.items()
+    }
+
+
+EXPECTED = {
+    "step": STEP,
+    "rollouts": 4,
+    "reward_mean": 0.25,
+    "correct_share": 0.25,
+    "format_rate": 0.75,
+    "verifier_errors": 1,
+    "truncated_share": 0.25,
+    "response_tokens_mean": 2.5,  # (3 + 2 + 1 + 4) / 4
+    "response_tokens_max": 4,
+    "share_grpo": 0.75,
+    "share_sdpo": 0.25,
+    "share_mix": 0.0,
+    "share_none": 0.0,
+    "teacher_available": 0.25,
+    "taught_tokens": 2,
+    "teacher_entropy_mean": 0.75,
+    "jsd_mean": 0.25,
+    "weight_std": 0.2,  # of 1.2 and 0.8
+    "loss": 0.375,
+    "grad_norm": 3.0,
+    "learning_rate": 5e-6,
+    "updates": 2,
+    "routed_tokens": 10,
+    "computed_tokens": 5,  # the first two rollouts
+    "logprob_gap_max": 0.25,
+    "clipped_fraction": 0.25,
+    "seconds_generate": 4.0,
+    "seconds_verify": 1.0,
+    "seconds_route": 2.0,
+    "seconds_weigh": 0.5,
+    "seconds_update": 8.0,
+    "seconds": 15.5,
+    "tokens": 10,
+}
+
+
+def test_a_step_by_hand() -> None:
+    found = step_metrics(tables(), manifests())
+    assert found.keys() == EXPECTED.keys()
+    assert found == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_a_step_without_taught_or_computed_rollouts() -> None:
+    made = tables()
+    made["teacher"], made["weights"] = made["teacher"].slice(0, 0), made["weights"].slice(0, 0)
+    updates = with_column(made["updates"], "computed", [False] * 4)
+    for column in ("clipped_fraction", "max_logprob_gap"):
+        updates = with_column(updates, column, [None] * 4)
+    found = step_metrics({**made, "updates": updates}, manifests())
+    assert (found["taught_tokens"], found["computed_tokens"]) == (0, 0)
+    for key in ("teacher_entropy_mean", "jsd_mean", "weight_std", "logprob_gap_max"):
+        assert found[key] is None
+    assert found["clipped_fraction"] is None
+
+
+def answers(*groups: str) -> pa.Table:
+    """Return evaluations; each group is a text of answers: digits, "." for none; 4 is right."""
+    rows = [(group, answer) for group, text in enumerate(groups) for answer in text]
+    base = tables()["evaluations"]
+    table = base.take(pa.array([0] * len(rows)))
+    columns: dict[str, list[Any]] = {
+        "group": [group for group, _ in rows],
+        "prediction": [None if answer == "." else answer for _, answer in rows],
+        "correct": [answer == "4" for _, answer in rows],
+        "format_ok": [answer != "." for _, answer in rows],
+    }
+    for name, values in columns.items():
+        table = with_column(table, name, values)
+    return table
+
+
+def test_an_evaluation_by_hand() -> None:
+    # avg@4: (2/4 + 1/4 + 0) / 3; pass@4: 2 of 3; maj@4: 4 ties with 5 (1/2), 5 wins (0), 0
+    found = evaluation_metrics(answers("4455", "4555", "5..."))
+    assert found["accuracy"] == pytest.approx(0.25)
+    assert found["pass_at_k"] == pytest.approx(2 / 3)
+    assert found["maj_at_k"] == pytest.approx(0.5 / 3)
+    assert found["format_rate"] == pytest.approx(0.75)
+    assert (found["questions"], found["rollouts"]) == (3, 4)
+    for name in ("", "pass_at_k_", "maj_at_k_"):
+        mean = found[name.removesuffix("_") or "accuracy"]
+        assert found[f"{name}low"] <= mean <= found[f"{name}high"]
+
+
+def test_the_made_up_evaluation() -> None:
+    found = evaluation_metrics(tables()["evaluations"])
+    assert found["truncated_share"] == 0.25
+    assert found["response_tokens"] == 2.5
+    assert found["accuracy"] == 0.25  # group 0: 1/2, group 1: 0
+    assert found["pass_at_k"] == 0.5
+    assert found["maj_at_k"] == 0.25  # "4" and "5" tie in group 0
+
+
+def test_questions_weigh_the_same_whatever_their_number_of_answers() -> None:
+    found = evaluation_metrics(answers("4", "555"))
+    assert found["accuracy"] == 0.5
+    assert found["rollouts"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given_answers", "expected"),
+    [
+        ([("4", True), ("4", True), ("5", False)], 1.0),
+        ([("4", True), ("5", False), ("5", False)], 0.0),
+        ([("4", True), ("5", False)], 0.5),  # two tie
+        ([("4", True), ("5", False), ("6", False)], 1 / 3),  # three tie
+        ([("4", True), (None, False), (None, False)], 1.0),  # no prediction has no vote
+        ([(None, False)], 0.0),
+        ([], 0.0),
+        ([("5", False)], 0.0),
+    ],
+)
+def test_majorities_by_hand(given_answers: list[tuple[str | None, bool]], expected: float) -> None:
+    assert majority_correct(given_answers) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["4", "5", "6", None]), st.none()), max_size=12))
+def test_majorities_do_not_depend_on_order(drawn: list[tuple[str | None, None]]) -> None:
+    judged = [(prediction, prediction == "4") for prediction, _ in drawn]
+    assert majority_correct(judged) == majority_correct(judged[::-1])
+    assert 0 <= majority_correct(judged) <= 1
+
+
+def test_the_bootstrap_is_seeded() -> None:
+    values = [0.0, 0.25, 1.0, 0.5]
+    assert bootstrap(values) == bootstrap(values)
+    assert bootstrap([v / 2 for v in values]) == pytest.approx([x / 2 for x in bootstrap(values)])
+
+
+def test_equal_values_have_no_spread() -> None:
+    assert bootstrap([0.5] * 7) == (0.5, 0.5, 0.5)
+    assert bootstrap([0.25]) == (0.25, 0.25, 0.25)
+
+
+def test_the_bootstrap_is_near_the_normal_interval() -> None:
+    """400 coin flips: mean 1/2, deviation of the mean 1/40, so 1/2 -+ 1.96 / 40."""
+    mean, low, high = bootstrap([0.0, 1.0] * 200)
+    assert mean == 0.5
+    assert low == pytest.approx(0.5 - 1.96 / 40, abs=0.005)
+    assert high == pytest.approx(0.5 + 1.96 / 40, abs=0.005)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_intervals_hold_their_mean_and_stay_within_the_values(values: list[float]) -> None:
+    mean, low, high = bootstrap(values)
+    slack = 1e-12
+    assert mean == pytest.approx(float(np.mean(values)))
+    assert min(values) - slack <= low <= high <= max(values) + slack
+    assert not math.isnan(low)
+
+
+def test_ids_of_the_made_up_evaluation_begin_with_e() -> None:
+    assert tables()["evaluations"]["rollout_id"].to_pylist() == [f"e{i}" for i in IDS]
