@@ -1,0 +1,348 @@
+"""Write docs/configuration.md and docs/tables.md from the code, or check that they are up to date.
+
+python docs/generate.py            write both
+python docs/generate.py --check    name each stale file and end with exit code 1
+"""
+
+import argparse
+import json
+import sys
+import tomllib
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pyarrow as pa
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+import stages.evaluate
+import stages.generate
+import stages.route
+import stages.update
+import stages.verify
+import stages.weigh
+from pipeline.config import Config
+from pipeline.loading import load_config, preset_names, preset_text
+from pipeline.manifest import Cost, Manifest, Origin
+from pipeline.schemas import SCHEMA_VERSION, SCHEMAS, TOKEN_TABLES, teacher_schema
+from pipeline.stage import Stage
+
+FOLDER = Path(__file__).resolve().parent
+NOTE = "<!-- Written by docs/generate.py: change the code, then run `make docs`. -->"
+
+STAGES: list[Stage] = [
+    stages.generate.STAGE,
+    stages.verify.STAGE,
+    stages.route.STAGE,
+    stages.weigh.STAGE,
+    stages.update.STAGE,
+    stages.evaluate.STAGE,
+]
+
+ROW_OF = {
+    "rollouts": "rollout",
+    "verdicts": "rollout",
+    "routes": "rollout",
+    "scores": "rollout",
+    "teacher": "response token of a rollout that the teacher scored",
+    "weights": "response token of a rollout that the teacher scored",
+    "updates": "rollout",
+    "evaluations": "sampled answer to a test question",
+}
+
+ORIGIN_KEYS = {
+    "schema_version": "version of the schemas and of the run folder",
+    "table": "name of the table",
+    "step": "training step; for evaluations: steps done",
+    "stage": "stage that made it",
+    "stage_version": "that stage's version, raised by hand",
+    "inputs": "SHA-256 of every table read, and digests of questions, seed or verifier where the "
+    "stage uses them",
+    "settings": "the configuration sections that the stage declares, in full",
+    "policy_version": "version of the policy that was used; null without one",
+    "teacher_version": "kind and version of the teacher, as in `ema@000012-1a2b3c4d5e6f`",
+}
+MANIFEST_KEYS = {
+    "origin": "what the table was made from; the same in equal runs, and also in the Arrow file's "
+    "schema metadata under `srpo`",
+    "rows": "number of rows",
+    "bytes": "size of the Arrow file",
+    "sha256": "SHA-256 of the Arrow file",
+    "facts": "numbers of the stage that belong to no row, see below",
+    "index": "token tables: first row and number of rows of each rollout; else null",
+    "cost": "what making it cost; differs between equal runs",
+    "digest": "SHA-256 of the rest of this record",
+}
+COST_KEYS = {
+    "seconds": "time in the stage's `run`; reading, checking and committing tables is not in it",
+    "tokens": "tokens handled",
+    "peak_memory_mb": "largest resident set of the process up to then, not of this stage alone",
+    "created": "UTC time of the commit",
+}
+FACTS = {
+    "generate": "`rollouts`; `truncated`, those cut at the length limit",
+    "verify": "`errors`, responses that could not be judged",
+    "route": "`teacher_passes`, rollouts that the teacher scored",
+    "weigh": "none",
+    "update": "`learning_rate`; `loss`, `grad_norm` (before clipping) and `tokens` (N), one number "
+    "per mini-batch; `next_policy_version`",
+    "evaluate": "none",
+}
+METRICS = {
+    "step": "training step",
+    "rollouts": "rollouts of the step",
+    "reward_mean": "mean reward",
+    "correct_share": "share of correct rollouts",
+    "format_rate": "share that keeps the output format",
+    "verifier_errors": "responses that could not be judged",
+    "truncated_share": "share cut at the length limit",
+    "response_tokens_mean": "mean response length",
+    "response_tokens_max": "longest response",
+    "share_grpo": "share of rollouts on the GRPO route",
+    "share_sdpo": "share on the SDPO route",
+    "share_mix": "share on the mix route",
+    "share_none": "share that is left out",
+    "teacher_available": "share with a demonstration",
+    "taught_tokens": "tokens that the teacher scored",
+    "teacher_entropy_mean": "their mean teacher entropy, nats; null without such tokens",
+    "jsd_mean": "their mean divergence at alpha = 0.5, nats; null likewise",
+    "weight_std": "deviation of their weights; null likewise",
+    "loss": "mean loss of the step's optimizer updates",
+    "grad_norm": "mean gradient norm before clipping",
+    "learning_rate": "learning rate of the step",
+    "updates": "optimizer updates",
+    "routed_tokens": "sum of N over the updates",
+    "computed_tokens": "response tokens that went through forward and backward",
+    "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
+    "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
+    "seconds_generate": "seconds in generate",
+    "seconds_verify": "seconds in verify",
+    "seconds_route": "seconds in route",
+    "seconds_weigh": "seconds in weigh",
+    "seconds_update": "seconds in update",
+    "seconds": "their sum; what `run.max_hours` counts",
+    "tokens": "sampled tokens",
+    "digest": "SHA-256 of the rest of this record",
+}
+
+RUN_FOLDER = """\
+    RUN/run.json                     resolved configuration, versions, hardware, digests
+    RUN/tokenizer/                   the tokenizer, so that tables can be read as text
+    RUN/steps/000012/NAME.arrow      a table of step 12 (steps count from 0)
+    RUN/steps/000012/NAME.json       its manifest; a table without one does not exist
+    RUN/steps/000012/metrics.json    the step's flat record; it exists when the step is complete
+    RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and
+        teacher.safetensors          the teacher in float32 (not for the live teacher)
+        optimizer.safetensors        AdamW's state (not before the first update)
+        state.json                   steps done, versions, SHA-256 of every other file
+    RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json"""
+
+
+def configuration_page() -> str:
+    """Return docs/configuration.md."""
+    parts = [
+        "# Configuration",
+        NOTE,
+        "A configuration is a TOML file, or a preset by name, with one section per part of the "
+        "pipeline. Keys that are not given have the defaults below; unknown keys, wrong types and "
+        "settings that contradict each other are errors. On the command line, "
+        "`--set section.key=value` overrides a file; the value `none` is null. A configuration is "
+        "resolved once and stored in `run.json`.",
+        "Ranges are closed unless they say otherwise. *required* means that there is no default.",
+    ]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type) and issubclass(section, BaseModel)
+        parts += [f"## {name}", (section.__doc__ or "").strip()]
+        parts.append(_table(("key", "type", "default", "range", "meaning"), _keys(name, section)))
+    parts += [
+        "## Settings that depend on each other",
+        "\n".join(
+            [
+                '- `weigh.beta` unset becomes 1 for `route.method = "srpo"` and 0 for every '
+                "other method; another method with a beta that is not 0 is an error.",
+                '- `generate.rollouts = 1` is an error unless `route.method = "grpo"`: a group '
+                "of one has no siblings.",
+                "- `route.mini_batch` is at most `generate.questions`.",
+                "- `data.max_prompt_length`, `route.max_teacher_prompt_length` and the response "
+                "limits must fit into the model's positions; this is checked when the model is "
+                "opened.",
+                "- On resume, `run.steps` and `run.max_hours` may grow. Nothing else may change.",
+            ]
+        ),
+        "## Presets",
+        "What each preset sets. Everything else has its default.",
+        *_presets(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables_page() -> str:
+    """Return docs/tables.md."""
+    parts = [
+        "# Tables and the run folder",
+        NOTE,
+        f"This is schema version {SCHEMA_VERSION}. Tables are uncompressed Arrow IPC files. Every "
+        "table of a step has the key `rollout_id`, in the same order everywhere: "
+        "`{step:06d}-{group:04d}-{sample:02d}` for training, with a leading `e` for evaluations. "
+        "Log-probabilities and entropies are natural (nats). A table holds nothing that differs "
+        "between two equal runs.",
+        "## The run folder",
+        RUN_FOLDER,
+        "`{steps done:06d}` names snapshots and evaluations: number N is the state after N steps.",
+    ]
+    for stage in STAGES:
+        for name in stage.writes:
+            parts += _table_section(stage, name)
+    parts += [
+        "## Manifests",
+        "`NAME.json` beside each table. Writing it is the commit of its table.",
+        _described(Manifest, MANIFEST_KEYS),
+        "### origin",
+        _described(Origin, ORIGIN_KEYS),
+        "### cost",
+        _described(Cost, COST_KEYS),
+        "### facts",
+        _table(("stage", "facts"), [(f"`{s.name}`", FACTS[s.name]) for s in STAGES]),
+        "## metrics.json",
+        "One flat record per step, derived from its tables and manifests alone.",
+        _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table_section(stage: Stage, name: str) -> Iterator[str]:
+    schema = SCHEMAS[name] or teacher_schema(1)
+    yield f"## {name}"
+    reads = ", ".join(f"`{table}`" for table in stage.reads) or "no table"
+    index = " Its manifest has an index by rollout." if name in TOKEN_TABLES else ""
+    yield f"Written by `{stage.name}` from {reads}. One row per {ROW_OF[name]}.{index}"
+    rows = [
+        (
+            f"`{field.name}`",
+            f"`{_arrow_type(field.type, name)}`",
+            "yes" if field.nullable else "no",
+            field.metadata[b"description"].decode(),
+        )
+        for field in schema
+    ]
+    yield _table(("column", "type", "null", "meaning"), rows)
+
+
+def _arrow_type(kind: pa.DataType, table: str) -> str:
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{kind.value_type}>[{'K' if table == 'teacher' else kind.list_size}]"
+    if pa.types.is_list(kind):
+        return f"list<{_arrow_type(kind.value_type, table)}>"
+    if pa.types.is_struct(kind):
+        inner = ", ".join(f"{f.name}: {f.type}" for f in kind)
+        return f"struct<{inner}>"
+    return str(kind)
+
+
+def _keys(section: str, model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        yield (
+            f"`{section}.{name}`",
+            _type(field.annotation),
+            _default(field),
+            _range(field),
+            field.description or "",
+        )
+
+
+def _type(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(f'`"{value}"`' for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(part) for part in get_args(annotation))
+    if origin is not None and not isinstance(origin, type):
+        return _type(get_args(annotation)[0])
+    if origin is dict:
+        return "table"
+    names = {int: "integer", float: "number", str: "text", bool: "true or false"}
+    if annotation is type(None):
+        return "none"
+    return names.get(annotation) or _type(get_args(annotation)[0])
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is PydanticUndefined:
+        return "*required*"
+    return "none" if value is None else f"`{json.dumps(value)}`"
+
+
+def _range(field: FieldInfo) -> str:
+    """Return the bounds of a number, wherever the annotation keeps them."""
+    bounds = dict(_bounds([*field.metadata, field.annotation]))
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    return ", ".join(f"{signs[key]} {bounds[key]:g}" for key in signs if key in bounds)
+
+
+def _bounds(parts: Sequence[Any]) -> Iterator[tuple[str, float]]:
+    for part in parts:
+        for key in ("gt", "ge", "lt", "le"):
+            if (value := getattr(part, key, None)) is not None and not callable(value):
+                yield key, value
+        if isinstance(part, FieldInfo):
+            yield from _bounds(part.metadata)
+        yield from _bounds([*get_args(part)] if get_origin(part) is not Literal else [])
+        yield from _bounds(getattr(part, "__metadata__", ()))
+
+
+def _presets() -> Iterator[str]:
+    for name in preset_names():
+        text = preset_text(name)
+        first = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
+        yield f"### {name}"
+        yield " ".join(first)
+        rows = [
+            (f"`{section}.{key}`", f"`{json.dumps(value)}`")
+            for section, values in tomllib.loads(text).items()
+            for key, value in values.items()
+        ]
+        beta = load_config(name).weigh.beta
+        if not any(key == "`weigh.beta`" for key, _ in rows):
+            rows.append(("`weigh.beta`", f"`{beta}` (from `route.method`)"))
+        yield _table(("key", "value"), rows)
+
+
+def _described(model: type[BaseModel], texts: dict[str, str]) -> str:
+    if list(model.model_fields) != list(texts):
+        raise SystemExit(f"docs/generate.py: describe the keys of {model.__name__}")
+    return _table(("key", "meaning"), [(f"`{k}`", v) for k, v in texts.items()])
+
+
+def _table(header: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def main() -> int:
+    """Write or check the generated pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, name stale files")
+    check = parser.parse_args().check
+    pages = {"configuration.md": configuration_page(), "tables.md": tables_page()}
+    stale = 0
+    for name, text in pages.items():
+        path = FOLDER / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if check:
+            print(f"docs/{name} is not up to date: run make docs", file=sys.stderr)
+            stale += 1
+        else:
+            path.write_text(text, encoding="utf-8")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
