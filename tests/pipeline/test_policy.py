@@ -317,7 +317,8 @@ def test_gradient_checkpointing_leaves_sampling_its_cache(tiny_policy: OpenPolic
 
 def test_the_demo_policy_opens(demo_policy: OpenPolicy) -> None:
     policy = demo_policy()
-    assert policy.vocabulary == 142
+    assert policy.vocabulary == len(policy.tokenizer)
+    assert policy.tokenizer.eos_token_id in policy.eos_ids
     assert sum(p.numel() for p in policy.model.parameters()) <= 1_500_000
 
 

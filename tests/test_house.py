@@ -1,0 +1,156 @@
+"""The shape of the house (DESIGN.md): who imports whom, and how long things may get."""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.loading import load_config, preset_names
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "stages", "flows", "data")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PIPES = ("pipeline/verification.py", "pipeline/verification_child.py")
+"""Modules that pickle into a pipe to their own children; nothing of it reaches a disk."""
+
+LONGEST_FILE, LONGEST_FUNCTION = 350, 60
+
+# What each package may import of the four, and whether it may import Prefect.
+ALLOWED = {
+    "pipeline": {"pipeline"},
+    "data": {"data", "pipeline"},
+    "stages": {"stages", "pipeline"},
+    "flows": {"flows", "stages", "data", "pipeline"},
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a module imports, wherever in it, relative ones resolved."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def stage_of(path: Path) -> str:
+    """Return which stage a module of `stages` belongs to."""
+    return path.relative_to(ROOT / "stages").parts[0].removesuffix(".py")
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_the_modules_were_found() -> None:
+    names = {name_of(path) for path in MODULES}
+    assert {"pipeline/store.py", "stages/weigh.py", "flows/session.py"} <= names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_import_direction(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    ours = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
+    assert ours <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_flows_import_prefect(path: Path) -> None:
+    if path.is_relative_to(ROOT / "flows"):
+        return
+    assert "prefect" not in {name.split(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.is_relative_to(ROOT / "stages")], ids=name_of
+)
+def test_stages_do_not_import_each_other(path: Path) -> None:
+    stages = {name.split(".")[1] for name in imported(path) if name.startswith("stages.")}
+    assert stages <= {stage_of(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(parsed(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_stay_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < LONGEST_FILE
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_functions_stay_short(path: Path) -> None:
+    lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions(path)}
+    assert {name: n for name, n in lengths.items() if n >= LONGEST_FUNCTION} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_public_functions_are_described(path: Path) -> None:
+    """Nested functions and protocol stubs of one line aside, a public name has a docstring."""
+    top = [node for node in parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    bare = [n.name for n in top if not n.name.startswith("_") and not ast.get_docstring(n)]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_is_pickled_and_no_remote_code_is_trusted(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert name_of(path) in PIPES or not roots & {
+        "pickle",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "shelve",
+        "marshal",
+    }
+    calls = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)]
+    assert not [k for c in calls for k in c.keywords if k.arg == "trust_remote_code"]
+    torch_io = {"torch.save", "torch.load"}
+    assert not [c for c in calls if ast.unparse(c.func) in torch_io]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads(name: str) -> None:
+    assert load_config(name).run.steps > 0
+
+
+def test_the_packages_are_listed_one_by_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert sorted(wheel["packages"]) == sorted(PACKAGES)
+
+
+def test_imports_are_found_wherever_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check is checked: relative imports and those inside functions don't hide."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "stages" / "route" / "module.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import pipeline.store\n"
+        "def f():\n    import prefect.flows\n    from ..weigh import run\n    from . import scores\n"
+    )
+    assert set(imported(path)) == {
+        "pipeline.store",
+        "prefect.flows",
+        "stages.weigh.run",
+        "stages.route.scores",
+    }
+    assert stage_of(path) == "route"
