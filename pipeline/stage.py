@@ -21,7 +21,7 @@ from pipeline.invariants import check_table
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.policy import Policy
 from pipeline.schemas import SCHEMA_VERSION
-from pipeline.store import Run
+from pipeline.store import Run, expect_schema
 from pipeline.task import Question
 from pipeline.verification import VerifierPool
 
@@ -166,6 +166,8 @@ def _execute(
     if stage.advances_policy:
         facts["next_policy_version"] = next_version(origins[stage.writes[0]])
     known = {**tables, **output.tables}
+    for name in stage.writes:
+        expect_schema(stage.name, name, output.tables[name])
     for name in stage.writes:
         check_table(name, known)
     cost = Cost(

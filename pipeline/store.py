@@ -110,11 +110,7 @@ class Run:
                 other bytes is there (nothing is overwritten, ever).
         """
         path = self.table_path(origin.table, origin.step)
-        expected = schema_of(origin.table, data.schema)
-        if not data.schema.equals(expected):
-            raise StoreError(f"{origin.stage} made {origin.table} with a schema that differs")
-        if nulls := [f.name for f in expected if not f.nullable and data[f.name].null_count]:
-            raise StoreError(f"{origin.stage} made {origin.table} with nulls in {', '.join(nulls)}")
+        expected = expect_schema(origin.stage, origin.table, data)
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
         there = self.has(origin.table, origin.step)
@@ -158,6 +154,16 @@ class Run:
                 f"file is damaged; delete it with its .json and rerun stage {manifest.origin.stage}"
             )
         self._verified[path] = identity
+
+
+def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:
+    """Return the schema of `table`; refuse data that has another one, or nulls it must not have."""
+    expected = schema_of(table, data.schema)
+    if not data.schema.equals(expected):
+        raise StoreError(f"{stage} made {table} with a schema that differs")
+    if nulls := [f.name for f in expected if not f.nullable and data[f.name].null_count]:
+        raise StoreError(f"{stage} made {table} with nulls in {', '.join(nulls)}")
+    return expected
 
 
 def read_arrow(path: Path) -> pa.Table:

@@ -12,6 +12,7 @@ from pipeline.loading import load_config, preset_names
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "flows", "data")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PIPES = ("pipeline/verification.py", "pipeline/verification_child.py")
 """Modules that pickle into a pipe to their own children; nothing of it reaches a disk."""
 
@@ -145,7 +146,8 @@ def test_imports_are_found_wherever_they_stand(
     path.parent.mkdir(parents=True)
     path.write_text(
         "import pipeline.store\n"
-        "def f():\n    import prefect.flows\n    from ..weigh import run\n    from . import scores\n"
+        "def f():\n    import prefect.flows\n"
+        "    from ..weigh import run\n    from . import scores\n"
     )
     assert set(imported(path)) == {
         "pipeline.store",

@@ -11,16 +11,8 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.loading import config_keys, load_config, preset_names, preset_text
 
-SHIPPED = {
-    "demo",
-    "demo-grpo",
-    "demo-sdpo",
-    "srpo-paper",
-    "grpo-paper",
-    "sdpo-paper",
-    "smoke-science-qa",
-    "smoke-tool-use",
-}
+SHIPPED = {f"{method}-paper" for method in ("srpo", "grpo", "sdpo")}
+SHIPPED |= {"demo", "demo-grpo", "demo-sdpo", "smoke-science-qa", "smoke-tool-use"}
 MINIMAL = '[data]\ntask = "arithmetic"\n[model]\npath = "demo"\n'
 
 

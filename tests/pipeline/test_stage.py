@@ -1,6 +1,6 @@
 """The one runner: skips what is done, refuses what was made otherwise, commits all or nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,10 +232,21 @@ def test_a_broken_invariant_commits_nothing(run: Run) -> None:
     ]
 
 
-def test_a_broken_schema_commits_nothing(run: Run) -> None:
-    wrong = tables()["verdicts"].append_column("more", pa.array([1] * 4))
-    with pytest.raises(StoreError, match="verdicts with a schema that differs"):
-        run_stage(run, make_verdicts(Recorder(verdicts=wrong)), Handles(0, STEP))
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda table: table.append_column("more", pa.array([1] * 4)),
+        lambda table: table.drop_columns(["reward"]),
+        lambda table: with_value(table, "format_ok", 0, None),
+    ],
+)
+def test_a_broken_schema_commits_nothing(run: Run, spoil: Callable[[pa.Table], pa.Table]) -> None:
+    """Two tables, the second one wrong: the first isn't committed either."""
+    work = Recorder("scores", verdicts=spoil(tables()["verdicts"]))
+    stage = make_verdicts(work, writes=("scores", "verdicts"))
+    with pytest.raises(StoreError, match="judge made verdicts with"):
+        run_stage(run, stage, Handles(0, STEP))
+    assert not run.has("scores", STEP)
     assert not run.has("verdicts", STEP)
 
 
