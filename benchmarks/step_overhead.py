@@ -54,7 +54,7 @@ class Timing(NamedTuple):
         return 1000 * (self.wall - self.stages)
 
 
-SIZES = [Size(4, 4, 23), Size(32, 8, 9)]
+SIZES = [Size(4, 4, 13), Size(32, 8, 8)]
 
 
 class StageClock:
@@ -112,7 +112,7 @@ def measure(
     """Train a fresh run and return the steps' timings, warm-up left out."""
     config = validate_config(
         {
-            "run": {"steps": size.steps, "snapshot_every": 1000},
+            "run": {"steps": size.steps, "snapshot_every": 1000, "threads": 1},
             "data": {"task": "arithmetic", "max_prompt_length": 64},
             "model": {"path": "demo", "device": "cpu"},
             "generate": {
@@ -180,7 +180,7 @@ def report(console: Console, found: dict[tuple[Size, str], list[Timing]]) -> Non
 def main() -> None:
     """Measure all sizes, the two ways in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each size and way")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each size and way")
     rounds = parser.parse_args().rounds
     ways = {"without Prefect": plain, "with Prefect": with_prefect}
     found: dict[tuple[Size, str], list[Timing]] = {
@@ -197,9 +197,10 @@ def main() -> None:
                 for size, way in found:
                     folder = Path(root) / f"{size.questions}-{len(way)}-{number}"
                     found[size, way] += measure(folder, size, ways[way], stages)
+                    print(f"round {number + 1}: {size.questions} x {size.rollouts} {way}: done")
         finally:
             lease.release()
-    report(Console(), found)
+    report(Console(width=110), found)
 
 
 if __name__ == "__main__":
