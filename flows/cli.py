@@ -88,9 +88,11 @@ def train(
 
 
 def _train(session: "Session", run: Path, console: Console) -> "Outcome":
-    from flows.progress import Lines, Screen
+    from flows.progress import Lines, Screen, print_warnings
+    from flows.questions import warnings_of
     from flows.train import run_training
 
+    print_warnings(warnings_of(session.config, session.questions))
     if not console.is_terminal:
         return run_training(session, [Lines(session)])
     with Screen(session, run.name, console) as screen:

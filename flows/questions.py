@@ -67,6 +67,22 @@ def fitting(questions: Questions, config: Config, policy: Policy) -> Questions:
     return Questions(kept["train"], kept["test"], skipped)
 
 
+def warnings_of(config: Config, questions: Questions) -> list[str]:
+    """Return what is allowed but should be known before a training starts."""
+    found = []
+    if config.generate.top_p < 1 or config.generate.top_k > 0:
+        found.append(
+            "generate.top_p or top_k cuts the sampling distribution: importance ratios are biased"
+        )
+    for split, count in questions.skipped.items():
+        if count:
+            found.append(
+                f"{count} questions of the {split} split are longer than data.max_prompt_length = "
+                f"{config.data.max_prompt_length} and left out"
+            )
+    return found
+
+
 def check_context(config: Config, policy: Policy) -> None:
     """Refuse limits that the model's context can't hold."""
     positions = getattr(policy.model.config, "max_position_embeddings", None)

@@ -253,27 +253,34 @@ def _exclusive(lease: IO[str]) -> Iterator[bool]:
 
 
 def _watch(home: Path, server: "uvicorn.Server") -> None:
-    """End the process once nobody has held the lease for a while.
+    """End the process once nobody has held the lease for a while, or the folder is gone."""
+    try:
+        _until_idle(home, server)
+    finally:
+        if server.started:
+            server.should_exit = True
+            time.sleep(GRACE_SECONDS)
+        os._exit(0)
+
+
+def _until_idle(home: Path, server: "uvicorn.Server") -> None:
+    """Return when the server is not needed any more.
 
     An upgrade of an existing database is never cut short. The first creation may be: as long as
     the marker is missing, the next server begins with a new file.
     """
     polls = 0
     with (home / "lease").open("a+") as lease:
-        while True:
+        while home.exists():
             time.sleep(POLL_SECONDS)
-            if server.started:
+            if server.started and home.exists():
                 (home / READY).touch()
             with _exclusive(lease) as idle:
                 polls = polls + 1 if idle else 0
                 interruptible = server.started or not (home / READY).exists()
                 if polls > IDLE_POLLS and interruptible:
                     (home / "server.json").unlink(missing_ok=True)
-                    break
-    if server.started:
-        server.should_exit = True
-        time.sleep(GRACE_SECONDS)
-    os._exit(0)
+                    return
 
 
 def serve(home: Path, listening: socket.socket) -> None:

@@ -7,7 +7,6 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 import contextlib
 import json
 import platform
-import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -28,7 +27,7 @@ from data.registry import file_digest, judge, open_task
 from flows.questions import Questions, check_context, fitting, load_questions
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import digest_of, write_json
+from pipeline.files import digest_of, remove_folder, write_json
 from pipeline.loading import apply_override, validate_config
 from pipeline.metrics import evaluation_metrics, step_metrics
 from pipeline.policy import Policy, TeacherSettings
@@ -59,6 +58,8 @@ class Session:
     def __init__(self, run: Run, questions: Questions, policy: Policy | None) -> None:
         self.run, self.questions = run, questions
         self._policy = policy
+        self._accuracy: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}
         self._task = open_task(run.config.data.task)
         self._task_digest = file_digest(run.config.data.task)
         verify = run.config.verify
@@ -205,7 +206,7 @@ class Session:
         target = self.run.snapshot_path(steps_done)
         save_snapshot(self._resident(), target, steps_done)
         for old in self._superfluous():
-            shutil.rmtree(self.run.snapshot_path(old))
+            remove_folder(self.run.snapshot_path(old))
         return target
 
     def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
@@ -236,7 +237,9 @@ class Session:
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
-        return float(sum(self.metrics(step)["seconds"] for step in range(self.next_step())))
+        for step in range(len(self._seconds), self.next_step()):
+            self._seconds[step] = self.metrics(step)["seconds"]
+        return sum(self._seconds.values())
 
     def close(self) -> None:
         """End the verifier's child processes."""
@@ -287,8 +290,9 @@ class Session:
     def _best(self) -> int | None:
         """Return the evaluated state with the highest accuracy, the earliest of equals."""
         done = sorted(int(p.stem) for p in (self.run.root / "evaluations").glob("[0-9]*.json"))
-        scores = [(-self.evaluation_summary(steps)["accuracy"], steps) for steps in done]
-        return min(scores)[1] if scores else None
+        for steps in set(done) - self._accuracy.keys():
+            self._accuracy[steps] = self.evaluation_summary(steps)["accuracy"]
+        return min(self._accuracy, key=lambda steps: (-self._accuracy[steps], steps), default=None)
 
     def _superfluous(self) -> list[int]:
         """Return snapshots beyond the newest kept; the start, the best and the last stay."""

@@ -46,5 +46,11 @@ def step_line(steps_done: int, steps: int, metrics: Mapping[str, Any]) -> str:
         f"correct {percent(metrics.get('correct_share'))}  "
         f"sdpo {percent(metrics.get('share_sdpo'))}  loss {number(metrics.get('loss'))}  "
         f"grad {number(metrics.get('grad_norm'))}  "
-        f"tokens {count(metrics.get('tokens'))}  {duration(seconds)}"
+        f"tokens {count(metrics.get('tokens'))}  {duration(seconds)}{_truncated(metrics)}"
     )
+
+
+def _truncated(metrics: Mapping[str, Any]) -> str:
+    """Return the share of rollouts cut at the length limit, where there are any."""
+    share = metrics.get("truncated_share")
+    return f"  TRUNCATED {percent(share)}" if share else ""

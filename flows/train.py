@@ -6,6 +6,7 @@ cache; our manifests decide what is done. A stage is tried once more when the ma
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
 
 from flows.artifacts import Artifacts
 from flows.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.opening import checked_config, open_session
-from flows.progress import Lines
+from flows.progress import Lines, print_warnings
+from flows.questions import warnings_of
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -119,9 +122,11 @@ def run_training(session: "Session", watchers: Sequence[Watcher]) -> Outcome:
         return _final_state(outcomes[0], run)
 
     folder = str(session.run.root.resolve())
-    with contextlib.suppress(CancelledRun):  # how a training that was stopped is recorded
-        train_open_session(folder, session.config.model_dump(mode="json"))
-    _wait_for_records(runs[0], tasks.calls)
+    # Prefect reads the environment when it is imported, which may have been before the lease.
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        with contextlib.suppress(CancelledRun):  # how a training that was stopped is recorded
+            train_open_session(folder, session.config.model_dump(mode="json"))
+        _wait_for_records(runs[0], tasks.calls)
     return outcomes[0]
 
 
@@ -143,6 +148,7 @@ def train_flow(
     config = checked_config(source, Path(run), overrides or [], resume)
     session = open_session(config, Path(run), resume)
     try:
+        print_warnings(warnings_of(config, session.questions))
         watchers = [Lines(session)]
         outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
         return _final_state(outcome, run)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
         sync(path)
     temporary.replace(target)
     sync(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; cut short, what is left of it has a name that no reader looks at."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    folder.replace(doomed)
+    shutil.rmtree(doomed)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -76,8 +76,11 @@ class Policy:
     def teacher_version(self) -> str:
         """Return kind and source of the teacher that scores the step that starts here."""
         kind = self._teacher.kind
-        source = self.initial_version if kind == "frozen" else self.version
-        return f"{kind}@{source}"
+        sources = {
+            "frozen": self.initial_version,
+            "trust_region": f"{self.initial_version}+{self.version}",
+        }
+        return f"{kind}@{sources.get(kind, self.version)}"
 
     def teacher_components(self) -> list[Component]:
         """Return the models whose weighted logits are the teacher's."""

@@ -149,7 +149,7 @@ UPDATES = pa.schema(
         _column("mini_batch", pa.int32(), "optimizer update of the step"),
         _column("tokens", pa.int32(), "response tokens"),
         _column("computed", pa.bool_(), "false: zero gradient, only counted in N; no statistics"),
-        _column("old_source", pa.string(), "where log pi_old is from: live, stored or sampled"),
+        _column("old_source", pa.string(), "if computed, log pi_old: live, stored or sampled"),
         _column("loss_sum", pa.float64(), "sum of the token losses, before the division by N"),
         _column("share", pa.float64(), "tokens / N of the mini-batch; 0 for route none"),
         _column("mean_ratio", pa.float32(), "mean of pi / pi_old", nullable=True),

@@ -21,17 +21,19 @@ from pipeline.files import atomic_path, digest_of, file_digest, write_json
 from pipeline.policy import Policy, TeacherSettings
 
 transformers_logging.disable_progress_bar()
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     """Open the policy that a run starts from.
 
-    Its version is 000000 and a digest of the weights' files and the settings.
+    Its version is 000000 and a digest of the folder's files (weights, configuration, tokenizer,
+    chat template) and of the settings.
     """
     model, tokenizer = _load_pretrained(path)
     folder = Path(path)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    files = [f for f in sorted(folder.glob("*")) if f.suffix in _MODEL_FILES]
     identity: Any = {f.name: file_digest(f) for f in files} or [path, model.config._commit_hash]
     numerics = settings.model_dump(exclude={"path", "device", "gradient_checkpointing"})
     version = f"000000-{digest_of([identity, numerics, vars(teacher)])[:12]}"
@@ -121,7 +123,15 @@ def _load_pretrained(path: str) -> tuple[Any, Any]:
         raise PolicyError(f"{path}: a model folder without a tokenizer")
     if tokenizer.chat_template is None:
         raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
+    _detach_from_files(model)
     return model, tokenizer
+
+
+@torch.no_grad()
+def _detach_from_files(model: Any) -> None:
+    """Copy weights that are views of a memory-mapped file: who edits the file must not train us."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
 
 
 def _parameters(model: Any) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from pipeline.store import Run, expect_schema
 from pipeline.task import Question
 from pipeline.verification import VerifierPool
 
-Handle = Literal["questions", "policy", "engine", "verifier"]
+Handle = Literal["seed", "questions", "policy", "engine", "verifier"]
 Progress = Callable[[int, int], None]
 
 
@@ -188,7 +188,7 @@ def _origin(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
     inputs = {name: run.manifest(name, handles.step).sha256 for name in stage.reads}
     if "questions" in stage.uses:
         inputs["questions"] = digest_of([asdict(q) for q in handles.questions])
-    if "engine" in stage.uses:
+    if "seed" in stage.uses:
         inputs["seed"] = str(handles.seed)
     if "verifier" in stage.uses:
         inputs["verifier"] = handles.verifier_digest

@@ -37,6 +37,6 @@ STAGE = Stage(
     sections=("evaluate", "verify"),
     reads=(),
     writes=("evaluations",),
-    uses=frozenset({"questions", "policy", "engine", "verifier"}),
+    uses=frozenset({"seed", "questions", "policy", "engine", "verifier"}),
     run=run,
 )

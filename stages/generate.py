@@ -38,6 +38,6 @@ STAGE = Stage(
     sections=("generate",),
     reads=(),
     writes=("rollouts",),
-    uses=frozenset({"questions", "policy", "engine"}),
+    uses=frozenset({"seed", "questions", "policy", "engine"}),
     run=run,
 )

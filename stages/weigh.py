@@ -13,22 +13,24 @@ from pipeline.stage import Handles, Output, Stage
 Floats = npt.NDArray[np.float64]
 
 
-def raw_weights_N(entropy_N: Floats, beta: float) -> Floats:
-    """Return exp(-beta H) of each token's teacher entropy (nats); in (0, 1]."""
-    return np.exp(-beta * entropy_N)
+def log_raw_weights_N(entropy_N: Floats, beta: float) -> Floats:
+    """Return the log of the raw weight exp(-beta H) of each token's teacher entropy (nats)."""
+    return -beta * entropy_N
 
 
-def normalised_weights_N(raw_N: Floats, mini_batch_N: npt.NDArray[np.int64]) -> Floats:
+def normalised_weights_N(log_raw_N: Floats, mini_batch_N: npt.NDArray[np.int64]) -> Floats:
     """Divide raw weights by their mean over all tokens of the same mini-batch.
 
     Omega holds every response token of every taught rollout of an optimizer step; the mean of the
-    result over it is 1. No tokens at all give no weights.
+    result over it is 1. The largest raw weight of a mini-batch is factored out first, so that a
+    large beta underflows to weights of 0 and not to 0 / 0. No tokens at all give no weights.
     """
-    if len(raw_N) == 0:
-        return raw_N
-    sums = np.bincount(mini_batch_N, weights=raw_N)
-    counts = np.bincount(mini_batch_N)
-    return raw_N * (counts[mini_batch_N] / sums[mini_batch_N])
+    weights_N = np.empty_like(log_raw_N)
+    for mini_batch in np.unique(mini_batch_N):
+        members = mini_batch_N == mini_batch
+        scaled = np.exp(log_raw_N[members] - log_raw_N[members].max())
+        weights_N[members] = scaled / scaled.mean()
+    return weights_N
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
@@ -45,14 +47,14 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     )
     rollout_ids = teacher.column("rollout_id").to_pylist()
     entropy_N = teacher.column("entropy").to_numpy().astype(np.float64)
-    raw_N = raw_weights_N(entropy_N, config.weigh.beta)
+    log_raw_N = log_raw_weights_N(entropy_N, config.weigh.beta)
     mini_batch_N = np.array([mini_batches[i] for i in rollout_ids], dtype=np.int64)
     columns = {
         "rollout_id": teacher.column("rollout_id"),
         "position": teacher.column("position"),
         "entropy": teacher.column("entropy"),
-        "raw_weight": raw_N.astype(np.float32),
-        "weight": normalised_weights_N(raw_N, mini_batch_N).astype(np.float32),
+        "raw_weight": np.exp(log_raw_N).astype(np.float32),
+        "weight": normalised_weights_N(log_raw_N, mini_batch_N).astype(np.float32),
     }
     return Output({"weights": pa.table(columns, schema=WEIGHTS)}, tokens=teacher.num_rows)
 

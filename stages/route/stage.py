@@ -250,6 +250,6 @@ STAGE = Stage(
     sections=("route",),
     reads=("rollouts", "verdicts"),
     writes=("routes", "scores", "teacher"),
-    uses=frozenset({"policy"}),
+    uses=frozenset({"seed", "policy"}),
     run=run,
 )

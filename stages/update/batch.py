@@ -122,7 +122,7 @@ def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout
 
 
 def flatten(rollouts: Sequence[Rollout], kept: int, device: torch.device) -> FlatBatch:
-    """Concatenate the tokens of some rollouts, which share one source of pi_old."""
+    """Concatenate the tokens of some rollouts; pi_old is live for all of them or none."""
     taught = [r.taught for r in rollouts if r.taught is not None]
     live = all(r.old_logprobs_T is None for r in rollouts)
 

@@ -62,7 +62,7 @@ BAD = {
     "no configuration": (["train", "--run", "new"], "which configuration?"),
     "unknown stage": (["stage", "rout", "--run", "x", "--step", "0"], "no stage rout"),
     "no run for a stage": (["stage", "route", "--run", "x", "--step", "0"], "no run here"),
-    "no run to evaluate": (["evaluate", "x"], "no run here"),
+    "no run to evaluate": (["evaluate", "x"], "which --task"),
     "step is no number": (["evaluate", "x@last"], "expected RUN or RUN@STEP"),
     "unknown preset": (["presets", "dmo"], "no preset dmo"),
     "unknown command": (["trian"], "trian"),

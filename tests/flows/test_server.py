@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,3 +155,13 @@ def test_release_restores_the_environment(tmp_path: Path) -> None:
     assert {name: os.environ.get(name) for name in CLIENT_SETTINGS} == before
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+def test_a_server_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    lease = open_server(root)
+    lease.wait()
+    pid = server_pid(root)
+    shutil.rmtree(root)
+    wait_until_gone(pid, 30)
+    lease.release()

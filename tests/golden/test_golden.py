@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -153,7 +154,7 @@ BREAKAGES: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
         "gradient",
     ),
     "weights without normaliser": (
-        [(stages.weigh, "normalised_weights_N", lambda raw, batch: raw)],
+        [(stages.weigh, "normalised_weights_N", lambda log_raw, batch: np.exp(log_raw))],
         "weight ",
     ),
     "live instead of EMA teacher": ([(Policy, "teacher_components", live_teacher)], "teacher"),

@@ -61,12 +61,12 @@ def segfault(argument: str) -> None:
 
 
 def close_everything(argument: str) -> None:
-    os.closerange(3, 100)
+    os.closerange(3, 1024)
     time.sleep(1000)
 
 
 def write_everywhere(argument: str) -> None:
-    for number in range(3, 20):
+    for number in range(3, 1024):
         with contextlib.suppress(OSError):
             os.write(number, argument.encode() + b"\n")
 

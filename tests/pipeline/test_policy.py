@@ -153,8 +153,8 @@ def test_teacher_versions_name_kind_and_source(tiny_policy: OpenPolicy, kind: Te
     start = policy.version
     policy.begin_update()
     policy.finish_update("000001-abc")
-    source = start if kind == "frozen" else "000001-abc"
-    assert policy.teacher_version == f"{kind}@{source}"
+    sources = {"frozen": start, "trust_region": f"{start}+000001-abc"}
+    assert policy.teacher_version == f"{kind}@{sources.get(kind, '000001-abc')}"
 
 
 # --- versions --------------------------------------------------------------------------------

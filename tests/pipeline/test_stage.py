@@ -139,7 +139,7 @@ def test_settings_of_other_sections_do_not_matter(run: Run) -> None:
 
 
 def test_another_seed_matters_to_stages_that_sample(run: Run) -> None:
-    sampler = make_verdicts(Recorder("verdicts"), uses=frozenset({"engine"}))
+    sampler = make_verdicts(Recorder("verdicts"), uses=frozenset({"seed"}))
     run_stage(run, sampler, Handles(0, STEP))
     assert run_stage(run, sampler, Handles(0, STEP)).skipped
     with pytest.raises(StoreError, match=r"inputs\.seed: 0, not 1"):
