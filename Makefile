@@ -1,6 +1,7 @@
 # make run     train the demo policy by SRPO (sets everything up on a fresh machine)
 # make test    all tests (sets everything up too); make quick leaves out the slow ones
 # make check   what must be clean before a change lands: lint, format, types, tests
+# make install  only the set-up: .venv with locked versions
 # make docs    write the generated parts of docs/ anew
 # make lock    resolve requirements.lock anew
 
@@ -9,7 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test quick check lint format docs lock clean
+.PHONY: install run test quick check lint format docs lock clean
+
+install: $(READY)
 
 run: $(READY)
 	$(BIN)/srpo train demo

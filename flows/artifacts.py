@@ -20,7 +20,12 @@ from pipeline.store import Run
 
 SECONDS_BETWEEN_UPDATES = 2.0
 WIDTH, HEIGHT, LEFT, TOP = 640, 240, 44, 28
-SHARES = [("share_sdpo", "#7c4dff", "to SDPO"), ("share_grpo", "#26a69a", "to GRPO")]
+SHARES = [
+    ("share_sdpo", "#7c4dff", "to SDPO"),
+    ("share_grpo", "#26a69a", "to GRPO"),
+    ("share_mix", "#42a5f5", "mixed"),
+    ("share_none", "#bdbdbd", "left out"),
+]
 LINES = [("reward_mean", "#e65100", "mean reward")]
 
 
@@ -85,7 +90,8 @@ def routing_plot(records: list[dict[str, Any]]) -> str:
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y}" y2="{y}" stroke="#ddd"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{tick:.0%}</text>')
     floor = [0.0] * len(records)
-    for name, color, _ in SHARES:
+    shown = [share for share in SHARES if any(record.get(share[0]) for record in records)]
+    for name, color, _ in shown:
         top = [low + _value(r, name) for low, r in zip(floor, records, strict=True)]
         outline = _points(top) + _points(floor)[::-1]
         parts.append(f'<polygon points="{" ".join(outline)}" fill="{color}" opacity="0.6"/>')
@@ -93,8 +99,8 @@ def routing_plot(records: list[dict[str, Any]]) -> str:
     for name, color, _ in LINES:
         line = " ".join(_points([_value(r, name) for r in records]))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-    for index, (_, color, label) in enumerate([*SHARES, *LINES]):
-        x = LEFT + 130 * index
+    for index, (_, color, label) in enumerate([*shown, *LINES]):
+        x = LEFT + 115 * index
         parts.append(f'<rect x="{x}" y="{HEIGHT + 38}" width="12" height="12" fill="{color}"/>')
         parts.append(f'<text x="{x + 18}" y="{HEIGHT + 48}">{label}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT + 20}">step 0</text>')
