@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from flows.session import STAGES
-from tests.golden.run import STEP, make_run, run_step
+from tests.golden.run import make_run, run_step
 
 RECORDED = Path(__file__).with_name("versions.json")
 OF_A_MACHINE = {"policy_version", "teacher_version", "task"}
