@@ -70,11 +70,13 @@ def train(
         run = default_run_dir(config, RUNS)
     settings = checked_config(config, run, overrides or [], resume)
     console = Console()
-    console.print(f"{run}: opening the policy, starting Prefect", highlight=False, soft_wrap=True)
     lease = open_server(run.parent)  # starts in the background, while the model loads
     try:
-        with contextlib.closing(open_session(settings, run, resume)) as session:
-            lease.wait()
+        with console.status(f"{run}: opening the policy, starting Prefect"):
+            opened = open_session(settings, run, resume)
+        with contextlib.closing(opened) as session:
+            with console.status(f"{run}: starting Prefect"):
+                lease.wait()
             outcome = _train(session, run, console)
             print_summary(console, session, outcome)
     except KeyboardInterrupt:

@@ -41,10 +41,10 @@ def print_summary(console: Console, session: Summarised, outcome: Outcome) -> No
     for name, text in _times(records):
         table.add_row(name, text)
     table.add_row("training tokens", count(sum(r.get("tokens") or 0 for r in records)))
-    table.add_row("run folder", str(run.root.resolve()))
-    for label, command in _next_commands(run, outcome):
-        table.add_row(label, command)
-    console.print(table, highlight=False, soft_wrap=True)
+    console.print(table, highlight=False)
+    for label, text in [("run folder", str(run.root)), *_next_commands(run, outcome)]:
+        # Outside the table, whose cells are cut to the terminal's width: these get copied.
+        console.print(f" {label:<16} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _accuracies(evaluations: dict[int, dict[str, Any]], rollouts: int) -> list[tuple[str, str]]:
