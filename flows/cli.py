@@ -38,7 +38,7 @@ def main() -> None:
     """Run a command; an error of ours is one line and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except (SrpoError, typer.TyperException) as error:
+    except (SrpoError, OSError, typer.TyperException) as error:
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         code = 2
@@ -139,7 +139,7 @@ def evaluate(
 
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
-    from flows.opening import default_run_dir, last_state, model_config, split_state
+    from flows.opening import default_run_dir, model_config, split_state
     from flows.progress import evaluation_line
     from flows.session import Session
 
@@ -152,7 +152,7 @@ def evaluate(
         run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
         session = Session.create(run, settings, keep_start=False)
     with contextlib.closing(session), _bar("evaluate") as progress:
-        steps_done = last_state(session.run) if step is None else step
+        steps_done = session.next_step() if step is None else step
         summary = session.evaluate_now(steps_done, chosen, progress)
     print(evaluation_line(steps_done, summary))
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")

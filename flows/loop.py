@@ -221,7 +221,5 @@ def train(
             loop.follow_up(done)
     if ended != "stopped":
         loop.evaluate(done)
-    if stop():
-        ended = "stopped"
     loop.keep(done)
     return Outcome(done, ended)

@@ -1,17 +1,17 @@
 """From what a user types to an open session: which folder, new or resumed, and what may change."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.loading import apply_override, load_config, validate_config
+from pipeline.manifest import flat
+from pipeline.store import Run, is_taken
 
 if TYPE_CHECKING:
     from flows.session import Session
-    from pipeline.store import Run
 
 MAY_GROW = ("run.steps", "run.max_hours")
 
@@ -35,13 +35,11 @@ def checked_config(
             resume; the run was made with other settings.
     """
     if resume:
-        from pipeline.store import Run
-
         return resumed_config(Run.open(run_dir), source, overrides)
     if source is None:
         raise ConfigError("which configuration? Give a TOML file or a preset, or --resume --run")
     config = load_config(source, overrides)
-    if run_dir.exists() and any(run_dir.iterdir()):
+    if is_taken(run_dir):
         raise StoreError(
             f"{run_dir} is there already: go on with it by --resume --run {run_dir}, or choose "
             "another --run"
@@ -52,7 +50,6 @@ def checked_config(
 def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
     """Open a new run, or go on with one, whose limits may have grown."""
     from flows.session import Session
-    from pipeline.store import Run
 
     if not resume:
         return Session.create(run_dir, config)
@@ -62,7 +59,7 @@ def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
     return Session.resume(run_dir)
 
 
-def resumed_config(run: "Run", source: str | None, overrides: Sequence[str]) -> Config:
+def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Config:
     """Return the configuration to go on with.
 
     Raises:
@@ -87,25 +84,9 @@ def resumed_config(run: "Run", source: str | None, overrides: Sequence[str]) -> 
     return wanted
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def past_metrics(run: "Run") -> list[dict[str, Any]]:
+def past_metrics(run: Run) -> list[dict[str, Any]]:
     """Read the records of the steps that are complete, up to the first gap."""
-    records: list[dict[str, Any]] = []
-    while (path := run.metrics_path(len(records))).exists():
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record.pop("digest", None)
-        records.append(record)
-    return records
+    return [run.metrics(step) for step in range(run.steps_done())]
 
 
 def _grows(key: str, before: Any, after: Any) -> bool:
@@ -140,8 +121,3 @@ def model_config(model: str, overrides: Sequence[str]) -> Config:
     if "task" not in values.get("data", {}):
         raise ConfigError(f"{model}: no run folder, so taken for a model: which --task?")
     return validate_config(values, "--set")
-
-
-def last_state(run: "Run") -> int:
-    """Return the number of steps of a run that are complete."""
-    return len(past_metrics(run))

@@ -1,14 +1,17 @@
 """The questions of a run: loaded, checked against the prompt limit, dealt out step by step."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 from data.registry import open_task
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import digest_of
 from pipeline.policy import Policy
 from pipeline.seeds import epoch_positions
-from pipeline.task import Question
+from pipeline.task import Message, Question
+
+Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Questions:
     train: Sequence[Question]
     test: Sequence[Question]
     skipped: dict[str, int]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all questions and gold answers."""
+        return digest_of([[asdict(q) for q in split] for split in (self.train, self.test)])
 
     def of_step(self, config: Config, step: int) -> list[Question]:
         """Return the questions of a training step: the next ones of the seeded epochs."""
@@ -46,7 +53,7 @@ def load_questions(config: Config) -> Questions:
     return Questions(train, test, {})
 
 
-def fitting(questions: Questions, config: Config, policy: Policy) -> Questions:
+def fitting(questions: Questions, config: Config, render: Render) -> Questions:
     """Leave out questions whose prompt is over `data.max_prompt_length` tokens, and count them.
 
     Raises:
@@ -56,7 +63,7 @@ def fitting(questions: Questions, config: Config, policy: Policy) -> Questions:
     skipped = {}
     limit = config.data.max_prompt_length
     for split, found in (("train", questions.train), ("test", questions.test)):
-        lengths = [len(policy.render(question.messages)[1]) for question in found]
+        lengths = [len(render(question.messages)[1]) for question in found]
         kept[split] = [q for q, n in zip(found, lengths, strict=True) if n <= limit]
         skipped[split] = len(found) - len(kept[split])
         if not kept[split]:
@@ -83,25 +90,38 @@ def warnings_of(config: Config, questions: Questions) -> list[str]:
     return found
 
 
-def check_context(config: Config, policy: Policy) -> None:
-    """Refuse limits that the model's context can't hold."""
-    positions = getattr(policy.model.config, "max_position_embeddings", None)
-    if positions is None:
-        return
+def check_training_context(config: Config, policy: Policy) -> None:
+    """Refuse training limits that the model's context can't hold."""
     response = config.generate.max_response_length
-    needs = {
-        "data.max_prompt_length + generate.max_response_length": config.data.max_prompt_length
-        + response,
-        "data.max_prompt_length + evaluate.max_response_length": config.data.max_prompt_length
-        + config.evaluate.max_response_length,
-    }
+    _check_context(
+        "data.max_prompt_length + generate.max_response_length",
+        config.data.max_prompt_length + response,
+        config,
+        policy,
+    )
     if config.route.method != "grpo":
-        needs["route.max_teacher_prompt_length + generate.max_response_length"] = (
-            config.route.max_teacher_prompt_length + response
+        _check_context(
+            "route.max_teacher_prompt_length + generate.max_response_length",
+            config.route.max_teacher_prompt_length + response,
+            config,
+            policy,
         )
-    for names, need in needs.items():
-        if need > positions:
-            raise ConfigError(
-                f"{names} is {need} tokens, but the model at {config.model.path} has "
-                f"{positions} positions: lower the limits"
-            )
+
+
+def check_evaluation_context(config: Config, policy: Policy) -> None:
+    """Refuse evaluation limits that the model's context can't hold."""
+    _check_context(
+        "data.max_prompt_length + evaluate.max_response_length",
+        config.data.max_prompt_length + config.evaluate.max_response_length,
+        config,
+        policy,
+    )
+
+
+def _check_context(names: str, needed: int, config: Config, policy: Policy) -> None:
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    if positions is not None and needed > positions:
+        raise ConfigError(
+            f"{names} is {needed} tokens, but the model at {config.model.path} has {positions} "
+            "positions: lower the limits"
+        )

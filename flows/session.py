@@ -5,16 +5,13 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 """
 
 import contextlib
-import json
-import platform
-import tempfile
-from collections.abc import Sequence
-from importlib.metadata import version
-from importlib.resources import files
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 import stages.evaluate
 import stages.generate
@@ -22,19 +19,25 @@ import stages.route
 import stages.update
 import stages.verify
 import stages.weigh
-from data.random_policy import write_random_policy
 from data.registry import file_digest, judge, open_task
-from flows.questions import Questions, check_context, fitting, load_questions
+from flows.beginning import initial_policy, surroundings, teacher_settings
+from flows.questions import (
+    Questions,
+    check_evaluation_context,
+    check_training_context,
+    fitting,
+    load_questions,
+)
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import digest_of, remove_folder, write_json
+from pipeline.files import digest_of, remove_folder, remove_leftovers, write_json
 from pipeline.loading import apply_override, validate_config
 from pipeline.metrics import evaluation_metrics, step_metrics
-from pipeline.policy import Policy, TeacherSettings
+from pipeline.policy import Policy, render_prompt
 from pipeline.sampling import TransformersEngine
-from pipeline.snapshots import load_snapshot, open_policy, save_snapshot
+from pipeline.snapshots import load_snapshot, save_snapshot
 from pipeline.stage import Handles, Progress, Stage, StageResult, run_stage, silent
-from pipeline.store import Run
+from pipeline.store import Run, is_taken
 from pipeline.verification import VerifierPool
 
 STAGES: dict[str, Stage] = {
@@ -49,7 +52,6 @@ STAGES: dict[str, Stage] = {
     )
 }
 _EVALUATION_SECTIONS = ("data", "verify", "evaluate")
-_PACKAGES = ("srpo", "torch", "transformers", "pyarrow", "polars", "prefect", "numpy")
 
 
 class Session:
@@ -81,22 +83,25 @@ class Session:
         """
         torch.set_num_threads(config.run.threads)
         loaded = load_questions(config)
-        policy = _initial_policy(config, loaded)
-        check_context(config, policy)
-        questions = fitting(loaded, config, policy)
+        policy = initial_policy(config, loaded)
+        check_evaluation_context(config, policy)
+        if keep_start:
+            check_training_context(config, policy)
+        questions = fitting(loaded, config, policy.render)
         facts = {
-            "versions": {name: version(name) for name in _PACKAGES},
-            "hardware": _hardware(policy),
+            **surroundings(policy),
             "task_digest": file_digest(config.data.task),
-            "questions_digest": digest_of([q.prompt_id for q in questions.train]),
+            "questions_digest": questions.digest(),
             "skipped_questions": questions.skipped,
             "initial_policy_version": policy.version,
         }
-        run = Run.create(run_dir, config, facts)
+        if is_taken(run_dir):
+            raise StoreError(f"{run_dir}: there is something already; choose another --run")
+        remove_leftovers(run_dir / "policy")
         policy.tokenizer.save_pretrained(run_dir / "tokenizer")
         if keep_start:
-            save_snapshot(policy, run.snapshot_path(0), 0)
-        return cls(run, questions, policy)
+            save_snapshot(policy, run_dir / "policy" / "000000", 0)
+        return cls(Run.create(run_dir, config, facts), questions, policy)
 
     @classmethod
     def resume(cls, run_dir: Path) -> "Session":
@@ -109,18 +114,16 @@ class Session:
                 f"{run_dir}: the code of task {run.config.data.task} changed since the run began; "
                 "start another run"
             )
-        snapshots = run.snapshots()
-        if not snapshots:
-            raise StoreError(f"{run_dir}: no policy snapshot, not even of the start")
-        session = cls(run, loaded, None)
-        policy = session._load(snapshots[-1])
-        session.questions = fitting(loaded, run.config, policy)
-        found = digest_of([q.prompt_id for q in session.questions.train])
-        if found != run.record["questions_digest"]:
+        tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
+        template_kwargs = run.config.model.chat_template_kwargs
+        render = partial(render_prompt, tokenizer, template_kwargs)
+        questions = fitting(loaded, run.config, render)
+        if questions.digest() != run.record["questions_digest"]:
             raise StoreError(
-                f"{run_dir}: the questions at {run.config.data.path} changed since the run began"
+                f"{run_dir}: questions or answers of {run.config.data.path or 'the task'} changed "
+                "since the run began; restore them, or start another run"
             )
-        return session
+        return cls(run, questions, None)
 
     @property
     def config(self) -> Config:
@@ -129,10 +132,7 @@ class Session:
 
     def next_step(self) -> int:
         """Return the first step whose work is not complete."""
-        step = 0
-        while self.run.metrics_path(step).exists():
-            step += 1
-        return step
+        return self.run.steps_done()
 
     def prepare(self, step: int, progress: Progress | None = None) -> None:
         """Have the policy that starts `step` resident."""
@@ -173,21 +173,13 @@ class Session:
         """Write the flat record of a complete step, and return it."""
         path = self.run.metrics_path(step)
         if path.exists():
-            return self.metrics(step)
+            return self.run.metrics(step)
         names = [t for s in STAGES.values() if s.name != "evaluate" for t in s.writes]
         record = step_metrics(
             {name: self.run.read(name, step) for name in names},
             {name: self.run.manifest(name, step) for name in names},
         )
         write_json(path, {**record, "digest": digest_of(record)})
-        return record
-
-    def metrics(self, step: int) -> dict[str, Any]:
-        """Return the flat record of a complete step."""
-        path = self.run.metrics_path(step)
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop("digest", None) != digest_of(record):
-            raise StoreError(f"{path}: changed since it was written (digest does not match)")
         return record
 
     def evaluation_due(self, steps_done: int) -> bool:
@@ -204,6 +196,7 @@ class Session:
         """Keep the state after so many steps, and drop snapshots that are over the number kept."""
         self.prepare(steps_done)
         target = self.run.snapshot_path(steps_done)
+        remove_leftovers(target.parent)
         save_snapshot(self._resident(), target, steps_done)
         for old in self._superfluous():
             remove_folder(self.run.snapshot_path(old))
@@ -229,8 +222,10 @@ class Session:
         name = digest_of([wanted.model_dump()[s] for s in _EVALUATION_SECTIONS])[:12]
         root = self.run.root / "evaluations" / name
         facts = {"parent": self.run.record["digest"]}
-        run = Run.open(root) if root.exists() else Run.create(root, wanted, facts)
-        loaded = fitting(load_questions(wanted), wanted, self._resident())
+        exists = (root / "run.json").exists()
+        run = Run.open(root) if exists else Run.create(root, wanted, facts)
+        check_evaluation_context(wanted, self._resident())
+        loaded = fitting(load_questions(wanted), wanted, self._resident().render)
         with contextlib.closing(Session(run, loaded, self._policy)) as session:
             session.run_stage("evaluate", steps_done, progress)
             return session.evaluation_summary(steps_done)
@@ -238,7 +233,7 @@ class Session:
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
         for step in range(len(self._seconds), self.next_step()):
-            self._seconds[step] = self.metrics(step)["seconds"]
+            self._seconds[step] = self.run.metrics(step)["seconds"]
         return sum(self._seconds.values())
 
     def close(self) -> None:
@@ -284,34 +279,22 @@ class Session:
     def _load(self, steps_done: int) -> Policy:
         self._policy = None
         folder = self.run.snapshot_path(steps_done)
-        self._policy = load_snapshot(folder, self.config.model, _teacher(self.config))
+        self._policy = load_snapshot(folder, self.config.model, teacher_settings(self.config))
         return self._policy
 
-    def _best(self) -> int | None:
+    def _best(self, among: Collection[int] | None = None) -> int | None:
         """Return the evaluated state with the highest accuracy, the earliest of equals."""
         done = sorted(int(p.stem) for p in (self.run.root / "evaluations").glob("[0-9]*.json"))
         for steps in set(done) - self._accuracy.keys():
             self._accuracy[steps] = self.evaluation_summary(steps)["accuracy"]
-        return min(self._accuracy, key=lambda steps: (-self._accuracy[steps], steps), default=None)
+        eligible = [steps for steps in self._accuracy if among is None or steps in among]
+        return min(eligible, key=lambda steps: (-self._accuracy[steps], steps), default=None)
 
     def _superfluous(self) -> list[int]:
         """Return snapshots beyond the newest kept; the start, the best and the last stay."""
         found = self.run.snapshots()
         newest = found[-self.config.run.keep_snapshots :]
-        return [s for s in found if s not in newest and s not in (0, self._best())]
-
-
-def _initial_policy(config: Config, questions: Questions) -> Policy:
-    """Open the policy that a run starts from: shipped, random, or any Hugging Face model."""
-    if config.model.path == "demo":
-        path = str(files("data") / "demo" / "policy")
-        return open_policy(path, config.model, _teacher(config))
-    if config.model.path == "random":
-        with tempfile.TemporaryDirectory() as folder:
-            texts = [m.content for q in questions.train for m in q.messages]
-            write_random_policy(Path(folder), texts, config.run.seed)
-            return open_policy(folder, config.model, _teacher(config))
-    return open_policy(config.model.path, config.model, _teacher(config))
+        return [s for s in found if s not in newest and s not in (0, self._best(among=found))]
 
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
@@ -327,20 +310,6 @@ def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     return validate_config(values, "--set")
 
 
-def _teacher(config: Config) -> TeacherSettings:
-    route = config.route
-    return TeacherSettings(route.teacher, route.teacher_rate, route.trust_region_mix)
-
-
 def _steps_of(policy: Policy) -> int | None:
     head = policy.version.partition("-")[0]
     return int(head) if head.isdecimal() else None
-
-
-def _hardware(policy: Policy) -> dict[str, Any]:
-    return {
-        "machine": platform.machine(),
-        "processor": platform.processor() or platform.machine(),
-        "device": str(policy.device),
-        "threads": torch.get_num_threads(),
-    }

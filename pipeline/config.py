@@ -64,8 +64,8 @@ class ModelSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16: forward passes under autocast; weights, softmax, losses and "
-        "optimizer stay float32",
+        description="bfloat16: forward passes under autocast, logits included; weights, softmax, "
+        "losses and optimizer stay float32",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
@@ -210,6 +210,9 @@ class Config(Section):
     def _agree(self) -> Self:
         """Check what involves two settings."""
         method, group = self.route.method, self.generate.rollouts
+        for key in ("tokenize", "add_generation_prompt"):
+            if key in self.model.chat_template_kwargs:
+                raise ValueError(f"model.chat_template_kwargs.{key} is ours to set; remove it")
         if self.weigh.beta is None:
             raise ValueError("weigh.beta must be a number in a resolved configuration")
         if method != "srpo" and self.weigh.beta != 0:

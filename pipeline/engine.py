@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from pipeline.config import EvaluateSection, GenerateSection
+
 
 class SamplingSettings(NamedTuple):
     """How to draw tokens.
@@ -20,6 +22,11 @@ class SamplingSettings(NamedTuple):
     top_k: int
     max_response_length: int
     batch_size: int
+
+
+def sampling_settings(section: GenerateSection | EvaluateSection) -> SamplingSettings:
+    """Return the settings of a configuration section."""
+    return SamplingSettings(**{name: getattr(section, name) for name in SamplingSettings._fields})
 
 
 class Sample(NamedTuple):

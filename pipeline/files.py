@@ -44,20 +44,42 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Works for files and for folders (the target must not exist then). On an error the temporary
     path stays behind under its own name, which no reader looks at and the next writer replaces.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.tmp")
     yield temporary
+    move_into_place(temporary, target)
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Give a complete file or folder its final name, durably: its contents first."""
     for path in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
         sync(path)
     temporary.replace(target)
     sync(target.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, so that they survive a power cut."""
+    if folder.exists():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder; cut short, what is left of it has a name that no reader looks at."""
     doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
     shutil.rmtree(doomed)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove what interrupted writes and removals of folders left in `parent`."""
+    for pattern in (".*.tmp", ".*.old"):
+        for path in parent.glob(pattern):
+            shutil.rmtree(path)
 
 
 def write_json(path: Path, value: Any) -> None:

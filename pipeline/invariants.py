@@ -97,7 +97,7 @@ def _teacher(tables: Tables) -> None:
     _require("teacher", "positions count up", expected, table["position"].to_numpy() == positions)
     for column, low, high in (
         ("entropy", -1e-6, np.inf),
-        ("jsd", -1e-6, np.log(2) + 1e-3),
+        ("jsd", 0.0, np.log(2) + 1e-3),
         ("teacher_logprob", -np.inf, 1e-6),
         ("student_logprob", -np.inf, 1e-6),
     ):

@@ -33,7 +33,7 @@ class Origin(BaseModel):
 
     def differences(self, other: Self) -> list[str]:
         """Return what differs, as `key: mine, not theirs` texts."""
-        mine, theirs = _flat(self.model_dump()), _flat(other.model_dump())
+        mine, theirs = flat(self.model_dump()), flat(other.model_dump())
         return [
             f"{key}: {mine.get(key)}, not {theirs.get(key)}"
             for key in sorted(mine.keys() | theirs.keys())
@@ -101,11 +101,12 @@ class Manifest(BaseModel):
         return digest_of(self.model_dump(mode="json", exclude={"digest"}))
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key."""
+    if not isinstance(value, dict) or not value:
         return {prefix: value}
     return {
         key: leaf
         for name, item in value.items()
-        for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+        for key, leaf in flat(item, f"{prefix}.{name}" if prefix else name).items()
     }

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.manifest import Manifest
 from pipeline.seeds import derive_seed
 
+_PER_ANSWER = ("format_ok", "finish_reason", "response_tokens")
 _RESAMPLES = 2000
 _LEVEL = 0.95
 
@@ -44,32 +45,30 @@ def step_metrics(
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
     """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more."""
     groups = _by_question(evaluations)
-    average = bootstrap([float(np.mean([c for _, c in g])) for g in groups])
-    passed = bootstrap([float(any(c for _, c in g)) for g in groups])
-    majority = bootstrap([majority_correct(g) for g in groups])
-    frame = pl.DataFrame(
-        {
-            "format_ok": evaluations["format_ok"].to_numpy(),
-            "cut": [f == "length" for f in evaluations["finish_reason"].to_pylist()],
-            "tokens": evaluations["response_tokens"].to_numpy(),
-        }
-    )
-    return {
-        "accuracy": average.mean,
-        "low": average.low,
-        "high": average.high,
-        "pass_at_k": passed.mean,
-        "pass_at_k_low": passed.low,
-        "pass_at_k_high": passed.high,
-        "maj_at_k": majority.mean,
-        "maj_at_k_low": majority.low,
-        "maj_at_k_high": majority.high,
-        "format_rate": _mean(frame["format_ok"]),
-        "truncated_share": _mean(frame["cut"]),
-        "response_tokens": _mean(frame["tokens"]),
-        "questions": len(groups),
-        "rollouts": max(map(len, groups), default=0),
+    answers = list(zip(*(evaluations[name].to_pylist() for name in _PER_ANSWER), strict=True))
+    per_question = {
+        "": [float(np.mean([c for _, c in group])) for group in groups],
+        "pass_at_k": [float(any(c for _, c in group)) for group in groups],
+        "maj_at_k": [majority_correct(group) for group in groups],
+        "format_rate": _means(groups, [float(ok) for ok, _, _ in answers]),
+        "truncated_share": _means(groups, [float(end == "length") for _, end, _ in answers]),
+        "response_tokens": _means(groups, [float(tokens) for _, _, tokens in answers]),
     }
+    record: dict[str, Any] = {}
+    for name, values in per_question.items():
+        interval = bootstrap(values)
+        record[name or "accuracy"] = interval.mean
+        record[f"{name}_low".removeprefix("_")] = interval.low
+        record[f"{name}_high".removeprefix("_")] = interval.high
+    record["questions"] = len(groups)
+    record["rollouts"] = max(map(len, groups), default=0)
+    return record
+
+
+def _means(groups: Sequence[Sequence[object]], values: Sequence[float]) -> list[float]:
+    """Return the mean of each question's values; values stand in the order of the groups."""
+    ends = np.cumsum([len(group) for group in groups])
+    return [float(np.mean(part)) for part in np.split(np.asarray(values), ends[:-1])]
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
@@ -82,13 +81,13 @@ def bootstrap(values: Sequence[float]) -> Interval:
     return Interval(float(array.mean()), float(low), float(high))
 
 
-def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
+def majority_correct(answers: Sequence[tuple[str, bool]]) -> float:
     """Return 1 if the commonest prediction is right, ties split evenly; no prediction is wrong.
 
     Args:
-        answers: (prediction, correct) of each answer to one question.
+        answers: (prediction, correct) of each answer to one question; "" is no prediction.
     """
-    counts = Counter(prediction for prediction, _ in answers if prediction is not None)
+    counts = Counter(prediction for prediction, _ in answers if prediction)
     if not counts:
         return 0.0
     most = max(counts.values())
@@ -97,8 +96,8 @@ def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
     return sum(prediction in right for prediction in tied) / len(tied)
 
 
-def _by_question(evaluations: pa.Table) -> list[list[tuple[str | None, bool]]]:
-    groups: dict[int, list[tuple[str | None, bool]]] = {}
+def _by_question(evaluations: pa.Table) -> list[list[tuple[str, bool]]]:
+    groups: dict[int, list[tuple[str, bool]]] = {}
     for group, prediction, correct in zip(
         evaluations["group"].to_pylist(),
         evaluations["prediction"].to_pylist(),

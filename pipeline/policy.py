@@ -5,11 +5,12 @@ teacher of a step is fixed when the step starts; it moves in `advance_teacher`, 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -42,6 +43,7 @@ class Policy:
     Attributes:
         version: "{steps done:06d}-{lineage digest}"; see `stage.next_version`.
         model: the transformers causal language model, float32.
+        teacher: which teacher it carries.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
     """
@@ -54,11 +56,13 @@ class Policy:
         teacher: TeacherSettings,
         version: str,
     ) -> None:
+        _check_parts(model, tokenizer)
         self.device = resolve_device(settings.device)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.version = version
-        self._settings, self._teacher = settings, teacher
+        self.teacher = teacher
+        self._settings = settings
         self.teacher_model = None if teacher.kind == "live" else frozen_copy(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
         self.eos_ids = _eos_ids(model, tokenizer)
@@ -75,7 +79,7 @@ class Policy:
     @property
     def teacher_version(self) -> str:
         """Return kind and source of the teacher that scores the step that starts here."""
-        kind = self._teacher.kind
+        kind = self.teacher.kind
         sources = {
             "frozen": self.initial_version,
             "trust_region": f"{self.initial_version}+{self.version}",
@@ -86,19 +90,19 @@ class Policy:
         """Return the models whose weighted logits are the teacher's."""
         if self.teacher_model is None:
             return [Component(self.model, 1.0)]
-        if self._teacher.kind == "trust_region":
-            mix = self._teacher.mix
+        if self.teacher.kind == "trust_region":
+            mix = self.teacher.mix
             return [Component(self.teacher_model, 1.0 - mix), Component(self.model, mix)]
         return [Component(self.teacher_model, 1.0)]
 
     @torch.no_grad()
     def advance_teacher(self) -> None:
         """Move the EMA: teacher <- (1 - rate) teacher + rate policy, in float32."""
-        if self._teacher.kind != "ema" or self.teacher_model is None:
+        if self.teacher.kind != "ema" or self.teacher_model is None:
             return
         pairs = zip(self.teacher_model.parameters(), self.model.parameters(), strict=True)
         for teacher, parameter in pairs:
-            teacher.mul_(1 - self._teacher.rate).add_(parameter, alpha=self._teacher.rate)
+            teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
 
     def begin_update(self) -> None:
         """Mark the weights as in flux, so that a failed update leaves an unusable policy."""
@@ -128,18 +132,11 @@ class Policy:
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """Return the prompt text and ids: the chat template with its header for the answer."""
-        turns = [message._asdict() for message in messages]
-        text = self.tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._settings.chat_template_kwargs,
-        )
-        return text, self.encode(text)
+        return render_prompt(self.tokenizer, self._settings.chat_template_kwargs, messages)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; nothing is added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode_prompt(self.tokenizer, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of a response without special tokens."""
@@ -148,6 +145,30 @@ class Policy:
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter once (tied weights under their first name)."""
         yield from self.model.named_parameters()
+
+
+def render_prompt(
+    tokenizer: Any, template_kwargs: Mapping[str, Any], messages: Sequence[Message]
+) -> tuple[str, list[int]]:
+    """Return the prompt text and ids: the chat template with its header for the answer.
+
+    Raises:
+        PolicyError: the template refuses the conversation (some know no system turn).
+    """
+    turns = [message._asdict() for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **template_kwargs
+        )
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise PolicyError(f"the chat template refuses turns of {roles}: {error}") from None
+    return text, encode_prompt(tokenizer, text)
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a rendered prompt; nothing is added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def resolve_device(name: str) -> torch.device:
@@ -174,6 +195,19 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found if isinstance(found, list) else [found])
 
 
+def _check_parts(model: Any, tokenizer: Any) -> None:
+    """Refuse a model whose parts we can't address, or whose tokenizer is another model's."""
+    name = model.name_or_path
+    output = model.get_output_embeddings()
+    if output is None or not hasattr(model, "get_decoder") or model.get_decoder() is None:
+        raise PolicyError(f"{name}: no decoder with an output projection; not supported")
+    largest, vocabulary = max(tokenizer.get_vocab().values(), default=0), output.weight.shape[0]
+    if largest >= vocabulary:
+        raise PolicyError(
+            f"{name}: its tokenizer has ids up to {largest}, the model only {vocabulary} logits"
+        )
+
+
 @torch.no_grad()
 def _check_projection(policy: Policy) -> None:
     """Refuse a model whose logits are not its output projection of its hidden states.
@@ -181,16 +215,15 @@ def _check_projection(policy: Policy) -> None:
     Some architectures scale or cap logits after the projection; chunked scoring would then be
     silently wrong.
     """
-    probe = TokenSequence([1, 2], [3, 1])
-    forward = policy.forward(chunk=1)
+    last = policy.vocabulary - 1
+    probe = TokenSequence([1, 2], [last // 2, last])
+    forward = Forward(policy.device, bfloat16=False, chunk=1)
     hidden_ND = response_hidden_ND(policy.model, [probe], forward)
     ours_NV = project_NV(policy.model, hidden_ND, forward)
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
-    with forward.autocast():
-        theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
+    theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
     gap = float((ours_NV - theirs_NV).abs().max())
-    bound = 0.1 if forward.bfloat16 else 1e-3
-    if not gap <= bound * (1 + float(theirs_NV.abs().max())):
+    if not gap <= 1e-3 * (1 + float(theirs_NV.abs().max())):
         raise PolicyError(
             f"{policy.model.name_or_path}: its logits are not projection(hidden states) (they "
             f"differ by {gap:.3g}); this architecture is not supported"

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.errors import PolicyError
 from pipeline.seeds import derive_seed
@@ -77,9 +79,10 @@ def verdict_columns(
     verdicts = handles.verifier.verify(list(zip(responses, references, strict=True)))
     return {
         "reward": [v.reward for v in verdicts],
-        "correct": [v.reward >= threshold for v in verdicts],
+        # Compared as stored, in float32, so that an audit of the table agrees.
+        "correct": [bool(np.float32(v.reward) >= np.float32(threshold)) for v in verdicts],
         "format_ok": [v.format_ok for v in verdicts],
-        "prediction": [v.prediction for v in verdicts],
+        "prediction": [v.prediction or "" for v in verdicts],
         "feedback": [v.feedback for v in verdicts],
         "verifier": [handles.verifier_version] * len(verdicts),
         "error": [v.error for v in verdicts],

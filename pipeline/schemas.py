@@ -55,7 +55,7 @@ _VERDICT_COLUMNS = [
     _column("reward", pa.float32(), "r_i, in [0, 1]"),
     _column("correct", pa.bool_(), "c_i: reward >= verify.success_threshold"),
     _column("format_ok", pa.bool_(), "response keeps the task's output format"),
-    _column("prediction", pa.string(), "answer found in the response", nullable=True),
+    _column("prediction", pa.string(), "answer found in the response; empty: none"),
     _column("feedback", pa.string(), "environment feedback", nullable=True),
     _column("verifier", pa.string(), "verifier and its version"),
     _column("error", pa.string(), "why the response could not be judged", nullable=True),
@@ -153,7 +153,7 @@ UPDATES = pa.schema(
         _column("loss_sum", pa.float64(), "sum of the token losses, before the division by N"),
         _column("share", pa.float64(), "tokens / N of the mini-batch; 0 for route none"),
         _column("mean_ratio", pa.float32(), "mean of pi / pi_old", nullable=True),
-        _column("clipped_fraction", pa.float32(), "tokens whose ratio was clipped", nullable=True),
+        _column("clipped_fraction", pa.float32(), "tokens where a clip decides", nullable=True),
         _column("mean_tis", pa.float32(), "mean engine-to-trainer correction", nullable=True),
         _column(
             "max_logprob_gap",
@@ -161,7 +161,12 @@ UPDATES = pa.schema(
             "largest |log pi_old - log pi_engine|, nats",
             nullable=True,
         ),
-        _column("mean_divergence", pa.float32(), "mean divergence, nats", nullable=True),
+        _column(
+            "mean_divergence",
+            pa.float32(),
+            "mean divergence (sampled_token: log s - log q), nats",
+            nullable=True,
+        ),
     ]
 )
 

@@ -6,6 +6,7 @@ teacher.safetensors (float32), optimizer.safetensors and state.json (versions, S
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
     files = [f for f in sorted(folder.glob("*")) if f.suffix in _MODEL_FILES]
     identity: Any = {f.name: file_digest(f) for f in files} or [path, model.config._commit_hash]
     numerics = settings.model_dump(exclude={"path", "device", "gradient_checkpointing"})
-    version = f"000000-{digest_of([identity, numerics, vars(teacher)])[:12]}"
+    version = f"000000-{digest_of([identity, numerics, asdict(teacher)])[:12]}"
     return Policy(model, tokenizer, settings, teacher, version)
 
 
@@ -58,6 +59,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
             "steps_done": steps_done,
             "policy_version": policy.version,
             "initial_version": policy.initial_version,
+            "teacher": asdict(policy.teacher),
             "sha256": files,
         }
         write_json(folder / "state.json", {**state, "digest": digest_of(state)})
@@ -71,6 +73,10 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         PolicyError: the model can't be opened.
     """
     state = _read_state(folder / "state.json")
+    if state["teacher"] != asdict(teacher):
+        raise StoreError(
+            f"{folder}: a snapshot with teacher {state['teacher']}, wanted {asdict(teacher)}"
+        )
     for name, expected in state["sha256"].items():
         path = folder / name
         if not path.exists() or file_digest(path) != expected:
@@ -112,6 +118,8 @@ def _load_pretrained(path: str) -> tuple[Any, Any]:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the names
         )
+        if model.generation_config is not None:
+            model.generation_config.validate(strict=True)  # else it can't be saved later
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PolicyError(f"model.path {path}: can't be opened: {reason}") from None

@@ -4,7 +4,6 @@ A stage is a function of (input tables, its configuration sections, explicit han
 sees a path. The runner checks inputs, skips what is already there, checks and commits the outputs.
 """
 
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from pipeline.errors import PolicyError, StoreError
 from pipeline.files import digest_of
 from pipeline.invariants import check_table
 from pipeline.manifest import Cost, Manifest, Origin
+from pipeline.memory import PeakMemory
 from pipeline.policy import Policy
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.store import Run, expect_schema
@@ -157,6 +157,7 @@ def _execute(
     run: Run, stage: Stage, handles: Handles, origins: dict[str, Origin]
 ) -> dict[str, Manifest]:
     tables = {name: run.read(name, handles.step) for name in stage.reads}
+    memory = PeakMemory()
     started = time.perf_counter()
     output = stage.run(tables, cast(Config, Sections(run.config, stage)), handles)
     seconds = time.perf_counter() - started
@@ -173,7 +174,7 @@ def _execute(
     cost = Cost(
         seconds=seconds,
         tokens=output.tokens,
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_memory_mb=memory.megabytes(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     manifests = {

@@ -14,7 +14,7 @@ import pyarrow.ipc
 
 from pipeline.config import Config
 from pipeline.errors import StoreError
-from pipeline.files import atomic_path, digest_of, file_digest, write_json
+from pipeline.files import digest_of, file_digest, make_folder, move_into_place, write_json
 from pipeline.loading import validate_config
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
@@ -34,7 +34,7 @@ class Run:
     @classmethod
     def create(cls, root: Path, config: Config, facts: dict[str, Any]) -> "Run":
         """Make a new run folder; `facts` (versions, hardware, digests) go into run.json."""
-        if root.exists() and any(root.iterdir()):
+        if is_taken(root):
             raise StoreError(f"{root}: there is something already; choose another --run, or resume")
         record = {"schema_version": SCHEMA_VERSION, "config": config.model_dump(), **facts}
         record["digest"] = digest_of(record)
@@ -75,6 +75,21 @@ class Run:
         """Return where the flat record of a step lives."""
         return self.root / "steps" / f"{step:06d}" / "metrics.json"
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return the flat record of a complete step."""
+        path = self.metrics_path(step)
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record.pop("digest", None) != digest_of(record):
+            raise StoreError(f"{path}: changed since it was written (digest does not match)")
+        return record
+
+    def steps_done(self) -> int:
+        """Return the number of steps that are complete, up to the first gap."""
+        step = 0
+        while self.metrics_path(step).exists():
+            step += 1
+        return step
+
     def snapshot_path(self, steps_done: int) -> Path:
         """Return where the policy after so many steps lives."""
         return self.root / "policy" / f"{steps_done:06d}"
@@ -86,7 +101,8 @@ class Run:
 
     def has(self, table: str, step: int) -> bool:
         """Tell whether a table is committed."""
-        return _manifest_path(self.table_path(table, step)).exists()
+        path = self.table_path(table, step)
+        return path.exists() and _manifest_path(path).exists()
 
     def manifest(self, table: str, step: int) -> Manifest:
         """Return the record of a committed table."""
@@ -113,22 +129,24 @@ class Run:
         expected = expect_schema(origin.stage, origin.table, data)
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
-        there = self.has(origin.table, origin.step)
-        committed = self.manifest(origin.table, origin.step) if there else None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
+        known = _manifest_path(path).exists()
+        committed = self.manifest(origin.table, origin.step) if known else None
+        make_folder(path.parent)
+        temporary = path.with_name(f".{path.name}.tmp")
         _write_arrow(temporary, data)
         digest = file_digest(temporary)
-        if committed is not None:
+        if committed is not None and committed.sha256 != digest:
             temporary.unlink()
-            if committed.sha256 != digest:
-                raise StoreError(
-                    f"{path}: recomputing gave other bytes ({digest[:12]}, committed "
-                    f"{committed.sha256[:12]}); same machine, threads and versions as before?"
-                )
+            raise StoreError(
+                f"{path}: recomputing gave other bytes ({digest[:12]}, committed "
+                f"{committed.sha256[:12]}); same machine, threads and versions as before?"
+            )
+        if committed is not None and path.exists():
+            temporary.unlink()
             return committed
-        with atomic_path(path) as final:
-            temporary.replace(final)
+        move_into_place(temporary, path)
+        if committed is not None:
+            return committed
         manifest = Manifest(
             origin=origin,
             rows=data.num_rows,
@@ -154,6 +172,14 @@ class Run:
                 f"file is damaged; delete it with its .json and rerun stage {manifest.origin.stage}"
             )
         self._verified[path] = identity
+
+
+def is_taken(root: Path) -> bool:
+    """Tell whether a folder holds anything but the beginnings of a run that never began.
+
+    run.json is written last: a policy and a tokenizer without it are of a command cut short.
+    """
+    return root.exists() and bool({p.name for p in root.iterdir()} - {"policy", "tokenizer"})
 
 
 def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.engine import SamplingSettings
+from pipeline.engine import sampling_settings
 from pipeline.sampled import sample_columns, verdict_columns
 from pipeline.schemas import EVALUATIONS
 from pipeline.stage import Handles, Output, Stage
@@ -14,14 +14,7 @@ from pipeline.stage import Handles, Output, Stage
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
     """Sample and judge `evaluate.rollouts` answers per question."""
     settings = config.evaluate
-    sampling = SamplingSettings(
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.max_response_length,
-        settings.batch_size,
-    )
-    columns = sample_columns("e", settings.rollouts, sampling, handles)
+    columns = sample_columns("e", settings.rollouts, sampling_settings(settings), handles)
     del columns["sampled_logprobs"]
     columns |= verdict_columns(
         columns["response_text"], columns["reference"], config.verify.success_threshold, handles

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.engine import SamplingSettings
+from pipeline.engine import sampling_settings
 from pipeline.sampled import sample_columns
 from pipeline.schemas import ROLLOUTS
 from pipeline.stage import Handles, Output, Stage
@@ -15,14 +15,7 @@ from pipeline.stage import Handles, Output, Stage
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
     """Sample `generate.rollouts` responses to each question of the step."""
     settings = config.generate
-    sampling = SamplingSettings(
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.max_response_length,
-        settings.batch_size,
-    )
-    columns = sample_columns("", settings.rollouts, sampling, handles)
+    columns = sample_columns("", settings.rollouts, sampling_settings(settings), handles)
     tokens = sum(map(len, columns["response_ids"]))
     return Output({"rollouts": pa.table(columns, schema=ROLLOUTS)}, _facts(columns), tokens)
 

@@ -119,11 +119,12 @@ def _score_taught(
 
 def _jsd_N(student: StudentScores, teacher: TeacherScores, vocabulary: int) -> Tensor:
     whole = student.topk_ids_NK.shape[-1] == vocabulary
-    return jsd_N(
+    value_N = jsd_N(
         buckets_NB(student.topk_logprobs_NK, None if whole else student.log_tail_N),
         buckets_NB(teacher.topk_logprobs_NK, None if whole else teacher.log_tail_N),
         _JSD_ALPHA,
     )
+    return value_N.clamp(min=0)  # rounding makes it negative where both agree
 
 
 def _student(

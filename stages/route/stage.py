@@ -49,7 +49,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     return Output(
         {
             "routes": pa.Table.from_pylist(routes, schema=ROUTES),
-            "scores": _scores_table(routes, scored),
+            "scores": _scores_table(routes, scored, _on_policy(tables["rollouts"], policy)),
             "teacher": _teacher_table(routes, scored, kept),
         },
         facts={"teacher_passes": sum(j.teacher_prompt_ids is not None for j in jobs)},
@@ -182,12 +182,19 @@ def _scoring_jobs(
     return jobs
 
 
-def _scores_table(routes: Sequence[Row], scored: Mapping[str, ScoredRollout]) -> pa.Table:
+def _on_policy(rollouts: pa.Table, policy: Policy) -> bool:
+    """Tell whether the policy that scores is the one that sampled: only then is it pi_old."""
+    return set(rollouts.column("policy_version").to_pylist()) == {policy.version}
+
+
+def _scores_table(
+    routes: Sequence[Row], scored: Mapping[str, ScoredRollout], on_policy: bool
+) -> pa.Table:
     found = [scored.get(route["rollout_id"]) for route in routes]
     empty = np.empty(0, dtype=np.float32)
     columns = {
         "rollout_id": [route["rollout_id"] for route in routes],
-        "old_logprobs": [s.old_logprobs_T if s else empty for s in found],
+        "old_logprobs": [s.old_logprobs_T if s and on_policy else empty for s in found],
         "student_entropy": [s.student_entropy_T if s else empty for s in found],
     }
     return pa.table(columns, schema=SCORES)

@@ -45,6 +45,21 @@ def grpo_loss_N(
     return torch.where(advantage_N < 0, capped_N, loss_N)
 
 
+def clipped_N(
+    ratio_N: Tensor,
+    advantage_N: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> Tensor:
+    """Tell where clip or dual clip decides the GRPO loss, so that the ratio gets no gradient."""
+    inside_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
+    by_clip_N = inside_N * advantage_N < ratio_N * advantage_N
+    if dual_clip is None:
+        return by_clip_N
+    return by_clip_N | ((advantage_N < 0) & (ratio_N > dual_clip))
+
+
 def divergence_N(kind: Divergence, log_s_NB: Tensor, log_q_NB: Tensor, jsd_alpha: float) -> Tensor:
     """Return the divergence of student s and teacher q over K + 1 buckets (section 5), in nats.
 

@@ -11,6 +11,7 @@ from pipeline.distributions import buckets_NB, log_tail_N
 from pipeline.scoring import Forward, response_hidden_ND, train_logprobs
 from stages.update.batch import FlatBatch
 from stages.update.losses import (
+    clipped_N,
     divergence_N,
     grpo_loss_N,
     mixed_loss_N,
@@ -56,16 +57,24 @@ def token_losses(
         value_M = _teacher_loss_M(batch, logprob_N[taught_N], kept_MK, settings, model)
         correction_M = truncated_weight_N((logprob_N - old_N)[taught_N], settings.sdpo_ratio_clip)
         sdpo_N = sdpo_N.masked_scatter(taught_N, batch.weight_M * correction_M * value_M)
-        found_N = found_N.masked_scatter(taught_N, value_M.detach())
+        found_N = found_N.masked_scatter(
+            taught_N, _divergence_M(batch, logprob_N, value_M, settings)
+        )
     by_teacher_N = taught_N & ~batch.mixed_N
     mixed_N = mixed_loss_N(grpo_N, sdpo_N, settings.mix_lambda)
     routed_N = torch.where(by_teacher_N, sdpo_N, torch.where(batch.mixed_N, mixed_N, grpo_N))
-    high_N = torch.where(by_teacher_N, settings.sdpo_ratio_clip, 1 + settings.clip_high)
-    low_N = torch.where(by_teacher_N, 0.0, 1 - settings.clip_low)
+    by_clip_N = clipped_N(
+        rho_N.detach(),
+        batch.advantage_N,
+        settings.clip_low,
+        settings.clip_high,
+        settings.dual_clip,
+    )
+    capped_N = rho_N.detach() > settings.sdpo_ratio_clip
     return TokenLosses(
         loss_N=tis_N * routed_N,
         ratio_N=rho_N.detach(),
-        clipped_N=(rho_N.detach() > high_N) | (rho_N.detach() < low_N),
+        clipped_N=torch.where(by_teacher_N, capped_N, by_clip_N),
         tis_N=tis_N,
         gap_N=torch.where(own_N, gap_N.abs(), torch.nan),
         divergence_N=found_N,
@@ -87,6 +96,15 @@ def _student_logprobs(
     logprob_N = logprob_N.masked_scatter(~taught_N, plain_P1[:, 0])
     logprob_N = logprob_N.masked_scatter(taught_N, taught_MJ[:, 0])
     return logprob_N, taught_MJ[:, 1:]
+
+
+def _divergence_M(
+    batch: FlatBatch, logprob_N: Tensor, value_M: Tensor, settings: UpdateSection
+) -> Tensor:
+    """Return the divergence to report; of `sampled_token`, whose loss is none, log s - log q."""
+    if settings.divergence == "sampled_token":
+        return (logprob_N[batch.taught_N] - batch.teacher_logprob_M).detach()
+    return value_M.detach()
 
 
 def _teacher_loss_M(

@@ -143,7 +143,7 @@ def test_snapshots_beyond_the_number_kept_go(config: Config, tmp_path: Path) -> 
 
 def test_metrics_are_of_the_tables(finished: Path) -> None:
     session = Session.resume(finished)
-    record = session.metrics(1)
+    record = session.run.metrics(1)
     rewards = session.run.read("verdicts", 1)["reward"].to_pylist()
     routes = session.run.read("routes", 1)["route"].to_pylist()
     session.close()
@@ -154,7 +154,7 @@ def test_metrics_are_of_the_tables(finished: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace('"rollouts": 12', '"rollouts": 13'))
     with pytest.raises(StoreError, match=r"metrics\.json: changed"):
-        session.metrics(1)
+        session.run.metrics(1)
     path.write_text(text)
 
 

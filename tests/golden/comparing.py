@@ -159,7 +159,7 @@ def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], f
     if row.route == "sdpo":
         low, high = -1.0, settings.sdpo_ratio_clip
     outside = (rho < low) | (rho > high)
-    active = (rho > high) if row.advantage > 0 else (rho < low)
+    active = (rho > high) if row.advantage > 0 else (rho < low) & (row.advantage < 0)
     dual = settings.dual_clip
     if row.route != "sdpo" and row.advantage < 0 and dual is not None:
         active = active | (rho > dual)

@@ -116,7 +116,7 @@ def _verdicts() -> dict[str, list[Any]]:
         "reward": [1.0, 0.0, 0.0, 0.0],
         "correct": [True, False, False, False],
         "format_ok": [True, True, True, False],
-        "prediction": ["4", "5", "5", None],
+        "prediction": ["4", "5", "5", ""],
         "feedback": [None] * 4,
         "verifier": ["arithmetic/1"] * 4,
         "error": [None, None, None, "timed out"],

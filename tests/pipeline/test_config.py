@@ -58,6 +58,7 @@ DEFAULTS = {
 COLUMNS = {
     "grpo-paper": {
         "route.method": "grpo",
+        "route.teacher": "live",
         "route.mini_batch": 8,
         "update.learning_rate": 1e-6,
         "weigh.beta": 0.0,

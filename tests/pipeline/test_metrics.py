@@ -101,7 +101,7 @@ def answers(*groups: str) -> pa.Table:
     table = base.take(pa.array([0] * len(rows)))
     columns: dict[str, list[Any]] = {
         "group": [group for group, _ in rows],
-        "prediction": [None if answer == "." else answer for _, answer in rows],
+        "prediction": ["" if answer == "." else answer for _, answer in rows],
         "correct": [answer == "4" for _, answer in rows],
         "format_ok": [answer != "." for _, answer in rows],
     }
@@ -145,7 +145,7 @@ def test_questions_weigh_the_same_whatever_their_number_of_answers() -> None:
         ([("4", True), ("5", False), ("5", False)], 0.0),
         ([("4", True), ("5", False)], 0.5),  # two tie
         ([("4", True), ("5", False), ("6", False)], 1 / 3),  # three tie
-        ([("4", True), (None, False), (None, False)], 1.0),  # no prediction has no vote
+        ([("4", True), ("", False), ("", False)], 1.0),  # no prediction has no vote
         ([(None, False)], 0.0),
         ([], 0.0),
         ([("5", False)], 0.0),

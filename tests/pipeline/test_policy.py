@@ -236,7 +236,7 @@ def test_a_missing_gpu_is_said() -> None:
 
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 60,
+    "vocab_size": 128,
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 1,
@@ -271,7 +271,7 @@ def test_logits_scaled_or_capped_after_the_projection_are_refused(
 def test_the_same_architecture_without_scaling_is_fine(tiny_policy: OpenPolicy) -> None:
     torch.manual_seed(0)
     model = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=1.0))
-    assert reopened(model, tiny_policy().tokenizer).vocabulary == 60
+    assert reopened(model, tiny_policy().tokenizer).vocabulary == 128
 
 
 def test_a_broken_network_is_refused(tiny_policy: OpenPolicy) -> None:

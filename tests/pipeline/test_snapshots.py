@@ -134,7 +134,7 @@ def test_every_teacher_survives(tiny_policy: OpenPolicy, tmp_path: Path, kind: A
 def test_a_policy_before_its_first_update_has_no_optimizer_state(
     tiny_policy: OpenPolicy, tmp_path: Path
 ) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy("ema", rate=0.25)
     save_snapshot(policy, tmp_path / "s", 0)
     assert not (tmp_path / "s" / "optimizer.safetensors").exists()
     expect_identical(load_snapshot(tmp_path / "s", SECTION, EMA), tensors(policy))
