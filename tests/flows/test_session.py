@@ -232,3 +232,40 @@ def test_a_changed_task_is_noticed(finished: Path, config: Config) -> None:
     with pytest.raises(StoreError, match=r"the code of task .* changed"):
         Session.resume(finished)
     path.write_text(text)
+
+
+def test_changed_questions_are_noticed(config: Config, tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}", "answer": "A", "idx": i} for i in range(20)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    values = config.model_dump()
+    values["data"] |= {"task": "science_qa", "path": str(data)}
+    Session.create(tmp_path / "run", validate_config(values, "test")).close()
+    Session.resume(tmp_path / "run").close()
+    rows[3]["answer"] = "B"  # same ids, same prompts, another gold answer
+    data.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(StoreError, match=r"questions or answers of .* changed"):
+        Session.resume(tmp_path / "run")
+
+
+def test_a_run_that_never_began_can_begin(config: Config, tmp_path: Path) -> None:
+    """Killed before run.json, which is written last: what is there is no obstacle."""
+    run = tmp_path / "run"
+    Session.create(run, config).close()
+    (run / "run.json").unlink()
+    shutil.move(run / "policy" / "000000", run / "policy" / ".000000.tmp")
+    Session.create(run, config).close()
+    assert [p.name for p in (run / "policy").iterdir()] == ["000000"]
+
+
+def test_a_lost_table_is_made_again(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    lost = run_dir / "steps" / "000001" / "verdicts.arrow"
+    lost.unlink()
+    session = Session.resume(run_dir)
+    with pytest.raises(StoreError, match="committed but missing; rerun stage verify"):
+        session.run.read("verdicts", 1)
+    assert session.run_stage("verify", 1)["skipped"] is False
+    session.close()
+    assert digests(run_dir) == digests(finished)

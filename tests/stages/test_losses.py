@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.update.losses import (
+    clipped_N,
     divergence_N,
     grpo_loss_N,
     mixed_loss_N,
@@ -58,6 +59,16 @@ def test_on_policy_gradient_is_minus_advantage() -> None:
     grpo_loss_N(rho, column(0.5, -0.25), 0.2, 0.28, 3.0).sum().backward()
     assert logprob.grad is not None
     assert logprob.grad.tolist() == pytest.approx([-0.5, 0.25])
+
+
+def test_clips_count_where_they_take_the_gradient() -> None:
+    ratio = column(1.5, 0.5, 0.5, 2.0, 10.0, 1.0, 0.5).requires_grad_()
+    advantage = column(0.5, 0.5, -0.5, -0.5, -0.5, 0.5, 0.0)
+    grpo_loss_N(ratio, advantage, 0.2, 0.28, 3.0).sum().backward()
+    found = clipped_N(ratio.detach(), advantage, 0.2, 0.28, 3.0)
+    assert found.tolist() == [True, False, True, False, True, False, False]
+    assert ratio.grad is not None
+    assert (ratio.grad == 0).tolist() == [True, False, True, False, True, False, True]
 
 
 def test_ratio_is_clamped() -> None:
@@ -116,7 +127,7 @@ def test_sampled_token_is_the_reverse_kl_estimator() -> None:
     logprob = column(-LN2).requires_grad_()
     loss = sampled_token_loss_N(logprob, column(-LN5))
     # (ln(1/2) - ln(1/5)) * ln(1/2); its gradient is the bracket alone.
-    assert float(loss) == pytest.approx((LN5 - LN2) * -LN2)
+    assert float(loss.detach()) == pytest.approx((LN5 - LN2) * -LN2)
     loss.backward()
     assert logprob.grad is not None
     assert float(logprob.grad) == pytest.approx(LN5 - LN2)

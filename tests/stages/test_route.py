@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.policy import Policy
-from tests.stages.steps import Group, config_of, open_tiny, routed
+from stages.route import STAGE as ROUTE
+from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, sampled
 
 RIGHT, WRONG = 1.0, 0.0
 GROUPS: list[Group] = [
@@ -139,3 +140,14 @@ def test_a_group_of_one(tmp_path: Path, policy: Policy) -> None:
     tables = routed(policy, config_of(route={"method": "grpo"}), [[("a", RIGHT)], [("b", WRONG)]])
     assert column(tables, "advantage") == [0.0, 0.0]
     assert column(tables, "group_std") == [0.0, 0.0]
+
+
+def test_another_policys_scores_are_not_the_old_ones(policy: Policy) -> None:
+    """A route replayed over another policy's rollouts: pi_old is what was sampled (section 7)."""
+    version, policy.version = policy.version, "000000-aaaaaaaaaaaa"
+    tables = sampled(policy, GROUPS)
+    policy.version = version
+    config = config_of(route={"rescore": "all"})
+    run_one(ROUTE, tables, policy, config)
+    assert {len(x) for x in tables["scores"]["old_logprobs"].to_pylist()} == {0}
+    assert all(len(x) > 0 for x in tables["scores"]["student_entropy"].to_pylist())
