@@ -72,6 +72,8 @@ def train(
     console = Console()
     lease = open_server(run.parent)  # starts in the background, while the model loads
     try:
+        if not lease.own:
+            lease.wait()  # somebody else's server: before anything is written
         with console.status(f"{run}: opening the policy, starting Prefect"):
             opened = open_session(settings, run, resume)
         with contextlib.closing(opened) as session:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from flows.loop import STEP_STAGES, Reference, Trainable, Watcher
-from flows.text import NOTHING, count, duration, interval, number, percent, step_line
+from flows.text import NOTHING, count, duration, interval, number, percent, step_line, troubles
 
 STOP_NOTE = "stopping after this stage; Ctrl-C again stops at once"
 
@@ -161,6 +161,8 @@ class Screen(Watcher):
             f"accuracy {self._accuracy or NOTHING}",
         ]
         lines: list[RenderableType] = [self._bars, Text("  " + " · ".join(shown))]
+        if trouble := troubles(self._numbers):
+            lines.append(Text(trouble, style="bold red"))
         if self._stopping:
             lines.append(Text(f"  {STOP_NOTE}", style="bold yellow"))
         return Group(*lines)

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 
 from data.registry import open_task
 from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, SrpoError
 from pipeline.files import digest_of
 from pipeline.policy import Policy
 from pipeline.seeds import epoch_positions
-from pipeline.task import Message, Question
+from pipeline.task import Message, Question, Split, Task
 
 Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
 
@@ -45,12 +45,24 @@ class Questions:
 def load_questions(config: Config) -> Questions:
     """Load both splits of the configured task."""
     task = open_task(config.data.task)
-    train = task.load(config.data.path, "train")
-    test = task.load(config.data.path, "test")
-    for split, questions in (("train", train), ("test", test)):
-        if not questions:
-            raise DataError(f"task {config.data.task}: its {split} split has no questions")
-    return Questions(train, test, {})
+    return Questions(_load(task, config, "train"), _load(task, config, "test"), {})
+
+
+def _load(task: Task, config: Config, split: Split) -> list[Question]:
+    name = config.data.task
+    try:
+        questions: object = task.load(config.data.path, split)
+    except SrpoError:
+        raise
+    except Exception as error:
+        # A task may be any code of the user's, which may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"task {name}: load of its {split} split raised {reason}") from error
+    if not isinstance(questions, list) or not all(isinstance(q, Question) for q in questions):
+        raise DataError(f"task {name}: load must return a list of pipeline.task.Question")
+    if not questions:
+        raise DataError(f"task {name}: its {split} split has no questions")
+    return questions
 
 
 def fitting(questions: Questions, config: Config, render: Render) -> Questions:

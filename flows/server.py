@@ -95,9 +95,9 @@ class Lease:
         self._previous = previous
 
     @property
-    def web_url(self) -> str:
-        """Address of Prefect's web pages."""
-        return self.url.removesuffix("/api")
+    def own(self) -> bool:
+        """Tell whether the server is one of ours, on its way up."""
+        return self._log is not None
 
     def wait(self, limit_seconds: float = START_LIMIT_SECONDS) -> None:
         """Block until the API answers.

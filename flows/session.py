@@ -138,6 +138,10 @@ class Session:
         """Have the policy that starts `step` resident."""
         if self._policy is not None and _steps_of(self._policy) == step:
             return
+        if step > self.next_step():
+            raise StoreError(
+                f"{self.run.root} has {self.next_step()} complete steps: no state after {step}"
+            )
         start = max((s for s in self.run.snapshots() if s <= step), default=None)
         if start is None:
             raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")

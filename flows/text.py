@@ -46,11 +46,14 @@ def step_line(steps_done: int, steps: int, metrics: Mapping[str, Any]) -> str:
         f"correct {percent(metrics.get('correct_share'))}  "
         f"sdpo {percent(metrics.get('share_sdpo'))}  loss {number(metrics.get('loss'))}  "
         f"grad {number(metrics.get('grad_norm'))}  "
-        f"tokens {count(metrics.get('tokens'))}  {duration(seconds)}{_truncated(metrics)}"
+        f"tokens {count(metrics.get('tokens'))}  {duration(seconds)}{troubles(metrics)}"
     )
 
 
-def _truncated(metrics: Mapping[str, Any]) -> str:
-    """Return the share of rollouts cut at the length limit, where there are any."""
-    share = metrics.get("truncated_share")
-    return f"  TRUNCATED {percent(share)}" if share else ""
+def troubles(metrics: Mapping[str, Any]) -> str:
+    """Return what went wrong in a step: rollouts cut at the limit, verdicts that are errors."""
+    share, errors = metrics.get("truncated_share"), metrics.get("verifier_errors")
+    cut = f"  TRUNCATED {percent(share)}" if share else ""
+    if not errors:
+        return cut
+    return f"{cut}  VERIFIER ERRORS {percent(errors / metrics['rollouts'])} (see verdicts.error)"

@@ -92,7 +92,9 @@ class Manifest(BaseModel):
         except FileNotFoundError:
             raise StoreError(f"{path}: this table was never committed") from None
         except (ValidationError, UnicodeDecodeError):
-            raise StoreError(f"{path}: not a manifest; restore it or delete its table") from None
+            raise StoreError(
+                f"{path}: not a manifest; delete it with its .arrow and rerun its stage"
+            ) from None
         if manifest.digest != manifest._own_digest():
             raise StoreError(f"{path}: changed since it was written (digest does not match)")
         return manifest

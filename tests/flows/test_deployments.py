@@ -1,7 +1,7 @@
 """prefect.yaml: every deployment names a flow that exists, with parameters that it takes."""
 
 import contextlib
-import importlib.util
+import importlib
 import inspect
 import os
 import subprocess
@@ -33,12 +33,8 @@ def test_entrypoints_are_flows_that_take_the_parameters() -> None:
     from prefect import Flow
 
     for deployment in deployments():
-        path, _, name = deployment["entrypoint"].partition(":")
-        spec = importlib.util.spec_from_file_location("deployed", PROJECT / path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        flow = getattr(module, name)
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), name)
         assert isinstance(flow, Flow)
         taken = inspect.signature(flow.fn).parameters
         assert set(deployment.get("parameters", {})) <= set(taken)
@@ -71,7 +67,24 @@ def test_all_deployments_register_with_a_server(
 
         with SyncPrefectClient(lease.url) as client:
             names = {d.name for d in client.read_deployments()}
-        assert names == {d["name"] for d in deployments()}
+            assert names == {d["name"] for d in deployments()}
+            # One is executed, on no run: the flow is found, imported, and says what is missing.
+            nowhere = str(tmp_path / "nowhere")
+            deployment = client.read_deployment_by_name("stage/route")
+            created = client.create_flow_run_from_deployment(
+                deployment.id, parameters={"name": "route", "run": nowhere, "step": 0}
+            )
+            worker = [*prefect, "worker", "start", "--pool", "srpo", "--run-once"]
+            subprocess.run(
+                worker,
+                cwd=PROJECT,
+                env={**os.environ, "PYTHONPATH": str(PROJECT)},
+                capture_output=True,
+                timeout=120,
+            )
+            state = client.read_flow_run(created.id).state
+            assert state is not None and state.message is not None
+            assert f"{nowhere}: no run here" in state.message
     finally:
         lease.release()
         with contextlib.suppress(ChildProcessError):

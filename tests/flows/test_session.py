@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,3 +270,29 @@ def test_a_lost_table_is_made_again(finished: Path, tmp_path: Path) -> None:
     assert session.run_stage("verify", 1)["skipped"] is False
     session.close()
     assert digests(run_dir) == digests(finished)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('zzz')", "load of its train split raised KeyError: 'zzz'"),
+        ("return [{'prompt': 'x'}]", "load must return a list of pipeline.task.Question"),
+        ("return []", "its train split has no questions"),
+    ],
+)
+def test_a_task_of_ones_own_that_can_not_load(
+    body: str, message: str, config: Config, run_dir: Path, tmp_path: Path
+) -> None:
+    task = tmp_path / "mine.py"
+    task.write_text(
+        f"VERIFIER = 'mine/1'\ndef verify(r, g): pass\ndef load(path, split):\n    {body}\n"
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        Session.create(run_dir, changed(config, "data", task=str(task)))
+
+
+def test_a_step_beyond_the_run_is_named(finished: Path) -> None:
+    session = Session.resume(finished)
+    with pytest.raises(StoreError, match="has 3 complete steps: no state after 99"):
+        session.run_stage("route", 99)
+    session.close()
