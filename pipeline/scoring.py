@@ -7,6 +7,7 @@ recomputed in the backward pass.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,12 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+def consecutive_slices(lengths: Sequence[int]) -> list[slice]:
+    """Return where each of some sequences lies when they stand one after the other."""
+    ends = list(accumulate(lengths))
+    return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
 
 
 def response_hidden_ND(model: Any, sequences: Sequence[TokenSequence], forward: Forward) -> Tensor:

@@ -16,6 +16,7 @@ from pipeline.scoring import (
     StudentScores,
     TeacherScores,
     TokenSequence,
+    consecutive_slices,
     pack,
     score_student,
     score_teacher,
@@ -176,8 +177,7 @@ def _batches(
 
 
 def _by_rollout(batch: Sequence[ScoringJob]) -> list[slice]:
-    ends = np.cumsum([len(job.sequence.response_ids) for job in batch]).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return consecutive_slices([len(job.sequence.response_ids) for job in batch])
 
 
 def _temperatures_N(batch: Sequence[ScoringJob], device: torch.device) -> Tensor:

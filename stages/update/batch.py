@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.scoring import TokenSequence
+from pipeline.scoring import TokenSequence, consecutive_slices
 
 OldSource = Literal["live", "stored", "sampled"]
 Floats = npt.NDArray[np.float32]
@@ -78,8 +78,7 @@ class FlatBatch:
 
     def slices(self) -> list[slice]:
         """Return where each rollout's tokens are."""
-        ends = np.cumsum([r.tokens for r in self.rollouts]).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return consecutive_slices([r.tokens for r in self.rollouts])
 
 
 def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout]:
