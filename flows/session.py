@@ -223,14 +223,14 @@ class Session:
             return self.evaluation_summary(steps_done)
         wanted = _with_overrides(self.config, overrides)
         self.prepare(steps_done)
+        check_evaluation_context(wanted, self._resident())
+        questions = fitting(load_questions(wanted), wanted, self._resident().render)
         name = digest_of([wanted.model_dump()[s] for s in _EVALUATION_SECTIONS])[:12]
         root = self.run.root / "evaluations" / name
         facts = {"parent": self.run.record["digest"]}
         exists = (root / "run.json").exists()
         run = Run.open(root) if exists else Run.create(root, wanted, facts)
-        check_evaluation_context(wanted, self._resident())
-        loaded = fitting(load_questions(wanted), wanted, self._resident().render)
-        with contextlib.closing(Session(run, loaded, self._policy)) as session:
+        with contextlib.closing(Session(run, questions, self._policy)) as session:
             session.run_stage("evaluate", steps_done, progress)
             return session.evaluation_summary(steps_done)
 
