@@ -138,10 +138,7 @@ class Session:
         """Have the policy that starts `step` resident."""
         if self._policy is not None and _steps_of(self._policy) == step:
             return
-        if step > self.next_step():
-            raise StoreError(
-                f"{self.run.root} has {self.next_step()} complete steps: no state after {step}"
-            )
+        self._expect_reached(step)
         start = max((s for s in self.run.snapshots() if s <= step), default=None)
         if start is None:
             raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
@@ -153,6 +150,7 @@ class Session:
 
     def run_stage(self, name: str, step: int, progress: Progress | None = None) -> dict[str, Any]:
         """Run one stage of one step, or find it done; return a small reference to its tables."""
+        self._expect_reached(step)
         if "policy" in STAGES[name].uses:
             self.prepare(step)
         result = self._run(name, step, progress or silent)
@@ -274,6 +272,12 @@ class Session:
             verifier=self._verifier if "verifier" in stage.uses else None,
             progress=progress,
         )
+
+    def _expect_reached(self, step: int) -> None:
+        if step > self.next_step():
+            raise StoreError(
+                f"{self.run.root} has {self.next_step()} complete steps: no state after {step}"
+            )
 
     def _resident(self) -> Policy:
         if self._policy is None:
