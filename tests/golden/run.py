@@ -104,13 +104,13 @@ def make_run(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Ses
     return session
 
 
-def run_step(session: Session) -> StepCapture:
-    """Run route, weigh and update of step STEP on a freshly opened policy, outside the store."""
-    session._load(STEP)
+def run_step(session: Session, step: int = STEP) -> StepCapture:
+    """Run route, weigh and update of a step on a freshly opened policy, outside the store."""
+    session._load(step)
     policy = session._resident()
-    tables = {name: session.run.read(name, STEP) for name in ("rollouts", "verdicts")}
+    tables = {name: session.run.read(name, step) for name in ("rollouts", "verdicts")}
     capture = StepCapture(tables)
-    handles = Handles(seed=session.config.run.seed, step=STEP, policy=policy, progress=silent)
+    handles = Handles(seed=session.config.run.seed, step=step, policy=policy, progress=silent)
     with _recorded(policy, capture):
         for stage in (ROUTE, WEIGH, UPDATE):
             tables.update(stage.run(tables, session.config, handles).tables)
