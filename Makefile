@@ -2,6 +2,7 @@
 # make test    all tests (sets everything up too); make quick leaves out the slow ones
 # make check   what must be clean before a change lands: lint, format, types, tests
 # make install  only the set-up: .venv with locked versions
+# make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
 # make docs    write the generated parts of docs/ anew
 # make lock    resolve requirements.lock anew
 
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install run test quick check lint format docs lock clean
+.PHONY: install run test quick check lint format docs lock browser clean
 
 install: $(READY)
 
@@ -45,6 +46,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+browser:
+	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 lock:
 	rm -rf .venv-lock

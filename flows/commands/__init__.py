@@ -1,0 +1,1 @@
+"""Commands of `srpo` that look at saved runs; `flows.cli` registers them."""

@@ -1,0 +1,1 @@
+"""Reading saved runs: lists, whole rollouts, checks, differences. Needs no model and no GPU."""
