@@ -114,8 +114,8 @@ def stage(
 
     Example: srpo stage route --run runs/first --step 12
     """
-    from flows.loop import STEP_STAGES
     from flows.session import Session
+    from pipeline.lineage import STEP_STAGES
 
     if name not in (*STEP_STAGES, "evaluate"):
         raise SrpoError(f"no stage {name}; there are {', '.join(STEP_STAGES)} and evaluate")

@@ -18,8 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from pipeline.config import Config
-
-STEP_STAGES = ("generate", "verify", "route", "weigh", "update")
+from pipeline.lineage import STEP_STAGES
 
 Reference = dict[str, Any]
 """What a stage returns to the flow: names, digests and sizes of its tables; small JSON."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import store
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.loading import apply_override, load_config, validate_config
@@ -13,7 +14,7 @@ from pipeline.store import Run, is_taken
 if TYPE_CHECKING:
     from flows.session import Session
 
-MAY_GROW = ("run.steps", "run.max_hours")
+MAY_GROW = tuple(f"run.{name}" for name in store.MAY_GROW)
 
 
 def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:

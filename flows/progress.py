@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from flows.loop import STEP_STAGES, Reference, Trainable, Watcher
+from flows.loop import Reference, Trainable, Watcher
 from flows.text import NOTHING, count, duration, interval, number, percent, step_line, troubles
+from pipeline.lineage import STEP_STAGES
 
 STOP_NOTE = "stopping after this stage; Ctrl-C again stops at once"
 

@@ -1,6 +1,6 @@
 """The questions of a run: loaded, checked against the prompt limit, dealt out step by step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from data.registry import open_task
@@ -9,9 +9,8 @@ from pipeline.errors import ConfigError, DataError, SrpoError
 from pipeline.files import digest_of
 from pipeline.policy import Policy
 from pipeline.seeds import epoch_positions
-from pipeline.task import Message, Question, Split, Task
-
-Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
+from pipeline.stage import Render
+from pipeline.task import Question, Split, Task
 
 
 @dataclass(frozen=True)

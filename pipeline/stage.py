@@ -22,11 +22,12 @@ from pipeline.memory import PeakMemory
 from pipeline.policy import Policy
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.store import Run, expect_schema
-from pipeline.task import Question
+from pipeline.task import Message, Question
 from pipeline.verification import VerifierPool
 
 Handle = Literal["seed", "questions", "policy", "engine", "verifier"]
 Progress = Callable[[int, int], None]
+Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
 
 
 def silent(done: int, total: int) -> None:
@@ -43,6 +44,7 @@ class Handles:
         task: name of the task.
         verifier_version: name and version of the task's verifier.
         verifier_digest: SHA-256 of the task's source.
+        render: prompt text and ids of a conversation, without a policy.
     """
 
     seed: int
@@ -51,6 +53,7 @@ class Handles:
     verifier_version: str = ""
     verifier_digest: str = ""
     questions: Sequence[Question] = ()
+    render: Render | None = None
     policy: Policy | None = None
     engine: Engine | None = None
     verifier: VerifierPool | None = None
@@ -61,6 +64,10 @@ class Handles:
         if self.policy is None:
             raise PolicyError("this stage needs a policy and got none")
         return self.policy
+
+    def the_render(self) -> Render:
+        """Return the function that renders prompts."""
+        return self.render or self.the_policy().render
 
 
 class ProgressCounter:
@@ -91,6 +98,7 @@ class Stage:
         version: raised by hand when the same inputs would give another output.
         sections: configuration sections it depends on; reading another one is an error.
         uses: handles it depends on; their digests and versions are recorded.
+        without_policy: tables that it can make with no policy at hand.
         advances_policy: whether it turns the policy of a step into the next step's.
     """
 
@@ -101,6 +109,7 @@ class Stage:
     writes: tuple[str, ...]
     uses: frozenset[Handle]
     run: Callable[[Mapping[str, pa.Table], Config, Handles], Output]
+    without_policy: tuple[str, ...] = ()
     advances_policy: bool = False
 
 
@@ -125,20 +134,27 @@ class Sections:
 
 
 def run_stage(run: Run, stage: Stage, handles: Handles) -> StageResult:
-    """Run one stage of one step, or find it done.
+    """Run one stage of one step, or find it done: here, or in the run that this one is a fork of.
+
+    With no policy at hand, a stage makes those of its tables that need none.
 
     Raises:
         StoreError: inputs are missing or damaged; the outputs are there but were made from other
             inputs, settings or code; an output breaks its schema or an invariant.
         PolicyError: the policy's version is not the one the step needs.
     """
-    origins = {table: _origin(run, stage, handles, table) for table in stage.writes}
-    found = {t: run.manifest(t, handles.step) for t in stage.writes if run.has(t, handles.step)}
+    partial = handles.policy is None and bool(stage.without_policy)
+    writes = stage.without_policy if partial else stage.writes
+    found = {t: run.manifest(t, handles.step) for t in writes if run.has(t, handles.step)}
+    inherited = all(run.owner(table, handles.step) is not run for table in writes)
+    if inherited and not stage.advances_policy:
+        return StageResult(found, skipped=True)
+    origins = {table: _origin(run, stage, handles, table) for table in writes}
     if stage.advances_policy:
         _expect_version(handles)
     for table, manifest in found.items():
         _expect_same(run, manifest, origins[table])
-    if len(found) == len(stage.writes) and not stage.advances_policy:
+    if len(found) == len(writes) and not stage.advances_policy:
         return StageResult(found, skipped=True)
     manifests = _execute(run, stage, handles, origins)
     return StageResult(manifests, skipped=False)
@@ -161,15 +177,15 @@ def _execute(
     started = time.perf_counter()
     output = stage.run(tables, cast(Config, Sections(run.config, stage)), handles)
     seconds = time.perf_counter() - started
-    if set(output.tables) != set(stage.writes):
-        raise StoreError(f"stage {stage.name} made {sorted(output.tables)}, not {stage.writes}")
+    if set(output.tables) != set(origins):
+        raise StoreError(f"stage {stage.name} made {sorted(output.tables)}, not {list(origins)}")
     facts = dict(output.facts)
     if stage.advances_policy:
         facts["next_policy_version"] = next_version(origins[stage.writes[0]])
     known = {**tables, **output.tables}
-    for name in stage.writes:
+    for name in origins:
         expect_schema(stage.name, name, output.tables[name])
-    for name in stage.writes:
+    for name in origins:
         check_table(name, known)
     cost = Cost(
         seconds=seconds,
@@ -178,7 +194,8 @@ def _execute(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     manifests = {
-        name: run.commit(origins[name], output.tables[name], facts, cost) for name in stage.writes
+        name: run.commit(origin, output.tables[name], facts, cost)
+        for name, origin in origins.items()
     }
     if stage.advances_policy:
         handles.the_policy().finish_update(facts["next_policy_version"])
@@ -193,7 +210,8 @@ def _origin(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
         inputs["seed"] = str(handles.seed)
     if "verifier" in stage.uses:
         inputs["verifier"] = handles.verifier_digest
-    policy = handles.the_policy() if "policy" in stage.uses else None
+    needed = "policy" in stage.uses and table not in stage.without_policy
+    policy = handles.the_policy() if needed else None
     return Origin(
         schema_version=SCHEMA_VERSION,
         table=table,

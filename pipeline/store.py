@@ -15,20 +15,30 @@ import pyarrow.ipc
 from pipeline.config import Config
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, file_digest, make_folder, move_into_place, write_json
+from pipeline.lineage import Fork
 from pipeline.loading import validate_config
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
 
 _METADATA_KEY = b"srpo"
+MAY_GROW = ("steps", "max_hours")
+"""Settings of the section `run` that may grow in place."""
 
 
 class Run:
-    """A run folder. All paths of the layout are made here; stages never see one."""
+    """A run folder. All paths of the layout are made here; stages never see one.
+
+    Attributes:
+        fork: where this run left its parent; None for a run of its own.
+        parent: the run whose tables it refers to.
+    """
 
     def __init__(self, root: Path, record: dict[str, Any]) -> None:
         self.root = root
         self.record = record
         self.config: Config = validate_config(record["config"], str(root / "run.json"))
+        self.fork = Fork.from_record(record["fork"]) if "fork" in record else None
+        self.parent = _open_parent(root, self.fork) if self.fork else None
         self._verified: dict[Path, tuple[int, int, int]] = {}
 
     @classmethod
@@ -43,7 +53,11 @@ class Run:
 
     @classmethod
     def open(cls, root: Path) -> "Run":
-        """Open an existing run folder."""
+        """Open an existing run folder, and those of its ancestors.
+
+        Raises:
+            StoreError: no run is here, its record was changed, or the parent is missing or another.
+        """
         path = root / "run.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -58,6 +72,13 @@ class Run:
             raise StoreError(f"{path}: changed since it was written (digest does not match)")
         return cls(root, record)
 
+    @property
+    def identity(self) -> str:
+        """Return the SHA-256 of what never changes about a run, by which forks know it."""
+        settings = {k: v for k, v in self.record["config"]["run"].items() if k not in MAY_GROW}
+        config = {**self.record["config"], "run": settings}
+        return digest_of({**self.record, "config": config, "digest": None})
+
     def extend(self, config: Config) -> None:
         """Record a longer `run.steps` or `run.max_hours`; nothing else may change in place."""
         record = {**self.record, "config": config.model_dump()}
@@ -65,14 +86,32 @@ class Run:
         write_json(self.root / "run.json", record)
         self.record, self.config = record, config
 
+    def owner(self, table: str, step: int) -> "Run":
+        """Return the run in whose folder a table is, or will be: this one or an ancestor."""
+        if self.fork and self.parent and self.fork.inherits(table, step):
+            owner = self.parent.owner(table, step)
+            if owner.has(table, step):
+                return owner
+        return self
+
     def table_path(self, table: str, step: int) -> Path:
         """Return where a table of a step lives."""
+        return self.owner(table, step)._own_path(table, step)
+
+    def _own_path(self, table: str, step: int) -> Path:
         if table == "evaluations":
             return self.root / "evaluations" / f"{step:06d}.arrow"
         return self.root / "steps" / f"{step:06d}" / f"{table}.arrow"
 
+    def tokenizer_path(self) -> Path:
+        """Return the folder of the tokenizer that shows tokens without the model."""
+        own = self.root / "tokenizer"
+        return self.parent.tokenizer_path() if self.parent and not own.exists() else own
+
     def metrics_path(self, step: int) -> Path:
         """Return where the flat record of a step lives."""
+        if self.fork and self.parent and step < self.fork.start:
+            return self.parent.metrics_path(step)
         return self.root / "steps" / f"{step:06d}" / "metrics.json"
 
     def metrics(self, step: int) -> dict[str, Any]:
@@ -90,14 +129,39 @@ class Run:
             step += 1
         return step
 
+    def steps_of(self, table: str) -> list[int]:
+        """Return all steps that have a table, the parent's where it is inherited; ascending."""
+        folder = "evaluations/*.json" if table == "evaluations" else f"steps/*/{table}.json"
+        names = [path.relative_to(self.root).parts[1] for path in self.root.glob(folder)]
+        found = {int(name.split(".")[0]) for name in names}
+        if self.fork and self.parent:
+            inherited = self.parent.steps_of(table)
+            found |= {step for step in inherited if self.fork.inherits(table, step)}
+        return sorted(step for step in found if self.has(table, step))
+
     def snapshot_path(self, steps_done: int) -> Path:
         """Return where the policy after so many steps lives."""
-        return self.root / "policy" / f"{steps_done:06d}"
+        return self.snapshot_owner(steps_done).root / "policy" / f"{steps_done:06d}"
 
-    def snapshots(self) -> list[int]:
-        """Return the steps of all complete snapshots, ascending."""
+    def snapshot_owner(self, steps_done: int) -> "Run":
+        """Return the run in whose folder a snapshot is, or will be."""
+        if self.fork and self.parent and steps_done <= self.fork.start:
+            owner = self.parent.snapshot_owner(steps_done)
+            if steps_done in owner.own_snapshots():
+                return owner
+        return self
+
+    def own_snapshots(self) -> list[int]:
+        """Return the steps of the complete snapshots in this folder, ascending."""
         found = (self.root / "policy").glob("[0-9]*/state.json")
         return sorted(int(path.parent.name) for path in found)
+
+    def snapshots(self) -> list[int]:
+        """Return the steps of all complete snapshots, the parent's up to the fork; ascending."""
+        found = set(self.own_snapshots())
+        if self.fork and self.parent:
+            found |= {steps for steps in self.parent.snapshots() if steps <= self.fork.start}
+        return sorted(found)
 
     def has(self, table: str, step: int) -> bool:
         """Tell whether a table is committed."""
@@ -112,11 +176,27 @@ class Run:
         """Return a table, memory-mapped; size, SHA-256 and schema are verified on first use."""
         path = self.table_path(table, step)
         self._verify(path, self.manifest(table, step))
-        data = read_arrow(path)
-        expected = schema_of(table, data.schema)
-        if not data.schema.equals(expected):
-            raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")
-        return data
+        return _expect_current(path, table, read_arrow(path))
+
+    def peek(self, table: str, step: int) -> pa.Table:
+        """Return a table, memory-mapped, without reading it all: only size and schema are verified.
+
+        Columns and slices that nobody touches are never read. `srpo check` verifies the bytes.
+        """
+        path, manifest = self.table_path(table, step), self.manifest(table, step)
+        if not path.exists() or path.stat().st_size != manifest.bytes:
+            raise StoreError(
+                f"{path}: missing or of another size than its manifest says; run check"
+            )
+        return _expect_current(path, table, read_arrow(path))
+
+    def peek_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
+        """Return the rows of one rollout, and read no others; none if it has none there."""
+        data, index = self.peek(table, step), self.manifest(table, step).index
+        if index is None:
+            return data.filter(pc.equal(data.column("rollout_id"), rollout_id))
+        first, rows = index.get(rollout_id, (0, 0))
+        return data.slice(first, rows)
 
     def commit(self, origin: Origin, data: pa.Table, facts: dict[str, Any], cost: Cost) -> Manifest:
         """Write a table and its manifest; an equal committed table is left as it is.
@@ -174,6 +254,23 @@ class Run:
         self._verified[path] = identity
 
 
+def _open_parent(root: Path, fork: Fork) -> Run:
+    """Open the run that `root` was forked from; it must be the one that it was."""
+    folder = Path(os.path.normpath(root / fork.parent))
+    if not (folder / "run.json").exists():
+        raise StoreError(
+            f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
+            f"{fork.start} are there; move it back, or move both together"
+        )
+    parent = Run.open(folder)
+    if parent.identity != fork.identity:
+        raise StoreError(
+            f"{root}: forked from run {fork.identity[:12]}, but {folder} is now run "
+            f"{parent.identity[:12]}; put the parent back"
+        )
+    return parent
+
+
 def is_taken(root: Path) -> bool:
     """Tell whether a folder holds anything but the beginnings of a run that never began.
 
@@ -190,6 +287,13 @@ def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:
     if nulls := [f.name for f in expected if not f.nullable and data[f.name].null_count]:
         raise StoreError(f"{stage} made {table} with nulls in {', '.join(nulls)}")
     return expected
+
+
+def _expect_current(path: Path, table: str, data: pa.Table) -> pa.Table:
+    """Return the table; refuse another schema than this version's."""
+    if not data.schema.equals(schema_of(table, data.schema)):
+        raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")
+    return data
 
 
 def read_arrow(path: Path) -> pa.Table:

@@ -14,7 +14,7 @@ from pipeline.config import Config, RouteSection
 from pipeline.policy import Policy
 from pipeline.schemas import ROUTES, SCORES, teacher_schema
 from pipeline.scoring import TokenSequence
-from pipeline.stage import Handles, Output, ProgressCounter, Stage
+from pipeline.stage import Handles, Output, ProgressCounter, Render, Stage
 from pipeline.task import Message
 from stages.route.decisions import (
     first_correct_sibling,
@@ -31,10 +31,17 @@ Row = dict[str, Any]
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
-    """Decide routes, build teacher prompts, and make the scoring passes that are needed."""
-    settings, policy = config.route, handles.the_policy()
+    """Decide routes, build teacher prompts, and make the scoring passes that are needed.
+
+    Without a policy: the decisions and prompts alone.
+    """
+    settings = config.route
     rollouts = _joined(tables["rollouts"], tables["verdicts"])
-    routes = decide(rollouts, settings, policy, handles)
+    routes = decide(rollouts, settings, handles)
+    decisions = pa.Table.from_pylist(routes, schema=ROUTES)
+    if handles.policy is None:
+        return Output({"routes": decisions})
+    policy = handles.policy
     kept = min(settings.top_k, policy.vocabulary)
     jobs = _scoring_jobs(rollouts, routes, settings)
     report = ProgressCounter(handles, sum(_passes(j) * len(j.sequence.response_ids) for j in jobs))
@@ -48,7 +55,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     )
     return Output(
         {
-            "routes": pa.Table.from_pylist(routes, schema=ROUTES),
+            "routes": decisions,
             "scores": _scores_table(routes, scored, _on_policy(tables["rollouts"], policy)),
             "teacher": _teacher_table(routes, scored, kept),
         },
@@ -57,10 +64,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     )
 
 
-def decide(
-    rollouts: Sequence[Row], settings: RouteSection, policy: Policy, handles: Handles
-) -> list[Row]:
-    """Return the rows of `routes`; needs no forward pass."""
+def decide(rollouts: Sequence[Row], settings: RouteSection, handles: Handles) -> list[Row]:
+    """Return the rows of `routes`; needs no policy."""
     groups: dict[int, list[Row]] = {}
     for row in rollouts:
         groups.setdefault(row["group"], []).append(row)
@@ -74,12 +79,12 @@ def decide(
     return [
         decision
         for group, members in groups.items()
-        for decision in _decide_group(members, batch_of[group], settings, policy)
+        for decision in _decide_group(members, batch_of[group], settings, handles.the_render())
     ]
 
 
 def _decide_group(
-    members: Sequence[Row], mini_batch: int, settings: RouteSection, policy: Policy
+    members: Sequence[Row], mini_batch: int, settings: RouteSection, render: Render
 ) -> list[Row]:
     scaled = settings.advantage_scale == "group_std"
     statistics = group_statistics([row["reward"] for row in members], scaled)
@@ -90,7 +95,7 @@ def _decide_group(
         prompt: TeacherPrompt | None = None
         notes: list[str] = []
         if sibling is not None and settings.method != "grpo":
-            prompt, notes = _teach(row, members[sibling], settings, policy)
+            prompt, notes = _teach(row, members[sibling], settings, render)
         available = sibling is not None and (prompt is not None or settings.method == "grpo")
         route = route_of(settings.method, row["correct"], available)
         decisions.append(
@@ -121,7 +126,7 @@ def _decide_group(
 
 
 def _teach(
-    row: Row, sibling: Row, settings: RouteSection, policy: Policy
+    row: Row, sibling: Row, settings: RouteSection, render: Render
 ) -> tuple[TeacherPrompt | None, list[str]]:
     """Return the teacher prompt of a rollout and notes on how it came about."""
     limit = settings.max_teacher_prompt_length
@@ -130,7 +135,7 @@ def _teach(
         without_thinking(sibling["response_text"]),
         row["feedback"] if settings.feedback else None,
         limit,
-        policy.render,
+        render,
     )
     if prompt is None:
         return None, [f"teacher prompt can't be brought to {limit} tokens"]
@@ -253,10 +258,11 @@ def _passes(job: ScoringJob) -> int:
 
 STAGE = Stage(
     name="route",
-    version=1,
+    version=2,
     sections=("route",),
     reads=("rollouts", "verdicts"),
     writes=("routes", "scores", "teacher"),
     uses=frozenset({"seed", "policy"}),
     run=run,
+    without_policy=("routes",),
 )

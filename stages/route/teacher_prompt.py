@@ -1,17 +1,16 @@
 """The teacher's prompt: the question with a sibling's correct solution (METHOD.md, section 2)."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.stage import Render
 from pipeline.task import Message
 
 _SOLUTION = "\nCorrect solution:\n\n"
 _FEEDBACK = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
 _CLOSING = "\n\nCorrectly solve the original question."
 _CUT = " … "
-
-Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
 
 
 class TeacherPrompt(NamedTuple):

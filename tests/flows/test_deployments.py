@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from flows.loop import STEP_STAGES
 from flows.server import open_server
+from pipeline.lineage import STEP_STAGES
 
 PROJECT = Path(__file__).resolve().parents[2]
 

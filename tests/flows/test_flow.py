@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from flows.loop import STEP_STAGES, Outcome, Watcher
+from flows.loop import Outcome, Watcher
 from flows.server import Lease, open_server
 from pipeline.errors import NumericalError
+from pipeline.lineage import STEP_STAGES
 from tests.flows.fakes import FakeSession
 
 if TYPE_CHECKING:

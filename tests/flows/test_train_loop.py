@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from flows.loop import STEP_STAGES, Outcome, StopSwitch, Watcher, train
+from flows.loop import Outcome, StopSwitch, Watcher, train
+from pipeline.lineage import STEP_STAGES
 from tests.flows.fakes import FakeSession
 
 

@@ -1,0 +1,110 @@
+"""Forks: what a run takes from its parent, and what that means for being on-policy.
+
+A fork recomputes stage X and what follows it from step `start` on. Before `start` everything is
+the parent's; in the steps from `start` up to `end` the tables upstream of X are. Nothing is copied.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+STEP_STAGES = ("generate", "verify", "route", "weigh", "update")
+"""The stages of a training step, in the order in which data flows."""
+
+TABLES_OF_STAGE = {
+    "generate": ("rollouts",),
+    "verify": ("verdicts",),
+    "route": ("routes", "scores", "teacher"),
+    "weigh": ("weights",),
+    "update": ("updates",),
+}
+STEP_TABLES = tuple(table for stage in STEP_STAGES for table in TABLES_OF_STAGE[stage])
+_STAGE_OF_TABLE = {table: stage for stage, tables in TABLES_OF_STAGE.items() for table in tables}
+_OF_EVALUATIONS = ("data.", "verify.", "evaluate.")
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where a run left its parent.
+
+    Attributes:
+        parent: folder of the parent, relative to the folder of the fork.
+        identity: the parent's identity (`store.Run.identity`).
+        stage: first stage that is the fork's own, from step `start` on.
+        start, end: steps [start, end) whose upstream tables are the parent's.
+        changed: settings and code that differ, by dotted key: (the parent's, the fork's).
+        updates: whether `update` is recomputed, so that policies differ from the parent's.
+    """
+
+    parent: str
+    identity: str
+    stage: str
+    start: int
+    end: int
+    changed: dict[str, tuple[Any, Any]]
+    updates: bool
+
+    def inherits(self, table: str, step: int) -> bool:
+        """Tell whether a table of a step is the parent's."""
+        if table == "evaluations":
+            same = not any(key.startswith(_OF_EVALUATIONS) for key in self.changed)
+            return same and step <= self.start
+        if step < self.start:
+            return True
+        return step < self.end and _place(_STAGE_OF_TABLE[table]) < _place(self.stage)
+
+    @property
+    def off_policy_from(self) -> int | None:
+        """Return the first step whose rollouts another policy sampled than the fork's own."""
+        several = self.end > self.start + 1
+        return self.start + 1 if self.updates and several and self.stage != "generate" else None
+
+    @property
+    def note(self) -> str:
+        """Say in plain words what is the parent's, and what is no longer on-policy."""
+        if self.stage == "generate":
+            return f"Everything before step {self.start} is the parent's; from there on, its own."
+        span = _steps(self.start, self.end)
+        taken = "tables of earlier stages are the parent's"
+        if not self.updates:
+            return f"Stage {self.stage} and later of {span}; {taken}; no update, no new policy."
+        if self.off_policy_from is None:
+            return f"Stage {self.stage} and later of {span}; {taken}. On-policy: one update."
+        rest = _steps(self.off_policy_from, self.end)
+        scored = "" if _place(self.stage) <= _place("route") else ", and so are teacher scores"
+        return (
+            f"Stage {self.stage} and later of {span}; {taken}. Off-policy: rollouts of {rest} were "
+            f"sampled by the parent's policies{scored}; the fork's policy has differed from them "
+            f"since the update of step {self.start}. Ratios are taken against the stored "
+            "log-probabilities."
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what run.json holds; the note stands there for whoever reads the file."""
+        changed = {key: list(pair) for key, pair in self.changed.items()}
+        derived = {"off_policy_from": self.off_policy_from, "note": self.note}
+        return {**asdict(self), "changed": changed, **derived}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Fork":
+        """Read what `to_record` wrote."""
+        known = {k: v for k, v in record.items() if k not in ("off_policy_from", "note")}
+        changed = {key: (old, new) for key, (old, new) in record["changed"].items()}
+        return cls(**{**known, "changed": changed})
+
+
+def stages_from(stage: str) -> tuple[str, ...]:
+    """Return a stage and those that follow it in a step."""
+    return STEP_STAGES[_place(stage) :]
+
+
+def tables_before(stage: str) -> list[str]:
+    """Return the tables of a step that are made before a stage runs."""
+    return [table for name in STEP_STAGES[: _place(stage)] for table in TABLES_OF_STAGE[name]]
+
+
+def _place(stage: str) -> int:
+    return STEP_STAGES.index(stage)
+
+
+def _steps(start: int, end: int) -> str:
+    return f"step {start}" if end == start + 1 else f"steps {start} to {end - 1}"
