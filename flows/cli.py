@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from flows.commands.view import view
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def evaluate(
 
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
+    from flows.evaluating import evaluate_now
     from flows.opening import default_run_dir, model_config, split_state
     from flows.progress import evaluation_line
     from flows.session import Session
@@ -155,7 +157,7 @@ def evaluate(
         session = Session.create(run, settings, keep_start=False)
     with contextlib.closing(session), _bar("evaluate") as progress:
         steps_done = session.next_step() if step is None else step
-        summary = session.evaluate_now(steps_done, chosen, progress)
+        summary = evaluate_now(session, steps_done, chosen, progress)
     print(evaluation_line(steps_done, summary))
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")
 
@@ -198,6 +200,9 @@ def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs."
 
     if not print_report(Console(), run_root):
         raise typer.Exit(1)
+
+
+app.command()(view)
 
 
 def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:

@@ -38,7 +38,7 @@ class Trainable(Protocol):
     def next_step(self) -> int:
         """Return the first step whose work is not complete."""
 
-    def prepare(self, step: int, progress: Callable[[int, int], None] | None = None) -> None:
+    def prepare(self, step: int, progress: Callable[[int, int], None] | None = None) -> object:
         """Open the policy as it is before `step`."""
 
     def finish_step(self, step: int) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
     run = Run.open(run_dir)
     if config != run.config:
         run.extend(config)
-    return Session.resume(run_dir)
+    session = Session.resume(run_dir)
+    _ = session.questions  # what is wrong with them is found before anything is sampled
+    return session
 
 
 def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Config:

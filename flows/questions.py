@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 
 from data.registry import open_task
 from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError, SrpoError
+from pipeline.errors import ConfigError, DataError, SrpoError, StoreError
 from pipeline.files import digest_of
 from pipeline.policy import Policy
 from pipeline.seeds import epoch_positions
 from pipeline.stage import Render
+from pipeline.store import Run
 from pipeline.task import Question, Split, Task
 
 
@@ -83,6 +84,21 @@ def fitting(questions: Questions, config: Config, render: Render) -> Questions:
                 f"{limit} tokens (the shortest has {min(lengths)})"
             )
     return Questions(kept["train"], kept["test"], skipped)
+
+
+def recorded_questions(run: Run, render: Render) -> Questions:
+    """Load the questions that a run was begun with.
+
+    Raises:
+        StoreError: they are others now.
+    """
+    questions = fitting(load_questions(run.config), run.config, render)
+    if questions.digest() != run.record["questions_digest"]:
+        raise StoreError(
+            f"{run.root}: questions or answers of {run.config.data.path or 'the task'} changed "
+            "since the run began; restore them, or start another run"
+        )
+    return questions
 
 
 def warnings_of(config: Config, questions: Questions) -> list[str]:

@@ -4,8 +4,8 @@ The policy stays resident between stages. Whenever another step's policy is need
 from the nearest earlier snapshot and `update` is replayed from the saved tables.
 """
 
-import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,16 @@ from flows.questions import (
     check_training_context,
     fitting,
     load_questions,
+    recorded_questions,
 )
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import digest_of, remove_folder, remove_leftovers, write_json
-from pipeline.loading import apply_override, validate_config
 from pipeline.metrics import evaluation_metrics, step_metrics
 from pipeline.policy import Policy, render_prompt
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot
-from pipeline.stage import Handles, Progress, Stage, StageResult, run_stage, silent
+from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run, is_taken
 from pipeline.verification import VerifierPool
 
@@ -51,17 +51,18 @@ STAGES: dict[str, Stage] = {
         stages.evaluate,
     )
 }
-_EVALUATION_SECTIONS = ("data", "verify", "evaluate")
 
 
 class Session:
     """One process's work on one run."""
 
-    def __init__(self, run: Run, questions: Questions, policy: Policy | None) -> None:
-        self.run, self.questions = run, questions
+    def __init__(self, run: Run, questions: Questions | None, policy: Policy | None) -> None:
+        self.run = run
+        self._questions = questions
         self._policy = policy
         self._accuracy: dict[int, float] = {}
         self._seconds: dict[int, float] = {}
+        self._tokenizer: Any = None
         self._task = open_task(run.config.data.task)
         self._task_digest = file_digest(run.config.data.task)
         verify = run.config.verify
@@ -105,25 +106,22 @@ class Session:
 
     @classmethod
     def resume(cls, run_dir: Path) -> "Session":
-        """Open a run where it stands."""
+        """Open a run where it stands. Questions and policy are opened when a stage needs them."""
         run = Run.open(run_dir)
         torch.set_num_threads(run.config.run.threads)
-        loaded = load_questions(run.config)
-        if file_digest(run.config.data.task) != run.record["task_digest"]:
-            raise StoreError(
-                f"{run_dir}: the code of task {run.config.data.task} changed since the run began; "
-                "start another run"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(run_dir / "tokenizer")
-        template_kwargs = run.config.model.chat_template_kwargs
-        render = partial(render_prompt, tokenizer, template_kwargs)
-        questions = fitting(loaded, run.config, render)
-        if questions.digest() != run.record["questions_digest"]:
-            raise StoreError(
-                f"{run_dir}: questions or answers of {run.config.data.path or 'the task'} changed "
-                "since the run began; restore them, or start another run"
-            )
-        return cls(run, questions, None)
+        return cls(run, None, None)
+
+    @property
+    def questions(self) -> Questions:
+        """Return the run's questions.
+
+        Raises:
+            StoreError: they, or the code of their task, changed since the run began.
+        """
+        if self._questions is None:
+            self._expect_same_task()
+            self._questions = recorded_questions(self.run, self._render())
+        return self._questions
 
     @property
     def config(self) -> Config:
@@ -134,26 +132,43 @@ class Session:
         """Return the first step whose work is not complete."""
         return self.run.steps_done()
 
-    def prepare(self, step: int, progress: Progress | None = None) -> None:
-        """Have the policy that starts `step` resident."""
-        if self._policy is not None and _steps_of(self._policy) == step:
-            return
-        self._expect_reached(step)
-        start = max((s for s in self.run.snapshots() if s <= step), default=None)
-        if start is None:
-            raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
-        self._load(start)
-        for replayed in range(start, step):
-            self._run("update", replayed, silent)
-            if progress is not None:
-                progress(replayed + 1 - start, step - start)
+    def prepare(self, step: int, progress: Progress | None = None) -> Policy:
+        """Have the policy that starts `step` resident, and return it."""
+        if self._policy is None or _steps_of(self._policy) != step:
+            self._expect_reached(step)
+            start = max((s for s in self.run.snapshots() if s <= step), default=None)
+            if start is None:
+                raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
+            self._load(start)
+            for replayed in range(start, step):
+                self._run("update", replayed, silent)
+                if progress is not None:
+                    progress(replayed + 1 - start, step - start)
+        policy = self._resident()
+        self._adopt_teacher(policy, step)
+        return policy
 
-    def run_stage(self, name: str, step: int, progress: Progress | None = None) -> dict[str, Any]:
-        """Run one stage of one step, or find it done; return a small reference to its tables."""
-        self._expect_reached(step)
-        if "policy" in STAGES[name].uses:
-            self.prepare(step)
-        result = self._run(name, step, progress or silent)
+    def run_stage(
+        self,
+        name: str,
+        step: int,
+        progress: Progress | None = None,
+        replayed: Progress | None = None,
+        decisions_only: bool = False,
+    ) -> dict[str, Any]:
+        """Run one stage of one step, or find it done; return a small reference to its tables.
+
+        Args:
+            progress: told of the stage's own work.
+            replayed: told of the updates that are replayed to rebuild the step's policy.
+            decisions_only: make the tables that need no policy, with none opened.
+        """
+        stage = STAGES[name]
+        if decisions_only and not stage.without_policy:
+            raise ConfigError(f"stage {name} has no part that needs no policy; route has")
+        if not decisions_only and "policy" in stage.uses and not self._inherited(stage, step):
+            self.prepare(step, replayed)
+        result = self._run(name, step, progress or silent, decisions_only)
         first = next(iter(result.manifests.values()))
         return {
             "stage": name,
@@ -196,10 +211,11 @@ class Session:
 
     def snapshot(self, steps_done: int) -> Path:
         """Keep the state after so many steps, and drop snapshots that are over the number kept."""
-        self.prepare(steps_done)
+        policy = self.prepare(steps_done)
         target = self.run.snapshot_path(steps_done)
-        remove_leftovers(target.parent)
-        save_snapshot(self._resident(), target, steps_done)
+        if not target.exists():
+            remove_leftovers(target.parent)
+            save_snapshot(policy, target, steps_done)
         for old in self._superfluous():
             remove_folder(self.run.snapshot_path(old))
         return target
@@ -207,30 +223,6 @@ class Session:
     def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
         """Return accuracy and more of an evaluated state."""
         return evaluation_metrics(self.run.read("evaluations", steps_done))
-
-    def evaluate_now(
-        self, steps_done: int, overrides: Sequence[str] = (), progress: Progress | None = None
-    ) -> dict[str, Any]:
-        """Evaluate a state, whether or not the schedule does; return its summary.
-
-        With overrides of `data`, `verify` or `evaluate`, the table goes to a run folder of its own
-        under RUN/evaluations/, named by the digest of these settings.
-        """
-        if not overrides:
-            self.run_stage("evaluate", steps_done, progress)
-            return self.evaluation_summary(steps_done)
-        wanted = _with_overrides(self.config, overrides)
-        self.prepare(steps_done)
-        check_evaluation_context(wanted, self._resident())
-        questions = fitting(load_questions(wanted), wanted, self._resident().render)
-        name = digest_of([wanted.model_dump()[s] for s in _EVALUATION_SECTIONS])[:12]
-        root = self.run.root / "evaluations" / name
-        facts = {"parent": self.run.record["digest"]}
-        exists = (root / "run.json").exists()
-        run = Run.open(root) if exists else Run.create(root, wanted, facts)
-        with contextlib.closing(Session(run, questions, self._policy)) as session:
-            session.run_stage("evaluate", steps_done, progress)
-            return session.evaluation_summary(steps_done)
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
@@ -242,36 +234,76 @@ class Session:
         """End the verifier's child processes."""
         self._verifier.close()
 
-    def _run(self, name: str, step: int, progress: Progress) -> StageResult:
+    def _run(
+        self, name: str, step: int, progress: Progress, decisions_only: bool = False
+    ) -> StageResult:
+        """Run a stage; an update that an ancestor made is replayed there, by its own settings."""
         stage = STAGES[name]
+        owner = self.run.owner(stage.writes[0], step) if stage.advances_policy else self.run
         try:
-            return run_stage(self.run, stage, self._handles(stage, step, progress))
+            if stage.advances_policy:
+                self._adopt_teacher(self._resident(), step)
+            handles = self._handles(stage, step, progress, owner.config)
+            return run_stage(
+                owner, stage, replace(handles, policy=None) if decisions_only else handles
+            )
         except BaseException:
             if stage.advances_policy:
                 self._policy = None
             raise
 
-    def _handles(self, stage: Stage, step: int, progress: Progress) -> Handles:
-        policy = self._resident() if "policy" in stage.uses else None
+    def _handles(self, stage: Stage, step: int, progress: Progress, config: Config) -> Handles:
+        inherited = self._inherited(stage, step)
+        policy = self._policy if "policy" in stage.uses else None
         questions: list[Any] = []
-        if "questions" in stage.uses:
+        if "questions" in stage.uses and not inherited:
             questions = (
-                self.questions.of_evaluation(self.config)
+                self.questions.of_evaluation(config)
                 if stage.name == "evaluate"
-                else self.questions.of_step(self.config, step)
+                else self.questions.of_step(config, step)
             )
+        if "verifier" in stage.uses and not inherited:
+            self._expect_same_task()
         return Handles(
-            seed=self.config.run.seed,
+            seed=config.run.seed,
             step=step,
-            task=self.config.data.task,
+            task=config.data.task,
             verifier_version=self._task.VERIFIER,
             verifier_digest=self._task_digest,
             questions=questions,
+            render=self._render() if stage.without_policy else None,
             policy=policy,
             engine=TransformersEngine(policy) if policy and "engine" in stage.uses else None,
             verifier=self._verifier if "verifier" in stage.uses else None,
             progress=progress,
         )
+
+    def _inherited(self, stage: Stage, step: int) -> bool:
+        """Tell whether the stage's tables are an ancestor's, who made them once and for all."""
+        return all(self.run.owner(table, step) is not self.run for table in stage.writes)
+
+    def _adopt_teacher(self, policy: Policy, step: int) -> None:
+        """Give the policy the teacher that `step` is scored by; forks may have another."""
+        wanted = teacher_settings(self._settings_at(step))
+        if policy.teacher != wanted:
+            policy.adopt_teacher(wanted, lambda: self._open_snapshot(0).model)
+
+    def _settings_at(self, step: int) -> Config:
+        """Return the configuration by which `step` is updated: before a fork, the parent's."""
+        return self.run.owner("updates", step).config
+
+    def _expect_same_task(self) -> None:
+        if self._task_digest != self.run.record["task_digest"]:
+            raise StoreError(
+                f"{self.run.root}: the code of task {self.config.data.task} changed since the run "
+                "began; restore it, start another run, or fork this one: srpo stage verify --fork"
+            )
+
+    def _render(self) -> Render:
+        """Return the function that renders prompts, by the run's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(self.run.tokenizer_path())
+        return partial(render_prompt, self._tokenizer, self.config.model.chat_template_kwargs)
 
     def _expect_reached(self, step: int) -> None:
         if step > self.next_step():
@@ -284,38 +316,27 @@ class Session:
             raise StoreError("no policy is open; prepare a step first")
         return self._policy
 
-    def _load(self, steps_done: int) -> Policy:
+    def _load(self, steps_done: int) -> None:
         self._policy = None
+        self._policy = self._open_snapshot(steps_done)
+
+    def _open_snapshot(self, steps_done: int) -> Policy:
+        owner = self.run.snapshot_owner(steps_done)
         folder = self.run.snapshot_path(steps_done)
-        self._policy = load_snapshot(folder, self.config.model, teacher_settings(self.config))
-        return self._policy
+        return load_snapshot(folder, self.config.model, teacher_settings(owner.config))
 
     def _best(self, among: Collection[int] | None = None) -> int | None:
         """Return the evaluated state with the highest accuracy, the earliest of equals."""
-        done = sorted(int(p.stem) for p in (self.run.root / "evaluations").glob("[0-9]*.json"))
-        for steps in set(done) - self._accuracy.keys():
+        for steps in set(self.run.steps_of("evaluations")) - self._accuracy.keys():
             self._accuracy[steps] = self.evaluation_summary(steps)["accuracy"]
         eligible = [steps for steps in self._accuracy if among is None or steps in among]
         return min(eligible, key=lambda steps: (-self._accuracy[steps], steps), default=None)
 
     def _superfluous(self) -> list[int]:
         """Return snapshots beyond the newest kept; the start, the best and the last stay."""
-        found = self.run.snapshots()
+        found = self.run.own_snapshots()
         newest = found[-self.config.run.keep_snapshots :]
         return [s for s in found if s not in newest and s not in (0, self._best(among=found))]
-
-
-def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    values = config.model_dump()
-    for override in overrides:
-        apply_override(values, override)
-        section = override.partition(".")[0].strip()
-        if section not in _EVALUATION_SECTIONS:
-            raise ConfigError(
-                f"--set {override}: an evaluation of a run can change "
-                f"{', '.join(_EVALUATION_SECTIONS)} only"
-            )
-    return validate_config(values, "--set")
 
 
 def _steps_of(policy: Policy) -> int | None:

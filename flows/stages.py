@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.evaluating import evaluate_now
 from flows.loop import Reference, Watcher
 from flows.session import Session
 from flows.train import StageTasks
@@ -37,6 +38,6 @@ def evaluate_flow(run: str, steps_done: int, overrides: list[str] | None = None)
     """
     session = Session.resume(Path(run))
     try:
-        return session.evaluate_now(steps_done, overrides or [])
+        return evaluate_now(session, steps_done, overrides or [])
     finally:
         session.close()

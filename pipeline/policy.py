@@ -5,7 +5,7 @@ teacher of a step is fixed when the step starts; it moves in `advance_teacher`, 
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,21 @@ class Policy:
         pairs = zip(self.teacher_model.parameters(), self.model.parameters(), strict=True)
         for teacher, parameter in pairs:
             teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
+
+    def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[[], Any]) -> None:
+        """Go on with another teacher, as a fork does.
+
+        An EMA that is there goes on at its new rate; a new one starts at the present weights. What
+        needs the initial weights and has not got them takes them from `initial()`.
+        """
+        anchored = ("frozen", "trust_region")
+        if teacher.kind == "live":
+            self.teacher_model = None
+        elif teacher.kind == "ema" and self.teacher.kind != "ema":
+            self.teacher_model = frozen_copy(self.model)
+        elif teacher.kind in anchored and self.teacher.kind not in anchored:
+            self.teacher_model = frozen_copy(initial()).to(self.device)
+        self.teacher = teacher
 
     def begin_update(self) -> None:
         """Mark the weights as in flux, so that a failed update leaves an unusable policy."""

@@ -231,7 +231,7 @@ def test_a_changed_task_is_noticed(finished: Path, config: Config) -> None:
     text = path.read_text()
     path.write_text(text + "\n# edited\n")
     with pytest.raises(StoreError, match=r"the code of task .* changed"):
-        Session.resume(finished)
+        _ = Session.resume(finished).questions
     path.write_text(text)
 
 
@@ -246,7 +246,7 @@ def test_changed_questions_are_noticed(config: Config, tmp_path: Path) -> None:
     rows[3]["answer"] = "B"  # same ids, same prompts, another gold answer
     data.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(StoreError, match=r"questions or answers of .* changed"):
-        Session.resume(tmp_path / "run")
+        _ = Session.resume(tmp_path / "run").questions
 
 
 def test_a_run_that_never_began_can_begin(config: Config, tmp_path: Path) -> None:

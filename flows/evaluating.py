@@ -1,0 +1,57 @@
+"""Evaluating a state of a run on demand, by its own settings or by others."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from flows.questions import check_evaluation_context, fitting, load_questions
+from flows.session import Session
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.files import digest_of
+from pipeline.loading import apply_override, validate_config
+from pipeline.stage import Progress
+from pipeline.store import Run
+
+_SECTIONS = ("data", "verify", "evaluate")
+
+
+def evaluate_now(
+    session: Session,
+    steps_done: int,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    replayed: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate a state, whether or not the schedule does; return its summary.
+
+    With overrides of `data`, `verify` or `evaluate`, the table goes to a run folder of its own
+    under RUN/evaluations/, named by the digest of these settings.
+    """
+    if not overrides:
+        session.run_stage("evaluate", steps_done, progress, replayed)
+        return session.evaluation_summary(steps_done)
+    wanted = _with_overrides(session.config, overrides)
+    policy = session.prepare(steps_done, replayed)
+    check_evaluation_context(wanted, policy)
+    questions = fitting(load_questions(wanted), wanted, policy.render)
+    name = digest_of([wanted.model_dump()[s] for s in _SECTIONS])[:12]
+    root = session.run.root / "evaluations" / name
+    facts = {"parent": session.run.record["digest"]}
+    exists = (root / "run.json").exists()
+    run = Run.open(root) if exists else Run.create(root, wanted, facts)
+    with contextlib.closing(Session(run, questions, policy)) as other:
+        other.run_stage("evaluate", steps_done, progress)
+        return other.evaluation_summary(steps_done)
+
+
+def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    values = config.model_dump()
+    for override in overrides:
+        apply_override(values, override)
+        section = override.partition(".")[0].strip()
+        if section not in _SECTIONS:
+            raise ConfigError(
+                f"--set {override}: an evaluation of a run can change {', '.join(_SECTIONS)} only"
+            )
+    return validate_config(values, "--set")
