@@ -1,0 +1,90 @@
+"""`srpo view`: pages over runs, served on this machine or written as static files."""
+
+import errno
+import logging
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pipeline.errors import SrpoError
+from pipeline.text import count, duration
+
+if TYPE_CHECKING:
+    from pipeline.store import Run
+
+HOST, PORT = "127.0.0.1", 8765
+
+
+def view(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = PORT,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write static files there, serve nothing.")
+    ] = None,
+) -> None:
+    """Look at runs in a browser: charts, steps, and every rollout token by token.
+
+    The pages are served to this machine alone and fetch nothing from outside. Those of a running
+    training follow it. Ctrl-C ends the server.
+
+    Example: srpo view runs/first runs/second
+    """
+    from pipeline.store import Run
+
+    opened = [Run.open(path) for path in runs]
+    if export is not None:
+        _export(opened, export)
+    else:
+        _serve(opened, port)
+
+
+def _export(runs: "list[Run]", folder: Path) -> None:
+    from pipeline.viewer.export import export
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    begun = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
+        row = p.add_task("pages", total=None)
+        pages = export(runs, folder, lambda done, total: p.update(row, completed=done, total=total))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    spent = duration(time.monotonic() - begun)
+    print(f"{count(pages)} pages, {size / 1e6:.1f} MB, {spent}; open {folder / 'index.html'}")
+
+
+def _serve(runs: "list[Run]", port: int) -> None:
+    import uvicorn
+
+    from pipeline.viewer.app import create_app
+    from pipeline.viewer.shell import Page, named
+
+    with _listener(port) as listener:
+        address = f"http://{HOST}:{listener.getsockname()[1]}"
+        names = list(named(runs))
+        page = Page("/").url(*(["runs", names[0]] if len(names) == 1 else []))
+        print(f"{address}{page}  (Ctrl-C ends it)", flush=True)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        config = uvicorn.Config(create_app(runs), log_level="warning", timeout_graceful_shutdown=1)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+
+
+def _listener(port: int) -> socket.socket:
+    """Return a socket that listens on this machine alone."""
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise SrpoError(
+            f"port {port} is taken, by another srpo view perhaps; choose another with --port, "
+            "or --port 0 for any free one"
+        ) from None

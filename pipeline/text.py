@@ -1,0 +1,31 @@
+"""Numbers as people read them: on the terminal, in Prefect's pages and in the viewer alike."""
+
+from typing import Any
+
+NOTHING = "-"
+
+
+def percent(value: Any) -> str:
+    """Return 0.256 as 25.6%."""
+    return NOTHING if value is None else f"{100 * float(value):.1f}%"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits."""
+    return NOTHING if value is None else f"{float(value):.{digits}g}"
+
+
+def count(value: Any) -> str:
+    """Return 12345 as 12,345."""
+    return NOTHING if value is None else f"{round(value):,}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return 3725 s as 1h02m, 95 s as 1m35s, 4.2 s as 4.2s."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,43 @@
+"""The same pages as static files: a folder to open from a disk or put on any web server."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from pipeline.errors import StoreError
+from pipeline.store import Run
+from pipeline.viewer.app import plotly_path
+from pipeline.viewer.pages import KINDS
+from pipeline.viewer.shell import STATIC, Kind, Runs, named
+
+Progress = Callable[[int, int], None]
+
+
+def export(runs: Sequence[Run], folder: Path, progress: Progress) -> int:
+    """Write every page of these runs under `folder`; return how many.
+
+    Args:
+        folder: missing or empty; its index.html, written last, is the page to open.
+        progress: called with pages written and pages in all.
+
+    Raises:
+        StoreError: there is something in the folder already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder}: there is something already; choose another folder to export")
+    shown = named(runs)
+    listed = [(kind, parameters) for kind in KINDS for parameters in kind.pages(shown)]
+    shutil.copytree(STATIC, folder / "static", dirs_exist_ok=True)
+    shutil.copyfile(plotly_path(), folder / "static" / "plotly.min.js")
+    for done, (kind, parameters) in enumerate(reversed(listed), start=1):
+        _write(kind, shown, parameters, folder)
+        progress(done, len(listed))
+    return len(listed)
+
+
+def _write(kind: Kind, runs: Runs, parameters: tuple[str, ...], folder: Path) -> None:
+    place = folder / unquote(kind.page(*parameters).path).strip("/")
+    place.mkdir(parents=True, exist_ok=True)
+    html = kind.html(runs, *parameters, exported=True)
+    (place / "index.html").write_text(html, encoding="utf-8")
