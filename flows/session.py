@@ -168,6 +168,8 @@ class Session:
             raise ConfigError(f"stage {name} has no part that needs no policy; route has")
         if not decisions_only and "policy" in stage.uses and not self._inherited(stage, step):
             self.prepare(step, replayed)
+        elif not any(self.run.has(table, step) for table in stage.reads):
+            self._expect_reached(step)
         result = self._run(name, step, progress or silent, decisions_only)
         first = next(iter(result.manifests.values()))
         return {
