@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+
+from transformers import AutoTokenizer
 
 from data.registry import open_task
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, SrpoError, StoreError
 from pipeline.files import digest_of
-from pipeline.policy import Policy
+from pipeline.policy import Policy, render_prompt
 from pipeline.seeds import epoch_positions
 from pipeline.stage import Render
 from pipeline.store import Run
@@ -84,6 +87,12 @@ def fitting(questions: Questions, config: Config, render: Render) -> Questions:
                 f"{limit} tokens (the shortest has {min(lengths)})"
             )
     return Questions(kept["train"], kept["test"], skipped)
+
+
+def tokenizer_render(run: Run) -> Render:
+    """Return the function that renders prompts, by the tokenizer that a run keeps."""
+    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_path())
+    return partial(render_prompt, tokenizer, run.config.model.chat_template_kwargs)
 
 
 def recorded_questions(run: Run, render: Render) -> Questions:

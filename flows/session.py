@@ -6,12 +6,10 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 import stages.evaluate
 import stages.generate
@@ -28,12 +26,13 @@ from flows.questions import (
     fitting,
     load_questions,
     recorded_questions,
+    tokenizer_render,
 )
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import digest_of, remove_folder, remove_leftovers, write_json
 from pipeline.metrics import evaluation_metrics, step_metrics
-from pipeline.policy import Policy, render_prompt
+from pipeline.policy import Policy
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
@@ -62,7 +61,7 @@ class Session:
         self._policy = policy
         self._accuracy: dict[int, float] = {}
         self._seconds: dict[int, float] = {}
-        self._tokenizer: Any = None
+        self._renderer: Render | None = None
         self._task = open_task(run.config.data.task)
         self._task_digest = file_digest(run.config.data.task)
         verify = run.config.verify
@@ -303,9 +302,9 @@ class Session:
 
     def _render(self) -> Render:
         """Return the function that renders prompts, by the run's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.run.tokenizer_path())
-        return partial(render_prompt, self._tokenizer, self.config.model.chat_template_kwargs)
+        if self._renderer is None:
+            self._renderer = tokenizer_render(self.run)
+        return self._renderer
 
     def _expect_reached(self, step: int) -> None:
         if step > self.next_step():

@@ -1,0 +1,135 @@
+"""Replaying a run with other settings: recompute what follows a stage, over saved rollouts."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.forking import fork_run
+from flows.session import Session
+from pipeline.errors import ConfigError
+from pipeline.lineage import STEP_STAGES, stages_from
+from pipeline.stage import Progress, silent
+from pipeline.store import Run
+
+LAST = ("verify", "decisions", "route", "weigh", "update")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to recompute: from a stage to another one, over steps [start, end).
+
+    Attributes:
+        last: a stage, or `decisions`: the routing decisions, which need no policy.
+    """
+
+    stage: str
+    last: str
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, run: Run, stage: str, last: str, steps: str | None) -> "Plan":
+        """Read what the user asked for.
+
+        Raises:
+            ConfigError: no such stage; an order that runs backwards; nothing to refer to.
+        """
+        if stage == "generate":
+            raise ConfigError(
+                "a replay keeps the saved rollouts; to sample anew from step N: srpo stage "
+                "generate --run RUN --step N --fork NEW, then srpo train --resume --run NEW"
+            )
+        if stage not in STEP_STAGES:
+            raise ConfigError(f"no stage {stage}; a replay begins at {', '.join(STEP_STAGES[1:])}")
+        if last not in LAST:
+            raise ConfigError(f"no such last stage: {last}; there are {', '.join(LAST)}")
+        start, end = split_steps(steps, run.steps_done())
+        plan = cls(stage, last, start, end)
+        if not plan.stages():
+            raise ConfigError(f"a replay from {stage} can't end at {last}, which comes before it")
+        if plan.needs_policies() and last != "update" and end > start + 1:
+            raise ConfigError(
+                f"recomputing {last} of several steps needs their policies, which need the updates "
+                "before them: leave out --until, or choose one step"
+            )
+        return plan
+
+    def stages(self) -> list[str]:
+        """Return the stages to run in each step."""
+        final = "route" if self.last == "decisions" else self.last
+        return [s for s in stages_from(self.stage) if STEP_STAGES.index(s) <= self._place(final)]
+
+    def needs_policies(self) -> bool:
+        """Tell whether a stage of the plan needs the policy of its step."""
+        return any(
+            name == "update" or (name == "route" and self.last != "decisions")
+            for name in self.stages()
+        )
+
+    @staticmethod
+    def _place(name: str) -> int:
+        return STEP_STAGES.index(name)
+
+
+def split_steps(text: str | None, done: int) -> tuple[int, int]:
+    """Read A:B, half-open; either end may be left out, and one number is one step."""
+    head, colon, tail = (text or ":").partition(":")
+    if not all(part == "" or part.isdecimal() for part in (head, tail)) or not (head or colon):
+        raise ConfigError(f"--steps {text}: expected A:B with numbers of steps, such as 0:20")
+    start = int(head or 0)
+    end = int(tail or done) if colon else start + 1
+    if not start < end:
+        raise ConfigError(f"--steps {text}: {start}:{end} holds no step (the run has {done})")
+    return start, end
+
+
+def spread(overrides: Sequence[str]) -> list[list[str]]:
+    """Return one list of overrides per fork: `key=a,b` is a sweep, several make every combination.
+
+    A value in brackets or quotes is one value.
+    """
+    choices = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        single = value.strip()[:1] in ("[", "{", '"', "'")
+        values = [value] if single or not equals else value.split(",")
+        choices.append([f"{key}{equals}{one.strip()}" for one in values])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
+    """Return the folder of each fork: `root` itself, or one below it named by its settings."""
+    if len(sweep) == 1:
+        return [root]
+    varying = [i for i in range(len(sweep[0])) if len({tuple(o)[i] for o in sweep}) > 1]
+    return [root / ",".join(o[i].replace("/", "_") for i in varying) for o in sweep]
+
+
+def replay(
+    parent: Run, root: Path, plan: Plan, overrides: Sequence[str], progress: Progress = silent
+) -> Session:
+    """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
+
+    Args:
+        progress: told of stages done, over all steps.
+    """
+    updates = plan.last == "update"
+    fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
+    session = Session.resume(root)
+    stages = plan.stages()
+    total = len(stages) * (plan.end - plan.start)
+    try:
+        for step in range(plan.start, plan.end):
+            for place, name in enumerate(stages):
+                decisions = name == "route" and plan.last == "decisions"
+                session.run_stage(name, step, decisions_only=decisions)
+                progress((step - plan.start) * len(stages) + place + 1, total)
+            if updates:
+                session.finish_step(step)
+        if updates:
+            session.snapshot(plan.end)
+    except BaseException:
+        session.close()
+        raise
+    return session
