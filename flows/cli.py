@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from flows.commands.diff import diff
 from flows.commands.view import view
 from pipeline.errors import SrpoError
 
@@ -202,6 +203,7 @@ def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs."
         raise typer.Exit(1)
 
 
+app.command()(diff)
 app.command()(view)
 
 
