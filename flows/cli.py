@@ -4,15 +4,19 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from flows.bars import bars
 from flows.commands.diff import diff
+from flows.commands.policy import policy
+from flows.commands.replay import replay
+from flows.commands.stage import stage
 from flows.commands.view import view
+from flows.options import Set
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -29,11 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="On-policy post-training of language models by SRPO. Start here: srpo train demo",
 )
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be given several times."),
-]
 
 
 def main() -> None:
@@ -107,29 +106,6 @@ def _train(session: "Session", run: Path, console: Console) -> "Outcome":
 
 
 @app.command()
-def stage(
-    name: Annotated[str, typer.Argument(help="generate, verify, route, weigh, update, evaluate.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run.")],
-    step: Annotated[int, typer.Option(min=0, help="Training step; for evaluate: steps done.")],
-) -> None:
-    """Run one stage on saved tables, where its own tables are missing.
-
-    Example: srpo stage route --run runs/first --step 12
-    """
-    from flows.session import Session
-    from pipeline.lineage import STEP_STAGES
-
-    if name not in (*STEP_STAGES, "evaluate"):
-        raise SrpoError(f"no stage {name}; there are {', '.join(STEP_STAGES)} and evaluate")
-    with contextlib.closing(Session.resume(run)) as session, _bar(name) as progress:
-        reference = session.run_stage(name, step, progress)
-    done = "there already, nothing done" if reference["skipped"] else "done"
-    print(f"{name} of step {step}: {done}")
-    for table, facts in reference["tables"].items():
-        print(f"  {table}: {facts['rows']} rows, sha256 {facts['sha256']}, {facts['path']}")
-
-
-@app.command()
 def evaluate(
     state: Annotated[
         str, typer.Argument(metavar="RUN[@STEP]|MODEL", help="A run, at its end or STEP; a model.")
@@ -156,9 +132,10 @@ def evaluate(
         settings = model_config(state, chosen)
         run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
         session = Session.create(run, settings, keep_start=False)
-    with contextlib.closing(session), _bar("evaluate") as progress:
+    names = ("policy, by replaying updates", "evaluate")
+    with contextlib.closing(session), bars(*names) as (replayed, own):
         steps_done = session.next_step() if step is None else step
-        summary = evaluate_now(session, steps_done, chosen, progress)
+        summary = evaluate_now(session, steps_done, chosen, own, replayed)
     print(evaluation_line(steps_done, summary))
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")
 
@@ -205,6 +182,9 @@ def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs."
 
 app.command()(diff)
 app.command()(view)
+app.command()(stage)
+app.command()(replay)
+app.command()(policy)
 
 
 def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:
@@ -212,16 +192,6 @@ def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:
     for left, right in pairs:
         table.add_row(left, right)
     Console().print(table, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _bar(name: str) -> Iterator[Any]:
-    """Show one bar for one stage, on terminals, and yield the function that moves it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
-        row = p.add_task(name, total=None)
-        yield lambda done, total: p.update(row, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""`srpo stage`: one stage of one step, on saved tables; with other settings, in a fork."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.bars import bars
+from flows.options import Set
+from pipeline.errors import SrpoError
+
+if TYPE_CHECKING:
+    from flows.session import Session
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help="generate, verify, route, weigh, update, evaluate.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    step: Annotated[int, typer.Option(min=0, help="Training step; for evaluate: steps done.")],
+    overrides: Set = None,
+    fork: Annotated[Path | None, typer.Option(help="Folder of a new run, for the result.")] = None,
+    decisions: Annotated[
+        bool, typer.Option("--decisions", help="route: decide only; no policy is opened.")
+    ] = False,
+) -> None:
+    """Run one stage on saved tables: in place where its own tables are missing.
+
+    With other settings, other code, or --fork, the result goes to a new run, which refers to the
+    tables of RUN upstream and copies none. Nothing is ever overwritten.
+
+    Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
+    """
+    from flows.session import STAGES, Session
+    from pipeline.store import Run
+
+    if name not in STAGES:
+        raise SrpoError(f"no stage {name}; there are {', '.join(STAGES)}")
+    parent = Run.open(run)
+    root = run
+    if name == "evaluate":
+        if overrides or fork:
+            raise SrpoError(
+                "other settings for an evaluation need no fork: srpo evaluate "
+                f"{run}@{step} --set … keeps its table under {run}/evaluations/"
+            )
+    else:
+        root = _fork_if_needed(parent, fork, name, step, overrides or [])
+    names = (f"policy after {step} steps, by replaying updates", name)
+    with contextlib.closing(Session.resume(root)) as session, bars(*names) as (replayed, own):
+        reference = session.run_stage(name, step, own, replayed, decisions)
+        _report(session, reference, decisions)
+
+
+def _fork_if_needed(
+    parent: Any, fork: Path | None, name: str, step: int, overrides: Sequence[str]
+) -> Path:
+    """Return the folder to work in: the run itself, or a new fork of it."""
+    from flows.forking import code_changes, fork_run, free_name
+    from flows.session import STAGES
+
+    changed_code = code_changes(parent, STAGES[name], step)
+    if fork is None and not overrides and not changed_code:
+        return Path(parent.root)
+    for change in changed_code:
+        print(f"changed code: {change}")
+    made = fork_run(parent, fork or free_name(parent.root), name, step, step + 1, overrides)
+    print(f"fork of {parent.root} at step {step}, stage {name}: {made.root}")
+    if made.fork is not None:
+        for key, (old, new) in made.fork.changed.items():
+            print(f"  {key}: {old} → {new}")
+    return made.root
+
+
+def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> None:
+    """Print what there is now, what differs from the parent, and what could come next."""
+    name, step, run = reference["stage"], reference["step"], session.run
+    done = "there already, nothing done" if reference["skipped"] else "done"
+    print(f"{name} of step {step}: {done}")
+    for table, facts in reference["tables"].items():
+        print(f"  {table}: {facts['rows']} rows, sha256 {facts['sha256']}, {facts['path']}")
+    if run.fork is None or run.parent is None or reference["skipped"]:
+        return
+    from pipeline.audit.diff import diff_runs
+    from pipeline.lineage import stages_from
+
+    found = {difference.table: difference for difference in diff_runs(run.parent, run).tables}
+    for table in reference["tables"]:
+        if (d := found.get(table)) is None:
+            print(f"  {table}: every row as in the parent")
+        else:
+            print(f"  {table}: {d.differing} of {d.rows} rows differ, in {', '.join(d.columns)}")
+    later = [] if decisions else list(stages_from(name))[1:2]
+    for follower in later:
+        print(f"next stage    srpo stage {follower} --run {run.root} --step {step}")
+    print(f"whole runs    srpo diff {run.parent.root} {run.root}")
+    print(f"train on      srpo train --resume --run {run.root}")
