@@ -5,8 +5,6 @@ or fetching anything that is not a file of ours, and other sites from reading or
 """
 
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.errors import SrpoError
 from pipeline.store import Run
 from pipeline.viewer.pages import KINDS
-from pipeline.viewer.shell import POLICY, STATIC, Kind, Missing, Page, Runs, named
+from pipeline.viewer.shell import PLOTLY, POLICY, STATIC, Kind, Missing, Page, Runs, named
 from pipeline.viewer.state import state_of
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -37,11 +35,6 @@ HEADERS = {
 }
 
 
-def plotly_path() -> Path:
-    """Return the installed plotly.min.js; nothing is fetched from outside."""
-    return Path(str(files("plotly"))) / "package_data" / "plotly.min.js"
-
-
 def create_app(runs: Sequence[Run]) -> FastAPI:
     """Return the application that shows these runs; it only ever reads them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -49,7 +42,7 @@ def create_app(runs: Sequence[Run]) -> FastAPI:
     for kind in KINDS:
         _add(app, kind, shown)
     app.add_route("/state.json", lambda _: JSONResponse(_states(shown)))
-    app.add_route("/static/plotly.min.js", lambda _: FileResponse(plotly_path()))
+    app.add_route("/static/plotly.min.js", lambda _: FileResponse(PLOTLY))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(404, _not_found)
     app.add_exception_handler(Missing, _not_found)

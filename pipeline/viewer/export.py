@@ -7,9 +7,8 @@ from urllib.parse import unquote
 
 from pipeline.errors import StoreError
 from pipeline.store import Run
-from pipeline.viewer.app import plotly_path
 from pipeline.viewer.pages import KINDS
-from pipeline.viewer.shell import STATIC, Kind, Runs, named
+from pipeline.viewer.shell import PLOTLY, STATIC, Kind, Runs, named
 
 Progress = Callable[[int, int], None]
 
@@ -29,7 +28,7 @@ def export(runs: Sequence[Run], folder: Path, progress: Progress) -> int:
     shown = named(runs)
     listed = [(kind, parameters) for kind in KINDS for parameters in kind.pages(shown)]
     shutil.copytree(STATIC, folder / "static", dirs_exist_ok=True)
-    shutil.copyfile(plotly_path(), folder / "static" / "plotly.min.js")
+    shutil.copyfile(PLOTLY, folder / "static" / "plotly.min.js")
     for done, (kind, parameters) in enumerate(reversed(listed), start=1):
         _write(kind, shown, parameters, folder)
         progress(done, len(listed))

@@ -1,20 +1,130 @@
 """The index of runs, and the page of one run."""
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
+from pipeline.store import Run
+from pipeline.viewer.records import History, Record, history
+from pipeline.viewer.series import ROUTES, chart_data, charts_of, last_text, run_series
+from pipeline.viewer.settings import changed_settings, origins, policies, written
 from pipeline.viewer.shell import Kind, Runs, run_named
 from pipeline.viewer.state import state_of
+
+STYLES = 8
+"""Runs that get a line style of their own; then they repeat."""
+
+_COLUMNS = (
+    "reward_mean",
+    "correct_share",
+    "teacher_available",
+    "teacher_entropy_mean",
+    "weight_std",
+    "jsd_mean",
+    "loss",
+    "grad_norm",
+    "response_tokens_mean",
+    "format_rate",
+    "truncated_share",
+    "seconds",
+    "alarms",
+)
+"""Keys of the table of steps; a step that is not complete may lack some."""
 
 
 def index_context(runs: Runs) -> dict[str, Any]:
     """Return what the index of runs shows."""
-    return {"runs": [{"name": name, **state_of(run)} for name, run in runs.items()]}
+    return {
+        "runs": [{"name": name, **_summary(run, history(run))} for name, run in runs.items()],
+        "pairs": list(combinations(runs, 2)),
+    }
 
 
 def context(runs: Runs, name: str) -> dict[str, Any]:
     """Return what the page of a run shows."""
     run = run_named(runs, name)
-    return {"name": name, "state": state_of(run)}
+    histories = {other: history(runs[other]) for other in runs}
+    records = histories[name].steps
+    series = {other: run_series(other, histories[other]) for other in runs}
+    charts = charts_of([other.steps for other in histories.values()])
+    names = list(runs)
+    data = {
+        "current": name,
+        "charts": [
+            {**chart_data(chart), "last": last_text(chart, series[name])} for chart in charts
+        ],
+        "runs": [{**series[other], "style": i % STYLES} for i, other in enumerate(names)],
+    }
+    return {
+        "name": name,
+        "summary": _summary(run, histories[name]),
+        "alarms": alarms_of(records),
+        "fork": _fork(run),
+        "charts": data["charts"],
+        "runs": [{"name": other, "style": i % STYLES} for i, other in enumerate(names)],
+        "others": [_pair(names, name, other) for other in names if other != name],
+        "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],
+        "evaluations": histories[name].evaluations,
+        "routes": [r for r in ROUTES if any(record.get(f"share_{r}") for record in records)],
+        "settings": changed_settings(run.config),
+        "origins": origins(run),
+        "policies": policies(run, [record["step"] for record in records]),
+        "data": data,
+    }
+
+
+def alarms_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return each rule's first alarm, how often it was raised and when last; newest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for alarm in record.get("alarms") or []:
+            first = found.setdefault(str(alarm["rule"]), {**alarm, "last": 0, "times": 0})
+            first["last"], first["times"] = record["step"], first["times"] + 1
+    return sorted(found.values(), key=lambda alarm: -int(alarm["last"]))
+
+
+def _summary(run: Run, known: History) -> dict[str, Any]:
+    records, evaluations = known.steps, known.evaluations
+    best = max(evaluations, key=lambda n: evaluations[n]["accuracy"], default=None)
+    last = records[-1] if records else {}
+    return {
+        **state_of(run),
+        "folder": str(run.root),
+        "method": run.config.route.method,
+        "task": run.config.data.task,
+        "model": run.config.model.path,
+        "k": run.config.evaluate.rollouts,
+        "reward": last.get("reward_mean"),
+        "first": evaluations[min(evaluations)] if evaluations else None,
+        "newest_evaluation": evaluations[max(evaluations)] if evaluations else None,
+        "best": evaluations[best] if best is not None else None,
+        "best_after": best,
+        "seconds": sum(record.get("seconds") or 0 for record in records),
+        "tokens": sum(record.get("tokens") or 0 for record in records),
+        "alarms": len(alarms_of(records)),
+        "fork_of": run.parent.root.name if run.parent else None,
+    }
+
+
+def _fork(run: Run) -> dict[str, Any] | None:
+    if run.fork is None or run.parent is None:
+        return None
+    changed = run.fork.changed.items()
+    return {
+        "parent": str(run.parent.root),
+        "stage": run.fork.stage,
+        "start": run.fork.start,
+        "changed": [(key, written(old), written(new)) for key, (old, new) in changed],
+        "note": run.fork.note,
+        "off_policy_from": run.fork.off_policy_from,
+        "command": f"srpo view {run.parent.root} {run.root}",
+    }
+
+
+def _pair(names: Sequence[str], name: str, other: str) -> tuple[str, str, str]:
+    """Return the other run, and the pair in the order in which its compare page is exported."""
+    a, b = sorted((name, other), key=names.index)
+    return other, a, b
 
 
 INDEX = Kind("/", "index.html", index_context, lambda _: iter([()]))
