@@ -1,11 +1,12 @@
 """Replaying a run with other settings: recompute what follows a stage, over saved rollouts."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.forking import fork_run
+from flows.loop import Call, Reference
 from flows.session import Session
 from pipeline.errors import ConfigError
 from pipeline.lineage import STEP_STAGES, stages_from
@@ -107,23 +108,34 @@ def folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
 
 
 def replay(
-    parent: Run, root: Path, plan: Plan, overrides: Sequence[str], progress: Progress = silent
+    parent: Run,
+    root: Path,
+    plan: Plan,
+    overrides: Sequence[str],
+    progress: Progress = silent,
+    runner: Callable[[Session], Call] | None = None,
 ) -> Session:
     """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
 
     Args:
         progress: told of stages done, over all steps.
+        runner: how stages are run; a flow makes each a Prefect task.
     """
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
     session = Session.resume(root)
     stages = plan.stages()
     total = len(stages) * (plan.end - plan.start)
+    decisions = plan.last == "decisions"
+
+    def plainly(name: str, step: int) -> Reference:
+        return session.run_stage(name, step, decisions_only=decisions and name == "route")
+
+    call = runner(session) if runner else plainly
     try:
         for step in range(plan.start, plan.end):
             for place, name in enumerate(stages):
-                decisions = name == "route" and plan.last == "decisions"
-                session.run_stage(name, step, decisions_only=decisions)
+                call(name, step)
                 progress((step - plan.start) * len(stages) + place + 1, total)
             if updates:
                 session.finish_step(step)

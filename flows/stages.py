@@ -1,4 +1,4 @@
-"""Flows of one stage or one evaluation, for deployments: scheduled, or on a remote worker."""
+"""Flows of one stage, evaluation or replay, for deployments: scheduled, or on another machine."""
 
 from pathlib import Path
 from typing import Any
@@ -6,25 +6,66 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluating import evaluate_now
-from flows.loop import Reference, Watcher
+from flows.forking import fork_run
+from flows.loop import Call, Reference, Watcher
+from flows.replaying import Plan, replay
 from flows.session import Session
 from flows.train import StageTasks
+from pipeline.errors import ConfigError
+from pipeline.store import Run
 
 
 @flow(name="stage", flow_run_name="{name}-{step:06d}", persist_result=False)
-def stage_flow(name: str, run: str, step: int) -> Reference:
-    """Run one stage of one step whose tables are missing, as `srpo stage NAME` does.
+def stage_flow(
+    name: str, run: str, step: int, overrides: list[str] | None = None, fork: str | None = None
+) -> Reference:
+    """Run one stage of one step, as `srpo stage NAME` does: in place, or in a fork.
 
     Args:
         name: generate, verify, route, weigh, update or evaluate.
         run: the run's folder, on the worker.
         step: training step; for evaluate the number of steps done.
+        overrides: settings, `section.key=value`; they need a fork.
+        fork: folder of the new run that refers to the tables of `run` upstream.
     """
-    session = Session.resume(Path(run))
+    root = Path(run)
+    if fork is not None:
+        root = fork_run(Run.open(root), Path(fork), name, step, step + 1, overrides or []).root
+    elif overrides:
+        raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
+    session = Session.resume(root)
     try:
         return StageTasks(session, [Watcher()])(name, step)
     finally:
         session.close()
+
+
+@flow(name="replay", persist_result=False)
+def replay_flow(
+    run: str,
+    stage: str,
+    fork: str,
+    steps: str | None = None,
+    overrides: list[str] | None = None,
+) -> str:
+    """Recompute a stage and what follows it over saved rollouts, as `srpo replay` does.
+
+    Args:
+        run: the run whose rollouts are used again, on the worker.
+        stage: verify, route, weigh or update.
+        fork: folder of the new run.
+        steps: A:B, half-open; default all.
+        overrides: settings, `section.key=value`.
+    """
+    parent = Run.open(Path(run))
+    plan = Plan.of(parent, stage, "update", steps)
+    session = replay(parent, Path(fork), plan, overrides or [], runner=_tasks_of)
+    session.close()
+    return str(session.run.root)
+
+
+def _tasks_of(session: Session) -> Call:
+    return StageTasks(session, [Watcher()])
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{steps_done:06d}", persist_result=False)

@@ -15,8 +15,10 @@ from flows.options import Set
 
 if TYPE_CHECKING:
     from flows.session import Session
+    from pipeline.audit.diff import RunDiff
 
 _MEANS = {"loss": "loss", "grad_norm": "grad norm", "jsd_mean": "divergence"}
+_TITLE = "rows that differ from the parent's"
 
 
 def replay(
@@ -47,6 +49,7 @@ def replay(
     """
     from flows.replaying import Plan, folders, spread
     from flows.replaying import replay as replay_run
+    from pipeline.audit.diff import diff_runs
     from pipeline.store import Run
 
     parent = Run.open(run)
@@ -58,28 +61,26 @@ def replay(
         with bars(f"{folder}: stages") as (progress,):
             session = replay_run(parent, folder, plan, chosen, progress)
         with contextlib.closing(session):
-            rows.append(_row(session, plan.last == "update", time.monotonic() - started))
-            if folder == folders(fork, sweep)[0] and session.run.fork is not None:
-                print(session.run.fork.note)
-    _print_table(rows)
+            found = diff_runs(parent, session.run)
+            seconds = time.monotonic() - started
+            rows.append(_row(session, found, plan.last == "update", seconds))
+            print(f"{folder.name}: {found.sentence}")
+            note = session.run.fork.note if session.run.fork else ""
+    print(note)
+    _print_table(rows, updates=plan.last == "update")
     _print_next(parent.root, folders(fork, sweep), updates=plan.last == "update")
 
 
-def _row(session: "Session", updates: bool, seconds: float) -> dict[str, str]:
+def _row(session: "Session", found: "RunDiff", updates: bool, seconds: float) -> dict[str, str]:
     """Return what a fork changed, as texts of one row."""
-    from pipeline.audit.diff import diff_runs
     from pipeline.text import duration, number
 
     run = session.run
-    assert run.fork is not None and run.parent is not None
-    found = diff_runs(run.parent, run)
+    assert run.fork is not None
     changed = {s.table: s.differing_rows for s in found.summaries}
     row = {"fork": run.root.name}
-    row["changed"] = "; ".join(f"{k} {old} → {new}" for k, (old, new) in run.fork.changed.items())
     for table in ("verdicts", "routes", "weights"):
-        row[f"{table} changed"] = f"{changed.get(table, 0):,}"
-    first = found.first
-    row["first difference"] = f"step {first.step}, {first.table}" if first else "none"
+        row[table] = f"{changed.get(table, 0):,}"
     if updates:
         records = [run.metrics(step) for step in range(run.fork.start, run.fork.end)]
         row |= {title: number(_mean(records, key)) for key, title in _MEANS.items()}
@@ -92,16 +93,15 @@ def _mean(records: Sequence[dict[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _print_table(rows: Sequence[dict[str, str]]) -> None:
-    table = Table(box=None)
+def _print_table(rows: Sequence[dict[str, str]], updates: bool) -> None:
+    means = f", and means of {', '.join(_MEANS.values())}" if updates else ""
+    table = Table(box=None, title=f"{_TITLE}{means}", title_justify="left")
     for title in rows[0]:
-        table.add_column(title, overflow="fold", justify="left" if title in _LEFT else "right")
+        name = title == "fork"
+        table.add_column(title, no_wrap=name, justify="left" if name else "right")
     for row in rows:
         table.add_row(*row.values())
     Console().print(table, highlight=False, markup=False)
-
-
-_LEFT = ("fork", "changed", "first difference")
 
 
 def _print_next(parent: Path, made: Sequence[Path], updates: bool) -> None:

@@ -26,7 +26,7 @@ def deployments() -> list[dict[str, Any]]:
 
 
 def test_there_is_a_deployment_for_training_evaluation_and_each_stage() -> None:
-    assert [d["name"] for d in deployments()] == ["train", "evaluate", *STEP_STAGES]
+    assert [d["name"] for d in deployments()] == ["train", "evaluate", "replay", *STEP_STAGES]
 
 
 def test_entrypoints_are_flows_that_take_the_parameters() -> None:

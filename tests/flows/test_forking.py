@@ -1,0 +1,313 @@
+"""Forks: what they take from the parent, what they recompute, what they refuse."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.forking import fork_run
+from flows.replaying import Plan, folders, replay, split_steps, spread
+from flows.session import Session
+from pipeline.audit.diff import diff_runs
+from pipeline.config import Config
+from pipeline.errors import ConfigError, StoreError
+from pipeline.lineage import STEP_STAGES, TABLES_OF_STAGE, Fork
+from pipeline.store import Run
+from tests.golden.run import golden_config
+
+STEPS = 4
+Replay = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    overrides = {
+        "run": {"steps": STEPS, "snapshot_every": 2},
+        "generate": {"questions": 3, "rollouts": 4},
+    }
+    return golden_config(tmp_path_factory.mktemp("input"), overrides)
+
+
+@pytest.fixture(scope="module")
+def parent(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of four steps with snapshots 0, 2 and 4 and evaluation 0; never write to it."""
+    session = Session.create(tmp_path_factory.mktemp("runs") / "parent", config)
+    session.run_stage("evaluate", 0)
+    train_on(session)
+    return session.run
+
+
+def train_on(session: Session) -> None:
+    """Go on to the end, as the flow does, without evaluations."""
+    for step in range(session.next_step(), STEPS):
+        for name in STEP_STAGES:
+            session.run_stage(name, step)
+        session.finish_step(step)
+        if session.snapshot_due(step + 1):
+            session.snapshot(step + 1)
+    session.close()
+
+
+@pytest.fixture
+def replayed(parent: Run, tmp_path: Path) -> Replay:
+    """Replay the parent into a new fork and return it."""
+
+    def make(stage: str, *settings: str, last: str = "update", steps: str | None = None) -> Run:
+        root = tmp_path / f"fork-{len(list(tmp_path.iterdir()))}"
+        session = replay(parent, root, Plan.of(parent, stage, last, steps), settings)
+        session.close()
+        return Run.open(root)
+
+    return make
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def own_tables(run: Run) -> set[tuple[str, int]]:
+    return {(p.stem, int(p.parent.name)) for p in run.root.glob("steps/*/*.arrow")}
+
+
+def test_tables_of_stages_are_those_that_they_declare() -> None:
+    from flows.session import STAGES
+
+    assert {name: STAGES[name].writes for name in STEP_STAGES} == TABLES_OF_STAGE
+
+
+def test_a_fork_takes_what_is_upstream_and_copies_nothing(parent: Run, replayed: Replay) -> None:
+    before = digests(parent.root)
+    fork = replayed("weigh", "weigh.beta=2", last="weigh")
+    assert own_tables(fork) == {("weights", step) for step in range(STEPS)}
+    for step in range(STEPS):
+        for table in ("rollouts", "verdicts", "routes", "scores", "teacher"):
+            assert fork.table_path(table, step).samefile(parent.table_path(table, step))
+        assert not fork.has("updates", step)
+    assert digests(parent.root) == before
+    assert {p.name for p in fork.root.iterdir()} == {"run.json", "steps"}
+
+
+def test_the_first_difference_is_where_the_fork_begins(parent: Run, replayed: Replay) -> None:
+    found = diff_runs(parent, replayed("weigh", "weigh.beta=2", last="weigh"))
+    assert found.first is not None
+    assert (found.first.step, found.first.table) == (0, "weights")
+    assert set(found.first.columns) == {"raw_weight", "weight"}
+    assert not found.verdicts and not found.routes
+
+
+@pytest.mark.parametrize("stage", STEP_STAGES[1:])
+def test_a_replay_without_changes_gives_the_same_data(
+    parent: Run, replayed: Replay, stage: str
+) -> None:
+    """Nothing changed, so every update is on-policy as before: equal tables, equal policies."""
+    fork = replayed(stage, steps="1:3")
+    for step in (1, 2):
+        for table in TABLES_OF_STAGE[stage]:
+            assert fork.owner(table, step) is fork
+        for table in ("routes", "scores", "teacher", "weights", "updates"):
+            assert fork.manifest(table, step).sha256 == parent.manifest(table, step).sha256
+    own = json.loads((fork.snapshot_path(3) / "state.json").read_text())
+    assert own["policy_version"] == parent.manifest("rollouts", 3).facts.get(
+        "policy_version", parent.read("rollouts", 3)["policy_version"][0].as_py()
+    )
+
+
+def test_after_a_changed_update_the_rest_is_off_policy(parent: Run, replayed: Replay) -> None:
+    fork = replayed("weigh", "weigh.beta=3", steps="1:4")
+    assert fork.fork is not None
+    assert fork.fork.off_policy_from == 2
+    assert "Off-policy: rollouts of steps 2 to 3 were sampled by the parent" in fork.fork.note
+    assert json.loads((fork.root / "run.json").read_text())["fork"]["note"] == fork.fork.note
+    computed = fork.read("updates", 1).filter(fork.read("updates", 1)["computed"])
+    assert set(computed["old_source"].to_pylist()) == {"live"}
+    later = fork.read("updates", 2).filter(fork.read("updates", 2)["computed"])
+    assert set(later["old_source"].to_pylist()) <= {"stored", "sampled"}
+
+
+def test_a_fork_of_one_step_is_on_policy(replayed: Replay) -> None:
+    fork = replayed("route", "route.top_k=4", steps="2").fork
+    assert fork is not None and fork.off_policy_from is None
+    assert fork.note.endswith("On-policy: one update.")
+
+
+def test_a_fork_can_be_trained_on(parent: Run, tmp_path: Path) -> None:
+    """With no changes, what it samples is what the parent sampled."""
+    fork = fork_run(parent, tmp_path / "fork", "generate", 2, 3)
+    train_on(Session.resume(fork.root))
+    for table in ("rollouts", "verdicts", "updates"):
+        for step in range(STEPS):
+            assert fork.manifest(table, step).sha256 == parent.manifest(table, step).sha256
+    assert own_tables(fork) == {
+        (t, s) for s in (2, 3) for ts in TABLES_OF_STAGE.values() for t in ts
+    }
+    assert fork.snapshots() == [0, 2, 4]
+    assert fork.steps_of("evaluations") == [0]
+
+
+def test_a_fork_of_a_fork(parent: Run, replayed: Replay, tmp_path: Path) -> None:
+    middle = replayed("weigh", "weigh.beta=2", steps="1:3")
+    plan = Plan.of(middle, "update", "update", "2")
+    session = replay(middle, tmp_path / "grandchild", plan, ["update.learning_rate=0.5"])
+    session.close()
+    run = Run.open(tmp_path / "grandchild")
+    assert run.owner("rollouts", 2).root == parent.root
+    assert run.owner("weights", 2).root == middle.root
+    assert run.owner("updates", 1).root == middle.root
+    assert run.owner("updates", 0).root == parent.root
+    assert own_tables(run) == {("updates", 2)}
+
+
+@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region"])
+def test_another_teacher(parent: Run, replayed: Replay, kind: str) -> None:
+    """The policy of the step is rebuilt with the parent's teacher, then taught by the new one."""
+    fork = replayed("route", f"route.teacher={kind}", steps="1")
+    version = fork.manifest("teacher", 1).origin.teacher_version
+    assert version is not None and version.startswith(f"{kind}@")
+    initial = parent.record["initial_policy_version"]
+    assert (initial in version) == (kind != "live")
+    assert fork.manifest("routes", 1).sha256 != parent.manifest("routes", 1).sha256
+    assert fork.read("routes", 1).equals(parent.read("routes", 1))
+    found = diff_runs(parent, fork)
+    assert found.first is not None and found.first.table == "teacher"
+    assert "entropy" in found.first.columns
+
+
+def test_decisions_need_no_policy(
+    parent: Run, replayed: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.session.load_snapshot", None)
+    fork = replayed("verify", "verify.success_threshold=0", last="decisions")
+    assert own_tables(fork) == {(t, s) for t in ("verdicts", "routes") for s in range(STEPS)}
+    assert all(fork.read("routes", 0)["correct"].to_pylist())
+    assert fork.manifest("routes", 0).origin.policy_version is None
+
+
+def test_a_corrected_verifier_lists_what_changed(
+    parent: Run, config: Config, replayed: Replay, tmp_path: Path
+) -> None:
+    """A verifier that calls one more kind of response right: exactly those verdicts change."""
+    corrected = tmp_path / "corrected.py"
+    text = Path(config.data.task).read_text()
+    corrected.write_text(text.replace("% 2 == 0", "% 2 == 0 or response[:1] < 'e'"))
+    fork = replayed("verify", f"data.task={corrected}", last="decisions")
+    expected = set()
+    for step in range(STEPS):
+        rollouts, verdicts = parent.read("rollouts", step), parent.read("verdicts", step)
+        for name, response, correct in zip(
+            rollouts["rollout_id"].to_pylist(),
+            rollouts["response_text"].to_pylist(),
+            verdicts["correct"].to_pylist(),
+            strict=True,
+        ):
+            if response[:1] < "e" and not correct:
+                expected.add(name)
+    found = diff_runs(parent, fork)
+    assert {change.rollout_id for change in found.verdicts} == expected != set()
+    for change in found.verdicts:
+        assert change.changes["correct"] == (False, True)
+    groups = {name.rpartition("-")[0] for name in expected}
+    assert {change.rollout_id.rpartition("-")[0] for change in found.routes} <= groups
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "message"),
+    [
+        ("weigh", "route.top_k=3", r"route.top_k is used by stage route, .* fork from route"),
+        ("route", "data.task=arithmetic", "data.task is used by stage verify"),
+        ("update", "run.seed=9", "run.seed is used by stage generate"),
+        ("route", "model.path=other", "can't change in a fork"),
+        ("weigh", "weigh.beta=-1", "weigh.beta"),
+    ],
+)
+def test_settings_that_a_fork_can_not_change(
+    parent: Run, tmp_path: Path, stage: str, setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fork_run(parent, tmp_path / "fork", stage, 1, 2, [setting])
+    assert not (tmp_path / "fork").exists()
+
+
+def test_a_fork_needs_the_tables_it_refers_to(parent: Run, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no table rollouts of step 4"):
+        fork_run(parent, tmp_path / "fork", "verify", 3, 5)
+    with pytest.raises(StoreError, match="4 complete steps: no fork at step 9"):
+        fork_run(parent, tmp_path / "fork", "generate", 9, 10)
+    with pytest.raises(StoreError, match="there is something already"):
+        fork_run(parent, parent.root, "weigh", 1, 2)
+
+
+def test_a_fork_knows_its_parent(parent: Run, tmp_path: Path) -> None:
+    shutil.copytree(parent.root, tmp_path / "a" / "parent")
+    fork_run(Run.open(tmp_path / "a" / "parent"), tmp_path / "a" / "fork", "weigh", 1, 2)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Run.open(tmp_path / "b" / "fork").steps_done() == 1
+    (tmp_path / "b" / "parent").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="a fork whose parent is not at"):
+        Run.open(tmp_path / "b" / "fork")
+    other = json.loads((tmp_path / "elsewhere" / "run.json").read_text())
+    values = {**other["config"], "run": {**other["config"]["run"], "seed": 77}}
+    facts = {k: v for k, v in other.items() if k not in ("config", "digest", "schema_version")}
+    from pipeline.loading import validate_config
+
+    Run.create(tmp_path / "b" / "parent", validate_config(values, "test"), facts)
+    with pytest.raises(StoreError, match="is now run"):
+        Run.open(tmp_path / "b" / "fork")
+
+
+def test_a_longer_parent_is_the_same_parent(parent: Run, tmp_path: Path) -> None:
+    shutil.copytree(parent.root, tmp_path / "parent")
+    run = Run.open(tmp_path / "parent")
+    fork_run(run, tmp_path / "fork", "weigh", 1, 2)
+    longer = run.config.run.model_copy(update={"steps": 99})
+    run.extend(run.config.model_copy(update={"run": longer}))
+    assert Run.open(tmp_path / "fork").parent is not None
+
+
+def test_the_record_of_a_fork_reads_back() -> None:
+    fork = Fork("../base", "abc", "route", 2, 5, {"route.top_k": (100, 3)}, updates=True)
+    assert Fork.from_record(json.loads(json.dumps(fork.to_record()))) == fork
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, (0, 7)), (":", (0, 7)), ("2:", (2, 7)), (":3", (0, 3)), ("2:5", (2, 5)), ("4", (4, 5))],
+)
+def test_steps_are_half_open(text: str | None, expected: tuple[int, int]) -> None:
+    assert split_steps(text, 7) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a:b", "5:5", "6:2", "-1:3", "1:2:3"])
+def test_steps_that_make_no_sense(text: str) -> None:
+    with pytest.raises(ConfigError, match="--steps"):
+        split_steps(text or "x", 7)
+
+
+def test_a_sweep_is_every_combination() -> None:
+    made = spread(["weigh.beta=0,1", "update.divergence=jsd", "update.jsd_alpha=0.1, 0.9"])
+    assert len(made) == 4
+    assert made[1] == ["weigh.beta=0", "update.divergence=jsd", "update.jsd_alpha=0.9"]
+    assert folders(Path("f"), made)[1] == Path("f/weigh.beta=0,update.jsd_alpha=0.9")
+    assert folders(Path("f"), spread(["a.b=1"])) == [Path("f")]
+    assert spread(['data.task="a,b"']) == [['data.task="a,b"']]
+
+
+@pytest.mark.parametrize(
+    ("stage", "last", "message"),
+    [
+        ("generate", "update", "a replay keeps the saved rollouts"),
+        ("evaluate", "update", "no stage evaluate"),
+        ("weigh", "verify", "can't end at verify"),
+        ("route", "route", "need the updates before them"),
+        ("weigh", "nothing", "no such last stage"),
+    ],
+)
+def test_plans_that_can_not_be(parent: Run, stage: str, last: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Plan.of(parent, stage, last, None)
