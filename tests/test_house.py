@@ -85,6 +85,12 @@ def test_stages_do_not_import_each_other(path: Path) -> None:
     assert stages <= {stage_of(path)}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline/twin").glob("*.py")), ids=name_of)
+def test_the_twin_imports_nothing_that_it_checks(path: Path) -> None:
+    ours = {name for name in imported(path) if name.split(".")[0] in PACKAGES}
+    assert {name for name in ours if not name.startswith("pipeline.twin")} == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(parsed(path))

@@ -19,10 +19,10 @@ from pipeline.config import Config
 from pipeline.loading import validate_config
 from pipeline.policy import Policy
 from pipeline.stage import Handles, silent
+from pipeline.twin.formulas import Settings
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH
-from tests.golden.formulas import Settings
 from tests.tiny import write_tiny_policy
 
 STEP = 2

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.golden import formulas
-from tests.golden.formulas import Settings
+from pipeline.twin import formulas, routing
+from pipeline.twin.formulas import Settings
 
 
 def logs(*values: float) -> torch.Tensor:
@@ -83,11 +83,11 @@ def test_entropy_is_that_of_the_vocabulary() -> None:
 
 def test_advantages() -> None:
     # mean .25; deviations .75, -.25 x 3; squares add to .75; over n - 1 = 3: .25; root .5
-    plain = formulas.group_advantages([1, 0, 0, 0], "none")
+    plain = routing.group_advantages([1, 0, 0, 0], "none")
     assert plain == (0.25, 0.5, [0.75, -0.25, -0.25, -0.25])
-    scaled = formulas.group_advantages([1, 0, 0, 0], "group_std")
+    scaled = routing.group_advantages([1, 0, 0, 0], "group_std")
     assert scaled.values == pytest.approx([0.75 / 0.500001] + [-0.25 / 0.500001] * 3)
-    assert formulas.group_advantages([0.5], "group_std").values == [0.0]
+    assert routing.group_advantages([0.5], "group_std").values == [0.0]
 
 
 # ratios pi / pi_old = .5, 1, 2, 5, with the interval [.8, 1.28]
@@ -146,13 +146,13 @@ def test_one_denominator_for_all_rollouts() -> None:
 )
 def test_routes(method: str, expected: str) -> None:
     cases = [(True, True), (True, False), (False, True), (False, False)]
-    assert [formulas.route_of(method, c, m) for c, m in cases] == expected.split()
+    assert [routing.route_of(method, c, m) for c, m in cases] == expected.split()
 
 
 def test_the_sibling_is_the_first_other_correct_rollout() -> None:
     correct = [False, True, True]
-    assert [formulas.first_sibling(correct, index) for index in range(3)] == [1, 2, 1]
-    assert formulas.first_sibling([True, False], 0) is None
+    assert [routing.first_sibling(correct, index) for index in range(3)] == [1, 2, 1]
+    assert routing.first_sibling([True, False], 0) is None
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_the_sibling_is_the_first_other_correct_rollout() -> None:
     ],
 )
 def test_thinking_is_removed(text: str, expected: str) -> None:
-    assert formulas.without_thinking(text) == expected
+    assert routing.without_thinking(text) == expected

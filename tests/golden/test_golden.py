@@ -18,9 +18,11 @@ import stages.weigh
 from flows.session import Session
 from pipeline.policy import Policy
 from pipeline.scoring import Component
+from pipeline.twin.comparing import compare, compare_gradients, compare_routes
+from pipeline.twin.records import StepTwin
+from pipeline.twin.step import recompute
 from stages.update.objective import TokenLosses
 from tests.golden.run import STEP, StepCapture, make_run, run_step, teacher_states, twin_settings
-from tests.golden.twin import StepTwin, compare, compare_gradients, compare_routes, recompute
 
 Overrides = Mapping[str, Mapping[str, object]]
 

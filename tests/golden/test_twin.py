@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from tests.golden.formulas import Settings
+from pipeline.twin.comparing import compare, compare_gradients, compare_routes
+from pipeline.twin.formulas import Settings
+from pipeline.twin.records import StepTwin
+from pipeline.twin.step import recompute
 from tests.golden.tiny import TinyStep, make_step
-from tests.golden.twin import StepTwin, compare, compare_gradients, compare_routes, recompute
 
 
 def near(found: torch.Tensor, expected: list[float]) -> bool:

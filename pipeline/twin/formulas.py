@@ -4,16 +4,14 @@ Axes: T response tokens, V vocabulary, K kept ids, J buckets (K and the rest, or
 Everything is float64 and in nats; nothing here knows a table, a model or the code under test.
 """
 
-import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-METHODS = ("srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix")
+from pipeline.twin.routing import METHODS
+
 DIVERGENCES = ("jsd", "forward_kl", "reverse_kl", "sampled_token")
 
 
@@ -43,56 +41,6 @@ class Settings:
             raise ValueError(f"divergence {self.divergence!r}, expected one of {DIVERGENCES}")
         if self.advantage_scale not in ("none", "group_std"):
             raise ValueError(f"advantage_scale {self.advantage_scale!r}")
-
-
-class GroupAdvantages(NamedTuple):
-    """Section 3: the numbers that a group of rewards gives."""
-
-    mean: float
-    std: float
-    values: list[float]
-
-
-def group_advantages(rewards: Sequence[float], scale: str) -> GroupAdvantages:
-    """Section 3: A_i = r_i - mean, divided by (std + 1e-6) under `group_std`; std with n - 1.
-
-    A group of one has no deviation: it gets 0, and its advantage is 0 either way.
-    """
-    mean = statistics.fmean(rewards)
-    std = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
-    unit = std + 1e-6 if scale == "group_std" else 1.0
-    return GroupAdvantages(mean, std, [(reward - mean) / unit for reward in rewards])
-
-
-def first_sibling(correct: Sequence[bool], index: int) -> int | None:
-    """Section 2: the first correct rollout of the group that is not rollout `index`."""
-    return next((j for j, good in enumerate(correct) if good and j != index), None)
-
-
-def route_of(method: str, correct: bool, available: bool) -> str:
-    """Sections 3 and 9: the branch of a rollout with c_i = `correct` and m_i = `available`."""
-    if method == "grpo":
-        return "grpo"
-    if method == "advantage_mix":
-        return "mix"
-    if method == "srpo":
-        return "sdpo" if available and not correct else "grpo"
-    wanted = {"sdpo": True, "sdpo_incorrect_only": not correct, "sdpo_correct_only": correct}
-    return "sdpo" if available and wanted[method] else "none"
-
-
-def without_thinking(text: str) -> str:
-    """Section 2: drop each `<think>...</think>`, and all that comes before a lone `</think>`."""
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    return text.rpartition("</think>")[2]
-
-
-def teacher_question(question: str, demonstration: str) -> str:
-    """Section 2: the user message that the teacher reads."""
-    return (
-        f"{question}\nCorrect solution:\n\n{demonstration}"
-        "\n\nCorrectly solve the original question."
-    )
 
 
 def entropy(logp_tv: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tests.golden import formulas
-from tests.golden.records import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
-from tests.golden.tolerances import MASS_FLOOR, Array, Report, divergence_slack
+from pipeline.twin import formulas
+from pipeline.twin.records import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
+from pipeline.twin.tolerances import MASS_FLOOR, Array, Report, divergence_slack
 
 Row = dict[str, Any]
 ESTIMATOR = "sampled_token"  # no divergence: signed, and its mean has two readings

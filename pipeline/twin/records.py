@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tests.golden.formulas import Settings
+from pipeline.twin.formulas import Settings
 
 
 @dataclass

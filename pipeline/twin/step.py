@@ -17,23 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.golden import formulas
-from tests.golden.comparing import compare, compare_gradients, compare_routes
-from tests.golden.formulas import Settings
-from tests.golden.records import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
-
-__all__ = [
-    "BatchTwin",
-    "RolloutTwin",
-    "Settings",
-    "StepTwin",
-    "TeacherTwin",
-    "UpdateTwin",
-    "compare",
-    "compare_gradients",
-    "compare_routes",
-    "recompute",
-]
+from pipeline.twin import formulas, routing
+from pipeline.twin.formulas import Settings
+from pipeline.twin.records import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
 
 State = Mapping[str, Tensor]
 
@@ -117,15 +103,15 @@ def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
     for group in groups.values():
         rewards = [row.reward for row in group]
         correct = [reward >= settings.success_threshold for reward in rewards]
-        mean, std, advantages = formulas.group_advantages(rewards, settings.advantage_scale)
+        mean, std, advantages = routing.group_advantages(rewards, settings.advantage_scale)
         for index, row in enumerate(group):
             row.correct, row.advantage = correct[index], advantages[index]
             row.group_mean, row.group_std = mean, std
-            sibling = formulas.first_sibling(correct, index)
+            sibling = routing.first_sibling(correct, index)
             row.available = sibling is not None
             row.sibling = None if sibling is None else group[sibling].rollout_id
             fits = row.available and bool(row.given_prompt_ids)
-            row.route = formulas.route_of(settings.method, row.correct, fits)
+            row.route = routing.route_of(settings.method, row.correct, fits)
 
 
 def _teacher_prompts(
@@ -141,8 +127,8 @@ def _teacher_prompts(
         answer = tokenizer.decode(rollouts[row.sibling].response_ids, skip_special_tokens=True)
         turns = [dict(turn) for turn in messages[row.rollout_id]]
         last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
-        demonstration = formulas.without_thinking(answer)
-        turns[last]["content"] = formulas.teacher_question(turns[last]["content"], demonstration)
+        demonstration = routing.without_thinking(answer)
+        turns[last]["content"] = routing.teacher_question(turns[last]["content"], demonstration)
         text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **settings.chat_template_kwargs
         )
