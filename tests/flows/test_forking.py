@@ -151,6 +151,15 @@ def test_a_fork_can_be_trained_on(parent: Run, tmp_path: Path) -> None:
     assert fork.steps_of("evaluations") == [0]
 
 
+def test_weights_alone_can_be_learned_from_later(parent: Run, replayed: Replay) -> None:
+    """A replay that ended at weigh, trained on, is the replay that went on to update."""
+    weighed = replayed("weigh", "weigh.beta=2", last="weigh")
+    train_on(Session.resume(weighed.root))
+    whole = replayed("weigh", "weigh.beta=2")
+    for step in range(STEPS):
+        assert weighed.manifest("updates", step).sha256 == whole.manifest("updates", step).sha256
+
+
 def test_a_fork_of_a_fork(parent: Run, replayed: Replay, tmp_path: Path) -> None:
     middle = replayed("weigh", "weigh.beta=2", steps="1:3")
     plan = Plan.of(middle, "update", "update", "2")
