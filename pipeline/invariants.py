@@ -1,9 +1,11 @@
-"""What must hold in every table, checked before it is committed.
+"""What must hold in every table, checked before it is committed and whenever a run is checked.
 
 Each check names the first row that breaks it. Tables are checked with those they were made from.
+What depends on settings besides is checked by `pipeline.audit`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,56 @@ import pyarrow.compute as pc
 from pipeline.errors import StoreError
 
 Tables = Mapping[str, pa.Table]
+Mask = npt.NDArray[np.bool_]
 _MEAN_TOLERANCE = 1e-5
+_LOG_SLACK = 1e-6
+_ROUTES = ("grpo", "sdpo", "mix", "none")
+
+
+class Broken(NamedTuple):
+    """An invariant that does not hold: of which table, in how many rows, where first.
+
+    `rollout` is None where the rows themselves are not those that must be there.
+    """
+
+    table: str
+    invariant: str
+    rollout: str | None
+    rows: int
+
+    @property
+    def message(self) -> str:
+        """Return one line."""
+        if self.rollout is None:
+            return f"{self.table}: {self.invariant}"
+        return f"{self.table}: broken invariant: {self.invariant}; first at {self.rollout}"
+
+
+class Names(Protocol):
+    """Rollout ids by row."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
+class Runs:
+    """The rollouts of a token table: their names, and how many rows each has, in row order."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        encoded = pc.run_end_encode(column.combine_chunks())
+        chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
+        found = chunks[0] if chunks and len(column) else None
+        self.names: list[str] = found.values.to_pylist() if found is not None else []
+        ends = found.run_ends.to_numpy() if found is not None else []
+        self.ends = np.asarray(ends, dtype=np.int64)
+        self.counts = np.diff(self.ends, prepend=0)
+
+    def __getitem__(self, row: int, /) -> str:
+        return self.names[int(np.searchsorted(self.ends, row, side="right"))]
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Return 0, 1, 2, … within each rollout."""
+        starts = self.ends - self.counts
+        return np.arange(self.counts.sum()) - np.repeat(starts, self.counts)
 
 
 def check_table(name: str, tables: Tables) -> None:
@@ -22,155 +73,215 @@ def check_table(name: str, tables: Tables) -> None:
     Raises:
         StoreError: naming the table, the invariant and the first rollout that breaks it.
     """
-    _CHECKS[name](tables)
+    for broken in broken_invariants(name, tables):
+        raise StoreError(broken.message)
 
 
-def _rollouts(tables: Tables) -> None:
+def broken_invariants(name: str, tables: Tables) -> Iterator[Broken]:
+    """Yield every invariant of table `name` that does not hold; see `NEEDS` for the others."""
+    yield from _CHECKS[name](tables)
+
+
+def require(table: str, invariant: str, names: Names, holds: npt.ArrayLike) -> Iterator[Broken]:
+    """Yield the invariant unless it holds in every row."""
+    mask = np.asarray(holds, dtype=bool)
+    if not mask.all():
+        first = names[int(np.argmin(mask))]
+        yield Broken(table, invariant, first, int((~mask).sum()))
+
+
+def within(values: npt.NDArray[np.floating], low: float, high: float) -> Mask:
+    """Return which values are finite and in [low, high]."""
+    return np.asarray((values >= low) & (values <= high) & np.isfinite(values))
+
+
+def in_group(keys: Sequence[object] | npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    """Return each row's place among the sorted distinct keys."""
+    return np.unique(np.asarray(keys), return_inverse=True)[1].astype(np.int64)
+
+
+def taught_rollouts(rollouts: pa.Table, routes: pa.Table) -> list[tuple[str, int]]:
+    """Return (rollout_id, response tokens) of the rollouts that the teacher must have scored."""
+    lengths = pc.list_value_length(rollouts.column("response_ids")).to_pylist()
+    columns = ("rollout_id", "route", "teacher_available")
+    rows = zip(*(routes.column(name).to_pylist() for name in columns), lengths, strict=True)
+    return [(i, n) for i, route, m, n in rows if m and route in ("sdpo", "mix") and n]
+
+
+def _rollouts(tables: Tables) -> Iterator[Broken]:
+    yield from _samples("rollouts", tables["rollouts"])
     table = tables["rollouts"]
     ids = table.column("rollout_id").to_pylist()
-    _require("rollouts", "rollout_id is unique", ids, [len(set(ids)) == len(ids)] * len(ids))
-    tokens = pc.list_value_length(table.column("response_ids"))
-    logprobs = pc.list_value_length(table.column("sampled_logprobs"))
-    _require("rollouts", "one log-probability per token", ids, pc.equal(tokens, logprobs))
+    tokens = pc.list_value_length(table.column("response_ids")).to_numpy()
+    logprobs = pc.list_value_length(table.column("sampled_logprobs")).to_numpy()
+    yield from require("rollouts", "one log-probability per token", ids, tokens == logprobs)
     values = pc.list_flatten(table.column("sampled_logprobs")).to_numpy()
-    owners = np.repeat(np.array(ids, dtype=object), tokens.to_numpy())
-    _require("rollouts", "log-probabilities in (-inf, 0]", owners, _in(values, -np.inf, 1e-6))
-    prompt = pc.list_value_length(table.column("prompt_ids"))
-    _require("rollouts", "prompts are not empty", ids, pc.greater(prompt, 0))
+    owners = np.repeat(np.array(ids, dtype=object), logprobs)
+    fine = within(values, -np.inf, _LOG_SLACK)
+    yield from require("rollouts", "log-probabilities in (-inf, 0]", owners, fine)
 
 
-def _verdicts(tables: Tables) -> None:
+def _evaluations(tables: Tables) -> Iterator[Broken]:
+    table = tables["evaluations"]
+    yield from _samples("evaluations", table)
+    ids = table.column("rollout_id").to_pylist()
+    yield from require("evaluations", "rewards in [0, 1]", ids, _in_unit(table.column("reward")))
+    tokens = pc.list_value_length(table.column("response_ids")).to_numpy()
+    equal = table.column("response_tokens").to_numpy() == tokens
+    yield from require("evaluations", "response_tokens is the length of the response", ids, equal)
+
+
+def _samples(name: str, table: pa.Table) -> Iterator[Broken]:
+    ids = table.column("rollout_id").to_pylist()
+    yield from require(name, "rollout_id is unique", ids, [len(set(ids)) == len(ids)] * len(ids))
+    prompt = pc.list_value_length(table.column("prompt_ids")).to_numpy()
+    yield from require(name, "prompts are not empty", ids, prompt > 0)
+
+
+def _verdicts(tables: Tables) -> Iterator[Broken]:
     table = tables["verdicts"]
-    _same_order("verdicts", tables)
+    if broken := _other_order("verdicts", tables):
+        yield broken
+        return
     ids = table.column("rollout_id").to_pylist()
-    rewards = table.column("reward").to_numpy()
-    _require("verdicts", "rewards in [0, 1]", ids, (rewards >= 0) & (rewards <= 1))
+    yield from require("verdicts", "rewards in [0, 1]", ids, _in_unit(table.column("reward")))
 
 
-def _routes(tables: Tables) -> None:
+def _routes(tables: Tables) -> Iterator[Broken]:
     table = tables["routes"]
-    _same_order("routes", tables)
+    if broken := _other_order("routes", tables):
+        yield broken
+        return
     ids = table.column("rollout_id").to_pylist()
-    correct = dict(zip(ids, table.column("correct").to_pylist(), strict=True))
     teachers = table.column("teacher_rollout_id").to_pylist()
+    groups, places = table.column("group").to_pylist(), in_group(table.column("group").to_numpy())
+    verdicts = zip(groups, table.column("correct").to_pylist(), strict=True)
+    about = dict(zip(ids, verdicts, strict=True))
     own = [teacher != own for teacher, own in zip(teachers, ids, strict=True)]
-    _require("routes", "nobody teaches itself", ids, own)
-    right = [teacher is None or correct.get(teacher, False) for teacher in teachers]
-    _require("routes", "teachers are correct rollouts of the step", ids, right)
-    known = [route in ("grpo", "sdpo", "mix", "none") for route in table["route"].to_pylist()]
-    _require("routes", "route is grpo, sdpo, mix or none", ids, known)
-    groups = table.column("group").to_numpy()
-    sums = np.bincount(groups, weights=table.column("advantage").to_numpy().astype(np.float64))
-    sizes = np.bincount(groups)
-    balanced = np.abs(sums) <= 1e-5 * np.maximum(sizes, 1)
-    _require("routes", "advantages sum to 0 in a group", ids, balanced[groups])
+    yield from require("routes", "nobody teaches itself", ids, own)
+    right = [teacher is None or about.get(teacher, (0, False))[1] for teacher in teachers]
+    yield from require("routes", "teachers are correct rollouts of the step", ids, right)
+    siblings = [
+        teacher is None or about.get(teacher, (group, False))[0] == group
+        for teacher, group in zip(teachers, groups, strict=True)
+    ]
+    yield from require("routes", "teachers are of the same group", ids, siblings)
+    known = [route in _ROUTES for route in table["route"].to_pylist()]
+    yield from require("routes", "route is grpo, sdpo, mix or none", ids, known)
+    sums = np.bincount(places, weights=table.column("advantage").to_numpy().astype(np.float64))
+    balanced = np.abs(sums) <= 1e-5 * np.maximum(np.bincount(places), 1)
+    yield from require("routes", "advantages sum to 0 in a group", ids, balanced[places])
+    whole = _constant(table.column("mini_batch").to_numpy(), places)
+    yield from require("routes", "mini-batches hold whole groups", ids, whole)
 
 
-def _scores(tables: Tables) -> None:
+def _scores(tables: Tables) -> Iterator[Broken]:
     table, rollouts = tables["scores"], tables["rollouts"]
-    _same_order("scores", tables)
+    if broken := _other_order("scores", tables):
+        yield broken
+        return
     ids = table.column("rollout_id").to_pylist()
     tokens = pc.list_value_length(rollouts.column("response_ids")).to_numpy()
     for column in ("old_logprobs", "student_entropy"):
         found = pc.list_value_length(table.column(column)).to_numpy()
-        _require("scores", f"{column}: none or all", ids, (found == 0) | (found == tokens))
+        fine = (found == 0) | (found == tokens)
+        yield from require("scores", f"{column}: none or all", ids, fine)
 
 
-def _teacher(tables: Tables) -> None:
-    table, routes, rollouts = tables["teacher"], tables["routes"], tables["rollouts"]
-    tokens = pc.list_value_length(rollouts.column("response_ids")).to_pylist()
-    taught = [
-        (rollout_id, count)
-        for rollout_id, count, route, available in zip(
-            routes.column("rollout_id").to_pylist(),
-            tokens,
-            routes.column("route").to_pylist(),
-            routes.column("teacher_available").to_pylist(),
-            strict=True,
-        )
-        if available and route in ("sdpo", "mix")
-    ]
-    expected = [rollout_id for rollout_id, count in taught for _ in range(count)]
-    if table.column("rollout_id").to_pylist() != expected:
-        raise StoreError("teacher: its rows are not the tokens of the taught rollouts, in order")
-    positions = [p for _, count in taught for p in range(count)]
-    _require("teacher", "positions count up", expected, table["position"].to_numpy() == positions)
+def _teacher(tables: Tables) -> Iterator[Broken]:
+    table = tables["teacher"]
+    runs = Runs(table.column("rollout_id"))
+    found = list(zip(runs.names, runs.counts.tolist(), strict=True))
+    if found != taught_rollouts(tables["rollouts"], tables["routes"]):
+        text = "its rows are not the tokens of the taught rollouts, in order"
+        yield Broken("teacher", text, None, table.num_rows)
+        return
+    counted = table["position"].to_numpy() == runs.positions()
+    yield from require("teacher", "positions count up", runs, counted)
     for column, low, high in (
-        ("entropy", -1e-6, np.inf),
+        ("entropy", -_LOG_SLACK, np.inf),
         ("jsd", 0.0, np.log(2) + 1e-3),
-        ("teacher_logprob", -np.inf, 1e-6),
-        ("student_logprob", -np.inf, 1e-6),
+        ("teacher_logprob", -np.inf, _LOG_SLACK),
+        ("student_logprob", -np.inf, _LOG_SLACK),
     ):
         values = table.column(column).to_numpy()
-        _require("teacher", f"{column} in range", expected, _in(values, low, high))
+        yield from require("teacher", f"{column} in range", runs, within(values, low, high))
     for column in ("teacher_tail", "student_tail"):
         values = table.column(column).to_numpy()
-        _require("teacher", f"{column} is no NaN and at most 0", expected, values <= 0)
+        yield from require("teacher", f"{column} is no NaN and at most 0", runs, values <= 0)
 
 
-def _weights(tables: Tables) -> None:
+def _weights(tables: Tables) -> Iterator[Broken]:
     table, teacher, routes = tables["weights"], tables["teacher"], tables["routes"]
-    ids = table.column("rollout_id").to_pylist()
-    if ids != teacher.column("rollout_id").to_pylist():
-        raise StoreError("weights: its rows are not those of teacher")
-    batch_of = dict(
-        zip(routes["rollout_id"].to_pylist(), routes["mini_batch"].to_pylist(), strict=True)
-    )
-    weight = table.column("weight").to_numpy().astype(np.float64)
-    _require("weights", "weights are finite and not negative", ids, _in(weight, 0, np.inf))
-    if not ids:
+    if not table.column("rollout_id").equals(teacher.column("rollout_id")):
+        yield Broken("weights", "its rows are not those of teacher", None, table.num_rows)
         return
-    batches = np.array([batch_of[i] for i in ids])
-    counts = np.maximum(np.bincount(batches), 1)
-    means = np.bincount(batches, weights=weight) / counts
+    runs = Runs(table.column("rollout_id"))
+    for column in ("position", "entropy"):
+        equal = table.column(column).to_numpy() == teacher.column(column).to_numpy()
+        yield from require("weights", f"{column} is that of teacher", runs, equal)
+    weight = table.column("weight").to_numpy().astype(np.float64)
+    yield from require(
+        "weights", "weights are finite and not negative", runs, within(weight, 0, np.inf)
+    )
+    if not runs.names:
+        return
+    places = in_group(mini_batches(runs, routes))
+    means = np.bincount(places, weights=weight) / np.maximum(np.bincount(places), 1)
     exact = np.abs(means - 1) <= _MEAN_TOLERANCE
-    _require("weights", "their mean in a mini-batch is 1", ids, exact[batches])
+    yield from require("weights", "their mean in a mini-batch is 1", runs, exact[places])
 
 
-def _updates(tables: Tables) -> None:
+def mini_batches(runs: Runs, routes: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the mini-batch of each row of a token table."""
+    columns = (routes.column(name).to_pylist() for name in ("rollout_id", "mini_batch"))
+    batch_of = dict(zip(*columns, strict=True))
+    return np.repeat([batch_of[name] for name in runs.names], runs.counts)
+
+
+def _updates(tables: Tables) -> Iterator[Broken]:
     table = tables["updates"]
-    _same_order("updates", tables)
+    if broken := _other_order("updates", tables):
+        yield broken
+        return
     ids = table.column("rollout_id").to_pylist()
-    batches = table.column("mini_batch").to_numpy()
-    sums = np.bincount(batches, weights=table.column("share").to_numpy())
+    for column in ("route", "mini_batch"):
+        equal = pc.equal(table.column(column), tables["routes"].column(column))
+        yield from require("updates", f"{column} is that of routes", ids, equal)
+    lengths = pc.list_value_length(tables["rollouts"].column("response_ids")).to_numpy()
+    tokens = table.column("tokens").to_numpy()
+    yield from require("updates", "tokens is the response's length", ids, tokens == lengths)
+    counted = np.where([r != "none" for r in table["route"].to_pylist()], tokens, 0)
+    places, share = in_group(table["mini_batch"].to_numpy()), table["share"].to_numpy()
+    sums = np.bincount(places, weights=share)
     whole = (np.abs(sums - 1) <= 1e-9) | (sums == 0)
-    _require("updates", "shares of a mini-batch sum to 1", ids, whole[batches])
+    yield from require("updates", "shares of a mini-batch sum to 1", ids, whole[places])
+    total = np.maximum(np.bincount(places, weights=counted), 1)[places]
+    exact = np.abs(share - counted / total) <= 1e-9
+    yield from require("updates", "share is tokens / N, 0 for route none", ids, exact)
     loss = table.column("loss_sum").to_numpy()
-    _require("updates", "losses are finite", ids, np.isfinite(loss))
+    yield from require("updates", "losses are finite", ids, np.isfinite(loss))
 
 
-def _evaluations(tables: Tables) -> None:
-    table = tables["evaluations"]
-    ids = table.column("rollout_id").to_pylist()
-    _require("evaluations", "rollout_id is unique", ids, [len(set(ids)) == len(ids)] * len(ids))
-    rewards = table.column("reward").to_numpy()
-    _require("evaluations", "rewards in [0, 1]", ids, (rewards >= 0) & (rewards <= 1))
+def _other_order(name: str, tables: Tables) -> Broken | None:
+    if tables[name].column("rollout_id").equals(tables["rollouts"].column("rollout_id")):
+        return None
+    text = "its rollout_ids are not those of rollouts, in their order"
+    return Broken(name, text, None, tables[name].num_rows)
 
 
-def _same_order(name: str, tables: Tables) -> None:
-    found = tables[name].column("rollout_id").to_pylist()
-    if found != tables["rollouts"].column("rollout_id").to_pylist():
-        raise StoreError(f"{name}: its rollout_ids are not those of rollouts, in their order")
+def _in_unit(column: pa.ChunkedArray) -> Mask:
+    values = column.to_numpy()
+    return np.asarray((values >= 0) & (values <= 1))
 
 
-def _in(values: npt.NDArray[np.floating], low: float, high: float) -> npt.NDArray[np.bool_]:
-    return np.asarray((values >= low) & (values <= high) & np.isfinite(values))
+def _constant(values: npt.NDArray[np.generic], places: npt.NDArray[np.int64]) -> Mask:
+    """Return in which rows a value is that of the first row of the same place."""
+    first = np.unique(places, return_index=True)[1] if len(places) else np.zeros(0, dtype=int)
+    return np.asarray(values == values[first][places])
 
 
-def _require(
-    table: str,
-    invariant: str,
-    ids: npt.ArrayLike,
-    holds: npt.ArrayLike | pa.ChunkedArray,
-) -> None:
-    mask = np.asarray(holds, dtype=bool)
-    if not mask.all():
-        first = int(np.argmin(mask))
-        rollout = np.asarray(ids, dtype=object)[first]
-        raise StoreError(f"{table}: broken invariant: {invariant}; first at {rollout}")
-
-
-_CHECKS: dict[str, Callable[[Tables], None]] = {
+_CHECKS: dict[str, Callable[[Tables], Iterator[Broken]]] = {
     "rollouts": _rollouts,
     "verdicts": _verdicts,
     "routes": _routes,
@@ -180,3 +291,14 @@ _CHECKS: dict[str, Callable[[Tables], None]] = {
     "updates": _updates,
     "evaluations": _evaluations,
 }
+NEEDS = {
+    "rollouts": (),
+    "verdicts": ("rollouts",),
+    "routes": ("rollouts", "verdicts"),
+    "scores": ("rollouts", "routes"),
+    "teacher": ("rollouts", "routes", "scores"),
+    "weights": ("routes", "teacher"),
+    "updates": ("rollouts", "routes", "scores", "teacher", "weights"),
+    "evaluations": (),
+}
+"""The tables that the checks of a table read besides it."""

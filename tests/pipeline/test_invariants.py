@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.invariants import check_table
+from pipeline.invariants import broken_invariants, check_table
 from tests.pipeline.made_up import IDS, tables, with_column, with_value
 
 INF, NAN = math.inf, math.nan
@@ -58,6 +58,13 @@ BROKEN = [
     Broken("weights", "weight", 1, INF, "finite and not negative", IDS[1]),
     Broken("updates", "share", 2, 0.2, "shares of a mini-batch sum to 1", IDS[0]),
     Broken("updates", "loss_sum", 2, NAN, "losses are finite", IDS[2]),
+    Broken("routes", "mini_batch", 1, 1, "mini-batches hold whole groups", IDS[1]),
+    Broken("weights", "entropy", 1, 0.75, "entropy is that of teacher", IDS[1]),
+    Broken("weights", "position", 1, 2, "position is that of teacher", IDS[1]),
+    Broken("updates", "route", 1, "grpo", "route is that of routes", IDS[1]),
+    Broken("updates", "mini_batch", 3, 1, "mini_batch is that of routes", IDS[3]),
+    Broken("updates", "tokens", 2, 2, "tokens is the response's length", IDS[2]),
+    Broken("evaluations", "response_tokens", 1, 1, "length of the response", f"e{IDS[1]}"),
     Broken("evaluations", "rollout_id", 1, f"e{IDS[0]}", "rollout_id is unique", f"e{IDS[0]}"),
     Broken("evaluations", "reward", 3, 2.0, "rewards in [0, 1]", f"e{IDS[3]}"),
 ]
@@ -151,7 +158,8 @@ def test_weights_have_mean_1_in_each_mini_batch_by_itself() -> None:
 
 def test_shares_sum_to_1_in_each_mini_batch_by_itself() -> None:
     found = tables()
-    found["updates"] = with_column(found["updates"], "mini_batch", [0, 0, 1, 1])
+    for name in ("routes", "updates"):
+        found[name] = with_column(found[name], "mini_batch", [0, 0, 1, 1])
     assert "shares of a mini-batch" in refusal("updates", found)
     found["updates"] = with_column(found["updates"], "share", [0.6, 0.4, 0.2, 0.8])
     check_table("updates", found)
@@ -160,4 +168,39 @@ def test_shares_sum_to_1_in_each_mini_batch_by_itself() -> None:
 def test_a_mini_batch_without_routed_tokens_has_no_shares() -> None:
     found = tables()
     found["updates"] = with_column(found["updates"], "share", [0.0] * 4)
+    for name in ("routes", "updates"):
+        found[name] = with_column(found[name], "route", ["none"] * 4)
     check_table("updates", found)
+
+
+def test_teachers_are_siblings() -> None:
+    """Rollout 2 is right as well, but of the other group."""
+    found = tables()
+    found["routes"] = with_column(found["routes"], "correct", [True, False, True, False])
+    found["routes"] = with_value(found["routes"], "teacher_rollout_id", 1, IDS[2])
+    assert "teachers are of the same group" in refusal("routes", found)
+
+
+def test_shares_are_tokens_over_n() -> None:
+    """They sum to 1, but two of them were exchanged."""
+    found = tables()
+    found["updates"] = with_column(found["updates"], "share", [0.2, 0.3, 0.1, 0.4])
+    message = refusal("updates", found)
+    assert message.endswith(f"share is tokens / N, 0 for route none; first at {IDS[0]}")
+
+
+def test_all_broken_invariants_are_yielded_with_their_rows() -> None:
+    found = tables()
+    found["teacher"] = with_column(found["teacher"], "jsd", [-1.0, 2.0])
+    found["teacher"] = with_value(found["teacher"], "entropy", 1, -0.5)
+    broken = list(broken_invariants("teacher", found))
+    assert [(b.invariant, b.rows) for b in broken] == [("entropy in range", 1), ("jsd in range", 2)]
+
+
+def test_a_group_number_may_be_anything() -> None:
+    """Damage is named; it neither raises nor takes memory for a group of 2 billion."""
+    for group in (-1, 2**31 - 1):
+        found = tables()
+        found["routes"] = with_column(found["routes"], "group", [group] * 4)
+        found["routes"] = with_value(found["routes"], "advantage", 3, 0.25)
+        assert "advantages sum to 0" in refusal("routes", found)

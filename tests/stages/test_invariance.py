@@ -31,7 +31,8 @@ class Gradient:
     """Loss and gradient of some rollouts under the policy that starts the golden step."""
 
     def __init__(self, session: Session, rollouts: list[Rollout], **changes: int) -> None:
-        policy = session._load(STEP)
+        session._load(STEP)
+        policy = session._resident()
         settings: UpdateSection = session.config.update.model_copy(update=changes)
         self.tokens, statistics = accumulate_gradient(policy, rollouts, 16, settings)
         self.loss = sum(s.loss_sum for s in statistics.values()) / self.tokens
