@@ -1,0 +1,240 @@
+"""One row per rollout over any steps, joined from the tables, with filters, sorting and grouping.
+
+Token tables are not touched, but for the columns that summarise weights, when they are asked for.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from polars.exceptions import PolarsError
+
+from pipeline.errors import ConfigError
+from pipeline.schemas import SCHEMAS
+from pipeline.store import Run
+
+
+class Column(NamedTuple):
+    """A column of the listing: which table it comes from, and its name there."""
+
+    name: str
+    table: str
+    source: str
+    kind: pl.DataType
+
+
+_TEXT, _INT, _REAL, _FLAG = pl.String(), pl.Int32(), pl.Float32(), pl.Boolean()
+COLUMNS = (
+    Column("rollout_id", "rollouts", "rollout_id", _TEXT),
+    Column("step", "rollouts", "step", _INT),
+    Column("group", "rollouts", "group", _INT),
+    Column("sample", "rollouts", "sample", _INT),
+    Column("prompt_id", "rollouts", "prompt_id", _TEXT),
+    Column("route", "routes", "route", _TEXT),
+    Column("reason", "routes", "reason", _TEXT),
+    Column("reward", "verdicts", "reward", _REAL),
+    Column("correct", "verdicts", "correct", _FLAG),
+    Column("format_ok", "verdicts", "format_ok", _FLAG),
+    Column("prediction", "verdicts", "prediction", _TEXT),
+    Column("advantage", "routes", "advantage", _REAL),
+    Column("teacher_available", "routes", "teacher_available", _FLAG),
+    Column("teacher_rollout_id", "routes", "teacher_rollout_id", _TEXT),
+    Column("mini_batch", "routes", "mini_batch", _INT),
+    Column("response_tokens", "rollouts", "response_ids", _INT),
+    Column("finish_reason", "rollouts", "finish_reason", _TEXT),
+    Column("loss_sum", "updates", "loss_sum", pl.Float64()),
+    Column("share", "updates", "share", pl.Float64()),
+    Column("divergence", "updates", "mean_divergence", _REAL),
+    Column("mean_ratio", "updates", "mean_ratio", _REAL),
+    Column("clipped_fraction", "updates", "clipped_fraction", _REAL),
+    Column("mean_tis", "updates", "mean_tis", _REAL),
+    Column("max_logprob_gap", "updates", "max_logprob_gap", _REAL),
+    Column("computed", "updates", "computed", _FLAG),
+    Column("old_source", "updates", "old_source", _TEXT),
+    Column("verifier", "verdicts", "verifier", _TEXT),
+    Column("error", "verdicts", "error", _TEXT),
+    Column("policy_version", "rollouts", "policy_version", _TEXT),
+)
+ON_REQUEST = (
+    Column("response_text", "rollouts", "response_text", _TEXT),
+    Column("reference", "rollouts", "reference", _TEXT),
+    Column("feedback", "verdicts", "feedback", _TEXT),
+    Column("teacher_prompt_text", "routes", "teacher_prompt_text", _TEXT),
+    Column("teacher_entropy", "weights", "entropy", _REAL),
+    Column("weight_mean", "weights", "weight", _REAL),
+    Column("weight_std", "weights", "weight", _REAL),
+    Column("weight_min", "weights", "weight", _REAL),
+    Column("weight_max", "weights", "weight", _REAL),
+)
+"""Long texts, and columns that need the weights of every token: read only where they are named."""
+
+_OF_WEIGHTS = {
+    "teacher_entropy": "mean of the teacher's entropy over the response, nats",
+    "weight_mean": "mean of the token weights",
+    "weight_std": "deviation of the token weights",
+    "weight_min": "smallest token weight",
+    "weight_max": "largest token weight",
+}
+_TABLES = ("rollouts", "verdicts", "routes", "updates")
+
+
+def describe() -> dict[str, str]:
+    """Return what each column means."""
+    found = {}
+    for column in (*COLUMNS, *ON_REQUEST):
+        schema = SCHEMAS[column.table]
+        assert schema is not None
+        metadata = schema.field(column.source).metadata
+        found[column.name] = _OF_WEIGHTS.get(column.name) or metadata[b"description"].decode()
+    return {**found, "response_tokens": "length of the response"}
+
+
+def samples(
+    run: Run, steps: Sequence[int] | None = None, needs: Collection[str] = ()
+) -> pl.LazyFrame:
+    """Return one row per rollout; tables that a step lacks give nulls.
+
+    Args:
+        steps: which steps; default: all that have rollouts.
+        needs: columns of `ON_REQUEST` to add.
+
+    Raises:
+        ConfigError: a step that the run has no rollouts of.
+    """
+    there = run.steps_of("rollouts")
+    chosen = there if steps is None else list(steps)
+    if missing := [step for step in chosen if step not in set(there)]:
+        raise ConfigError(f"{run.root}: no rollouts of step {missing[0]}; it has {_range(there)}")
+    wanted = [*COLUMNS, *(c for c in ON_REQUEST if c.name in needs)]
+    frames = [_step_frame(run, step, wanted) for step in chosen]
+    schema = {column.name: column.kind for column in wanted}
+    return (pl.concat(frames) if frames else pl.DataFrame(schema=schema)).lazy()
+
+
+def named_columns(*texts: str | None) -> list[str]:
+    """Return the columns that some expressions or comma-separated lists may name."""
+    return [c.name for c in (*COLUMNS, *ON_REQUEST) if any(c.name in (t or "") for t in texts)]
+
+
+def where(frame: pl.LazyFrame, expression: str) -> pl.LazyFrame:
+    """Keep the rows for which a Polars SQL expression is true; no Python is ever evaluated.
+
+    Raises:
+        ConfigError: it can't be parsed, names an unknown column, or is neither true nor false.
+    """
+    columns = frame.collect_schema().names()
+    try:
+        condition = pl.sql_expr(expression)
+        unknown = set(condition.meta.root_names()) - set(columns)
+        if unknown:
+            raise ConfigError(
+                f"--where {expression}: no column {sorted(unknown)[0]}; there are "
+                f"{', '.join(c.name for c in (*COLUMNS, *ON_REQUEST))}"
+            )
+        kind = frame.select(condition.alias("condition")).collect_schema()["condition"]
+    except PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--where {expression}: {reason}") from None
+    if kind != pl.Boolean:
+        raise ConfigError(f"--where {expression}: gives {kind}, expected true or false")
+    return frame.filter(condition)
+
+
+def ordered(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:
+    """Sort by a column, downwards if its name begins with a minus; nulls come last.
+
+    Raises:
+        ConfigError: no such column.
+    """
+    name = column.removeprefix("-")
+    expect_columns(frame, [name])
+    down = column.startswith("-")
+    return frame.sort(name, descending=down, nulls_last=True, maintain_order=True)
+
+
+def grouped(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return counts and means by some columns, in their order.
+
+    Raises:
+        ConfigError: no such column.
+    """
+    expect_columns(frame, columns)
+    means = ("correct", "advantage", "response_tokens", "divergence", "loss_sum", "share")
+    of_others = [name for name in means if name not in columns]
+    return (
+        frame.group_by(columns)
+        .agg(pl.len().alias("rollouts"), *[pl.col(name).mean() for name in of_others])
+        .rename({name: f"mean_{name}" for name in of_others})
+        .sort(columns)
+    )
+
+
+def expect_columns(frame: pl.LazyFrame, names: Sequence[str]) -> None:
+    """Refuse names of columns that are not there."""
+    known = frame.collect_schema().names()
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"no column {unknown[0]}; there are {', '.join(known)}")
+
+
+def _range(steps: Sequence[int]) -> str:
+    return f"steps {steps[0]} to {steps[-1]}" if steps else "none"
+
+
+def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
+    """Join one step's tables; all have the rollouts' order, so columns stand side by side."""
+    tables = {t: run.peek(t, step) for t in _TABLES if run.has(t, step)}
+    rollouts = tables["rollouts"]
+    ids = rollouts["rollout_id"]
+    for name, table in tables.items():
+        if not table["rollout_id"].equals(ids):
+            raise ConfigError(
+                f"{run.table_path(name, step)}: not in the rollouts' order; run check"
+            )
+    columns = {
+        c.name: _values(c, tables, rollouts.num_rows) for c in wanted if c.table != "weights"
+    }
+    of_weights = [c.name for c in wanted if c.table == "weights"]
+    if of_weights:
+        columns |= _weight_columns(run, step, ids.to_pylist(), of_weights)
+    return pl.DataFrame(columns, schema={c.name: c.kind for c in wanted})
+
+
+def _values(column: Column, tables: dict[str, pa.Table], rows: int) -> pl.Series:
+    if column.table not in tables:
+        return pl.Series(column.name, [None] * rows, dtype=column.kind)
+    data = tables[column.table][column.source]
+    if column.name == "response_tokens":
+        data = pc.list_value_length(data)
+    found = pl.from_arrow(data)
+    assert isinstance(found, pl.Series)
+    return found.rename(column.name)
+
+
+def _weight_columns(
+    run: Run, step: int, ids: Sequence[str], names: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """Summarise the token weights of each taught rollout; None for the others."""
+    found: dict[str, list[float | None]] = {name: [None] * len(ids) for name in names}
+    index = run.manifest("weights", step).index if run.has("weights", step) else None
+    if not index:
+        return found
+    table = run.peek("weights", step)
+    weight, entropy = table["weight"].to_numpy(), table["entropy"].to_numpy()
+    for row, rollout_id in enumerate(ids):
+        if rollout_id not in index:
+            continue
+        first, count = index[rollout_id]
+        w, h = weight[first : first + count], entropy[first : first + count]
+        summary = {
+            "teacher_entropy": h.mean(dtype=np.float64),
+            "weight_mean": w.mean(dtype=np.float64),
+            "weight_std": w.std(dtype=np.float64),
+            "weight_min": w.min(),
+            "weight_max": w.max(),
+        }
+        for name in names:
+            found[name][row] = float(summary[name])
+    return found

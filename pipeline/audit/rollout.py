@@ -1,0 +1,319 @@
+"""One rollout whole: what was asked, answered, judged and decided, and every token of it.
+
+Only the rows of this rollout are read of any token table.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline.audit.contributions import TaughtTokens, shares_T, token_losses_T
+from pipeline.audit.listing import samples
+from pipeline.audit.tokens import TokenTexts
+from pipeline.errors import ConfigError
+from pipeline.store import Run
+
+TOP = 5
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token among the likeliest: its id, text and log-probability (nats)."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """One response token. None where nothing was recorded; see `RolloutRecord.not_recorded`.
+
+    Attributes:
+        loss: contribution to the sum of the rollout's losses, before the division by N.
+        share: part of the sum of absolute losses of the rollout's tokens.
+    """
+
+    position: int
+    id: int
+    text: str
+    sampled_logprob: float | None = None
+    old_logprob: float | None = None
+    student_entropy: float | None = None
+    teacher_entropy: float | None = None
+    raw_weight: float | None = None
+    weight: float | None = None
+    jsd: float | None = None
+    student_logprob: float | None = None
+    teacher_logprob: float | None = None
+    student_top: tuple[Choice, ...] | None = None
+    teacher_top: tuple[Choice, ...] | None = None
+    loss: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """A rollout with everything that tables say of it.
+
+    Attributes:
+        rollout, verdict, route, update: its rows, without lists of tokens; None where the step has
+            no such table yet.
+        sibling_text: response of the demonstrating sibling.
+        loss_difference: sum of the token losses less the recorded `loss_sum`; None without one.
+        not_recorded: fields of tokens that are missing, and why, with the setting that records them.
+    """
+
+    rollout_id: str
+    step: int
+    rollout: Row
+    verdict: Row | None
+    route: Row | None
+    update: Row | None
+    sibling_text: str | None
+    loss_difference: float | None
+    not_recorded: dict[str, str]
+    tokens: tuple[TokenRecord, ...]
+
+    def to_dict(self) -> Row:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
+    """Read one rollout of a training step (or of an evaluation: ids that begin with e).
+
+    Raises:
+        ConfigError: the run has no such rollout.
+    """
+    table, step = _place(run, rollout_id)
+    row = _row(run, table, step, rollout_id)
+    if row is None:
+        raise ConfigError(f"{run.root}: no rollout {rollout_id}")
+    if table == "evaluations":
+        return _evaluated(run, step, row)
+    verdict, route, update, scores = (
+        _row(run, name, step, rollout_id) for name in ("verdicts", "routes", "updates", "scores")
+    )
+    teacher = _token_rows(run, "teacher", step, rollout_id)
+    weights = _token_rows(run, "weights", step, rollout_id)
+    columns = _token_columns(row, scores, teacher, weights)
+    losses = _losses(run, step, row, route, update, columns, teacher, weights)
+    if losses is not None:
+        columns |= {"loss": losses, "share": shares_T(losses)}
+    sibling = route["teacher_rollout_id"] if route else None
+    sibling_row = _row(run, "rollouts", step, sibling) if sibling else None
+    difference = None
+    if losses is not None and update is not None:
+        difference = float(losses.sum()) - update["loss_sum"]
+    return RolloutRecord(
+        rollout_id=rollout_id,
+        step=step,
+        rollout=_without_tokens(row),
+        verdict=verdict,
+        route=_without_tokens(route),
+        update=update,
+        sibling_text=sibling_row["response_text"] if sibling_row else None,
+        loss_difference=difference,
+        not_recorded=_not_recorded(columns, route),
+        tokens=_tokens(TokenTexts(run.tokenizer_path()), row["response_ids"], columns, teacher),
+    )
+
+
+def topk(run: Run, rollout_id: str, position: int) -> Row:
+    """Return all K kept tokens at one position: ids, texts, both log-probabilities, both tails."""
+    _, step = _place(run, rollout_id)
+    rows = _token_rows(run, "teacher", step, rollout_id)
+    if rows is None or not 0 <= position < rows.num_rows:
+        raise ConfigError(f"{rollout_id}: nothing recorded at position {position}")
+    row = rows.slice(position, 1).to_pylist()[0]
+    texts = TokenTexts(run.tokenizer_path())
+    return {**row, "texts": [texts(token) for token in row["topk_ids"]]}
+
+
+def siblings(run: Run, rollout_id: str) -> list[Row]:
+    """Return the rows of the rollout's group (listing columns), itself included."""
+    _, step = _place(run, rollout_id)
+    group = int(rollout_id.split("-")[1])
+    return samples(run, [step]).filter(pl.col("group") == group).collect().to_dicts()
+
+
+def same_prompt(run: Run, prompt_id: str) -> list[Row]:
+    """Return the rows of all rollouts of a question, through the whole run."""
+    return samples(run).filter(pl.col("prompt_id") == prompt_id).collect().to_dicts()
+
+
+def _place(run: Run, rollout_id: str) -> tuple[str, int]:
+    table = "evaluations" if rollout_id.startswith("e") else "rollouts"
+    head, *rest = rollout_id.removeprefix("e").split("-")
+    if len(rest) != 2 or not all(part.isdecimal() for part in (head, *rest)):
+        raise ConfigError(f"{rollout_id!r} is no rollout id; one looks like 000012-0003-07")
+    step = int(head)
+    if not run.has(table, step):
+        raise ConfigError(f"{run.root}: no rollout {rollout_id}: step {step} has no {table}")
+    return table, step
+
+
+def _row(run: Run, table: str, step: int, rollout_id: str) -> Row | None:
+    if not run.has(table, step):
+        return None
+    rows: list[Row] = run.peek_rollout(table, step, rollout_id).to_pylist()
+    return rows[0] if rows else None
+
+
+def _token_rows(run: Run, table: str, step: int, rollout_id: str) -> pa.Table | None:
+    if not run.has(table, step):
+        return None
+    rows = run.peek_rollout(table, step, rollout_id)
+    return rows if rows.num_rows else None
+
+
+def _without_tokens(row: Row | None) -> Any:
+    if row is None:
+        return None
+    lists = ("prompt_ids", "response_ids", "sampled_logprobs", "teacher_prompt_ids")
+    return {key: value for key, value in row.items() if key not in lists}
+
+
+def _evaluated(run: Run, step: int, row: Row) -> RolloutRecord:
+    texts = TokenTexts(run.tokenizer_path())
+    names = ("reward", "correct", "format_ok", "prediction", "feedback", "verifier", "error")
+    return RolloutRecord(
+        rollout_id=row["rollout_id"],
+        step=step,
+        rollout=_without_tokens({k: v for k, v in row.items() if k not in names}),
+        verdict={name: row[name] for name in names},
+        route=None,
+        update=None,
+        sibling_text=None,
+        loss_difference=None,
+        not_recorded={"sampled_logprob": "evaluations keep no log-probabilities"},
+        tokens=_tokens(texts, row["response_ids"], {}, None),
+    )
+
+
+def _token_columns(
+    row: Row, scores: Row | None, teacher: pa.Table | None, weights: pa.Table | None
+) -> dict[str, Any]:
+    """Return what is recorded per token, by field of `TokenRecord`, as arrays [T]."""
+    columns = {"sampled_logprob": np.array(row["sampled_logprobs"])}
+    if scores is not None and scores["old_logprobs"]:
+        columns["old_logprob"] = np.array(scores["old_logprobs"])
+    if scores is not None and scores["student_entropy"]:
+        columns["student_entropy"] = np.array(scores["student_entropy"])
+    if teacher is not None:
+        columns["teacher_entropy"] = teacher["entropy"].to_numpy()
+        for name in ("jsd", "student_logprob", "teacher_logprob"):
+            columns[name] = teacher[name].to_numpy()
+    if weights is not None:
+        for name in ("raw_weight", "weight"):
+            columns[name] = weights[name].to_numpy()
+    return columns
+
+
+def _losses(
+    run: Run,
+    step: int,
+    row: Row,
+    route: Row | None,
+    update: Row | None,
+    columns: dict[str, Any],
+    teacher: pa.Table | None,
+    weights: pa.Table | None,
+) -> Any:
+    """Return the loss of each token [T], or None where it can't be told yet."""
+    if route is None or update is None or (teacher is not None and weights is None):
+        return None
+    if not update["computed"]:
+        return np.zeros(len(row["response_ids"]))
+    settings = run.manifest("updates", step).origin.settings["update"]
+    sampled = columns["sampled_logprob"].astype(np.float64)
+    now = columns.get("old_logprob", columns.get("student_logprob"))
+    if update["old_source"] == "sampled":
+        tis = np.ones_like(sampled)
+        log_ratio = np.zeros_like(sampled) if now is None else now.astype(np.float64) - sampled
+    else:
+        log_ratio = np.zeros_like(sampled)
+        known = now is not None
+        tis = np.exp(now.astype(np.float64) - sampled) if known else np.ones_like(sampled)
+        tis = np.minimum(tis if known else tis * update["mean_tis"], settings["tis_clip"])
+    taught = None if teacher is None else _taught(teacher, columns)
+    return token_losses_T(route["route"], route["advantage"], tis, log_ratio, taught, settings)
+
+
+def _taught(teacher: pa.Table, columns: dict[str, Any]) -> TaughtTokens:
+    def wide(name: str) -> Any:
+        return teacher[name].to_numpy().astype(np.float64)
+
+    return TaughtTokens(
+        student_TK=_kept(teacher, "student_logprobs").astype(np.float64),
+        teacher_TK=_kept(teacher, "teacher_logprobs").astype(np.float64),
+        student_tail_T=wide("student_tail"),
+        teacher_tail_T=wide("teacher_tail"),
+        student_logprob_T=wide("student_logprob"),
+        teacher_logprob_T=wide("teacher_logprob"),
+        weight_T=columns["weight"].astype(np.float64),
+    )
+
+
+def _kept(teacher: pa.Table, name: str) -> Any:
+    """Return a column of K values per token as an array [T, K]."""
+    values = teacher[name].combine_chunks().flatten().to_numpy()
+    return values.reshape(teacher.num_rows, -1)
+
+
+def _tokens(
+    texts: TokenTexts, ids: list[int], columns: dict[str, Any], teacher: pa.Table | None
+) -> tuple[TokenRecord, ...]:
+    names = list(columns)
+    values = zip(*(np.asarray(columns[n], dtype=float).tolist() for n in names), strict=True)
+    rows = list(values) if names else [()] * len(ids)
+    tops = _tops(texts, teacher)
+    return tuple(
+        TokenRecord(position, token, texts(token), **dict(zip(names, row, strict=True)), **top)
+        for position, (token, row, top) in enumerate(
+            zip(ids, rows, tops or [{}] * len(ids), strict=True)
+        )
+    )
+
+
+def _tops(texts: TokenTexts, teacher: pa.Table | None) -> list[dict[str, Any]]:
+    """Return the likeliest kept tokens of student and teacher at each position."""
+    if teacher is None:
+        return []
+    ids = _kept(teacher, "topk_ids")
+    found: list[dict[str, Any]] = [{} for _ in range(len(ids))]
+    for who in ("student", "teacher"):
+        logprobs = _kept(teacher, f"{who}_logprobs")
+        order = np.argsort(-logprobs, axis=1, kind="stable")[:, :TOP]
+        best_ids = np.take_along_axis(ids, order, axis=1).tolist()
+        best = np.take_along_axis(logprobs, order, axis=1).tolist()
+        for entry, names, values in zip(found, best_ids, best, strict=True):
+            entry[f"{who}_top"] = tuple(
+                Choice(token, texts(token), value)
+                for token, value in zip(names, values, strict=True)
+            )
+    return found
+
+
+def _not_recorded(columns: dict[str, Any], route: Row | None) -> dict[str, str]:
+    """Say of each missing field why it is, and which setting records it."""
+    needed = 'the step needed no such pass; route.rescore = "all" records it'
+    found = {name: needed for name in ("old_logprob", "student_entropy") if name not in columns}
+    if "teacher_entropy" in columns:
+        return found
+    reason = "the step has no routes yet"
+    if route is not None:
+        learns = route["route"] in ("sdpo", "mix")
+        reason = (
+            "no teacher was available, so nothing was taught"
+            if learns or not route["teacher_available"]
+            else f"routed to {route['route']}: a teacher pass is made only for what is distilled; "
+            'route.method = "sdpo" distils whatever has a teacher'
+        )
+    taught = ("teacher_entropy", "weight", "raw_weight", "jsd", "student_logprob")
+    return found | dict.fromkeys((*taught, "teacher_logprob", "student_top", "teacher_top"), reason)
