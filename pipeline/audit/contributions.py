@@ -53,7 +53,7 @@ def token_losses_T(
         "sdpo": distilled_T,
         "mix": settings["mix_lambda"] * reinforced_T + (1 - settings["mix_lambda"]) * distilled_T,
     }
-    return tis_T * by_route.get(route, np.zeros_like(reinforced_T))
+    return np.asarray(tis_T * by_route.get(route, np.zeros_like(reinforced_T)))
 
 
 def divergence_T(taught: TaughtTokens, settings: dict[str, Any]) -> Floats:
@@ -61,7 +61,7 @@ def divergence_T(taught: TaughtTokens, settings: dict[str, Any]) -> Floats:
     kind = settings["divergence"]
     if kind == "sampled_token":
         gap_T = taught.student_logprob_T - taught.teacher_logprob_T
-        return gap_T * taught.student_logprob_T
+        return np.asarray(gap_T * taught.student_logprob_T)
     s_TB = np.concatenate([taught.student_TK, taught.student_tail_T[:, None]], axis=1)
     q_TB = np.concatenate([taught.teacher_TK, taught.teacher_tail_T[:, None]], axis=1)
     if kind == "forward_kl":

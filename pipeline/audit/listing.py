@@ -4,7 +4,7 @@ Token tables are not touched, but for the columns that summarise weights, when t
 """
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -190,12 +190,9 @@ def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
     ids = rollouts["rollout_id"]
     for name, table in tables.items():
         if not table["rollout_id"].equals(ids):
-            raise ConfigError(
-                f"{run.table_path(name, step)}: not in the rollouts' order; run check"
-            )
-    columns = {
-        c.name: _values(c, tables, rollouts.num_rows) for c in wanted if c.table != "weights"
-    }
+            raise ConfigError(f"{run.table_path(name, step)}: not in the rollouts' order")
+    plain = [c for c in wanted if c.table != "weights"]
+    columns: dict[str, Any] = {c.name: _values(c, tables, rollouts.num_rows) for c in plain}
     of_weights = [c.name for c in wanted if c.table == "weights"]
     if of_weights:
         columns |= _weight_columns(run, step, ids.to_pylist(), of_weights)

@@ -1,4 +1,4 @@
-"""Untrusted text made harmless for terminals: every character that does something is spelled out."""
+"""Untrusted text made harmless for terminals: characters that act or hide are spelled out."""
 
 import unicodedata
 

@@ -65,7 +65,7 @@ class RolloutRecord:
             no such table yet.
         sibling_text: response of the demonstrating sibling.
         loss_difference: sum of the token losses less the recorded `loss_sum`; None without one.
-        not_recorded: fields of tokens that are missing, and why, with the setting that records them.
+        not_recorded: missing fields of tokens, why they are, and the setting that records them.
     """
 
     rollout_id: str
@@ -238,9 +238,9 @@ def _losses(
         log_ratio = np.zeros_like(sampled) if now is None else now.astype(np.float64) - sampled
     else:
         log_ratio = np.zeros_like(sampled)
-        known = now is not None
-        tis = np.exp(now.astype(np.float64) - sampled) if known else np.ones_like(sampled)
-        tis = np.minimum(tis if known else tis * update["mean_tis"], settings["tis_clip"])
+        unknown = np.full_like(sampled, update["mean_tis"])
+        tis = unknown if now is None else np.exp(now.astype(np.float64) - sampled)
+        tis = np.minimum(tis, settings["tis_clip"])
     taught = None if teacher is None else _taught(teacher, columns)
     return token_losses_T(route["route"], route["advantage"], tis, log_ratio, taught, settings)
 
