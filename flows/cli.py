@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.bars import bars
+from flows.commands.compare import compare
 from flows.commands.diff import diff
 from flows.commands.policy import policy
 from flows.commands.replay import replay
@@ -181,6 +182,7 @@ def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs."
 
 
 app.command()(diff)
+app.command()(compare)
 app.command()(view)
 app.command()(stage)
 app.command()(replay)

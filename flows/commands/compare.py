@@ -1,0 +1,107 @@
+"""`srpo compare`: the paper's Table 1 for these runs, and its figures as files and a page."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import SrpoError
+
+if TYPE_CHECKING:
+    from pipeline.audit.compare import Axis, Comparison
+
+_SECONDS_PER_HOUR = 3600
+
+
+class CompareFormat(StrEnum):
+    """How `srpo compare` writes."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page and the figures there.")
+    ] = None,
+    hours: Annotated[
+        str | None, typer.Option(metavar="H,…", help="Budgets of training wall clock, in hours.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N,…", help="Budgets of steps.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="N,…", help="Budgets of sampled tokens.")
+    ] = None,
+    output: Annotated[CompareFormat, typer.Option("--format", help="table or json.")] = (
+        CompareFormat.TABLE
+    ),
+) -> None:
+    """Compare runs as the paper's Table 1 does: best avg@k within budgets, over seeds.
+
+    Runs that differ in run.* alone, as in their seeds, are one row. Budgets not given are a
+    quarter, half and all of the range that every row covers.
+
+    Example: srpo compare runs/srpo-0 runs/srpo-1 runs/grpo-0 --hours 0.5,1 --out comparison
+    """
+    limits: dict[Axis, list[float]] = {
+        "seconds": [_SECONDS_PER_HOUR * value for value in _numbers("--hours", hours)],
+        "tokens": _numbers("--tokens", tokens),
+        "steps": _numbers("--steps", steps),
+    }
+    from pipeline.audit.compare import compare_runs
+    from pipeline.audit.compare_page import record_of, write_folder
+    from pipeline.store import Run
+
+    found = compare_runs([Run.open(path) for path in runs], limits)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if output is CompareFormat.JSON:
+        print(json.dumps(record_of(found), indent=1))
+    else:
+        _print(found)
+    if out is not None:
+        files = write_folder(found, out)
+        print(f"{len(files)} files; open {out / 'index.html'}", file=sys.stderr)
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        values = [0.0]
+    if any(not 0 < value < float("inf") for value in values):
+        raise SrpoError(f"{option} {text}: expected numbers above 0 with commas between, as 1,2.5")
+    return values
+
+
+def _print(found: "Comparison") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.audit.compare import AXES
+    from pipeline.audit.compare_page import (
+        AXIS_TITLES,
+        budgets_of,
+        cell_texts,
+        limit_text,
+        note_of,
+    )
+
+    console = Console()
+    for axis in AXES:
+        columns = list(budgets_of(found, axis))
+        table = Table(
+            title=f"best {found.measure} within {AXIS_TITLES[axis]}", title_justify="left"
+        )
+        table.add_column("row", overflow="fold")
+        for heading in ("seeds", *(limit_text(budget) for _, budget in columns)):
+            table.add_column(heading, justify="right")
+        for row, cells in zip(found.rows, found.cells, strict=True):
+            texts = [cell_texts(cell) if (cell := cells[j]) else None for j, _ in columns]
+            shown = ["{mean} ({low}-{high}){mark}".format(**t) if t else "-" for t in texts]
+            table.add_row(row.label, str(len(row.curves)), *shown)
+        console.print(table, highlight=False, markup=False)
+    console.print(note_of(found), highlight=False, markup=False)
