@@ -6,13 +6,10 @@ from typing import Any
 
 from pipeline.store import Run
 from pipeline.viewer.records import History, Record, history
-from pipeline.viewer.series import ROUTES, chart_data, charts_of, last_text, run_series
+from pipeline.viewer.series import ROUTES, STYLES, chart_data, charts_of, last_text, run_series
 from pipeline.viewer.settings import changed_settings, origins, policies, written
 from pipeline.viewer.shell import Kind, Runs, run_named
 from pipeline.viewer.state import state_of
-
-STYLES = 8
-"""Runs that get a line style of their own; then they repeat."""
 
 _COLUMNS = (
     "reward_mean",

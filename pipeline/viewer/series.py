@@ -12,6 +12,9 @@ from pipeline.viewer.records import History, Record
 WINDOW = 5
 """Steps of the rolling mean and deviation."""
 
+STYLES = 8
+"""Runs that get a line style of their own; then they repeat."""
+
 ROUTES = ("grpo", "sdpo", "mix", "none")
 Format = Literal["percent", "number", "count", "seconds"]
 Values = list[float | None]
@@ -37,29 +40,28 @@ class Chart:
     line: str = ""
 
     def text(self, value: float | None) -> str:
-        """Return a value as people read it, with its unit."""
-        shown = _TEXTS[self.format](value)
-        return f"{shown} {self.unit}" if self.unit and value is not None else shown
+        """Return a value as people read it; the title says the unit."""
+        return _TEXTS[self.format](value)
 
 
 CHARTS = (
     Chart("reward_mean", "Mean reward", "number"),
-    Chart("accuracy", "Accuracy of evaluations, avg@k", "percent"),
+    Chart("accuracy", "Evaluations, avg@k", "percent"),
     Chart("correct_share", "Correct rollouts", "percent"),
     Chart(
         "routes",
-        "Routes, and rollouts with a teacher",
+        "Routes",
         "percent",
         parts=tuple(f"share_{route}" for route in ROUTES),
         line="teacher_available",
     ),
     Chart("share_sdpo", "Routed to SDPO", "percent"),
     Chart("teacher_entropy_mean", "Teacher entropy", "number", "nats"),
-    Chart("weight_std", "Spread of token weights (deviation)", "number"),
-    Chart("jsd_mean", "Divergence from the teacher", "number", "nats"),
+    Chart("weight_std", "Token weights, deviation", "number"),
+    Chart("jsd_mean", "Divergence", "number", "nats"),
     Chart("loss", "Loss", "number"),
-    Chart("grad_norm", "Gradient norm before clipping", "number"),
-    Chart("logprob_gap_max", "Engine-trainer gap, largest", "number", "nats"),
+    Chart("grad_norm", "Gradient norm, unclipped", "number"),
+    Chart("logprob_gap_max", "Engine-trainer gap, max", "number", "nats"),
     Chart("format_rate", "Format kept", "percent"),
     Chart("truncated_share", "Cut at the length limit", "percent"),
     Chart("response_tokens_mean", "Response length, mean", "count", "tokens"),
@@ -154,7 +156,7 @@ def last_text(chart: Chart, series: dict[str, Any]) -> str:
 
 def part_name(key: str) -> str:
     """Return how a part of a stack is called."""
-    return "with a teacher" if key == "teacher_available" else key.split("_", 1)[1]
+    return "teacher available" if key == "teacher_available" else key.split("_", 1)[1]
 
 
 def chart_data(chart: Chart) -> dict[str, Any]:

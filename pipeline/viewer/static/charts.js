@@ -21,7 +21,9 @@
   const shownRuns = () => {
     const boxes = [...switches.querySelectorAll("input[name=run]")];
     const hidden = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
-    return data.runs.filter((run) => !hidden.has(run.name));
+    const shown = data.runs.filter((run) => !hidden.has(run.name));
+    const last = (run) => (run.name === data.current ? 1 : 0);
+    return shown.sort((a, b) => last(a) - last(b)); // the page's own run lies on top
   };
 
   // Seconds become minutes or hours, one unit for the whole page.
@@ -37,7 +39,7 @@
   const axisTitle = (unit) =>
     ({ steps: "step", tokens: "sampled tokens", seconds: `training time (${unit.name})` })[choice("x")];
 
-  const ticks = { percent: ".0%", count: "~s", seconds: "~g", number: "~g" };
+  const ticks = { percent: ".3~p", count: "~s", seconds: "~g", number: "" };
   const hovers = { percent: ".1%", count: ",.4~r", seconds: ".3~r", number: ".4~g" };
   const hover = (chart, name) => `${name}: %{y:${hovers[chart.format]}}<extra></extra>`;
 
@@ -96,16 +98,16 @@
     const x = places(run.x, unit);
     const known = chart.parts.filter((part) => run.values[part.key]?.raw.some((value) => value));
     const traces = known.map((part) => ({
-      x, y: run.values[part.key].raw, name: part.name, mode: "lines", stackgroup: "parts",
+      x, y: run.values[part.key].raw, name: part.name, part: part.key, mode: "lines", stackgroup: "parts",
       line: { width: 0.7, color: partColour(part.key) }, fillcolor: faint(partColour(part.key), 0.55),
       fillpattern: patterns[part.key]
         ? { shape: patterns[part.key], size: 6, solidity: 0.25, fgcolor: partColour(part.key), bgcolor: faint(partColour(part.key), 0.45), fillmode: "replace" }
         : undefined,
-      showlegend: true, hovertemplate: hover(chart, part.name),
+      hovertemplate: hover(chart, part.name),
     }));
     if (chart.line && run.values[chart.line.key]) {
       traces.push({
-        x, y: run.values[chart.line.key].raw, name: chart.line.name, mode: "lines", showlegend: true,
+        x, y: run.values[chart.line.key].raw, name: chart.line.name, mode: "lines",
         line: { color: colour("--text"), width: 1.5, dash: "dot" }, hovertemplate: hover(chart, chart.line.name),
       });
     }
@@ -115,14 +117,13 @@
   const layout = (chart, unit) => {
     const axis = {
       gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: true, showline: false,
-      tickfont: { size: 10, color: colour("--muted") }, nticks: 5, fixedrange: false,
+      ticklabelstandoff: chart.parts.length ? 3 : 0, tickfont: { size: 10, color: colour("--muted") }, nticks: 5, exponentformat: "e",
     };
     return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: chart.parts.length > 0,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
       font: { family: getComputedStyle(document.body).fontFamily, size: 11, color: colour("--text") },
       margin: { l: 44, r: 10, t: 8, b: 34 }, hovermode: "x unified", dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
       hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--text"), size: 11 } },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 10 }, itemsizing: "constant", itemwidth: 30 },
       xaxis: { ...axis, title: { text: axisTitle(unit), font: { size: 10, color: colour("--muted") }, standoff: 4 }, tickformat: choice("x") === "tokens" ? "~s" : "" },
       yaxis: { ...axis, tickformat: ticks[chart.format], ticksuffix: chart.format === "seconds" ? " s" : "", rangemode: chart.parts.length ? "tozero" : "normal" },
     };
@@ -138,8 +139,11 @@
       : runs.flatMap((run) => (chart.key === "accuracy" ? evaluationTraces : lineTraces)(chart, run, unit));
     const plot = figure.querySelector(".plot");
     figure.toggleAttribute("data-empty", traces.length === 0);
+    for (const item of figure.querySelectorAll("[data-part]")) {
+      item.hidden = !traces.some((trace) => trace.part === item.dataset.part);
+    }
     plot.setAttribute("aria-label", `${chart.title}: ${chart.last || "nothing recorded yet"}`);
-    Plotly.react(plot, traces.map((trace) => ({ type: "scatter", showlegend: false, ...trace })), layout(chart, unit), config);
+    Plotly.react(plot, traces.map(({ part, ...trace }) => ({ type: "scatter", ...trace })), layout(chart, unit), config);
   };
 
   const drawAll = () => document.querySelectorAll("[data-chart]").forEach(draw);

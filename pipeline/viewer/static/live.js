@@ -12,6 +12,7 @@
   const often = 2000;
   const seldom = 10000;
   let known = null;
+  let updated = "";
 
   const say = (text, kind) => {
     status.hidden = text === "";
@@ -45,17 +46,19 @@
     document.dispatchEvent(new CustomEvent("srpo:refresh"));
   };
 
-  const going = (state) => Object.values(state).some((run) => run.steps_done < run.steps);
-
   const ask = async () => {
     let wait = often;
     try {
       if (!document.hidden) {
-        const text = await (await fetch(address, { cache: "no-store" })).text();
-        const state = JSON.parse(text);
-        if (known !== null && text !== known) await refresh();
+        const answer = await fetch(address, { cache: "no-store" });
+        if (!answer.ok) throw new Error(String(answer.status));
+        const text = await answer.text();
+        if (known !== null && text !== known) {
+          await refresh();
+          updated = `updated ${new Date().toLocaleTimeString()}`;
+        }
         known = text;
-        say(going(state) ? "following the run" : "", "going");
+        say(updated, "going");
       }
     } catch {
       say("the viewer has stopped", "stopped");
