@@ -1,0 +1,118 @@
+"""The heat map of a response: each token's colour for each quantity, and the legend's ends.
+
+Colours are levels: 0 to 31 of one hue, or -16 to 16 of two for quantities around zero. They stand
+in rollout.css as classes, so that a page needs no style of its own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+LEVELS = 31
+"""Highest level of one hue."""
+SIDE = 16
+"""Highest level on each side of zero."""
+_ENOUGH, _QUANTILE = 50, 0.98
+"""From so many tokens on, the strongest colour begins at this quantile, not at the largest value:
+one outlier would leave all others pale."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a heat map can show.
+
+    Attributes:
+        key: field of a token's record.
+        kind: high (strong colours are large values), low (they are small ones), around (zero).
+    """
+
+    key: str
+    label: str
+    unit: str
+    kind: str
+    meaning: str
+
+
+QUANTITIES = (
+    Quantity("teacher_entropy", "Teacher entropy", "nats", "high", "H of the teacher, 0: certain"),
+    Quantity("student_entropy", "Student entropy", "nats", "high", "H of the policy, 0: certain"),
+    Quantity("weight", "Weight", "", "high", "factor of the token's divergence, mean 1"),
+    Quantity("jsd", "Divergence", "nats", "high", "student against teacher, JSD at α = 0.5"),
+    Quantity("advantage", "Advantage", "", "around", "reward minus the group's mean"),
+    Quantity("student_logprob", "Student log-prob", "nats", "low", "of the sampled token"),
+    Quantity("teacher_logprob", "Teacher log-prob", "nats", "low", "of the sampled token"),
+    Quantity("share", "Loss share", "", "high", "part of this rollout's sum of |token loss|"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantity over the tokens of a response.
+
+    Attributes:
+        levels: one per token; None where nothing is recorded.
+        pale: value of the palest colour.
+        strong: value from which the colour is strongest; around zero: on both sides.
+        extreme: the value farthest from the palest, where the scale ends before it.
+        missing: why nothing is recorded; empty if something is.
+    """
+
+    quantity: Quantity
+    levels: list[int | None]
+    pale: float
+    strong: float
+    extreme: float | None
+    missing: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the page's script needs."""
+        return {**asdict(self.quantity), **{k: v for k, v in vars(self).items() if k != "quantity"}}
+
+
+def layer(
+    quantity: Quantity, values: Sequence[float | None], missing: str, least: float = 0.0
+) -> Layer:
+    """Return the colours of one quantity.
+
+    Args:
+        values: one per token; None, and what is not finite, has no colour.
+        missing: why there are none, if there are none.
+        least: the scale does not end before this.
+    """
+    known = [value for value in values if value is not None and isfinite(value)]
+    if not known:
+        return Layer(quantity, [None] * len(values), 0.0, 0.0, None, missing or "not recorded")
+    sizes = np.abs(known)
+    end = float(np.quantile(sizes, _QUANTILE)) if len(known) >= _ENOUGH else 0.0
+    end = max(end if end > 0 else float(sizes.max()), least)
+    highest = SIDE if quantity.kind == "around" else LEVELS
+    levels = [_level(value, end, highest) for value in values]
+    if quantity.kind != "around":
+        levels = [None if level is None else abs(level) for level in levels]
+    extreme = max(known, key=abs)
+    sign = -1 if quantity.kind == "low" else 1
+    return Layer(quantity, levels, 0.0, sign * end, extreme if abs(extreme) > end else None, "")
+
+
+def css_class(quantity: Quantity, level: int | None) -> str:
+    """Return the class of a level: h0 to h31, n16 to n1, p0 to p16; hx for none."""
+    if level is None:
+        return "hx"
+    if quantity.kind != "around":
+        return f"h{level}"
+    return f"n{-level}" if level < 0 else f"p{level}"
+
+
+def first_shown(layers: Iterable[Layer]) -> str:
+    """Return the key of the first layer that has values; of the first one if none has."""
+    listed = list(layers)
+    return next((one for one in listed if not one.missing), listed[0]).quantity.key
+
+
+def _level(value: float | None, end: float, highest: int) -> int | None:
+    if value is None or not isfinite(value):
+        return None
+    return round(highest * max(-1.0, min(1.0, value / end))) if end > 0 else 0

@@ -1,0 +1,150 @@
+"""The tokens of a rollout for its page: coloured, with what student and teacher thought of each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.audit.plain import printable
+from pipeline.audit.rollout import RolloutRecord, TokenRecord, topk
+from pipeline.audit.tokens import TokenTexts
+from pipeline.store import Run
+from pipeline.viewer.heat import QUANTITIES, Layer, Quantity, css_class, first_shown, layer
+
+MOST_TOKENS = 10_000
+"""Tokens on a page; the text of the response is there whole."""
+ALL_BELOW = 20_000
+"""Pairs of log-probabilities up to which a page holds all K of every token."""
+TOP = 5
+"""Of longer responses a page holds the student's and the teacher's top 5 of each token."""
+
+_VALUES = (
+    "sampled_logprob", "old_logprob", "student_logprob", "teacher_logprob", "student_entropy",
+    "teacher_entropy", "raw_weight", "weight", "jsd", "loss", "share",
+)  # fmt: skip
+_WHITESPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
+
+
+def token_page(run: Run, record: RolloutRecord) -> dict[str, Any]:
+    """Return what the template and the script need to show the tokens of a rollout."""
+    tokens = record.tokens[:MOST_TOKENS]
+    layers = [_layer(quantity, record, tokens) for quantity in QUANTITIES]
+    shown = first_shown(layers)
+    first = next(one for one in layers if one.quantity.key == shown)
+    kept, held, tops = _tops(run, record, len(tokens))
+    ids = {token.id for token in tokens} | {entry[0] for top in tops for entry in top}
+    return {
+        "shown": shown,
+        "layers": layers,
+        "tokens": [
+            (in_flow(token.text), css_class(first.quantity, level))
+            for token, level in zip(tokens, first.levels, strict=True)
+        ],
+        "left_out": len(record.tokens) - len(tokens),
+        "held": held,
+        "kept": kept,
+        "data": {
+            "shown": shown,
+            "layers": [one.to_dict() for one in layers],
+            "ids": [token.id for token in tokens],
+            "values": {name: _column(tokens, name) for name in _VALUES},
+            "missing": record.not_recorded,
+            "pieces": pieces(run, ids),
+            "kept": kept,
+            "held": held,
+            "tops": tops,
+            "tails": _tails(run, record, len(tokens)),
+        },
+    }
+
+
+def all_kept(run: Run, rollout_id: str, position: int) -> dict[str, Any]:
+    """Return all K at one position, as the page's script takes them.
+
+    Raises:
+        ConfigError: nothing is recorded there.
+    """
+    row = topk(run, rollout_id, position)
+    columns = row["topk_ids"], row["student_logprobs"], row["teacher_logprobs"]
+    return {
+        "top": [[i, _brief(s), _brief(q)] for i, s, q in zip(*columns, strict=True)],
+        "pieces": {i: visible(text) for i, text in zip(row["topk_ids"], row["texts"], strict=True)},
+    }
+
+
+def in_flow(text: str) -> str:
+    """Return a token's text as it stands in the response: line ends are marked and kept."""
+    return printable(text, newlines=True).replace("\n", "↵\n") or "∅"
+
+
+def visible(text: str) -> str:
+    """Return a token's text by itself, with every space in it to be seen."""
+    return printable(text.translate(_WHITESPACE)) or "∅"
+
+
+def pieces(run: Run, ids: Iterable[int]) -> dict[int, str]:
+    """Return the visible text of each token id."""
+    texts = TokenTexts(run.tokenizer_path())
+    return {token: visible(texts(token)) for token in sorted(ids)}
+
+
+def _layer(quantity: Quantity, record: RolloutRecord, tokens: Sequence[TokenRecord]) -> Layer:
+    missing = record.not_recorded.get(quantity.key, "")
+    if quantity.key == "advantage":
+        value = None if record.route is None else record.route["advantage"]
+        missing = "no routes, so no advantage"
+        return layer(quantity, [value] * len(tokens), missing, least=1.0)
+    values = [getattr(token, quantity.key) for token in tokens]
+    if quantity.key == "student_logprob" and all(value is None for value in values):
+        values = [token.sampled_logprob for token in tokens]
+    return layer(quantity, values, missing or "the step has no updates yet")
+
+
+def _tops(
+    run: Run, record: RolloutRecord, tokens: int
+) -> tuple[int, str, list[list[list[float]]]]:
+    """Return K, what of it is held here (all, top or none), and [id, log s, log q] per token."""
+    if record.not_recorded.get("teacher_top") or record.route is None:
+        return 0, "none", []
+    rows = run.peek_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
+    kept = rows.schema.field("topk_ids").type.list_size
+    ids_TK, student_TK, teacher_TK = (
+        rows[name].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, kept)
+        for name in ("topk_ids", "student_logprobs", "teacher_logprobs")
+    )
+    everything = kept * rows.num_rows <= ALL_BELOW or kept <= TOP
+    chosen = [range(kept)] * len(ids_TK) if everything else _best(student_TK, teacher_TK)
+    tops = [
+        [[int(ids[k]), _brief(s[k]), _brief(q[k])] for k in picks]
+        for picks, ids, s, q in zip(chosen, ids_TK, student_TK, teacher_TK, strict=True)
+    ]
+    return kept, "all" if everything else "top", tops
+
+
+def _best(
+    student_TK: npt.NDArray[np.floating], teacher_TK: npt.NDArray[np.floating]
+) -> list[list[int]]:
+    """Return the places of either's likeliest tokens at each position."""
+    columns = [np.argpartition(-l_TK, TOP, axis=1)[:, :TOP] for l_TK in (student_TK, teacher_TK)]
+    return [sorted(set(row)) for row in np.concatenate(columns, axis=1).tolist()]
+
+
+def _tails(run: Run, record: RolloutRecord, tokens: int) -> Mapping[str, list[float | None]]:
+    if record.not_recorded.get("teacher_top") or record.route is None:
+        return {}
+    rows = run.peek_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
+    names = {"student": "student_tail", "teacher": "teacher_tail"}
+    return {who: [_brief(v) for v in rows[name].to_pylist()] for who, name in names.items()}
+
+
+def _column(tokens: Sequence[TokenRecord], name: str) -> list[float | None] | None:
+    values = [getattr(token, name) for token in tokens]
+    if all(value is None for value in values):
+        return None
+    return [None if value is None else _brief(value) for value in values]
+
+
+def _brief(value: float) -> float:
+    """Return a number with four digits, which is what a page shows."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,221 @@
+"""The page of one step: its groups as a grid of rollouts, what its loss consists of, its tables."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.audit.listing import samples
+from pipeline.audit.plain import printable
+from pipeline.lineage import STEP_TABLES
+from pipeline.store import Run
+from pipeline.text import count, duration, number, percent
+from pipeline.viewer.cells import Row, cell, short, verdict, with_loss_shares
+from pipeline.viewer.exported import in_export
+from pipeline.viewer.records import Record, step_record
+from pipeline.viewer.shell import Kind, Missing, Runs, per_run, run_named
+
+LARGEST = 12
+"""Rollouts in the list of those that have most of the loss."""
+ROUTES = ("grpo", "sdpo", "mix", "none")
+_YES_NO = {True: "yes", False: "no"}
+
+
+def context(runs: Runs, name: str, step: str) -> dict[str, Any]:
+    """Return what the page of a step shows."""
+    run = run_named(runs, name)
+    number_of = step_number(run, name, step)
+    steps = run.steps_of("rollouts")
+    rows = with_loss_shares(samples(run, [number_of]).collect().to_dicts())
+    record = step_record(run, number_of)
+    place = steps.index(number_of)
+    groups = _groups(rows)
+    return {
+        "name": name,
+        "step": number_of,
+        "previous": steps[place - 1] if place else None,
+        "following": steps[place + 1] if place + 1 < len(steps) else None,
+        "complete": record["complete"],
+        "rollouts": len(rows),
+        "groups": groups,
+        "routes": [route for route in ROUTES if any(row["route"] == route for row in rows)],
+        "filters": _filters(rows),
+        "facts": _facts(record),
+        "alarms": record.get("alarms") or [],
+        "off_policy": _off_policy(run, number_of),
+        "shares": (shares := _shares(rows)),
+        "several": len({part["mini_batch"] for part in shares}) > 1,
+        "largest": _largest(rows),
+        "tables": [_table(run, t, number_of) for t in STEP_TABLES if run.has(t, number_of)],
+        "metrics": [(key, str(value)) for key, value in record.items() if key not in _APART],
+        "in_export": in_export(run),
+        "data": {
+            "columns": [label for label, _ in _card({}, blank=True)],
+            "groups": len(groups),
+            "rollouts": [_entry(row) for row in rows],
+        },
+    }
+
+
+_APART = ("alarms", "complete", "step")
+
+
+def step_number(run: Run, name: str, step: str) -> int:
+    """Return a step of a run by its text in the address; `Missing` if the run hasn't got it."""
+    steps = run.steps_of("rollouts")
+    if not step.isascii() or not step.isdigit() or len(step) > 6 or int(step) not in steps:
+        last = f"steps {steps[0]} to {steps[-1]}" if steps else "no step yet"
+        raise Missing(f"run {name} has no step {printable(step, 20)}; it has {last}")
+    return int(step)
+
+
+def _groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    groups: dict[int, dict[str, Any]] = {}
+    for index, row in enumerate(rows):
+        known = {"group": row["group"], "prompt_id": short(row["prompt_id"]), "cells": []}
+        groups.setdefault(row["group"], known)["cells"].append(cell(row, index))
+    for group in groups.values():
+        rewards = [cell["reward"] for cell in group["cells"] if cell["reward"] is not None]
+        group["mean"] = sum(rewards) / len(rewards) if rewards else None
+    return list(groups.values())
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    """Return what the page's script knows of a rollout: its card, and what filters ask."""
+    words = [row["rollout_id"], row["prompt_id"], row["prediction"] or "", row["reason"] or ""]
+    return {
+        "id": row["rollout_id"],
+        "is": {key: value for key, _, of in _FILTERS if (value := of(row)) is not None},
+        "text": printable(" ".join(word[:1000] for word in words)).lower(),
+        "card": [value for _, value in _card(row)],
+    }
+
+
+def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
+    """Return the lines of a rollout's card, as (label, value); None where there is none."""
+    get = row.get
+    prediction = get("prediction")
+    shown = None if prediction is None else short(prediction) or "none found"
+    return [
+        ("Question", None if blank else short(row["prompt_id"])),
+        ("Route", get("route")),
+        ("Verdict", None if blank else verdict(row)),
+        ("Prediction", shown),
+        ("Advantage", _known(get("advantage"), number)),
+        ("Teacher", get("teacher_rollout_id") or _none_or_null(get("teacher_available"))),
+        ("Tokens", _known(get("response_tokens"), count)),
+        ("Ending", None if get("finish_reason") != "length" else "cut at the limit"),
+        ("Format", "broken" if get("format_ok") is False else None),
+        ("Gradient", "none: only counted in N" if get("computed") is False else None),
+        ("Share of N", _known(get("share"), percent)),
+        ("Share of loss", _known(get("loss_share"), percent)),
+        ("Loss / N", _known(get("loss"), number)),
+        ("Divergence", _known(get("divergence"), lambda value: f"{number(value)} nats")),
+        ("Why", None if get("reason") is None else printable(row["reason"], 600)),
+    ]
+
+
+def _known(value: Any, written: Any) -> str | None:
+    return None if value is None else written(value)
+
+
+def _none_or_null(available: bool | None) -> str | None:
+    return None if available is None else "none"
+
+
+_FILTERS: tuple[tuple[str, str, Any], ...] = (
+    ("route", "Route", lambda row: row["route"]),
+    ("verdict", "Verdict", lambda row: {True: "right", False: "wrong"}.get(row["correct"])),
+    ("teacher", "Teacher", lambda row: _YES_NO.get(row["teacher_available"])),
+    ("cut", "Truncated", lambda row: _YES_NO[row["finish_reason"] == "length"]),
+    ("format", "Format", lambda row: {True: "kept", False: "broken"}.get(row["format_ok"])),
+    ("gradient", "Gradient", lambda row: _YES_NO.get(row["computed"])),
+)
+
+
+def _filters(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
+    """Return key, label and options (value, text, rollouts) of each filter."""
+    found = []
+    for key, label, of in _FILTERS:
+        counts = Counter(value for row in rows if (value := of(row)) is not None)
+        found.append((key, label, [(value, value, n) for value, n in sorted(counts.items())]))
+    return found
+
+
+def _shares(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return what each route of each optimizer update has of its tokens and of its loss."""
+    parts: dict[tuple[int, str], list[Row]] = {}
+    for row in rows:
+        if row["loss"] is not None:
+            parts.setdefault((row["mini_batch"], row["route"]), []).append(row)
+    return [
+        {
+            "mini_batch": mini_batch,
+            "route": route,
+            "rollouts": len(those),
+            "computed": sum(row["computed"] for row in those),
+            "tokens": sum(row["response_tokens"] for row in those),
+            "share": sum(row["share"] for row in those),
+            "loss_share": sum(row["loss_share"] for row in those),
+            "loss": sum(row["loss"] for row in those),
+        }
+        for (mini_batch, route), those in sorted(parts.items(), key=lambda part: part[0])
+    ]
+
+
+def _largest(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    having = [row for row in rows if row["loss_share"]]
+    having.sort(key=lambda row: -row["loss_share"])
+    return [{**row, "prompt_id": short(row["prompt_id"])} for row in having[:LARGEST]]
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    wanted = (
+        ("Mean reward", "reward_mean", number),
+        ("Right", "correct_share", percent),
+        ("SDPO", "share_sdpo", percent),
+        ("Teacher available", "teacher_available", percent),
+        ("Teacher entropy, nats", "teacher_entropy_mean", number),
+        ("Divergence, nats", "jsd_mean", number),
+        ("Weight sd", "weight_std", number),
+        ("Loss", "loss", number),
+        ("Gradient norm", "grad_norm", number),
+        ("Optimizer updates", "updates", count),
+        ("Mean length, tokens", "response_tokens_mean", number),
+        ("Format kept", "format_rate", percent),
+        ("Truncated", "truncated_share", percent),
+        ("Training time", "seconds", duration),
+    )
+    return [(label, written(record.get(key))) for label, key, written in wanted]
+
+
+def _off_policy(run: Run, step: int) -> str:
+    """Say when a fork's rollouts of this step were sampled by other policies than its own."""
+    fork = run.fork
+    if fork is None or fork.off_policy_from is None:
+        return ""
+    return fork.note if fork.off_policy_from <= step < fork.end else ""
+
+
+def _table(run: Run, table: str, step: int) -> dict[str, Any]:
+    manifest, owner = run.manifest(table, step), run.owner(table, step)
+    return {
+        "table": table,
+        "stage": manifest.origin.stage,
+        "version": manifest.origin.stage_version,
+        "owner": short(owner.root.resolve().name),
+        "inherited": owner is not run,
+        "rows": manifest.rows,
+        "size": f"{manifest.bytes / 1e6:,.2f} MB",
+        "seconds": manifest.cost.seconds,
+        "tokens": manifest.cost.tokens,
+        "policy": manifest.origin.policy_version,
+        "teacher": manifest.origin.teacher_version,
+        "sha256": manifest.sha256,
+    }
+
+
+def _pages(run: Run) -> Iterator[str]:
+    yield from map(str, run.steps_of("rollouts"))
+
+
+STEP = Kind("/runs/{}/steps/{}/", "step.html", context, per_run(_pages))
