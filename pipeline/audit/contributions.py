@@ -1,129 +1,95 @@
-"""What each token of a rollout adds to the loss, from tables alone (METHOD.md, sections 5 to 9).
+"""What each token contributed to the loss, from tables alone: float64, at the step's first policy.
 
-Plain float64 numpy, a second implementation beside the stage's: values are those at the policy that
-starts the step. Arrays are [T] over response tokens; with B, the K kept ids and the tail.
+METHOD.md, sections 5 and 7 to 9. With one update per step this is the loss that the update saw;
+where the policy had moved since, or the engine's correction was not stored, it is an estimate, and
+its distance from the recorded sum says how good.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import UpdateSection
-
-Array = npt.NDArray[np.float64]
-
-_RATIO_CLAMP = 20.0
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Taught:
-    """The teacher's side of a rollout: buckets, the sampled token, weights."""
+class TaughtTokens:
+    """The teacher's side of a rollout: log-probabilities [T, K], log tails [T] and weights [T]."""
 
-    student_TB: Array
-    teacher_TB: Array
-    student_T: Array
-    teacher_T: Array
-    weight_T: Array
+    student_TK: Floats
+    teacher_TK: Floats
+    student_tail_T: Floats
+    teacher_tail_T: Floats
+    student_logprob_T: Floats
+    teacher_logprob_T: Floats
+    weight_T: Floats
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of a rollout.
+def token_losses_T(
+    route: str,
+    advantage: float,
+    tis_T: Floats,
+    log_ratio_T: Floats,
+    taught: TaughtTokens | None,
+    settings: dict[str, Any],
+) -> Floats:
+    """Return the loss of each token, before the division by N.
 
-    Attributes:
-        tokens: T.
-        computed: false: the rollout has no gradient and adds 0.
-        sampled_T: the engine's log-probabilities; None if the correction is 1 by definition,
-            because log pi_old is the engine's.
-        old_T: log pi_old; None if not recorded: then ratio and correction are taken as 1.
-        current_T: log pi at the start of the step; None: taken as log pi_old.
+    Args:
+        tis_T: the correction from engine to trainer.
+        log_ratio_T: log of the step's first policy over pi_old; 0 on-policy.
+        settings: the section `update` as the manifest records it.
     """
-
-    tokens: int
-    route: str
-    computed: bool
-    advantage: float
-    sampled_T: Array | None
-    old_T: Array | None
-    current_T: Array | None
-    taught: Taught | None
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Token losses before the division by N; `tis_T` is None where it is not known."""
-
-    loss_T: Array
-    tis_T: Array | None
+    ratio_T = np.exp(np.clip(log_ratio_T, -20, 20))
+    reinforced_T = _grpo_T(ratio_T, advantage, settings)
+    distilled_T = np.zeros_like(reinforced_T)
+    if taught is not None:
+        correction_T = np.minimum(ratio_T, settings["sdpo_ratio_clip"])
+        distilled_T = taught.weight_T * correction_T * divergence_T(taught, settings)
+    by_route = {
+        "grpo": reinforced_T,
+        "sdpo": distilled_T,
+        "mix": settings["mix_lambda"] * reinforced_T + (1 - settings["mix_lambda"]) * distilled_T,
+    }
+    return np.asarray(tis_T * by_route.get(route, np.zeros_like(reinforced_T)))
 
 
-def token_losses(evidence: Evidence, settings: UpdateSection) -> TokenLosses:
-    """Return the losses of a rollout's tokens, with weights and corrections (section 8)."""
-    ones_T = np.ones(evidence.tokens)
-    if evidence.old_T is None or evidence.sampled_T is None:
-        tis_T = None if evidence.old_T is None else ones_T
-    else:
-        tis_T = truncated_T(evidence.old_T - evidence.sampled_T, settings.tis_clip)
-    if not evidence.computed or evidence.route == "none":
-        return TokenLosses(0 * ones_T, tis_T)
-    gap_T = 0 * ones_T
-    if evidence.old_T is not None and evidence.current_T is not None:
-        gap_T = evidence.current_T - evidence.old_T
-    by_reward_T = grpo_T(gap_T, evidence.advantage, settings)
-    by_teacher_T = 0 * ones_T
-    if evidence.taught is not None:
-        correction_T = truncated_T(gap_T, settings.sdpo_ratio_clip)
-        by_teacher_T = evidence.taught.weight_T * correction_T * distilled_T(evidence, settings)
-    loss_T = {
-        "grpo": by_reward_T,
-        "sdpo": by_teacher_T,
-        "mix": settings.mix_lambda * by_reward_T + (1 - settings.mix_lambda) * by_teacher_T,
-    }[evidence.route]
-    return TokenLosses(loss_T * (ones_T if tis_T is None else tis_T), tis_T)
+def divergence_T(taught: TaughtTokens, settings: dict[str, Any]) -> Floats:
+    """Return the distillation loss per token: a divergence over K + 1 buckets, or its estimator."""
+    kind = settings["divergence"]
+    if kind == "sampled_token":
+        gap_T = taught.student_logprob_T - taught.teacher_logprob_T
+        return np.asarray(gap_T * taught.student_logprob_T)
+    s_TB = np.concatenate([taught.student_TK, taught.student_tail_T[:, None]], axis=1)
+    q_TB = np.concatenate([taught.teacher_TK, taught.teacher_tail_T[:, None]], axis=1)
+    if kind == "forward_kl":
+        return np.maximum(_kl_T(q_TB, s_TB), 0.0)
+    if kind == "reverse_kl":
+        return np.maximum(_kl_T(s_TB, q_TB), 0.0)
+    alpha = settings["jsd_alpha"]
+    with np.errstate(divide="ignore"):
+        m_TB = np.log((1 - alpha) * np.exp(s_TB) + alpha * np.exp(q_TB))
+    return np.maximum((1 - alpha) * _kl_T(s_TB, m_TB) + alpha * _kl_T(q_TB, m_TB), 0.0)
 
 
-def grpo_T(log_ratio_T: Array, advantage: float, settings: UpdateSection) -> Array:
-    """Return -min(rho A, clip(rho) A), with the dual clip where A < 0 (section 7)."""
-    ratio_T = np.exp(np.clip(log_ratio_T, -_RATIO_CLAMP, _RATIO_CLAMP))
-    clipped_T = np.clip(ratio_T, 1 - settings.clip_low, 1 + settings.clip_high)
-    loss_T = -np.minimum(ratio_T * advantage, clipped_T * advantage)
-    if settings.dual_clip is not None and advantage < 0:
-        loss_T = np.minimum(loss_T, -settings.dual_clip * advantage)
-    return np.asarray(loss_T)
+def shares_T(losses_T: Floats) -> Floats:
+    """Return each token's part of the sum of absolute losses; zeros if there is none."""
+    total = np.abs(losses_T).sum()
+    return np.abs(losses_T) / total if total > 0 else np.zeros_like(losses_T)
 
 
-def distilled_T(evidence: Evidence, settings: UpdateSection) -> Array:
-    """Return the distillation loss before weight and corrections (section 5)."""
-    taught = evidence.taught
-    assert taught is not None
-    if settings.divergence == "sampled_token":
-        return (taught.student_T - taught.teacher_T) * taught.student_T
-    s_TB, q_TB, alpha = taught.student_TB, taught.teacher_TB, settings.jsd_alpha
-    if settings.divergence == "forward_kl":
-        value_T = kl_T(q_TB, s_TB)
-    elif settings.divergence == "reverse_kl":
-        value_T = kl_T(s_TB, q_TB)
-    else:
-        m_TB = np.logaddexp(s_TB + np.log(1 - alpha), q_TB + np.log(alpha))
-        value_T = (1 - alpha) * kl_T(s_TB, m_TB) + alpha * kl_T(q_TB, m_TB)
-    return np.maximum(value_T, 0)
+def _grpo_T(ratio_T: Floats, advantage: float, settings: dict[str, Any]) -> Floats:
+    inside_T = np.clip(ratio_T, 1 - settings["clip_low"], 1 + settings["clip_high"])
+    loss_T = -np.minimum(ratio_T * advantage, inside_T * advantage)
+    if settings["dual_clip"] is not None and advantage < 0:
+        loss_T = np.minimum(loss_T, -settings["dual_clip"] * advantage)
+    return loss_T
 
 
-def kl_T(log_p_TB: Array, log_q_TB: Array) -> Array:
-    """Return KL(p || q) over buckets, in nats; empty buckets of p add 0."""
-    present_TB = log_p_TB > -np.inf
-    gap_TB = np.subtract(log_p_TB, log_q_TB, out=np.zeros_like(log_p_TB), where=present_TB)
-    return np.asarray((np.exp(log_p_TB) * gap_TB).sum(axis=-1))
-
-
-def truncated_T(log_ratio_T: Array, cap: float) -> Array:
-    """Return min(exp(log ratio), cap), an importance weight."""
-    return np.exp(np.minimum(log_ratio_T, np.log(cap)))
-
-
-def shares_T(loss_T: Array) -> Array:
-    """Return |loss| over the sum of |loss|; zeros if all losses are 0."""
-    sizes_T = np.abs(loss_T)
-    total = float(sizes_T.sum())
-    return sizes_T / total if total else sizes_T
+def _kl_T(p_TB: Floats, q_TB: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):
+        parts_TB = np.exp(p_TB) * (p_TB - q_TB)
+    result: Floats = np.where(np.isneginf(p_TB), 0.0, parts_TB).sum(axis=1)
+    return result
