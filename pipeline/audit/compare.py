@@ -234,11 +234,12 @@ def seeds_interval(values: Sequence[float]) -> Interval:
 
 
 def _gaps(curves: Sequence[Curve]) -> list[str]:
+    unplaced = {c.name: [e.steps for e in c.evaluations if e.seconds is None] for c in curves}
     return [
-        f"{curve.name}: {len(unplaced)} evaluations stand after steps without metrics; they count "
-        "in budgets of steps only"
-        for curve in curves
-        if (unplaced := [e for e in curve.evaluations if e.seconds is None])
+        f"{name}: steps before the evaluations after {', '.join(map(str, steps))} have no metrics; "
+        "these count in budgets of steps only"
+        for name, steps in unplaced.items()
+        if steps
     ]
 
 
