@@ -71,7 +71,7 @@ def divergence_T(taught: TaughtTokens, settings: dict[str, Any]) -> Floats:
     alpha = settings["jsd_alpha"]
     with np.errstate(divide="ignore"):
         m_TB = np.log((1 - alpha) * np.exp(s_TB) + alpha * np.exp(q_TB))
-    return np.maximum((1 - alpha) * _kl_T(s_TB, m_TB) + alpha * _kl_T(q_TB, m_TB), 0.0)
+    return np.asarray(np.maximum((1 - alpha) * _kl_T(s_TB, m_TB) + alpha * _kl_T(q_TB, m_TB), 0.0))
 
 
 def shares_T(losses_T: Floats) -> Floats:
@@ -85,7 +85,7 @@ def _grpo_T(ratio_T: Floats, advantage: float, settings: dict[str, Any]) -> Floa
     loss_T = -np.minimum(ratio_T * advantage, inside_T * advantage)
     if settings["dual_clip"] is not None and advantage < 0:
         loss_T = np.minimum(loss_T, -settings["dual_clip"] * advantage)
-    return loss_T
+    return np.asarray(loss_T)
 
 
 def _kl_T(p_TB: Floats, q_TB: Floats) -> Floats:

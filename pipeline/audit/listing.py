@@ -3,7 +3,8 @@
 Token tables are not touched, but for the columns that summarise weights, when they are asked for.
 """
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from polars.exceptions import PolarsError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.schemas import SCHEMAS
 from pipeline.store import Run
 
@@ -78,6 +79,16 @@ _OF_WEIGHTS = {
     "weight_min": "smallest token weight",
     "weight_max": "largest token weight",
 }
+_OF_OTHER_ROWS = {"Agg", "Over", "Explode"}
+_MEANS = (
+    "reward",
+    "correct",
+    "format_ok",
+    "response_tokens",
+    "advantage",
+    "divergence",
+    "loss_sum",
+)
 _TABLES = ("rollouts", "verdicts", "routes", "updates")
 
 
@@ -123,24 +134,39 @@ def where(frame: pl.LazyFrame, expression: str) -> pl.LazyFrame:
     """Keep the rows for which a Polars SQL expression is true; no Python is ever evaluated.
 
     Raises:
-        ConfigError: it can't be parsed, names an unknown column, or is neither true nor false.
+        ConfigError: it can't be parsed or computed, names an unknown column, looks at other rows
+            (aggregates, windows, subqueries), or is neither true nor false.
     """
-    columns = frame.collect_schema().names()
     try:
         condition = pl.sql_expr(expression)
-        unknown = set(condition.meta.root_names()) - set(columns)
-        if unknown:
-            raise ConfigError(
-                f"--where {expression}: no column {sorted(unknown)[0]}; there are "
-                f"{', '.join(c.name for c in (*COLUMNS, *ON_REQUEST))}"
-            )
+        expect_columns(frame, sorted(set(condition.meta.root_names())))
+        if not condition.meta.root_names() or _OF_OTHER_ROWS & _nodes(condition):
+            raise ConfigError("expected a condition on the columns of one row at a time")
         kind = frame.select(condition.alias("condition")).collect_schema()["condition"]
-    except PolarsError as error:
+        if kind != pl.Boolean:
+            raise ConfigError(f"gives {kind}, expected true or false")
+        return frame.filter(condition).collect().lazy()
+    except (PolarsError, ConfigError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--where {expression}: {reason}") from None
-    if kind != pl.Boolean:
-        raise ConfigError(f"--where {expression}: gives {kind}, expected true or false")
-    return frame.filter(condition)
+        columns = "" if reason.startswith("no column") else f"; columns: {_names(frame)}"
+        raise ConfigError(
+            f'--where {expression}: {reason}{columns} (write "group" and texts as in '
+            "\"group\" = 3 and route = 'sdpo')"
+        ) from None
+
+
+def _nodes(expression: pl.Expr) -> set[str]:
+    """Return the kinds of nodes in an expression's tree, among other keys."""
+
+    def keys(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            yield from value
+            value = list(value.values())
+        if isinstance(value, list):
+            for part in value:
+                yield from keys(part)
+
+    return set(keys(json.loads(expression.meta.serialize(format="json"))))
 
 
 def ordered(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:
@@ -162,8 +188,7 @@ def grouped(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
         ConfigError: no such column.
     """
     expect_columns(frame, columns)
-    means = ("correct", "advantage", "response_tokens", "divergence", "loss_sum", "share")
-    of_others = [name for name in means if name not in columns]
+    of_others = [name for name in _MEANS if name not in columns]
     return (
         frame.group_by(columns)
         .agg(pl.len().alias("rollouts"), *[pl.col(name).mean() for name in of_others])
@@ -176,7 +201,12 @@ def expect_columns(frame: pl.LazyFrame, names: Sequence[str]) -> None:
     """Refuse names of columns that are not there."""
     known = frame.collect_schema().names()
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"no column {unknown[0]}; there are {', '.join(known)}")
+        raise ConfigError(f"no column {unknown[0]}; there are {_names(frame)}")
+
+
+def _names(frame: pl.LazyFrame) -> str:
+    shown = frame.collect_schema().names()
+    return ", ".join([*shown, *(c.name for c in ON_REQUEST if c.name not in shown)])
 
 
 def _range(steps: Sequence[int]) -> str:
@@ -190,7 +220,7 @@ def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
     ids = rollouts["rollout_id"]
     for name, table in tables.items():
         if not table["rollout_id"].equals(ids):
-            raise ConfigError(f"{run.table_path(name, step)}: not in the rollouts' order")
+            raise StoreError(f"{run.table_path(name, step)}: not in the rollouts' order")
     plain = [c for c in wanted if c.table != "weights"]
     columns: dict[str, Any] = {c.name: _values(c, tables, rollouts.num_rows) for c in plain}
     of_weights = [c.name for c in wanted if c.table == "weights"]

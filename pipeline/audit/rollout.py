@@ -3,15 +3,17 @@
 Only the rows of this rollout are read of any token table.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.audit.contributions import TaughtTokens, shares_T, token_losses_T
+from pipeline.audit.contributions import shares_T
 from pipeline.audit.listing import samples
+from pipeline.audit.losses import kept_TK, losses_of
 from pipeline.audit.tokens import TokenTexts
 from pipeline.errors import ConfigError
 from pipeline.store import Run
@@ -34,6 +36,7 @@ class TokenRecord:
     """One response token. None where nothing was recorded; see `RolloutRecord.not_recorded`.
 
     Attributes:
+        tis: correction from engine to trainer.
         loss: contribution to the sum of the rollout's losses, before the division by N.
         share: part of the sum of absolute losses of the rollout's tokens.
     """
@@ -52,8 +55,12 @@ class TokenRecord:
     teacher_logprob: float | None = None
     student_top: tuple[Choice, ...] | None = None
     teacher_top: tuple[Choice, ...] | None = None
+    tis: float | None = None
     loss: float | None = None
     share: float | None = None
+
+
+_OPTIONAL = tuple(f.name for f in fields(TokenRecord) if f.name not in ("position", "id", "text"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ class RolloutRecord:
         rollout, verdict, route, update: its rows, without lists of tokens; None where the step has
             no such table yet.
         sibling_text: response of the demonstrating sibling.
+        batch_tokens: N of the mini-batch, by which token losses are divided in the objective.
         loss_difference: sum of the token losses less the recorded `loss_sum`; None without one.
+        loss_note: why tables alone don't determine the token losses; empty: they do, and the
+            difference is rounding.
         not_recorded: missing fields of tokens, why they are, and the setting that records them.
     """
 
@@ -75,13 +85,15 @@ class RolloutRecord:
     route: Row | None
     update: Row | None
     sibling_text: str | None
+    batch_tokens: int | None
     loss_difference: float | None
+    loss_note: str
     not_recorded: dict[str, str]
     tokens: tuple[TokenRecord, ...]
 
     def to_dict(self) -> Row:
         """Return plain values for JSON."""
-        return asdict(self)
+        return {**vars(self), "tokens": [_token_dict(token) for token in self.tokens]}
 
 
 def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
@@ -102,14 +114,12 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
     teacher = _token_rows(run, "teacher", step, rollout_id)
     weights = _token_rows(run, "weights", step, rollout_id)
     columns = _token_columns(row, scores, teacher, weights)
-    losses = _losses(run, step, row, route, update, columns, teacher, weights)
+    losses = losses_of(run, row, route, update, columns, teacher)
     if losses is not None:
-        columns |= {"loss": losses, "share": shares_T(losses)}
+        columns |= {"loss": losses.loss_T, "share": shares_T(losses.loss_T)}
+        columns |= {} if losses.tis_T is None else {"tis": losses.tis_T}
     sibling = route["teacher_rollout_id"] if route else None
     sibling_row = _row(run, "rollouts", step, sibling) if sibling else None
-    difference = None
-    if losses is not None and update is not None:
-        difference = float(losses.sum()) - update["loss_sum"]
     return RolloutRecord(
         rollout_id=rollout_id,
         step=step,
@@ -118,21 +128,31 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         route=_without_tokens(route),
         update=update,
         sibling_text=sibling_row["response_text"] if sibling_row else None,
-        loss_difference=difference,
-        not_recorded=_not_recorded(columns, route),
+        batch_tokens=losses.batch_tokens if losses else None,
+        loss_difference=losses.difference if losses else None,
+        loss_note=losses.note if losses else "",
+        not_recorded=_not_recorded(columns, route, update),
         tokens=_tokens(TokenTexts(run.tokenizer_path()), row["response_ids"], columns, teacher),
     )
 
 
 def topk(run: Run, rollout_id: str, position: int) -> Row:
-    """Return all K kept tokens at one position: ids, texts, both log-probabilities, both tails."""
+    """Return the row of `teacher` at one position: all K ids and log-probabilities, and `texts`.
+
+    A tail of no mass (-inf) is None.
+
+    Raises:
+        ConfigError: the run has no such rollout, or nothing is recorded there.
+    """
     _, step = _place(run, rollout_id)
     rows = _token_rows(run, "teacher", step, rollout_id)
     if rows is None or not 0 <= position < rows.num_rows:
         raise ConfigError(f"{rollout_id}: nothing recorded at position {position}")
     row = rows.slice(position, 1).to_pylist()[0]
     texts = TokenTexts(run.tokenizer_path())
-    return {**row, "texts": [texts(token) for token in row["topk_ids"]]}
+    tails = {name: row[name] for name in ("student_tail", "teacher_tail")}
+    finite = {name: tail if isfinite(tail) else None for name, tail in tails.items()}
+    return {**row, **finite, "texts": [texts(token) for token in row["topk_ids"]]}
 
 
 def siblings(run: Run, rollout_id: str) -> list[Row]:
@@ -190,8 +210,10 @@ def _evaluated(run: Run, step: int, row: Row) -> RolloutRecord:
         route=None,
         update=None,
         sibling_text=None,
+        batch_tokens=None,
         loss_difference=None,
-        not_recorded={"sampled_logprob": "evaluations keep no log-probabilities"},
+        loss_note="",
+        not_recorded=dict.fromkeys(_OPTIONAL, "evaluations keep no log-probabilities"),
         tokens=_tokens(texts, row["response_ids"], {}, None),
     )
 
@@ -215,57 +237,6 @@ def _token_columns(
     return columns
 
 
-def _losses(
-    run: Run,
-    step: int,
-    row: Row,
-    route: Row | None,
-    update: Row | None,
-    columns: dict[str, Any],
-    teacher: pa.Table | None,
-    weights: pa.Table | None,
-) -> Any:
-    """Return the loss of each token [T], or None where it can't be told yet."""
-    if route is None or update is None or (teacher is not None and weights is None):
-        return None
-    if not update["computed"]:
-        return np.zeros(len(row["response_ids"]))
-    settings = run.manifest("updates", step).origin.settings["update"]
-    sampled = columns["sampled_logprob"].astype(np.float64)
-    now = columns.get("old_logprob", columns.get("student_logprob"))
-    if update["old_source"] == "sampled":
-        tis = np.ones_like(sampled)
-        log_ratio = np.zeros_like(sampled) if now is None else now.astype(np.float64) - sampled
-    else:
-        log_ratio = np.zeros_like(sampled)
-        unknown = np.full_like(sampled, update["mean_tis"])
-        tis = unknown if now is None else np.exp(now.astype(np.float64) - sampled)
-        tis = np.minimum(tis, settings["tis_clip"])
-    taught = None if teacher is None else _taught(teacher, columns)
-    return token_losses_T(route["route"], route["advantage"], tis, log_ratio, taught, settings)
-
-
-def _taught(teacher: pa.Table, columns: dict[str, Any]) -> TaughtTokens:
-    def wide(name: str) -> Any:
-        return teacher[name].to_numpy().astype(np.float64)
-
-    return TaughtTokens(
-        student_TK=_kept(teacher, "student_logprobs").astype(np.float64),
-        teacher_TK=_kept(teacher, "teacher_logprobs").astype(np.float64),
-        student_tail_T=wide("student_tail"),
-        teacher_tail_T=wide("teacher_tail"),
-        student_logprob_T=wide("student_logprob"),
-        teacher_logprob_T=wide("teacher_logprob"),
-        weight_T=columns["weight"].astype(np.float64),
-    )
-
-
-def _kept(teacher: pa.Table, name: str) -> Any:
-    """Return a column of K values per token as an array [T, K]."""
-    values = teacher[name].combine_chunks().flatten().to_numpy()
-    return values.reshape(teacher.num_rows, -1)
-
-
 def _tokens(
     texts: TokenTexts, ids: list[int], columns: dict[str, Any], teacher: pa.Table | None
 ) -> tuple[TokenRecord, ...]:
@@ -285,10 +256,10 @@ def _tops(texts: TokenTexts, teacher: pa.Table | None) -> list[dict[str, Any]]:
     """Return the likeliest kept tokens of student and teacher at each position."""
     if teacher is None:
         return []
-    ids = _kept(teacher, "topk_ids")
+    ids = kept_TK(teacher, "topk_ids")
     found: list[dict[str, Any]] = [{} for _ in range(len(ids))]
     for who in ("student", "teacher"):
-        logprobs = _kept(teacher, f"{who}_logprobs")
+        logprobs = kept_TK(teacher, f"{who}_logprobs")
         order = np.argsort(-logprobs, axis=1, kind="stable")[:, :TOP]
         best_ids = np.take_along_axis(ids, order, axis=1).tolist()
         best = np.take_along_axis(logprobs, order, axis=1).tolist()
@@ -300,20 +271,43 @@ def _tops(texts: TokenTexts, teacher: pa.Table | None) -> list[dict[str, Any]]:
     return found
 
 
-def _not_recorded(columns: dict[str, Any], route: Row | None) -> dict[str, str]:
+def _token_dict(token: TokenRecord) -> Row:
+    tops = {
+        name: None if choices is None else [vars(choice) for choice in choices]
+        for name, choices in (
+            ("student_top", token.student_top),
+            ("teacher_top", token.teacher_top),
+        )
+    }
+    return {**vars(token), **tops}
+
+
+def _not_recorded(columns: Row, route: Row | None, update: Row | None) -> dict[str, str]:
     """Say of each missing field why it is, and which setting records it."""
     needed = 'the step needed no such pass; route.rescore = "all" records it'
-    found = {name: needed for name in ("old_logprob", "student_entropy") if name not in columns}
+    found = dict.fromkeys(("old_logprob", "student_entropy", "tis"), needed)
+    if "student_entropy" in columns:
+        found["old_logprob"] = "off-policy: the policy that scored is not the one that sampled"
     if "teacher_entropy" in columns:
-        return found
-    reason = "the step has no routes yet"
-    if route is not None:
-        learns = route["route"] in ("sdpo", "mix")
-        reason = (
-            "no teacher was available, so nothing was taught"
-            if learns or not route["teacher_available"]
-            else f"routed to {route['route']}: a teacher pass is made only for what is distilled; "
-            'route.method = "sdpo" distils whatever has a teacher'
-        )
-    taught = ("teacher_entropy", "weight", "raw_weight", "jsd", "student_logprob")
-    return found | dict.fromkeys((*taught, "teacher_logprob", "student_top", "teacher_top"), reason)
+        found |= dict.fromkeys(("weight", "raw_weight"), "stage weigh has not run for this step")
+    else:
+        found |= dict.fromkeys(
+            ("teacher_entropy", "weight", "raw_weight", "jsd", "student_logprob",
+             "teacher_logprob", "student_top", "teacher_top"),
+            _untaught(route),
+        )  # fmt: skip
+    if update is None:
+        not_yet = "stage update has not run for this step"
+        found |= dict.fromkeys(("tis", "loss", "share"), not_yet)
+    return {name: reason for name, reason in found.items() if name not in columns}
+
+
+def _untaught(route: Row | None) -> str:
+    if route is None:
+        return "the step has no routes yet"
+    if route["route"] in ("sdpo", "mix") or not route["teacher_available"]:
+        return "no teacher was available, so nothing was taught"
+    return (
+        f"routed to {route['route']}: a teacher pass is made only for what is distilled; "
+        'route.method = "sdpo" distils whatever has a teacher'
+    )
