@@ -4,7 +4,6 @@ The policy stays resident between stages. Whenever another step's policy is need
 from the nearest earlier snapshot and `update` is replayed from the saved tables.
 """
 
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import stages.verify
 import stages.weigh
 from data.registry import file_digest, judge, open_task
 from flows.beginning import initial_policy, surroundings, teacher_settings
+from flows.health import Records
 from flows.questions import (
     Questions,
     check_evaluation_context,
@@ -30,8 +30,7 @@ from flows.questions import (
 )
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import digest_of, remove_folder, remove_leftovers, write_json
-from pipeline.metrics import evaluation_metrics, step_metrics
+from pipeline.files import remove_folder, remove_leftovers
 from pipeline.policy import Policy
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot
@@ -59,8 +58,7 @@ class Session:
         self.run = run
         self._questions = questions
         self._policy = policy
-        self._accuracy: dict[int, float] = {}
-        self._seconds: dict[int, float] = {}
+        self._records = Records(run)
         self._renderer: Render | None = None
         self._task = open_task(run.config.data.task)
         self._task_digest = file_digest(run.config.data.task)
@@ -188,17 +186,8 @@ class Session:
         }
 
     def finish_step(self, step: int) -> dict[str, Any]:
-        """Write the flat record of a complete step, and return it."""
-        path = self.run.metrics_path(step)
-        if path.exists():
-            return self.run.metrics(step)
-        names = [t for s in STAGES.values() if s.name != "evaluate" for t in s.writes]
-        record = step_metrics(
-            {name: self.run.read(name, step) for name in names},
-            {name: self.run.manifest(name, step) for name in names},
-        )
-        write_json(path, {**record, "digest": digest_of(record)})
-        return record
+        """Write the flat record of a complete step, with its alarms, and return it."""
+        return self._records.finish(step)
 
     def evaluation_due(self, steps_done: int) -> bool:
         """Tell whether the state after so many steps shall be evaluated."""
@@ -208,7 +197,7 @@ class Session:
         """Tell whether the state after so many steps shall be kept: on schedule, or the best."""
         last = steps_done == self.config.run.steps
         scheduled = steps_done % self.config.run.snapshot_every == 0
-        return last or scheduled or steps_done == self._best()
+        return last or scheduled or steps_done == self._records.best()
 
     def snapshot(self, steps_done: int) -> Path:
         """Keep the state after so many steps, and drop snapshots that are over the number kept."""
@@ -223,13 +212,11 @@ class Session:
 
     def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
         """Return accuracy and more of an evaluated state."""
-        return evaluation_metrics(self.run.read("evaluations", steps_done))
+        return self._records.evaluation(steps_done)
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
-        for step in range(len(self._seconds), self.next_step()):
-            self._seconds[step] = self.run.metrics(step)["seconds"]
-        return sum(self._seconds.values())
+        return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
     def close(self) -> None:
         """End the verifier's child processes."""
@@ -326,18 +313,13 @@ class Session:
         folder = self.run.snapshot_path(steps_done)
         return load_snapshot(folder, self.config.model, teacher_settings(owner.config))
 
-    def _best(self, among: Collection[int] | None = None) -> int | None:
-        """Return the evaluated state with the highest accuracy, the earliest of equals."""
-        for steps in set(self.run.steps_of("evaluations")) - self._accuracy.keys():
-            self._accuracy[steps] = self.evaluation_summary(steps)["accuracy"]
-        eligible = [steps for steps in self._accuracy if among is None or steps in among]
-        return min(eligible, key=lambda steps: (-self._accuracy[steps], steps), default=None)
-
     def _superfluous(self) -> list[int]:
         """Return snapshots beyond the newest kept; the start, the best and the last stay."""
         found = self.run.own_snapshots()
         newest = found[-self.config.run.keep_snapshots :]
-        return [s for s in found if s not in newest and s not in (0, self._best(among=found))]
+        return [
+            s for s in found if s not in newest and s not in (0, self._records.best(set(found)))
+        ]
 
 
 def _steps_of(policy: Policy) -> int | None:

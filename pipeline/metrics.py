@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.manifest import Manifest
 from pipeline.seeds import derive_seed
@@ -15,6 +16,8 @@ from pipeline.seeds import derive_seed
 _PER_ANSWER = ("format_ok", "finish_reason", "response_tokens")
 _RESAMPLES = 2000
 _LEVEL = 0.95
+_LONG_RESPONSE = 16
+"""Tokens from which on a response that recurs is no coincidence."""
 
 
 class Interval(NamedTuple):
@@ -31,7 +34,8 @@ def step_metrics(
     """Return one flat record of a training step."""
     record: dict[str, Any] = {"step": manifests["updates"].origin.step}
     record |= _sample_metrics(tables["rollouts"], tables["verdicts"])
-    record |= _route_metrics(tables["routes"])
+    record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings["route"])
+    record |= _length_metrics(tables["rollouts"], tables["routes"])
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)
     for table in ("rollouts", "verdicts", "routes", "weights", "updates"):
@@ -109,7 +113,7 @@ def _by_question(evaluations: pa.Table) -> list[list[tuple[str, bool]]]:
 
 
 def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
-    lengths = np.array([len(ids) for ids in rollouts["response_ids"].to_pylist()])
+    lengths = pc.list_value_length(rollouts["response_ids"]).to_numpy()
     reasons = rollouts["finish_reason"].to_pylist()
     return {
         "rollouts": rollouts.num_rows,
@@ -120,13 +124,48 @@ def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
         "truncated_share": reasons.count("length") / len(reasons),
         "response_tokens_mean": _mean(lengths),
         "response_tokens_max": int(lengths.max()),
+        "duplicate_share": _duplicate_share(rollouts, lengths),
     }
 
 
-def _route_metrics(routes: pa.Table) -> dict[str, Any]:
+def _duplicate_share(rollouts: pa.Table, lengths: npt.NDArray[np.int64]) -> float:
+    """Return the share of long responses that repeat the text given to another question.
+
+    Within a group equal answers are natural, and so are equal short ones; across questions a long
+    text that recurs is a policy that no longer reads its prompt.
+    """
+    texts, groups = rollouts["response_text"].to_pylist(), rollouts["group"].to_pylist()
+    long = [bool(n >= _LONG_RESPONSE) for n in lengths]
+    answered: dict[str, set[int]] = {}
+    for text, group, counts in zip(texts, groups, long, strict=True):
+        if counts:
+            answered.setdefault(text, set()).add(group)
+    repeated = sum(
+        counts and len(answered[text]) > 1 for text, counts in zip(texts, long, strict=True)
+    )
+    return repeated / len(texts)
+
+
+def _route_metrics(routes: pa.Table, settings: Mapping[str, Any]) -> dict[str, Any]:
     names = routes["route"].to_pylist()
     shares = {f"share_{r}": names.count(r) / len(names) for r in ("grpo", "sdpo", "mix", "none")}
-    return {**shares, "teacher_available": _mean(routes["teacher_available"].to_numpy())}
+    available = _mean(routes["teacher_available"].to_numpy())
+    return {**shares, "teacher_available": available, "distils": settings["method"] != "grpo"}
+
+
+def _length_metrics(rollouts: pa.Table, routes: pa.Table) -> dict[str, Any]:
+    """Return mean lengths of responses that demonstrate, of all others, of right and wrong."""
+    ids = routes["rollout_id"].to_pylist()
+    lengths = pc.list_value_length(rollouts["response_ids"]).to_numpy()
+    correct = np.asarray(routes["correct"].to_pylist(), dtype=bool)
+    teachers = set(routes["teacher_rollout_id"].drop_null().to_pylist())
+    demonstrating = np.asarray([name in teachers for name in ids], dtype=bool)
+    return {
+        "demonstration_tokens_mean": _mean(lengths[demonstrating]),
+        "other_tokens_mean": _mean(lengths[~demonstrating]),
+        "correct_tokens_mean": _mean(lengths[correct]),
+        "wrong_tokens_mean": _mean(lengths[~correct]),
+    }
 
 
 def _teacher_metrics(teacher: pa.Table, weights: pa.Table) -> dict[str, Any]:
@@ -151,6 +190,7 @@ def _update_metrics(updates: pa.Table, facts: Mapping[str, Any]) -> dict[str, An
         "routed_tokens": sum(facts["tokens"]),
         "computed_tokens": int(frame.filter("computed")["tokens"].sum()),
         "logprob_gap_max": max(gaps, default=None),
+        "logprob_gap_mean": _mean(gaps),
         "clipped_fraction": _mean(clipped),
     }
 

@@ -137,7 +137,7 @@ def test_snapshots_beyond_the_number_kept_go(config: Config, tmp_path: Path) -> 
     values["run"] |= {"keep_snapshots": 1, "snapshot_every": 1}
     session = Session.create(tmp_path / "run", validate_config(values, "test"))
     train(session)
-    best = session._best()
+    best = session._records.best()
     assert best is not None
     assert session.run.snapshots() == sorted({0, best, STEPS})
 

@@ -23,10 +23,13 @@ STAGES = {
 }
 
 
+SETTINGS = {"route": {"method": "srpo"}}
+
+
 def manifests() -> dict[str, Manifest]:
     return {
         table: Manifest(
-            origin=origin(table, stage=stage),
+            origin=origin(table, stage=stage, settings=SETTINGS),
             rows=4,
             bytes=1,
             sha256="",
@@ -48,11 +51,17 @@ EXPECTED = {
     "truncated_share": 0.25,
     "response_tokens_mean": 2.5,  # (3 + 2 + 1 + 4) / 4
     "response_tokens_max": 4,
+    "duplicate_share": 0.0,
     "share_grpo": 0.75,
     "share_sdpo": 0.25,
     "share_mix": 0.0,
     "share_none": 0.0,
     "teacher_available": 0.25,
+    "distils": True,
+    "demonstration_tokens_mean": 3.0,  # rollout 0 teaches rollout 1
+    "other_tokens_mean": 7 / 3,
+    "correct_tokens_mean": 3.0,
+    "wrong_tokens_mean": 7 / 3,
     "taught_tokens": 2,
     "teacher_entropy_mean": 0.75,
     "jsd_mean": 0.25,
@@ -64,6 +73,7 @@ EXPECTED = {
     "routed_tokens": 10,
     "computed_tokens": 5,  # the first two rollouts
     "logprob_gap_max": 0.25,
+    "logprob_gap_mean": 0.25,
     "clipped_fraction": 0.25,
     "seconds_generate": 4.0,
     "seconds_verify": 1.0,
@@ -79,6 +89,20 @@ def test_a_step_by_hand() -> None:
     found = step_metrics(tables(), manifests())
     assert found.keys() == EXPECTED.keys()
     assert found == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_long_texts_that_recur_across_questions_are_duplicates() -> None:
+    made = tables()["rollouts"]  # two questions of two rollouts
+    for texts, lengths, share in (
+        (["same", "same", "other", "more"], [20] * 4, 0.0),  # within a group: natural
+        (["same", "x", "same", "y"], [20] * 4, 0.5),
+        (["same", "x", "same", "y"], [15] * 4, 0.0),  # short answers recur
+        (["same"] * 4, [20, 20, 20, 3], 0.75),
+    ):
+        table = with_column(made, "response_text", texts)
+        table = with_column(table, "response_ids", [[1] * n for n in lengths])
+        found = step_metrics({**tables(), "rollouts": table}, manifests())
+        assert found["duplicate_share"] == share
 
 
 def test_a_step_without_taught_or_computed_rollouts() -> None:
