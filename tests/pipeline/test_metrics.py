@@ -73,7 +73,7 @@ EXPECTED = {
     "routed_tokens": 10,
     "computed_tokens": 5,  # the first two rollouts
     "logprob_gap_max": 0.25,
-    "logprob_gap_mean": 0.25,
+    "logprob_gap_mean": 0.1875,  # of 0.25 and 0.125
     "clipped_fraction": 0.25,
     "seconds_generate": 4.0,
     "seconds_verify": 1.0,
