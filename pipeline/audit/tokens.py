@@ -1,6 +1,7 @@
 """Token ids as texts, by the run's tokenizer and without the model or transformers."""
 
-from functools import cache
+import re
+from functools import cache, lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -8,16 +9,24 @@ from tokenizers import Tokenizer
 from pipeline.errors import StoreError
 
 _REPLACEMENT = "�"
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """Texts of single tokens; a part of a character is shown as its bytes, like ⟨e2 82⟩."""
+    """Texts of single tokens, as they continue a text: pieces joined are the decoded response.
+
+    A byte-level token that is only a part of a character is shown as its bytes, like ⟨e2 82⟩; there
+    alone the pieces differ from the response.
+    """
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         if not path.exists():
             raise StoreError(f"{path}: missing, so tokens can't be shown as text")
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer = _open(path, path.stat().st_mtime_ns)
+        anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+        self._anchor: list[int] = anchor
+        self._before: str = self._decoded(anchor)
         self._known: dict[int, str] = {}
 
     def __call__(self, token_id: int) -> str:
@@ -27,17 +36,33 @@ class TokenTexts:
         return self._known[token_id]
 
     def _text(self, token_id: int) -> str:
-        piece = self._tokenizer.id_to_token(token_id)
+        piece = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
         if piece is None:
             return f"⟨{token_id}⟩"
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        # Some decoders drop the space that a text begins with: so decode it after another token.
+        text = self._decoded([*self._anchor, token_id]).removeprefix(self._before)
         if _REPLACEMENT not in text:
             return text or piece
+        if byte := _BYTE.fullmatch(piece):
+            return f"⟨{byte[1].lower()}⟩"
         table = _bytes_of_characters()
         found = [table.get(character) for character in piece]
-        if None in found:
+        if None in found or _REPLACEMENT in piece:
             return text
         return "⟨" + " ".join(f"{byte:02x}" for byte in found) + "⟩"
+
+    def _decoded(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+
+@lru_cache(maxsize=8)
+def _open(path: Path, modified: int) -> Tokenizer:
+    """Read a tokenizer, once for a file as it was `modified`: large ones take a second."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library knows no narrower one
+        raise StoreError(f"{path}: not a readable tokenizer: {error}") from None
 
 
 @cache
