@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.errors import SrpoError
 from pipeline.store import Run
 from pipeline.viewer.pages import KINDS
+from pipeline.viewer.rollout_page import KEPT, kept_at
 from pipeline.viewer.shell import PLOTLY, POLICY, STATIC, Kind, Missing, Page, Runs, named
 from pipeline.viewer.state import state_of
 
@@ -42,6 +43,7 @@ def create_app(runs: Sequence[Run]) -> FastAPI:
     for kind in KINDS:
         _add(app, kind, shown)
     app.add_route("/state.json", lambda _: JSONResponse(_states(shown)))
+    app.add_route(KEPT, lambda asked: JSONResponse(kept_at(shown, **asked.path_params)))
     app.add_route("/static/plotly.min.js", lambda _: FileResponse(PLOTLY))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(404, _not_found)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.audit.plain import printable
-from pipeline.text import number
+from pipeline.text import number, percent
 
 Row = Mapping[str, Any]
 """One rollout, with the columns of `pipeline.audit.listing`."""
@@ -77,3 +77,8 @@ def verdict(row: Row) -> str:
 def short(text: str) -> str:
     """Return untrusted text on one line, not longer than a name or a prediction should be."""
     return printable(text, _SHOWN)
+
+
+def small_share(value: float | None) -> str:
+    """Return a share in percent; one that would round to 0.0% is told apart from nothing."""
+    return "<0.1%" if value and value < 0.0005 else percent(value)

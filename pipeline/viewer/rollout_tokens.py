@@ -23,6 +23,8 @@ _VALUES = (
     "sampled_logprob", "old_logprob", "student_logprob", "teacher_logprob", "student_entropy",
     "teacher_entropy", "raw_weight", "weight", "jsd", "loss", "share",
 )  # fmt: skip
+Top = tuple[int, float, float]
+"""A kept token: its id, log s and log q."""
 _WHITESPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
@@ -101,9 +103,7 @@ def _layer(quantity: Quantity, record: RolloutRecord, tokens: Sequence[TokenReco
     return layer(quantity, values, missing or "the step has no updates yet")
 
 
-def _tops(
-    run: Run, record: RolloutRecord, tokens: int
-) -> tuple[int, str, list[list[list[float]]]]:
+def _tops(run: Run, record: RolloutRecord, tokens: int) -> tuple[int, str, list[list[Top]]]:
     """Return K, what of it is held here (all, top or none), and [id, log s, log q] per token."""
     if record.not_recorded.get("teacher_top") or record.route is None:
         return 0, "none", []
@@ -116,7 +116,7 @@ def _tops(
     everything = kept * rows.num_rows <= ALL_BELOW or kept <= TOP
     chosen = [range(kept)] * len(ids_TK) if everything else _best(student_TK, teacher_TK)
     tops = [
-        [[int(ids[k]), _brief(s[k]), _brief(q[k])] for k in picks]
+        [(int(ids[k]), _brief(s[k]), _brief(q[k])) for k in picks]
         for picks, ids, s, q in zip(chosen, ids_TK, student_TK, teacher_TK, strict=True)
     ]
     return kept, "all" if everything else "top", tops

@@ -9,7 +9,7 @@ from pipeline.audit.plain import printable
 from pipeline.lineage import STEP_TABLES
 from pipeline.store import Run
 from pipeline.text import count, duration, number, percent
-from pipeline.viewer.cells import Row, cell, short, verdict, with_loss_shares
+from pipeline.viewer.cells import Row, cell, short, small_share, verdict, with_loss_shares
 from pipeline.viewer.exported import in_export
 from pipeline.viewer.records import Record, step_record
 from pipeline.viewer.shell import Kind, Missing, Runs, per_run, run_named
@@ -106,8 +106,8 @@ def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
         ("Ending", None if get("finish_reason") != "length" else "cut at the limit"),
         ("Format", "broken" if get("format_ok") is False else None),
         ("Gradient", "none: only counted in N" if get("computed") is False else None),
-        ("Share of N", _known(get("share"), percent)),
-        ("Share of loss", _known(get("loss_share"), percent)),
+        ("Share of N", _known(get("share"), small_share)),
+        ("Share of loss", _known(get("loss_share"), small_share)),
         ("Loss / N", _known(get("loss"), number)),
         ("Divergence", _known(get("divergence"), lambda value: f"{number(value)} nats")),
         ("Why", None if get("reason") is None else printable(row["reason"], 600)),

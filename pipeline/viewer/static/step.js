@@ -124,7 +124,7 @@
   document.addEventListener(
     "keydown",
     (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
       if (event.key === "/" && !event.target.closest("input, select")) {
         filters.elements.text.focus();
         event.preventDefault();
