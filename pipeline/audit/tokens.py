@@ -65,12 +65,6 @@ def _open(path: Path, modified: int) -> Tokenizer:
         raise StoreError(f"{path}: not a readable tokenizer: {error}") from None
 
 
-@lru_cache(maxsize=8)
-def _loaded(path: Path, _written: int) -> Tokenizer:
-    """Open a tokenizer once: one of 150,000 tokens takes longer than a page may."""
-    return Tokenizer.from_file(str(path))
-
-
 @cache
 def _bytes_of_characters() -> dict[str, int]:
     """Return the byte that each character of a byte-level vocabulary stands for.
