@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.audit.plain import printable
 from pipeline.text import count, number
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _spans(steps: tuple[int, ...]) -> str:
 
 def _change(change: "DecisionChange") -> str:
     parts = [f"{name} {_shown(a)} → {_shown(b)}" for name, (a, b) in change.changes.items()]
-    return f"{repr(change.rollout_id)[1:-1]}  {', '.join(parts)}"
+    return f"{printable(change.rollout_id)}  {', '.join(parts)}"
 
 
 def _shown(value: Any) -> str:
@@ -129,4 +130,4 @@ def _shown(value: Any) -> str:
         return number(value)
     if not isinstance(value, str):
         return str(value)
-    return repr(value[:_WIDTH]) + ("…" if len(value) > _WIDTH else "")
+    return f"'{printable(value, _WIDTH)}'"

@@ -13,6 +13,7 @@ from pipeline.twin.records import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
 from pipeline.twin.tolerances import MASS_FLOOR, Array, Report, divergence_slack
 
 Row = dict[str, Any]
+NORM_RTOL = 1e-3  # of a gradient in float32, all parameters together
 ESTIMATOR = "sampled_token"  # no divergence: signed, and its mean has two readings
 
 
@@ -201,9 +202,7 @@ def _compare_updates(report: Report, twin: StepTwin, table: pa.Table) -> None:
         found, count = grouped[name][0], len(row.response_ids)
         share = count / twin.batch_tokens[row.mini_batch] if row.route != "none" else 0.0
         exact = {"route": row.route, "mini_batch": row.mini_batch, "tokens": count}
-        for column, value in exact.items():
-            if found[column] != value:
-                report.say(f"updates.{column}", name, found[column], value)
+        report.same("updates", name, found, exact)
         report.check("updates.share", name, [found["share"]], [share], 0.0)
         if row.route == "none":
             report.check("updates.loss_sum", name, [found["loss_sum"]], [0.0], 0.0)
@@ -218,16 +217,14 @@ def _compare_updates(report: Report, twin: StepTwin, table: pa.Table) -> None:
 
 
 def compare(
+    report: Report,
     twin: StepTwin,
     teacher_table: pa.Table | None,
     weights_table: pa.Table | None,
     updates_table: pa.Table | None,
     scores_table: pa.Table | None,
-    rtol: float = 1e-5,
-    floor: float = 1e-7,
-) -> list[str]:
-    """Every disagreement of the tables with the twin, one line each; None skips a table."""
-    report = Report(rtol, floor)
+) -> None:
+    """Note every disagreement of the tables with the twin, one line each; None skips a table."""
     checks = [
         (_compare_teacher, teacher_table),
         (_compare_weights, weights_table),
@@ -237,34 +234,69 @@ def compare(
     for check, table in checks:
         if table is not None:
             check(report, twin, table)
-    return report.lines
 
 
-def compare_routes(
-    twin: StepTwin, routes_table: pa.Table, rtol: float = 1e-5, floor: float = 1e-7
-) -> list[str]:
-    """Sections 1-3: every disagreement on verdicts, advantages, siblings, routes and prompts.
+def compare_rollouts(
+    report: Report, twin: StepTwin, rollouts_table: pa.Table, same_policy: bool
+) -> None:
+    """Note prompts and texts that the tokenizer makes otherwise, and sampled log-probabilities.
 
-    The twin never shortens: a prompt over the limit shows up here. Method `grpo` has no teacher.
+    Args:
+        same_policy: whether the twin's starting policy is the one that sampled. Log-probabilities
+            are compared where it drew in full float32 precision from the whole distribution.
     """
-    report = Report(rtol, floor)
+    for found in rollouts_table.to_pylist():
+        row = twin.rollouts[found["rollout_id"]]
+        exact = {"prompt_ids": row.rendered_ids, "response_text": row.decoded}
+        report.same("rollouts", row.rollout_id, found, exact)
+        whole = found["top_p"] == 1 and found["top_k"] == 0
+        if same_policy and whole and found["engine"] == "transformers":
+            assert row.old_logprobs is not None
+            logprobs = found["sampled_logprobs"]
+            name = "rollouts.sampled_logprobs"
+            report.check(name, row.rollout_id, logprobs, row.old_logprobs, report.logs)
+
+
+def compare_routes(report: Report, twin: StepTwin, routes_table: pa.Table) -> None:
+    """Sections 1-3: note disagreements on verdicts, advantages, siblings, routes and prompts.
+
+    The twin never shortens: where its prompt is over the limit, the table's must keep to it, or
+    there is no teacher. Method `grpo` has no teacher.
+    """
     for found in routes_table.to_pylist():
         row = twin.rollouts[found["rollout_id"]]
         exact = {"correct": row.correct, "route": row.route}
-        if twin.settings.method != "grpo":
+        limit = twin.settings.max_teacher_prompt_length
+        over = limit is not None and len(row.teacher_prompt_ids or ()) > limit
+        if twin.settings.method != "grpo" and (found["teacher_available"] or not over):
             exact |= {"teacher_available": row.available, "teacher_rollout_id": row.sibling}
-        if found["teacher_prompt_ids"]:
+        if found["teacher_prompt_ids"] and not over:
             exact["teacher_prompt_ids"] = row.teacher_prompt_ids
-        if found["teacher_prompt_text"] is not None:
+        if found["teacher_prompt_text"] is not None and not over:
             exact["teacher_prompt_text"] = row.teacher_prompt_text
-        for column, value in exact.items():
-            if found[column] != value:
-                report.say(f"routes.{column}", row.rollout_id, found[column], value)
+        if limit is not None and len(found["teacher_prompt_ids"]) > limit:
+            report.say("routes.teacher_prompt_ids", row.rollout_id, "too many", f"at most {limit}")
+        report.same("routes", row.rollout_id, found, exact)
         for column in ("advantage", "group_mean", "group_std", "reward"):
             report.check(
-                f"routes.{column}", row.rollout_id, [found[column]], [getattr(row, column)], floor
+                f"routes.{column}",
+                row.rollout_id,
+                [found[column]],
+                [getattr(row, column)],
+                report.floor,
             )
-    return report.lines
+
+
+def compare_facts(report: Report, twin: StepTwin, facts: Mapping[str, Sequence[float]]) -> None:
+    """Section 8: note N, loss and gradient norm of each update that the twin knows."""
+    for number, batch in twin.batches.items():
+        name, rows = f"update {number}", [r for r in twin.rollouts.values() if r.update]
+        mine = [row for row in rows if row.mini_batch == number]
+        slack = sum(_loss_slack(report, twin, row) for row in mine) / max(batch.tokens, 1)
+        norm = sum(float(g.square().sum()) for g in batch.gradient.values()) ** 0.5
+        report.check("N", name, [facts["tokens"][number]], [batch.tokens], 0.0)
+        report.check("loss", name, [facts["loss"][number]], [batch.loss], slack)
+        report.check("grad_norm", name, [facts["grad_norm"][number]], [norm], NORM_RTOL * norm)
 
 
 def compare_gradients(twin_grad: Mapping[str, Tensor], found_grad: Mapping[str, Tensor]) -> float:

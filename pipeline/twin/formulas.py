@@ -17,7 +17,14 @@ DIVERGENCES = ("jsd", "forward_kl", "reverse_kl", "sampled_token")
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run that METHOD.md names."""
+    """The numbers of a run that METHOD.md names.
+
+    Attributes:
+        max_teacher_prompt_length: longer teacher prompts are shortened in the tables.
+        feedback: whether the verifier's feedback stands in the teacher prompt.
+        on_policy: whether the policy that is updated is the one that sampled; if not, log pi_old is
+            what is stored, else what the engine reported.
+    """
 
     method: str = "srpo"
     advantage_scale: str = "none"
@@ -32,6 +39,9 @@ class Settings:
     dual_clip: float | None = 3.0
     tis_clip: float = 2.0
     sdpo_ratio_clip: float = 2.0
+    max_teacher_prompt_length: int | None = None
+    feedback: bool = False
+    on_policy: bool = True
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -52,6 +52,8 @@ class RolloutTwin:
     reward: float
     mini_batch: int
     given_prompt_ids: list[int]  # the teacher prompt of the routes table
+    feedback: str | None = None  # of the verifier
+    stored_logprobs: Tensor | None = None  # of the scores table; None where it has none
     correct: bool = False
     advantage: float = 0.0
     group_mean: float = 0.0
@@ -59,6 +61,8 @@ class RolloutTwin:
     available: bool = False
     sibling: str | None = None
     route: str = "none"
+    rendered_ids: list[int] | None = None  # the prompt, by the tokenizer
+    decoded: str | None = None  # the response, by the tokenizer
     teacher_prompt_text: str | None = None
     teacher_prompt_ids: list[int] | None = None
     old_logprobs: Tensor | None = None

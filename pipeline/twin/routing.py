@@ -53,9 +53,11 @@ def without_thinking(text: str) -> str:
     return text.rpartition("</think>")[2]
 
 
-def teacher_question(question: str, demonstration: str) -> str:
+def teacher_question(question: str, demonstration: str, feedback: str | None = None) -> str:
     """Section 2: the user message that the teacher reads."""
+    attempt = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+    added = "" if feedback is None else f"{attempt}{feedback}"
     return (
-        f"{question}\nCorrect solution:\n\n{demonstration}"
+        f"{question}\nCorrect solution:\n\n{demonstration}{added}"
         "\n\nCorrectly solve the original question."
     )

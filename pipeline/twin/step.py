@@ -7,7 +7,7 @@
 The code under test is never imported. Axes: T response tokens, V vocabulary, K kept ids.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ def _sampled(logps_tv: Tensor, response: Sequence[int]) -> Tensor:
 def _rows(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
     verdicts = {row["rollout_id"]: row for row in tables["verdicts"].to_pylist()}
     routes = {row["rollout_id"]: row for row in tables["routes"].to_pylist()}
+    scores = tables["scores"].to_pylist() if "scores" in tables else []
+    stored = {row["rollout_id"]: row["old_logprobs"] for row in scores if row["old_logprobs"]}
     return [
         RolloutTwin(
             rollout_id=row["rollout_id"],
@@ -86,13 +88,21 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
             prompt_ids=row["prompt_ids"],
             response_ids=row["response_ids"],
             temperature=row["temperature"],
-            sampled_logprobs=torch.tensor(row["sampled_logprobs"], dtype=torch.float64),
+            sampled_logprobs=_double(row["sampled_logprobs"]),
             reward=verdicts[row["rollout_id"]]["reward"],
             mini_batch=routes[row["rollout_id"]]["mini_batch"],
             given_prompt_ids=routes[row["rollout_id"]]["teacher_prompt_ids"],
+            feedback=verdicts[row["rollout_id"]].get("feedback"),
+            stored_logprobs=_double(stored[name])
+            if (name := row["rollout_id"]) in stored
+            else None,
         )
         for row in tables["rollouts"].to_pylist()
     ]
+
+
+def _double(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
@@ -114,26 +124,31 @@ def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
             row.route = routing.route_of(settings.method, row.correct, fits)
 
 
-def _teacher_prompts(
+def _texts(
     rollouts: Mapping[str, RolloutTwin], table: pa.Table, tokenizer: Any, settings: Settings
 ) -> None:
-    """Section 2: the teacher prompts, never shortened; for comparison, not for scoring."""
-    messages = dict(
-        zip(table["rollout_id"].to_pylist(), table["messages"].to_pylist(), strict=True)
-    )
-    for row in rollouts.values():
-        if row.sibling is None:
-            continue
-        answer = tokenizer.decode(rollouts[row.sibling].response_ids, skip_special_tokens=True)
-        turns = [dict(turn) for turn in messages[row.rollout_id]]
-        last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
-        demonstration = routing.without_thinking(answer)
-        turns[last]["content"] = routing.teacher_question(turns[last]["content"], demonstration)
+    """Section 2: prompts, responses and teacher prompts, never shortened; only for comparison."""
+
+    def rendered(turns: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
         text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **settings.chat_template_kwargs
         )
-        row.teacher_prompt_text = text
-        row.teacher_prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    ids, messages = (table[name].to_pylist() for name in ("rollout_id", "messages"))
+    for row in rollouts.values():
+        row.decoded = tokenizer.decode(row.response_ids, skip_special_tokens=True)
+    for name, given in zip(ids, messages, strict=True):
+        row, turns = rollouts[name], [dict(turn) for turn in given]
+        row.rendered_ids = rendered(turns)[1]
+        if row.sibling is None:
+            continue
+        last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
+        demonstration = routing.without_thinking(rollouts[row.sibling].decoded or "")
+        feedback = row.feedback if settings.feedback else None
+        question = routing.teacher_question(turns[last]["content"], demonstration, feedback)
+        turns[last]["content"] = question
+        row.teacher_prompt_text, row.teacher_prompt_ids = rendered(turns)
 
 
 def _teach(row: RolloutTwin, student: Tensor, teacher: Tensor, settings: Settings) -> TeacherTwin:
@@ -169,6 +184,7 @@ def _score(
     policy: State,
     teacher: Sequence[tuple[State, float]],
     settings: Settings,
+    progress: Callable[[int], None],
 ) -> None:
     """Sections 4-6: every pass at the start of the step; the teacher's logits are a sum."""
     mixed: dict[str, Tensor] = {}
@@ -186,6 +202,7 @@ def _score(
         if row.taught:
             taught = _logps(mixed[row.rollout_id], row.temperature)
             row.teacher = _teach(row, student, taught, settings)
+        progress(1)
     for batch in {row.mini_batch for row in rollouts}:
         pupils = [row.teacher for row in rollouts if row.mini_batch == batch and row.teacher]
         for pupil, weights in zip(
@@ -194,10 +211,23 @@ def _score(
             pupil.weights = weights
 
 
-def _update(row: RolloutTwin, logps_tv: Tensor, old: Tensor, settings: Settings) -> UpdateTwin:
+def _old(row: RolloutTwin, new: Tensor, single: bool, settings: Settings) -> tuple[Tensor, bool]:
+    """Section 7: log pi_old, [T], and whether it is the trainer's own, so that TIS applies."""
+    if settings.on_policy:
+        old = new if single else row.old_logprobs
+        assert old is not None
+        return old.detach(), True
+    if row.stored_logprobs is not None:
+        return row.stored_logprobs, True
+    return row.sampled_logprobs, False
+
+
+def _update(row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings) -> UpdateTwin:
     """Sections 5, 7 and 9: the token losses of one rollout under the current policy, [T, V]."""
     new = _sampled(logps_tv, row.response_ids)
+    old, own = _old(row, new, single, settings)
     tis = formulas.tis_weight(old, row.sampled_logprobs, settings.tis_clip)
+    tis = tis if own else torch.ones_like(tis)
     distilled = divergences = torch.zeros_like(new)
     if row.teacher is not None:
         if settings.divergence == "sampled_token":
@@ -218,19 +248,22 @@ def _update(row: RolloutTwin, logps_tv: Tensor, old: Tensor, settings: Settings)
 
 
 def _batch(
-    rollouts: Sequence[RolloutTwin], model: torch.nn.Module, single: bool, settings: Settings
+    rollouts: Sequence[RolloutTwin],
+    model: torch.nn.Module,
+    single: bool,
+    settings: Settings,
+    progress: Callable[[int], None],
 ) -> BatchTwin:
     """Section 8: N, the loss and its gradient at the parameters that `model` holds."""
     model.zero_grad()
     tokens = sum(len(row.response_ids) for row in rollouts if row.route != "none")
     loss = 0.0
     for row in rollouts:
+        progress(1)
         if row.route == "none" or not row.response_ids:
             continue
         logps = _logps(_logits(model, row.prompt_ids, row.response_ids), row.temperature)
-        start = _sampled(logps, row.response_ids) if single else row.old_logprobs
-        assert start is not None
-        row.update = _update(row, logps, start.detach(), settings)
+        row.update = _update(row, logps, single, settings)
         part = formulas.objective([row.update.loss_sum], [tokens])
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
@@ -250,26 +283,29 @@ def recompute(
     settings: Settings,
     params_before: Mapping[int, State] | None = None,
     tokenizer_dir: Path | None = None,
+    progress: Callable[[int], None] = lambda passes: None,
 ) -> StepTwin:
     """Recompute a step from its rollouts, verdicts and routes tables.
 
     Args:
-        tables: By name; only the three named above are read.
+        tables: By name; only the three named above are read, and the stored log pi_old of `scores`
+            where the step is off-policy.
         policy_dir: Hugging Face folder of the policy that starts the step.
         teacher: State dicts with coefficients; the teacher's logits are the weighted sum.
         settings: The numbers of the run.
         params_before: Float32 parameters just before each optimizer update. The update with the
             lowest number starts at `policy_dir` and needs none; others are left out without.
         tokenizer_dir: Folder of the tokenizer where it is not `policy_dir`.
+        progress: Told of each rollout that was scored or learned from.
     """
     rollouts = _rows(tables)
     by_id = {row.rollout_id: row for row in rollouts}
     _route(rollouts, settings)
     tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir or policy_dir))
-    _teacher_prompts(by_id, tables["rollouts"], tokenizer, settings)
+    _texts(by_id, tables["rollouts"], tokenizer, settings)
     model = _open(policy_dir)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}
-    _score(rollouts, model, policy, teacher, settings)
+    _score(rollouts, model, policy, teacher, settings, progress)
     numbers = sorted({row.mini_batch for row in rollouts})
     known: dict[int, State] = {numbers[0]: policy, **(params_before or {})} if numbers else {}
     batches, tokens = {}, {}
@@ -278,5 +314,5 @@ def recompute(
         tokens[number] = sum(len(row.response_ids) for row in members if row.route != "none")
         if number in known:
             _load(model, known[number])
-            batches[number] = _batch(members, model, len(numbers) == 1, settings)
+            batches[number] = _batch(members, model, len(numbers) == 1, settings, progress)
     return StepTwin(settings, by_id, batches, tokens)

@@ -16,7 +16,7 @@ small it is, which is a RELATIVE error of the probability, and from it follow:
 - exp(-beta H) and ratios: the error of the exponent, as a relative error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,11 +31,20 @@ MASS_FLOOR = 10.0
 
 @dataclass
 class Report:
-    """The disagreements found so far, and what is allowed."""
+    """The disagreements found so far, and what is allowed.
 
-    rtol: float
-    floor: float
+    Attributes:
+        numbers: numbers compared.
+        worst: largest deviation, as a share of what is allowed there.
+        where: what and whose it is.
+    """
+
+    rtol: float = 1e-5
+    floor: float = 1e-7
     lines: list[str] = field(default_factory=list)
+    numbers: int = 0
+    worst: float = 0.0
+    where: str = ""
 
     @property
     def logs(self) -> float:
@@ -43,7 +52,21 @@ class Report:
         return LOG_FLOOR * self.floor
 
     def say(self, what: str, rollout: str, found: object, expected: object) -> None:
+        """Note a disagreement."""
         self.lines.append(f"{what} {rollout}: found {found}, expected {expected}")
+
+    def same(
+        self,
+        table: str,
+        rollout: str,
+        found: Mapping[str, object],
+        expected: Mapping[str, object],
+    ) -> None:
+        """Note each column that is not exactly what it must be."""
+        self.numbers += len(expected)
+        for column, value in expected.items():
+            if found[column] != value:
+                self.say(f"{table}.{column}", rollout, found[column], value)
 
     def check(
         self,
@@ -63,6 +86,7 @@ class Report:
         with np.errstate(invalid="ignore"):
             off = np.abs(got - want)
             wrong = ~((got == want) | (off <= allowed))
+        self._measure(f"{what} {rollout}", np.where(got == want, 0.0, off), allowed)
         for index in np.argwhere(wrong):
             at = tuple(index)
             relative = off[at] / max(abs(want[at]), np.finfo(np.float64).tiny)
@@ -70,6 +94,14 @@ class Report:
                 f"{what} {rollout} [{', '.join(map(str, at))}]: found {got[at]:.9g}, "
                 f"expected {want[at]:.9g}, relative error {relative:.2g}"
             )
+
+    def _measure(self, what: str, off: Array, allowed: Array) -> None:
+        """Count, and keep the largest deviation."""
+        self.numbers += off.size
+        shares = off / np.maximum(allowed, np.finfo(np.float64).tiny)
+        worst = float(np.fmax.reduce(shares, axis=None, initial=0.0))
+        if worst > self.worst:
+            self.worst, self.where = worst, what
 
 
 def divergence_slack(

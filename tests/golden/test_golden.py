@@ -21,6 +21,7 @@ from pipeline.scoring import Component
 from pipeline.twin.comparing import compare, compare_gradients, compare_routes
 from pipeline.twin.records import StepTwin
 from pipeline.twin.step import recompute
+from pipeline.twin.tolerances import Report
 from stages.update.objective import TokenLosses
 from tests.golden.run import STEP, StepCapture, make_run, run_step, teacher_states, twin_settings
 
@@ -78,10 +79,11 @@ def twin_of(session: Session, capture: StepCapture) -> StepTwin:
 def disagreements(twin: StepTwin, capture: StepCapture) -> list[str]:
     """Return every difference beyond 1e-5: tables, N and loss of each update, gradients."""
     tables = capture.tables
-    found = compare_routes(twin, tables["routes"], RTOL)
-    found += compare(
-        twin, tables["teacher"], tables["weights"], tables["updates"], tables["scores"], RTOL
-    )
+    report = Report(RTOL)
+    compare_routes(report, twin, tables["routes"])
+    names = ("teacher", "weights", "updates", "scores")
+    compare(report, twin, *(tables[name] for name in names))
+    found = report.lines
     for number, gradient in enumerate(capture.gradients):
         gap = compare_gradients(twin.batches[number].gradient, gradient)
         if not gap <= RTOL:

@@ -14,6 +14,7 @@ from pipeline.twin.comparing import compare, compare_gradients, compare_routes
 from pipeline.twin.formulas import Settings
 from pipeline.twin.records import StepTwin
 from pipeline.twin.step import recompute
+from pipeline.twin.tolerances import Report
 from tests.golden.tiny import TinyStep, make_step
 
 
@@ -165,7 +166,9 @@ def make_tables(twin: StepTwin) -> dict[str, list[dict[str, Any]]]:
 
 def disagreements(twin: StepTwin, tables: dict[str, list[dict[str, Any]]]) -> list[str]:
     arrow = {name: pa.Table.from_pylist(rows) for name, rows in tables.items()}
-    return compare(twin, *(arrow[name] for name in ("teacher", "weights", "updates", "scores")))
+    report = Report()
+    compare(report, twin, *(arrow[n] for n in ("teacher", "weights", "updates", "scores")))
+    return report.lines
 
 
 def test_the_twin_agrees_with_itself(twin: StepTwin) -> None:
@@ -242,10 +245,15 @@ def test_routes_are_compared(twin: StepTwin) -> None:
         }
         for name, row in twin.rollouts.items()
     ]
-    assert compare_routes(twin, pa.Table.from_pylist(rows)) == []
+    report = Report()
+    compare_routes(report, twin, pa.Table.from_pylist(rows))
+    assert report.lines == [] and report.numbers == 6 * 8 + 5 * 2  # five have a prompt
     rows[0] |= {"teacher_rollout_id": "000000-0000-02", "advantage": 0.0}
-    lines = compare_routes(twin, pa.Table.from_pylist(rows))
-    assert [line.split()[0] for line in lines] == ["routes.teacher_rollout_id", "routes.advantage"]
+    compare_routes(report, twin, pa.Table.from_pylist(rows))
+    assert [line.split()[0] for line in report.lines] == [
+        "routes.teacher_rollout_id",
+        "routes.advantage",
+    ]
 
 
 def test_gradients_are_compared_by_their_norms() -> None:

@@ -1,0 +1,101 @@
+"""`srpo check`: is a run whole, and does every number in it follow from the others?"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.audit.plain import printable
+from pipeline.errors import ConfigError
+from pipeline.text import count, duration, number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.audit.check_findings import CheckReport
+
+_LONGEST_NOTES = 20
+
+
+def check(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Recompute one step in float64 besides.")
+    ] = False,
+    step: Annotated[int | None, typer.Option(min=0, help="The step to recompute.")] = None,
+) -> None:
+    """Verify digests, schemas, links between tables and every invariant of a run.
+
+    Names each broken file: what was expected, what was found, what to do. Inherited tables of a
+    fork are checked too. With --deep, one step is recomputed in float64 from its rollouts and its
+    rebuilt policy, by code of its own. Exit code 0: all is well; 1: findings; 2: an error.
+
+    Example: srpo check runs/first --deep --step 12
+    """
+    from rich.console import Console
+
+    if deep != (step is not None):
+        raise ConfigError("--deep recomputes one step: give both --deep and --step N, or neither")
+    console = Console()
+    broken = _check(run, console) if step is None else _check_deeply(run, step, console)
+    if broken:
+        raise typer.Exit(1)
+
+
+def _say(console: "Console", text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check(path: Path, console: "Console") -> bool:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from pipeline.audit.check import check_run
+    from pipeline.store import Run
+
+    run, started = Run.open(path), time.perf_counter()
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        row = progress.add_task("check", total=None)
+        report = check_run(run, lambda done, all: progress.update(row, completed=done, total=all))
+    _print(report, time.perf_counter() - started, console)
+    return bool(report.findings)
+
+
+def _print(report: "CheckReport", seconds: float, console: "Console") -> None:
+    for finding in report.findings:
+        _say(console, f"broken: {finding.line}")
+    for note in report.notes[:_LONGEST_NOTES]:
+        _say(console, f"note: {note}")
+    if len(report.notes) > _LONGEST_NOTES:
+        _say(console, f"… and {count(len(report.notes) - _LONGEST_NOTES)} more notes")
+    speed = report.bytes / 1e6 / max(seconds, 1e-9)
+    found = count(len(report.findings)) if report.findings else "no"
+    _say(
+        console,
+        f"{count(report.tables)} tables, {number(report.bytes / 1e9)} GB in {duration(seconds)} "
+        f"({count(speed)} MB/s): {found} finding{'' if len(report.findings) == 1 else 's'}",
+    )
+
+
+def _check_deeply(run: Path, step: int, console: "Console") -> bool:
+    from flows.bars import bars
+    from flows.deep import check_step
+
+    started = time.perf_counter()
+    with bars("updates replayed", "rollouts recomputed") as (replayed, recomputed):
+        report = check_step(run, step, recomputed, replayed)
+    for line in report.lines:
+        _say(console, f"differs: {printable(line)}")
+    for note in report.notes:
+        _say(console, f"note: {note}")
+    _say(
+        console,
+        f"step {step}: {count(report.numbers)} numbers compared in {len(report.tables)} tables "
+        f"({', '.join(report.tables)}), largest deviation {number(report.worst)} of what float32 "
+        f"may do ({report.where or 'none'}); {duration(time.perf_counter() - started)}: "
+        f"{count(len(report.lines)) if report.lines else 'no'} disagreement"
+        f"{'' if len(report.lines) == 1 else 's'}",
+    )
+    return bool(report.lines)

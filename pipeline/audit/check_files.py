@@ -1,0 +1,204 @@
+"""The files of a run: which must be there, their digests, and what does not belong to them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit.check_findings import CheckReport
+from pipeline.files import digest_of
+from pipeline.lineage import STEP_TABLES, TABLES_OF_STAGE
+from pipeline.manifest import Manifest
+from pipeline.store import Run
+
+TABLES = (*STEP_TABLES, "evaluations")
+STAGE_OF = {t: stage for stage, tables in TABLES_OF_STAGE.items() for t in tables}
+STAGE_OF["evaluations"] = "evaluate"
+_BUFFER = 4 << 20
+
+Key = tuple[int, str]
+"""Step (or steps done) and table."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One table of a run, in the folder of the run that made it.
+
+    Attributes:
+        manifest: None if it is missing or broken; the finding is noted already.
+    """
+
+    step: int
+    table: str
+    owner: Run
+    path: Path
+    manifest: Manifest | None
+
+    @property
+    def advice(self) -> str:
+        """Say how to get this table back."""
+        stage = STAGE_OF[self.table]
+        return (
+            "restore both files from a copy, or delete them and run: "
+            f"srpo stage {stage} --run {self.owner.root} --step {self.step}"
+        )
+
+
+def file_sha256(path: Path, report: Callable[[int], None]) -> str:
+    """Return the SHA-256 of a file's bytes; `report` is told of bytes as they are read."""
+    digest, buffer = hashlib.sha256(), bytearray(_BUFFER)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(view[:size])
+            report(size)
+    return digest.hexdigest()
+
+
+def list_tables(run: Run, report: CheckReport) -> dict[Key, TableFile]:
+    """Return every table, own and inherited, by step and flow; note what is missing."""
+    found = {}
+    for (step, table), owner in sorted(
+        _owners(run).items(), key=lambda item: (item[0][0], TABLES.index(item[0][1]))
+    ):
+        path = _table_path(owner, table, step)
+        entry = _entry(step, table, owner, path, report)
+        if entry is not None:
+            found[step, table] = entry
+    return found
+
+
+def _owners(run: Run) -> dict[Key, Run]:
+    """Return in whose folder each table is, from the names of files alone."""
+    owners = {}
+    if run.fork is not None and run.parent is not None:
+        inherited = _owners(run.parent)
+        owners = {key: o for key, o in inherited.items() if run.fork.inherits(key[1], key[0])}
+    for pattern, table_of in (
+        ("steps/[0-9]*/*", lambda path: path.stem),
+        ("evaluations/[0-9]*", lambda path: "evaluations"),
+    ):
+        for path in run.root.glob(pattern):
+            number = path.stem if path.parent.name == "evaluations" else path.parent.name
+            table = table_of(path)
+            known = table in TABLES and path.suffix in (".arrow", ".json") and path.is_file()
+            if known and number.isdecimal():
+                owners.setdefault((int(number), table), run)
+    return owners
+
+
+def _table_path(owner: Run, table: str, step: int) -> Path:
+    if table == "evaluations":
+        return owner.root / "evaluations" / f"{step:06d}.arrow"
+    return owner.root / "steps" / f"{step:06d}" / f"{table}.arrow"
+
+
+def _entry(step: int, table: str, owner: Run, path: Path, report: CheckReport) -> TableFile | None:
+    beside = path.with_suffix(".json")
+    whole = TableFile(step, table, owner, path, None)
+    if not beside.exists():
+        if (path.parent / "metrics.json").exists() or table == "evaluations":
+            report.add(beside, "the manifest of a committed table", "no file", whole.advice)
+        else:
+            report.notes.append(f"{path}: no manifest, so not committed; resuming replaces it")
+        return None
+    try:
+        manifest = Manifest.read(beside)
+    except (ValueError, OSError, RecursionError) as error:
+        problem = str(error).removeprefix(f"{beside}: ").partition(";")[0]
+        report.add(beside, "a manifest as it was written", problem, whole.advice)
+        return whole
+    if not path.exists():
+        report.add(path, f"a table of {manifest.rows} rows", "no file", whole.advice)
+    return TableFile(step, table, owner, path, manifest)
+
+
+def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) -> None:
+    """Note the tables of complete steps, and the records of whole steps, that are not there."""
+    steps = sorted({step for step, table in tables if table != "evaluations"})
+    complete = [step for step in steps if run.metrics_path(step).exists()]
+    for step in complete:
+        for table in STEP_TABLES:
+            if (step, table) not in tables and not _noted(run, step, table, report):
+                owner = run.owner(table, step)
+                entry = TableFile(step, table, owner, _table_path(owner, table, step), None)
+                report.add(entry.path, "a table of a complete step", "no file", entry.advice)
+    for step in range(max(complete, default=0)):
+        if step not in complete:
+            path = run.metrics_path(step)
+            report.add(
+                path,
+                "the record of a step that others follow",
+                "no file",
+                f"restore it from a copy, or run: srpo train --resume --run {run.root}",
+            )
+
+
+def _noted(run: Run, step: int, table: str, report: CheckReport) -> bool:
+    manifest = str(run.table_path(table, step).with_suffix(".json"))
+    return any(finding.path == manifest for finding in report.findings)
+
+
+def snapshot_files(run: Run, report: CheckReport) -> Iterator[tuple[Path, str]]:
+    """Yield the files of all snapshots with their recorded SHA-256; note what is missing."""
+    for steps, folder in snapshot_folders(run):
+        state = read_state(folder, report)
+        for name, digest in (state or {}).get("sha256", {}).items():
+            path = folder / Path(name).name
+            if path.exists():
+                yield path, digest
+            else:
+                report.add(path, f"a file of snapshot {steps}", "no file", snapshot_advice(folder))
+
+
+def snapshot_folders(run: Run) -> list[tuple[int, Path]]:
+    """Return (steps done, folder) of every snapshot, the parent's up to the fork included."""
+    found = {}
+    if run.fork is not None and run.parent is not None:
+        above = snapshot_folders(run.parent)
+        found = {steps: folder for steps, folder in above if steps <= run.fork.start}
+    for folder in (run.root / "policy").glob("[0-9]*"):
+        if folder.name.isdecimal() and folder.is_dir():
+            found.setdefault(int(folder.name), folder)
+    return sorted(found.items())
+
+
+def snapshot_advice(folder: Path) -> str:
+    """Say what to do about a broken snapshot."""
+    return "restore it from a copy, or delete the folder: the tables rebuild it from an earlier one"
+
+
+def read_state(folder: Path, report: CheckReport) -> dict[str, Any] | None:
+    """Return the record of a snapshot; note it if it is missing or changed."""
+    path = folder / "state.json"
+    state, problem = read_sealed(path)
+    if state is None:
+        report.add(path, "the record of a snapshot", problem, snapshot_advice(folder))
+    return state
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return a JSON record that holds its own digest, or None and what is wrong with it."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, "no file"
+    except (ValueError, RecursionError):
+        return None, "not valid JSON"
+    try:
+        whole = isinstance(record, dict) and record.pop("digest", None) == digest_of(record)
+    except ValueError:  # NaN has no canonical text
+        whole = False
+    return (record, "") if whole else (None, "changed since it was written (its digest differs)")
+
+
+def note_leftovers(run: Run, report: CheckReport) -> None:
+    """Note what commands that were cut short have left, and runs inside this run."""
+    for folder in (".", "steps/*", "evaluations", "policy"):
+        for pattern in (".*.tmp", ".*.old"):
+            for path in sorted(run.root.glob(f"{folder}/{pattern}")):
+                report.notes.append(f"{path}: left by a command that was cut short; no reader")
+    for record in sorted(run.root.glob("evaluations/*/run.json")):
+        report.notes.append(f"{record.parent}: a run of its own; check it by itself")
