@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows.bars import bars
 from flows.commands.compare import compare
+from flows.commands.check import check
 from flows.commands.diff import diff
 from flows.commands.policy import policy
 from flows.commands.replay import replay
@@ -181,6 +182,7 @@ def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs."
         raise typer.Exit(1)
 
 
+app.command()(check)
 app.command()(diff)
 app.command()(compare)
 app.command()(view)
