@@ -107,9 +107,11 @@ def css_class(quantity: Quantity, level: int | None) -> str:
 
 
 def first_shown(layers: Iterable[Layer]) -> str:
-    """Return the key of the first layer that has values; of the first one if none has."""
+    """Return the key of the first layer in which tokens differ, else of the first with values."""
     listed = list(layers)
-    return next((one for one in listed if not one.missing), listed[0]).quantity.key
+    known = [one for one in listed if not one.missing]
+    differing = [one for one in known if len(set(one.levels)) > 1]
+    return (differing or known or listed)[0].quantity.key
 
 
 def _level(value: float | None, end: float, highest: int) -> int | None:

@@ -24,8 +24,10 @@ KEPT = "/runs/{name}/rollouts/{rollout_id}/tokens/{position}/"
 """Address of what is kept at one token, for pages that don't hold it all."""
 MOST_COMPARED = 100_000
 """Characters of a response that are set beside the sibling's."""
-_EVALUATED = ("rollout_id", "sample", "prompt_id", "reward", "correct", "format_ok", "prediction",
-              "finish_reason", "response_tokens", "group")  # fmt: skip
+_EVALUATED = (
+    "rollout_id", "step", "group", "sample", "prompt_id", "reward", "correct", "format_ok",
+    "prediction", "response_tokens", "finish_reason",
+)  # fmt: skip
 
 
 def context(runs: Runs, name: str, rollout_id: str) -> dict[str, Any]:
@@ -96,8 +98,8 @@ def _evaluation(run: Run, step: int) -> pl.DataFrame:
     frame = pl.from_arrow(run.peek("evaluations", step).select(_EVALUATED))
     assert isinstance(frame, pl.DataFrame)
     kinds = samples(run, []).collect_schema()
-    others = [pl.lit(None, dtype=kinds[c]).alias(c) for c in kinds if c not in _EVALUATED]
-    return frame.with_columns(pl.lit(step).alias("step"), *(o for o in others))
+    others = [pl.lit(None, dtype=kinds[name]).alias(name) for name in kinds if name not in frame]
+    return frame.with_columns(others)
 
 
 def _facts(row: Row, record: RolloutRecord) -> list[tuple[str, str]]:

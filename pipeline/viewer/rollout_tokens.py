@@ -48,6 +48,7 @@ def token_page(run: Run, record: RolloutRecord) -> dict[str, Any]:
         "kept": kept,
         "data": {
             "shown": shown,
+            "route": record.route and record.route["route"],
             "layers": [one.to_dict() for one in layers],
             "ids": [token.id for token in tokens],
             "values": {name: _column(tokens, name) for name in _VALUES},

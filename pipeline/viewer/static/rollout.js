@@ -14,6 +14,7 @@
   let selected = -1;
   let waiting = 0;
   let opened = false;
+  let visited = -1;
 
   const element = (name, className, text) => {
     const made = document.createElement(name);
@@ -58,7 +59,8 @@
     const low = layer.kind === "around" ? -layer.strong : layer.pale;
     const more = layer.extreme === null ? "" : ` and beyond (up to ${number(layer.extreme)})`;
     const engine = layer.key === "student_logprob" && data.values.student_logprob === null;
-    const source = engine ? ", as the sampling engine reported it" : "";
+    const unused = layer.key === "advantage" && (data.route === "sdpo" || data.route === "none");
+    const source = engine ? ", as the sampling engine reported it" : unused ? "; this route makes no use of it" : "";
     scale.replaceChildren(
       name,
       element("span", "num", number(low)),
@@ -259,8 +261,9 @@
     const values = data.values[shown] ?? (shown === "student_logprob" ? data.values.sampled_logprob : null);
     if (layer.missing || !values) return;
     const order = values.map((value, i) => [Math.abs(value ?? 0), i]).sort((a, b) => b[0] - a[0]);
-    const place = order.findIndex((entry) => entry[1] === selected);
-    select(order[(place + 1) % order.length][1], true);
+    const place = selected === visited ? order.findIndex((entry) => entry[1] === selected) : -1;
+    visited = order[(place + 1) % order.length][1];
+    select(visited, true);
   };
 
   const moves = {
