@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.bars import bars
-from flows.commands.compare import compare
+from flows.commands.audit import audit
 from flows.commands.check import check
+from flows.commands.compare import compare
 from flows.commands.diff import diff
 from flows.commands.policy import policy
 from flows.commands.replay import replay
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flows.session import Session
 
 INTERRUPTED = 130
+ALARMED = 3
 RUNS = Path("runs")
 
 app = typer.Typer(
@@ -79,11 +81,19 @@ def train(
             lease.wait()  # somebody else's server: before anything is written
         with console.status(f"{run}: opening the policy, starting Prefect"):
             opened = open_session(settings, run, resume)
+            from flows.recovery import session_after_alarm
         with contextlib.closing(opened) as session:
             with console.status(f"{run}: starting Prefect"):
                 lease.wait()
             outcome = _train(session, run, console)
             print_summary(console, session, outcome)
+            following = session_after_alarm(session, outcome)
+        if following is not None:
+            with contextlib.closing(following) as session:
+                run = session.run.root
+                print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
+                outcome = _train(session, run, console)
+                print_summary(console, session, outcome)
     except KeyboardInterrupt:
         known = (run / "run.json").exists()
         hint = f"; go on: {go_on(str(run))}" if known else "; nothing was written"
@@ -93,6 +103,8 @@ def train(
         lease.release()
     if outcome.ended == "stopped":
         raise typer.Exit(INTERRUPTED)
+    if outcome.ended == "alarm":
+        raise typer.Exit(ALARMED)
 
 
 def _train(session: "Session", run: Path, console: Console) -> "Outcome":
@@ -183,6 +195,7 @@ def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs."
 
 
 app.command()(check)
+app.command()(audit)
 app.command()(diff)
 app.command()(compare)
 app.command()(view)

@@ -24,7 +24,7 @@ Reference = dict[str, Any]
 """What a stage returns to the flow: names, digests and sizes of its tables; small JSON."""
 
 Call = Callable[[str, int], Reference]
-Ending = Literal["steps", "hours", "stopped"]
+Ending = Literal["steps", "hours", "stopped", "alarm"]
 Signalled = Callable[[int, FrameType | None], Any] | int | None
 
 
@@ -139,6 +139,7 @@ class _Loop:
     watchers: Sequence[Watcher]
     stop: Callable[[], bool]
     evaluated: set[int] = field(default_factory=set)
+    alarmed: bool = False
 
     def run_stage(self, name: str, step: int) -> None:
         for watcher in self.watchers:
@@ -164,6 +165,7 @@ class _Loop:
                 return False
             self.run_stage(name, step)
         metrics = self.session.finish_step(step)
+        self.alarmed = any(alarm["severe"] for alarm in metrics.get("alarms") or [])
         for watcher in self.watchers:
             watcher.step_ended(step + 1, metrics)
         return True
@@ -194,6 +196,8 @@ class _Loop:
         limits = self.session.config.run
         if self.stop():
             return "stopped"
+        if self.alarmed and limits.on_alarm != "continue":
+            return "alarm"
         if steps_done >= limits.steps:
             return "steps"
         if limits.max_hours and self.session.training_seconds() >= limits.max_hours * 3600:

@@ -12,7 +12,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from flows.loop import Reference, Trainable, Watcher
-from flows.text import NOTHING, count, duration, interval, number, percent, step_line, troubles
+from flows.text import (
+    NOTHING,
+    alarm_line,
+    count,
+    duration,
+    interval,
+    number,
+    percent,
+    step_line,
+    troubles,
+)
 from pipeline.lineage import STEP_STAGES
 
 STOP_NOTE = "stopping after this stage; Ctrl-C again stops at once"
@@ -70,6 +80,8 @@ class Lines(Watcher):
         left = duration(self._pace.seconds_left(steps_done))
         line = step_line(steps_done, self._session.config.run.steps, metrics)
         print(f"{line}  left {left}", flush=True)
+        for alarm in metrics.get("alarms") or []:
+            print(alarm_line(alarm), flush=True)
 
     def evaluated(self, steps_done: int, summary: dict[str, Any]) -> None:
         """Print the evaluation's line."""
@@ -138,6 +150,8 @@ class Screen(Watcher):
         self._left = self._pace.seconds_left(steps_done)
         self._numbers = metrics
         self._show_step(steps_done)
+        for alarm in metrics.get("alarms") or []:
+            self._live.console.print(Text(alarm_line(alarm), style="bold red"))
 
     def evaluated(self, steps_done: int, summary: dict[str, Any]) -> None:
         """Keep the evaluation as a line above the display."""

@@ -15,6 +15,7 @@ ENDINGS = {
     "steps": "all steps done",
     "hours": "run.max_hours used up",
     "stopped": "stopped on request",
+    "alarm": "stopped by an alarm",
 }
 
 
@@ -41,6 +42,8 @@ def print_summary(console: Console, session: Summarised, outcome: Outcome) -> No
     for name, text in _times(records):
         table.add_row(name, text)
     table.add_row("training tokens", count(sum(r.get("tokens") or 0 for r in records)))
+    for alarm in [alarm for record in records for alarm in record.get("alarms") or []]:
+        table.add_row("alarm", f"step {alarm['step']}, {alarm['rule']}: {alarm['message']}")
     console.print(table, highlight=False)
     for label, text in [("run folder", str(run.root)), *_next_commands(run, outcome)]:
         # Outside the table, whose cells are cut to the terminal's width: these get copied.
@@ -74,7 +77,7 @@ def _times(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _next_commands(run: Run, outcome: Outcome) -> list[tuple[str, str]]:
-    if outcome.ended == "stopped":
+    if outcome.ended in ("stopped", "alarm"):
         return [("go on", go_on(str(run.root)))]
     longer = 2 * run.config.run.steps
     return [

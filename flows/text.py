@@ -5,7 +5,17 @@ from typing import Any
 
 from pipeline.text import NOTHING, count, duration, number, percent
 
-__all__ = ["NOTHING", "count", "duration", "interval", "number", "percent", "step_line", "troubles"]
+__all__ = [
+    "NOTHING",
+    "alarm_line",
+    "count",
+    "duration",
+    "interval",
+    "number",
+    "percent",
+    "step_line",
+    "troubles",
+]
 
 
 def interval(summary: Mapping[str, Any]) -> str:
@@ -24,6 +34,11 @@ def step_line(steps_done: int, steps: int, metrics: Mapping[str, Any]) -> str:
         f"grad {number(metrics.get('grad_norm'))}  "
         f"tokens {count(metrics.get('tokens'))}  {duration(seconds)}{troubles(metrics)}"
     )
+
+
+def alarm_line(alarm: Mapping[str, Any]) -> str:
+    """Return what one line says about an alarm, with a command that shows its evidence."""
+    return f"ALARM {alarm['rule']}, step {alarm['step']}: {alarm['message']}; {alarm['command']}"
 
 
 def troubles(metrics: Mapping[str, Any]) -> str:

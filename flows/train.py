@@ -146,22 +146,27 @@ def train_flow(
         resume: go on with the run that is there.
     """
     config = checked_config(source, Path(run), overrides or [], resume)
-    session = open_session(config, Path(run), resume)
-    try:
-        print_warnings(warnings_of(config, session.questions))
-        watchers = [Lines(session)]
-        outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
-        return _final_state(outcome, run)
-    finally:
-        session.close()
+    from flows.recovery import session_after_alarm
+
+    session: Session | None = open_session(config, Path(run), resume)
+    while session is not None:
+        with contextlib.closing(session):
+            print_warnings(warnings_of(session.config, session.questions))
+            watchers = [Lines(session)]
+            outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
+            state = _final_state(outcome, str(session.run.root))
+            session = session_after_alarm(session, outcome)
+    return state
 
 
 def _final_state(outcome: Outcome, run: str) -> State[Any] | None:
     """Return None, which means completed, or the state of a training that was stopped."""
-    if outcome.ended != "stopped":
+    if outcome.ended not in ("stopped", "alarm"):
         return None
+    why = "by an alarm " if outcome.ended == "alarm" else ""
     return Cancelled(
-        message=f"stopped after {outcome.steps_done} steps; go on: srpo train --resume --run {run}"
+        message=f"stopped {why}after {outcome.steps_done} steps; go on: srpo train --resume "
+        f"--run {run}"
     )
 
 

@@ -40,6 +40,14 @@ class RunSection(Section):
         3, description="newest snapshots kept; the best by evaluation and the last always stay"
     )
     threads: PositiveInt = Field(2, description="CPU threads of torch")
+    on_alarm: Literal["continue", "stop", "fork"] = Field(
+        "continue",
+        description="after a severe alarm: go on, stop after the step, or fork once from the last "
+        "healthy snapshot and train on there",
+    )
+    alarm_rate_factor: PositiveFloat = Field(
+        0.5, description="on_alarm fork: the fork's learning rate over this run's"
+    )
 
 
 class DataSection(Section):

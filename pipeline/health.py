@@ -114,7 +114,7 @@ def _accuracy_falls(steps: Records, evaluations: Records) -> str | None:
     if len(values) < 2:
         return None
     last = evaluations[-1]
-    noise = float(last.get("accuracy_high") or 0) - float(last.get("accuracy_low") or 0)
+    noise = float(last.get("high") or 0) - float(last.get("low") or 0)
     best = max(values[:-1])
     if best - values[-1] < max(_ACCURACY_DROP, noise):
         return None
