@@ -9,6 +9,7 @@ from pipeline.audit.diff import DecisionChange, RunDiff, diff_runs
 from pipeline.audit.plain import printable
 from pipeline.store import Run
 from pipeline.text import count, number
+from pipeline.viewer.exported import in_export
 from pipeline.viewer.records import History, history
 from pipeline.viewer.series import (
     CHARTS,
@@ -50,6 +51,7 @@ def context(runs: Runs, a: str, b: str) -> dict[str, Any]:
         "found": found,
         "command": f"srpo diff {first.root} {second.root}",
         "settings": [(key, _text(old), _text(new)) for key, (old, new) in found.settings.items()],
+        "in_export": {a: in_export(first), b: in_export(second)},
         "forks": [
             (name, run.parent.root.name, run.fork.note)
             for name, run in ((a, first), (b, second))

@@ -14,7 +14,9 @@ Progress = Callable[[int, int], None]
 
 
 def export(runs: Sequence[Run], folder: Path, progress: Progress) -> int:
-    """Write every page of these runs under `folder`; return how many.
+    """Write the pages of these runs under `folder`; return how many.
+
+    Of runs with very many rollouts it writes those of some steps (`exported.exported_steps`).
 
     Args:
         folder: missing or empty; its index.html, written last, is the page to open.

@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from pipeline.store import Run
+from pipeline.viewer.exported import in_export
 from pipeline.viewer.records import History, Record, history
 from pipeline.viewer.series import ROUTES, STYLES, chart_data, charts_of, last_text, run_series
 from pipeline.viewer.settings import changed_settings, origins, policies, written
@@ -56,6 +57,7 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         "name": name,
         "summary": _summary(run, histories[name]),
         "alarms": alarms_of(records),
+        "in_export": in_export(run),
         "fork": _fork(run),
         "charts": data["charts"],
         "runs": [{"name": other, "style": i % STYLES} for i, other in enumerate(names)],

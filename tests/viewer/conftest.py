@@ -16,10 +16,49 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from flows.replaying import Plan, replay
+from flows.session import Session
+from pipeline.lineage import STEP_STAGES
+from pipeline.loading import load_config
 from pipeline.store import Run
 from pipeline.viewer.app import create_app
 
 Serve = Callable[[Sequence[Run]], str]
+STEPS = 7
+SETTINGS = [
+    f"run.steps={STEPS}",
+    "run.threads=1",
+    "run.snapshot_every=7",
+    "generate.questions=4",
+    "generate.rollouts=4",
+    "evaluate.every=3",
+    "evaluate.questions=8",
+    "evaluate.rollouts=2",
+]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a short demo run; never write to it."""
+    root = tmp_path_factory.mktemp("runs") / "demo"
+    session = Session.create(root, load_config("demo", SETTINGS))
+    session.run_stage("evaluate", 0)
+    for step in range(STEPS):
+        for name in STEP_STAGES:
+            session.run_stage(name, step)
+        session.finish_step(step)
+        if session.evaluation_due(step + 1):
+            session.run_stage("evaluate", step + 1)
+    session.close()
+    return Run.open(root)
+
+
+@pytest.fixture(scope="session")
+def fork(trained: Run) -> Run:
+    """Return a fork of it that weighs with another beta; never write to it."""
+    root = trained.root.parent / "sharper"
+    replay(trained, root, Plan.of(trained, "weigh", "weigh", None), ["weigh.beta=3"]).close()
+    return Run.open(root)
 
 
 class Watched:
