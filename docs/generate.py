@@ -74,6 +74,7 @@ MANIFEST_KEYS = {
     "facts": "numbers of the stage that belong to no row, see below",
     "index": "token tables: first row and number of rows of each rollout; else null",
     "cost": "what making it cost; differs between equal runs",
+    "alarms": "new at this step: rule, message, rollouts as evidence, command ([health](health.md))",
     "digest": "SHA-256 of the rest of this record",
 }
 COST_KEYS = {
@@ -101,11 +102,17 @@ METRICS = {
     "truncated_share": "share cut at the length limit",
     "response_tokens_mean": "mean response length",
     "response_tokens_max": "longest response",
+    "duplicate_share": "share of responses of 16 tokens or more that another question got too",
     "share_grpo": "share of rollouts on the GRPO route",
     "share_sdpo": "share on the SDPO route",
     "share_mix": "share on the mix route",
     "share_none": "share that is left out",
     "teacher_available": "share with a demonstration",
+    "distils": "whether the method distils at all",
+    "demonstration_tokens_mean": "mean length of the responses that demonstrate; null: none",
+    "other_tokens_mean": "mean length of all others",
+    "correct_tokens_mean": "mean length of correct responses; null: none",
+    "wrong_tokens_mean": "mean length of wrong responses; null: none",
     "taught_tokens": "tokens that the teacher scored",
     "teacher_entropy_mean": "their mean teacher entropy, nats; null without such tokens",
     "jsd_mean": "their mean divergence at alpha = 0.5, nats; null likewise",
@@ -117,6 +124,7 @@ METRICS = {
     "routed_tokens": "sum of N over the updates",
     "computed_tokens": "response tokens that went through forward and backward",
     "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
+    "logprob_gap_mean": "mean over rollouts of their largest such gap; null likewise",
     "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
     "seconds_generate": "seconds in generate",
     "seconds_verify": "seconds in verify",
@@ -129,7 +137,8 @@ METRICS = {
 }
 
 RUN_FOLDER = """\
-    RUN/run.json                     resolved configuration, versions, hardware, digests
+    RUN/run.json                     resolved configuration, versions, hardware, digests; of a fork
+                                     also its parent, whose tables it refers to, and what changed
     RUN/tokenizer/                   the tokenizer, so that tables can be read as text
     RUN/steps/000012/NAME.arrow      a table of step 12 (steps count from 0)
     RUN/steps/000012/NAME.json       its manifest; a table without one does not exist

@@ -17,6 +17,7 @@ from flows.commands.compare import compare
 from flows.commands.diff import diff
 from flows.commands.policy import policy
 from flows.commands.replay import replay
+from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
 from flows.options import Set
@@ -201,6 +202,7 @@ app.command()(compare)
 app.command()(view)
 app.command()(stage)
 app.command()(replay)
+app.command()(runs)
 app.command()(policy)
 
 

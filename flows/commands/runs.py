@@ -1,0 +1,56 @@
+"""`srpo runs`: what is there."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "written")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the runs below a folder: method, state, last accuracy, alarms, size on disk.
+
+    Example: srpo runs runs
+    """
+    import json
+
+    from pipeline.errors import SrpoError
+    from pipeline.overview import find_runs, overview
+
+    found = []
+    for root in find_runs(folder):
+        try:
+            found.append(overview(root))
+        except SrpoError as error:
+            found.append({"run": str(root), "state": f"can't be read: {error}"})
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif not found:
+        print(f"no runs in {folder}; srpo train demo makes one")
+    else:
+        _print(found)
+
+
+def _print(found: list[dict[str, Any]]) -> None:
+    from pipeline.audit.plain import printable
+    from pipeline.text import NOTHING
+
+    table = Table(box=None)
+    for name in _COLUMNS:
+        right = name in ("size", "alarms")
+        table.add_column(name, overflow="fold", justify="right" if right else "left")
+    for row in found:
+        texts = {name: row.get(name) for name in _COLUMNS}
+        if row.get("accuracy") is not None:
+            texts["accuracy"] = f"{row['accuracy']:.1%} after {row['accuracy_after']}"
+        if row.get("bytes") is not None:
+            texts["size"] = f"{row['bytes'] / 1e6:,.1f} MB"
+        cells = [NOTHING if text is None else printable(str(text)) for text in texts.values()]
+        table.add_row(*cells)
+    Console().print(table, highlight=False, markup=False)

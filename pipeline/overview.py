@@ -1,0 +1,63 @@
+"""A run in one line: method, state, last accuracy, alarms, size on disk."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics import evaluation_metrics
+from pipeline.store import Run
+
+_DEPTH = 3
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, itself included, some levels deep; sorted."""
+    return sorted(_search(folder, _DEPTH))
+
+
+def _search(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "run.json").exists():
+        yield folder
+    elif depth and folder.is_dir():
+        for inner in folder.iterdir():
+            if inner.is_dir() and not inner.name.startswith("."):
+                yield from _search(inner, depth - 1)
+
+
+def overview(root: Path) -> dict[str, Any]:
+    """Return what one line says about a run. Tables of steps are not read.
+
+    Raises:
+        StoreError: its record, or that of its parent, can't be read.
+    """
+    run = Run.open(root)
+    done = run.steps_done()
+    evaluated = run.steps_of("evaluations")
+    accuracy = None
+    if evaluated:
+        table = run.peek("evaluations", evaluated[-1])
+        accuracy = evaluation_metrics(table)["accuracy"]
+    files = [path.stat() for path in root.rglob("*") if path.is_file()]
+    newest = max(status.st_mtime for status in files)
+    return {
+        "run": str(root),
+        "method": run.config.route.method,
+        "state": _state(run, done),
+        "steps_done": done,
+        "steps": run.config.run.steps,
+        "accuracy": accuracy,
+        "accuracy_after": evaluated[-1] if evaluated else None,
+        "alarms": sum(len(run.metrics(step).get("alarms") or []) for step in range(done)),
+        "bytes": sum(status.st_size for status in files),
+        "written": datetime.fromtimestamp(newest, UTC).isoformat(" ", "minutes"),
+        "parent": str(run.parent.root) if run.parent else None,
+    }
+
+
+def _state(run: Run, done: int) -> str:
+    steps = run.config.run.steps
+    state = "complete" if done >= steps else f"{done} of {steps} steps"
+    if run.fork is None or run.parent is None:
+        return state
+    return f"{state}; fork of {run.parent.root.name} at {run.fork.stage} {run.fork.start}"
