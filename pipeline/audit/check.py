@@ -58,6 +58,7 @@ _RULES: dict[str, Callable[[StepTables], Iterator[Broken]]] = {
 }
 _HASHERS = 2
 _MOST_OF_A_TABLE = 8
+_MOST_OF_A_RECORD = 4
 _DAMAGE = (
     ValueError,
     KeyError,
@@ -274,10 +275,22 @@ class _Step:
         except _DAMAGE as error:
             self.report.add(path, "tables that it follows from", f"{error}", advice)
             return
-        for key, value in expected.items():
-            if key not in record or not _near(record[key], value):
-                found = record.get(key, "nothing")
-                self.report.add(path, f"{key} = {value}, as the tables say", found, advice)
+        self._compare(path, record, expected, advice)
+
+    def _compare(
+        self, path: Path, record: Mapping[str, object], expected: Mapping[str, object], advice: str
+    ) -> None:
+        """Note the numbers of a record that are others than `expected`."""
+        wrong = [k for k, v in expected.items() if k in record and not _near(record[k], v)]
+        for key in wrong[:_MOST_OF_A_RECORD]:
+            text = f"{key} = {expected[key]}, as the tables say"
+            self.report.add(path, text, record[key], advice)
+        if len(wrong) > _MOST_OF_A_RECORD:
+            more = len(wrong) - _MOST_OF_A_RECORD
+            self.report.notes.append(f"{path}: {more} more numbers differ")
+        if absent := sorted(expected.keys() - record.keys()):
+            text = f"no {', '.join(absent[:2])}{', …' if len(absent) > 2 else ''} in it"
+            self.report.notes.append(f"{path}: {text}: written by another version of this code")
 
 
 def _origin_inside(data: pa.Table) -> object:

@@ -18,6 +18,10 @@ from pipeline.twin.tolerances import Report
 
 State = Mapping[str, Tensor]
 
+_FLOOR = 4e-7
+"""Four times the golden tests': plain float32 passes over demo responses unlike any in training are
+off by 9e-5 in a log-probability (`pipeline.twin.tolerances` derives the rest from it)."""
+
 _NEEDED = ("rollouts", "verdicts", "routes")
 _COMPARED = ("teacher", "weights", "updates", "scores")
 
@@ -87,7 +91,7 @@ def deep_check(
         run.tokenizer_path(),
         progress,
     )
-    report = Report()
+    report = Report(floor=_FLOOR)
     sampled_by = set(tables["rollouts"]["policy_version"].to_pylist())
     compare_rollouts(report, twin, tables["rollouts"], sampled_by == {start.version})
     compare_routes(report, twin, tables["routes"])
