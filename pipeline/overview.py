@@ -50,7 +50,7 @@ def overview(root: Path) -> dict[str, Any]:
         "accuracy_after": evaluated[-1] if evaluated else None,
         "alarms": sum(len(run.metrics(step).get("alarms") or []) for step in range(done)),
         "bytes": sum(status.st_size for status in files),
-        "written": datetime.fromtimestamp(newest, UTC).isoformat(" ", "minutes"),
+        "written": datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M"),
         "parent": str(run.parent.root) if run.parent else None,
     }
 
@@ -60,4 +60,4 @@ def _state(run: Run, done: int) -> str:
     state = "complete" if done >= steps else f"{done} of {steps} steps"
     if run.fork is None or run.parent is None:
         return state
-    return f"{state}; fork of {run.parent.root.name} at {run.fork.stage} {run.fork.start}"
+    return f"{state}; fork of {run.parent.root.name} from {run.fork.stage} of step {run.fork.start}"

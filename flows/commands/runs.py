@@ -1,7 +1,8 @@
 """`srpo runs`: what is there."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -34,19 +35,22 @@ def runs(
     elif not found:
         print(f"no runs in {folder}; srpo train demo makes one")
     else:
-        _print(found)
+        _print(folder, found)
 
 
-def _print(found: list[dict[str, Any]]) -> None:
+def _print(folder: Path, found: list[dict[str, Any]]) -> None:
     from pipeline.audit.plain import printable
     from pipeline.text import NOTHING
 
-    table = Table(box=None)
+    table = Table(box=None, title=f"runs in {printable(str(folder))}", title_justify="left")
     for name in _COLUMNS:
         right = name in ("size", "alarms")
-        table.add_column(name, overflow="fold", justify="right" if right else "left")
+        folds = name in ("run", "state")
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(name, overflow="fold", no_wrap=not folds, justify=justify)
     for row in found:
         texts = {name: row.get(name) for name in _COLUMNS}
+        texts["run"] = os.path.relpath(row["run"], folder)
         if row.get("accuracy") is not None:
             texts["accuracy"] = f"{row['accuracy']:.1%} after {row['accuracy_after']}"
         if row.get("bytes") is not None:
