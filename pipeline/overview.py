@@ -52,12 +52,16 @@ def overview(root: Path) -> dict[str, Any]:
         "bytes": sum(status.st_size for status in files),
         "written": datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M"),
         "parent": str(run.parent.root) if run.parent else None,
+        "fork of": _origin(run),
     }
 
 
 def _state(run: Run, done: int) -> str:
     steps = run.config.run.steps
-    state = "complete" if done >= steps else f"{done} of {steps} steps"
+    return "complete" if done >= steps else f"step {done} of {steps}"
+
+
+def _origin(run: Run) -> str | None:
     if run.fork is None or run.parent is None:
-        return state
-    return f"{state}; fork of {run.parent.root.name} from {run.fork.stage} of step {run.fork.start}"
+        return None
+    return f"{run.parent.root.name}@{run.fork.start} {run.fork.stage}"

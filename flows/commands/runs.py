@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "written")
+_COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "written", "fork of")
 
 
 def runs(
@@ -45,7 +45,7 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
     table = Table(box=None, title=f"runs in {printable(str(folder))}", title_justify="left")
     for name in _COLUMNS:
         right = name in ("size", "alarms")
-        folds = name in ("run", "state")
+        folds = name in ("run", "fork of")
         justify: Literal["left", "right"] = "right" if right else "left"
         table.add_column(name, overflow="fold", no_wrap=not folds, justify=justify)
     for row in found:

@@ -39,9 +39,9 @@ def test_runs_are_listed_with_what_they_are(
     monkeypatch.setenv("COLUMNS", "160")
     runs(monkeypatch, folder)
     out = capsys.readouterr().out
-    assert "1 of 2 steps" in out
+    assert "step 1 of 2" in out
     assert "sweep/[bold]" in out
-    assert "fork of first from weigh of step 0" in out
+    assert "first@0 weigh" in out
     assert "can't be read" in out
     runs(monkeypatch, folder, "--json")
     found = {Path(row["run"]).name: row for row in json.loads(capsys.readouterr().out)}
