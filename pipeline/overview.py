@@ -58,7 +58,7 @@ def overview(root: Path) -> dict[str, Any]:
 
 def _state(run: Run, done: int) -> str:
     steps = run.config.run.steps
-    return "complete" if done >= steps else f"step {done} of {steps}"
+    return "complete" if done >= steps else f"{done} of {steps}"
 
 
 def _origin(run: Run) -> str | None:

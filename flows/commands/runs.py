@@ -1,6 +1,7 @@
 """`srpo runs`: what is there."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "written", "fork of")
+_COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "fork of")
 
 
 def runs(
@@ -21,6 +22,7 @@ def runs(
     """
     import json
 
+    from pipeline.audit.plain import printable
     from pipeline.errors import SrpoError
     from pipeline.overview import find_runs, overview
 
@@ -29,7 +31,7 @@ def runs(
         try:
             found.append(overview(root))
         except SrpoError as error:
-            found.append({"run": str(root), "state": f"can't be read: {error}"})
+            print(f"warning: {printable(str(error))}", file=sys.stderr)
     if as_json:
         print(json.dumps(found, indent=2))
     elif not found:
@@ -47,14 +49,15 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
         right = name in ("size", "alarms")
         folds = name in ("run", "fork of")
         justify: Literal["left", "right"] = "right" if right else "left"
-        table.add_column(name, overflow="fold", no_wrap=not folds, justify=justify)
+        width = 16 if folds else None
+        table.add_column(name, overflow="fold", no_wrap=not folds, justify=justify, min_width=width)
     for row in found:
         texts = {name: row.get(name) for name in _COLUMNS}
         texts["run"] = os.path.relpath(row["run"], folder)
         if row.get("accuracy") is not None:
-            texts["accuracy"] = f"{row['accuracy']:.1%} after {row['accuracy_after']}"
+            texts["accuracy"] = f"{row['accuracy']:.1%} @{row['accuracy_after']}"
         if row.get("bytes") is not None:
-            texts["size"] = f"{row['bytes'] / 1e6:,.1f} MB"
+            texts["size"] = f"{row['bytes'] / 1e6:,.0f} MB"
         cells = [NOTHING if text is None else printable(str(text)) for text in texts.values()]
         table.add_row(*cells)
     Console().print(table, highlight=False, markup=False)
