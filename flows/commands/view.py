@@ -46,6 +46,7 @@ def view(
 
 def _export(runs: "list[Run]", folder: Path) -> None:
     from pipeline.viewer.export import export
+    from pipeline.viewer.exported import exported_steps
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -56,6 +57,13 @@ def _export(runs: "list[Run]", folder: Path) -> None:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     spent = duration(time.monotonic() - begun)
     print(f"{count(pages)} pages, {size / 1e6:.1f} MB, {spent}; open {folder / 'index.html'}")
+    for run in runs:
+        steps, kept = run.steps_of("rollouts"), exported_steps(run)
+        if len(kept) < len(steps):
+            print(
+                f"{run.root}: pages of the rollouts of {len(kept)} of its {len(steps)} steps; "
+                "srpo view without --export shows all"
+            )
 
 
 def _serve(runs: "list[Run]", port: int) -> None:

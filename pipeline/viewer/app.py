@@ -19,7 +19,7 @@ from pipeline.errors import SrpoError
 from pipeline.store import Run
 from pipeline.viewer.pages import KINDS
 from pipeline.viewer.rollout_page import KEPT, kept_at
-from pipeline.viewer.shell import PLOTLY, POLICY, STATIC, Kind, Missing, Page, Runs, named
+from pipeline.viewer.shell import PLOTLY, POLICY, STATIC, Kind, Missing, Page, Runs, Shelf, named
 from pipeline.viewer.state import state_of
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -39,7 +39,7 @@ HEADERS = {
 def create_app(runs: Sequence[Run]) -> FastAPI:
     """Return the application that shows these runs; it only ever reads them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    shown = named(runs)
+    shown = Shelf(named(runs))
     for kind in KINDS:
         _add(app, kind, shown)
     app.add_route("/state.json", lambda _: JSONResponse(_states(shown)))

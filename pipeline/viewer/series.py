@@ -130,13 +130,21 @@ def smoothed(values: Sequence[float | None], window: int = WINDOW) -> dict[str, 
     left out of both, and where all of a window are missing so are they.
     """
     array = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-    means, deviations = [], []
-    for end in range(1, len(array) + 1):
-        part = array[max(0, end - window) : end]
-        part = part[np.isfinite(part)]
-        means.append(short(float(part.mean())) if part.size else None)
-        deviations.append(short(float(part.std())) if part.size else None)
-    return {"raw": [short(v) for v in values], "mean": means, "deviation": deviations}
+    if not array.size:
+        return {"raw": [], "mean": [], "deviation": []}
+    parts = np.lib.stride_tricks.sliding_window_view(
+        np.concatenate([np.full(window - 1, np.nan), array]), window
+    )
+    known = np.isfinite(parts)
+    number_known = np.where(known.any(axis=1), known.sum(axis=1), np.nan)
+    means = np.where(known, parts, 0.0).sum(axis=1) / number_known
+    squares = np.where(known, parts - means[:, None], 0.0) ** 2
+    deviations = np.sqrt(squares.sum(axis=1) / number_known)
+    return {
+        "raw": [short(value) for value in array.tolist()],
+        "mean": [short(value) for value in means.tolist()],
+        "deviation": [short(value) for value in deviations.tolist()],
+    }
 
 
 def last_text(chart: Chart, series: dict[str, Any]) -> str:

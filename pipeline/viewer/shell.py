@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline import text
+from pipeline.audit.plain import printable
 from pipeline.errors import SrpoError
 from pipeline.store import Run
 
@@ -47,6 +48,13 @@ POLICY = (
 The hash is that of the empty text: Plotly (measured with 7.1) makes an empty style element and
 adds its rules to it by script, which script-src governs. No style text in a page is allowed.
 """
+
+_UNSEEN = (
+    *(code for code in range(32) if chr(code) not in "\n\t"), *range(0x7F, 0xA0), 0x61C, 0xFEFF,
+    *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), *range(0xD800, 0xE000),
+)  # fmt: skip
+_SPELLED_OUT = {code: printable(chr(code)) for code in _UNSEEN}
+"""Characters that a browser obeys, hides or refuses, as texts; templates can't forget them."""
 
 
 class Missing(SrpoError):
@@ -106,13 +114,13 @@ class Page:
         return "../" * (self.path.count("/") - 1) or "./"
 
     def render(self, template: str, **context: Any) -> str:
-        """Return the page's HTML; what is not Unicode text becomes question marks."""
+        """Return the page's HTML; controls, bidi marks and lone surrogates are spelled out."""
         html = (
             _environment()
             .get_template(template)
             .render(page=self, url=self.url, static=self.static, **context)
         )
-        return html.encode("utf-8", "replace").decode("utf-8")
+        return html.translate(_SPELLED_OUT)
 
 
 def per_run(pages: Callable[[Run], Iterator[str]]) -> Callable[[Runs], Iterator[tuple[str, ...]]]:
@@ -145,6 +153,31 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
     return found
 
 
+class Shelf(Mapping[str, Run]):
+    """Runs by name, each as its run.json now says: a longer training extends it in place."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = {name: (run, _written(run)) for name, run in runs.items()}
+
+    def __getitem__(self, name: str) -> Run:
+        run, written = self._runs[name]
+        now = _written(run)
+        if now != written:
+            run = Run.open(run.root)
+            self._runs[name] = run, now
+        return run
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+
+def _written(run: Run) -> int:
+    return (run.root / "run.json").stat().st_mtime_ns
+
+
 def data_block(value: Any) -> Markup:
     """Return a `<script type="application/json">` block that no text in `value` can leave."""
     raw = json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
@@ -153,7 +186,12 @@ def data_block(value: Any) -> Markup:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON knows it: numbers that are not finite become null."""
+    """Return a value as JSON knows it: numbers that are not finite become null.
+
+    Texts are spelled out as in a page, as scripts put them there.
+    """
+    if isinstance(value, str):
+        return value.translate(_SPELLED_OUT)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

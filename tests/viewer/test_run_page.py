@@ -31,6 +31,7 @@ def test_the_rolling_mean_looks_back_five_steps_and_skips_what_is_missing() -> N
     assert found["deviation"][:2] == [0.0, 1.0]
     assert found["deviation"][5] == pytest.approx(5**0.5, rel=1e-5)  # of 3, 5, 7, 9
     assert smoothed([None, None])["mean"] == [None, None]
+    assert smoothed([])["mean"] == []
 
 
 def test_places_on_the_three_axes() -> None:

@@ -63,6 +63,13 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert list(named(runs)) == ["run", "run-2", "run-3"]
 
 
+def test_a_run_that_was_extended_is_shown_so(run: Run, client: TestClient) -> None:
+    name = run.root.name
+    assert client.get("/state.json").json()[name]["steps"] == 100
+    Run.open(run.root).extend(config(run={"steps": 120}))
+    assert client.get("/state.json").json()[name]["steps"] == 120
+
+
 def test_no_text_leaves_the_data_block() -> None:
     value = {"</script><script>alert(1)</script>": ["<!--", "&lt;", float("nan"), "\ud800"]}
     block = str(data_block(value))
@@ -70,13 +77,13 @@ def test_no_text_leaves_the_data_block() -> None:
     inside = inside.removesuffix("</script>")
     assert not re.search(r"[<>&]", inside)
     assert json.loads(inside) == {
-        "</script><script>alert(1)</script>": ["<!--", "&lt;", None, "\ud800"]
+        "</script><script>alert(1)</script>": ["<!--", "&lt;", None, "\\ud800"]
     }
 
 
 def test_templates_escape_and_survive_what_is_not_unicode() -> None:
     html = Page("/").render("problem.html", title="<b>", text="\ud800 & <script>")
-    assert "<h1>&lt;b&gt;</h1>" in html and "? &amp; &lt;script&gt;" in html
+    assert "<h1>&lt;b&gt;</h1>" in html and "\\ud800 &amp; &lt;script&gt;" in html
     html.encode("utf-8")
 
 
