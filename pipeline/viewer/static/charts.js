@@ -95,10 +95,11 @@
 
   const stackTraces = (chart, unit) => {
     const run = data.runs.find((candidate) => candidate.name === data.current);
-    const x = places(run.x, unit);
     const known = chart.parts.filter((part) => run.values[part.key]?.raw.some((value) => value));
+    const there = (_, at) => known.some((part) => run.values[part.key].raw[at] !== null);
+    const x = places(run.x, unit).filter(there);
     const traces = known.map((part) => ({
-      x, y: run.values[part.key].raw, name: part.name, part: part.key, mode: "lines", stackgroup: "parts",
+      x, y: run.values[part.key].raw.filter(there), name: part.name, part: part.key, mode: "lines", stackgroup: "parts",
       line: { width: 0.7, color: partColour(part.key) }, fillcolor: faint(partColour(part.key), 0.55),
       fillpattern: patterns[part.key]
         ? { shape: patterns[part.key], size: 6, solidity: 0.25, fgcolor: partColour(part.key), bgcolor: faint(partColour(part.key), 0.45), fillmode: "replace" }
@@ -107,7 +108,7 @@
     }));
     if (chart.line && run.values[chart.line.key]) {
       traces.push({
-        x, y: run.values[chart.line.key].raw, name: chart.line.name, mode: "lines",
+        x, y: run.values[chart.line.key].raw.filter(there), name: chart.line.name, mode: "lines",
         line: { color: colour("--text"), width: 1.5, dash: "dot" }, hovertemplate: hover(chart, chart.line.name),
       });
     }
