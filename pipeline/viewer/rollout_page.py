@@ -1,6 +1,6 @@
 """The page of one rollout: what was asked, answered, judged and decided, and every token of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def context(runs: Runs, name: str, rollout_id: str) -> dict[str, Any]:
             for message in record.rollout["messages"]
         ],
         "response": long_text(record.rollout["response_text"]),
-        "teacher": record.route and record.route["teacher_rollout_id"],
+        "reason": printable((record.route or {}).get("reason") or "", 1000),
+        "teacher": _teacher(record, rows),
         "teacher_prompt": long_text((record.route or {}).get("teacher_prompt_text") or ""),
         "sides": _sides(record),
         "group": [cell(row) for row in rows if row["group"] == here["group"]],
@@ -121,6 +122,13 @@ def _facts(row: Row, record: RolloutRecord) -> list[tuple[str, str]]:
         ("Optimizer update", number(row["mini_batch"])),
     ]
     return [(label, value) for label, value in facts if value != "-"]
+
+
+def _teacher(record: RolloutRecord, rows: Sequence[Row]) -> str | None:
+    """Return the id of the demonstrating sibling, if it is a rollout of the step."""
+    known = {row["rollout_id"] for row in rows}
+    teacher = (record.route or {}).get("teacher_rollout_id")
+    return teacher if teacher in known else None
 
 
 def _nats(value: float | None) -> str:
