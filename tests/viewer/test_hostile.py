@@ -19,7 +19,8 @@ UNSEEN = re.compile(
 )
 FOREIGN = """() => [...document.querySelectorAll("*")].filter((element) =>
     !element.closest(".plot, [id^=plotly], [id^=js-plotly]")).filter((element) =>
-    element.matches("img, iframe, object, embed, link:not([rel=stylesheet], [rel=icon]), base, style")
+    element.matches("img, iframe, object, embed, base, style")
+    || element.matches("link:not([rel=stylesheet], [rel=icon])")
     || element.matches("script:not([src]):not([type='application/json'])")
     || [...element.attributes].some((a) => a.name.startsWith("on") || a.name === "style")
 ).map((element) => element.outerHTML.slice(0, 200))"""
