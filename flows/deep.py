@@ -36,7 +36,7 @@ def check_step(
             "do, and compares no other precision"
         )
     routes = run.read("routes", step)
-    scorer = run.owner("teacher", step) if run.has("teacher", step) else run.owner("routes", step)
+    scorer = run.owner("teacher" if run.has("teacher", step) else "rollouts", step)
     with tempfile.TemporaryDirectory(prefix="srpo-deep-") as folder:
         with contextlib.closing(Session.resume(scorer.root)) as session:
             policy = session.prepare(step, replayed)

@@ -84,7 +84,6 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
     if not run.tokenizer_path().is_dir():
         report.add(run.tokenizer_path(), "the run's tokenizer", "no folder", "copy it from policy/")
     snapshots = dict(snapshot_files(run, report))
-    check_snapshots(run, report)
     sound = [entry.path for entry in tables.values() if _right_size(entry)]
     size = vocabulary(run)
     with _Hashing([*sound, *snapshots], progress) as hashing:
@@ -95,6 +94,7 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
             if found != expected:
                 advice = snapshot_advice(path.parent)
                 report.add(path, f"SHA-256 {expected[:12]}…", _short(found), advice)
+    check_snapshots(run, report)
     report.tables, report.bytes = len(tables), hashing.total
     return report
 

@@ -142,7 +142,7 @@ def _notes(
     if left_out and "updates" in tables:
         notes.append(f"losses of updates {left_out} are not compared: their policies are unknown")
     if not twin.settings.on_policy:
-        notes.append("off-policy step: the stored log pi_old is taken as it is")
+        notes.append("off-policy step: log pi_old is taken as it is stored or reported")
     if not same_policy or config.generate.engine != "transformers":
         notes.append("sampled log-probabilities are not compared: another policy or engine")
     limit: Any = twin.settings.max_teacher_prompt_length
