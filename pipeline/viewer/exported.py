@@ -24,7 +24,8 @@ def exported_steps(run: Run) -> list[int]:
     alarms: dict[str, list[int]] = {}
     for record in step_records(run):
         for alarm in record.get("alarms") or []:
-            alarms.setdefault(str(alarm["rule"]), [int(i[:6]) for i in alarm["evidence"]])
+            trained = [i for i in alarm["evidence"] if not i.startswith("e")]
+            alarms.setdefault(str(alarm["rule"]), [int(i[:6]) for i in trained])
     spread = {steps[round(i * (len(steps) - 1) / (room - 1))] for i in range(room)}
     return sorted(spread | {step for of_rule in alarms.values() for step in of_rule})
 

@@ -10,11 +10,14 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.files import digest_of, write_json
 from pipeline.store import Run
+from pipeline.viewer import exported as exported_module
 from pipeline.viewer.export import export
+from pipeline.viewer.exported import exported_steps, in_export
 from pipeline.viewer.pages import KINDS
 from pipeline.viewer.shell import STATIC, named
-from tests.viewer.test_run_page import Open, axis_title, drawn
+from tests.viewer.test_run_page import Open, axis_title, copied, drawn
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,16 @@ def test_the_command_exports(trained: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     assert re.match(r"\d+ pages, [\d.]+ MB, ", done.stdout)
     assert (tmp_path / "pages" / "index.html").is_file()
+
+
+def test_steps_with_evidence_are_exported_and_evaluations_are_not(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alarm's evidence may be answers of an evaluation, whose ids begin with e."""
+    run = copied(trained, tmp_path / "demo", 7)
+    alarm = {"rule": "format", "evidence": ["e000003-0000-00", "000004-0001-02"]}
+    record = {**run.metrics(5), "alarms": [alarm]}
+    write_json(run.metrics_path(5), {**record, "digest": digest_of(record)})
+    monkeypatch.setattr(exported_module, "MOST_PAGES", 3 * 16)
+    assert exported_steps(run) == [0, 3, 4, 6]
+    assert not in_export(run)("e000003-0000-00")
