@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,9 @@ OF_TABLE = {
     "evaluations": ("prompt_id", "response_text", "prediction", "feedback", "reference"),
 }
 
+_FIRST = 150
+"""Id of the first token with a hostile text."""
+
 
 def hostile_run(run: Run, root: Path, steps: int = 2) -> Run:
     """Copy the first steps of a run, their texts hostile; questions come back at every step."""
@@ -46,14 +48,9 @@ def hostile_run(run: Run, root: Path, steps: int = 2) -> Run:
     return made
 
 
-def rewritten(run: Run, table: str, step: int, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """Return a table of a run, changed."""
-    return change(run.read(table, step))
-
-
 def _copy(run: Run, made: Run, table: str, step: int) -> None:
     manifest = run.manifest(table, step)
-    data = rewritten(run, table, step, lambda old: _hostile(table, old))
+    data = _hostile(table, run.read(table, step))
     made.commit(manifest.origin, data, manifest.facts, manifest.cost)
 
 
@@ -74,9 +71,6 @@ def _hostile(table: str, data: pa.Table) -> pa.Table:
 
 def _question(row: int) -> str:
     return f"{row // 4}{''.join(ATTACKS[:-1])}"
-
-
-_FIRST = 150
 
 
 def _ids(ids: list[int]) -> list[int]:
