@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.audit.compare import Axis, Comparison
 
 _SECONDS_PER_HOUR = 3600
+_LONGEST_NAME = 16
+"""Longer labels stand above the tables, not in them: 80 columns must do."""
 
 
 class CompareFormat(StrEnum):
@@ -91,17 +93,22 @@ def _print(found: "Comparison") -> None:
     )
 
     console = Console()
+    names = [row.label for row in found.rows]
+    if max(map(len, names)) > _LONGEST_NAME:
+        names = [f"row {number}" for number in range(1, len(names) + 1)]
+        for name, row in zip(names, found.rows, strict=True):
+            console.print(f"{name}: {row.label}", highlight=False, markup=False, soft_wrap=True)
     for axis in AXES:
         columns = list(budgets_of(found, axis))
         table = Table(
             title=f"best {found.measure} within {AXIS_TITLES[axis]}", title_justify="left"
         )
-        table.add_column("row", overflow="fold")
+        table.add_column("row")
         for heading in ("seeds", *(limit_text(budget) for _, budget in columns)):
             table.add_column(heading, justify="right")
-        for row, cells in zip(found.rows, found.cells, strict=True):
+        for name, row, cells in zip(names, found.rows, found.cells, strict=True):
             texts = [cell_texts(cell) if (cell := cells[j]) else None for j, _ in columns]
             shown = ["{mean} ({low}-{high}){mark}".format(**t) if t else "-" for t in texts]
-            table.add_row(row.label, str(len(row.curves)), *shown)
+            table.add_row(name, str(len(row.curves)), *shown)
         console.print(table, highlight=False, markup=False)
     console.print(note_of(found), highlight=False, markup=False)

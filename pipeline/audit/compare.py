@@ -159,7 +159,8 @@ def compare_runs(runs: Sequence[Run], limits: Mapping[Axis, Sequence[float]]) ->
         for limit in sorted(limits.get(axis) or _default_limits(rows, axis))
     ]
     cells = [[cell_of(row, budget) for budget in budgets] for row in rows]
-    return Comparison(rows, budgets, cells, [*_gaps(curves), *_same_seeds(rows), *unlike(named)])
+    warnings = [*_gaps(curves), *_off_policy(curves), *_same_seeds(rows), *unlike(named)]
+    return Comparison(rows, budgets, cells, warnings)
 
 
 def read_curve(run: Run, name: str) -> Curve:
@@ -240,6 +241,16 @@ def _gaps(curves: Sequence[Curve]) -> list[str]:
         "these count in budgets of steps only"
         for name, steps in unplaced.items()
         if steps
+    ]
+
+
+def _off_policy(curves: Sequence[Curve]) -> list[str]:
+    """Tell of replayed forks: their accuracies are not those of a training of their own."""
+    forks = {curve.name: curve.run.fork for curve in curves}
+    return [
+        f"{name} is a replayed fork: {fork.note}"
+        for name, fork in forks.items()
+        if fork is not None and fork.off_policy_from is not None
     ]
 
 

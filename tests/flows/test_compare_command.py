@@ -38,6 +38,17 @@ def test_the_table_has_a_row_per_method(
     assert "Student's t over seeds" in shown.out and "bootstrap over questions" in shown.out
 
 
+def test_long_labels_stand_above_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for beta in (0.5, 2.0):
+        make_run(tmp_path / f"{beta}", {0: 0.2, 4: 0.9}, weigh={"beta": beta})
+    assert srpo(monkeypatch, "compare", tmp_path / "0.5", tmp_path / "2.0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["row 1: srpo, weigh.beta=0.5", "row 2: srpo, weigh.beta=2"]
+    assert max(map(len, lines)) <= 80 and "row 2" in "".join(lines[2:])
+
+
 def test_json_is_one_record(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,9 +205,16 @@ def test_a_fork_counts_with_what_it_inherits(tmp_path: Path) -> None:
     )
 
 
-def forked(parent: Run, folder: Path) -> Run:
+def test_a_replayed_fork_is_told_of(tmp_path: Path) -> None:
+    """Its rollouts from step 3 on were sampled by another policy than its own."""
+    fork = forked(make_run(tmp_path / "parent", ACCURACIES), tmp_path / "fork", updates=True)
+    [warning] = compared(fork).warnings
+    assert warning.startswith("fork is a replayed fork: ") and "step 3" in warning
+
+
+def forked(parent: Run, folder: Path, updates: bool = False) -> Run:
     changed = {"weigh.beta": (1.0, 3.0)}
-    fork = Fork("../parent", parent.identity, "weigh", 2, 4, changed, updates=False)
+    fork = Fork("../parent", parent.identity, "weigh", 2, 4, changed, updates)
     values = parent.config.model_dump()
     values["weigh"]["beta"] = 3.0
     record: dict[str, Any] = {"schema_version": 1, "config": values, "fork": fork.to_record()}
