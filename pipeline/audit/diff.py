@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.audit.diff_rows import Mask, differing_rows, one_array
+from pipeline.audit.pages import MappedTable
 from pipeline.lineage import STEP_TABLES
 from pipeline.manifest import Manifest, flat
 from pipeline.store import Run
@@ -146,25 +147,33 @@ class _Pair:
     step: int
     table: str
     stage: str
-    a: pa.Table
-    b: pa.Table
+    maps: tuple[MappedTable, MappedTable]
     rows_a: Rows | None
     rows_b: Rows | None
+
+    @property
+    def a(self) -> pa.Table:
+        return self.maps[0].table
+
+    @property
+    def b(self) -> pa.Table:
+        return self.maps[1].table
 
     @property
     def common(self) -> int:
         return self.a.num_rows if self.rows_a is None else len(self.rows_a)
 
-    def slices(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-        """Yield (first row, a's rows, b's rows) in pieces of some megabytes."""
+    def slices(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield a's and b's rows in pieces of some megabytes; what was read is given back."""
         width = max(side.nbytes // max(side.num_rows, 1) for side in (self.a, self.b))
         size = max(1, _SLICE_BYTES // max(width, 1))
         for start in range(0, self.common, size):
             yield (
-                start,
                 _part(self.a, self.rows_a, start, size),
                 _part(self.b, self.rows_b, start, size),
             )
+            for mapped in self.maps:
+                mapped.release()
 
 
 def diff_runs(a: Run, b: Run) -> RunDiff:
@@ -234,10 +243,12 @@ def _same_file(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest,
 
 
 def _pair(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Manifest]) -> _Pair:
-    left, right = a.peek(table, step), b.peek(table, step)
-    index_a, index_b = _index(left, manifests[0]), _index(right, manifests[1])
+    for run in (a, b):
+        run.peek(table, step)  # refuses another size or schema
+    left, right = (MappedTable(run.table_path(table, step)) for run in (a, b))
+    index_a, index_b = _index(left.table, manifests[0]), _index(right.table, manifests[1])
     rows_a, rows_b = (None, None) if index_a == index_b else _matched(index_a, index_b)
-    return _Pair(step, table, manifests[0].origin.stage, left, right, rows_a, rows_b)
+    return _Pair(step, table, manifests[0].origin.stage, (left, right), rows_a, rows_b)
 
 
 def _index(data: pa.Table, manifest: Manifest) -> Mapping[str, tuple[int, int]]:
@@ -273,7 +284,7 @@ def _compare(pair: _Pair, found: _Found) -> TableDiff | None:
     columns: set[str] = set()
     differing = 0
     change: WeightChange | None = None
-    for _, a, b in pair.slices():
+    for a, b in pair.slices():
         masks = _masks(a, b)
         columns |= {name for name, mask in masks.items() if mask.any()}
         differing += int(np.logical_or.reduce(list(masks.values())).sum())
