@@ -81,7 +81,8 @@ def audit(
 ) -> None:
     """Ask which rollouts went where, and why; no model is needed.
 
-    JSON, CSV and Parquet hold all rows that match, with all columns, unless told otherwise.
+    JSON, CSV and Parquet hold all rows that match, with all columns but long texts and
+    statistics of token weights, unless told otherwise.
 
     Example: srpo audit runs/first --where "route = 'sdpo' and divergence > 0.2" --sort=-loss_sum
     """
@@ -158,7 +159,10 @@ def _arranged(
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--columns and --group-by expect names of columns, such as route,reason")
+    return names
 
 
 def _steps(run: "Run", text: str | None) -> list[int] | None:
@@ -191,7 +195,7 @@ def _show_rollout(
 
     record = rollout_record(run, rollout_id)
     if style is AuditFormat.JSON:
-        _write_text(json.dumps(record.to_dict(), indent=1) + "\n", output)
+        _write_json(record.to_dict(), output)
         return
     if style is not AuditFormat.TABLE:
         raise ConfigError(f"--rollout with --format {style}: one rollout is a table or json")
@@ -235,8 +239,7 @@ def _write_rows(rows: "pl.DataFrame", style: AuditFormat, output: Path | None) -
         on_screen = output is None and sys.stdout.isatty()
         _write_text((_cleaned(rows) if on_screen else rows).write_csv(), output)
     else:
-        records = [{k: _json_value(v) for k, v in row.items()} for row in rows.to_dicts()]
-        _write_text(json.dumps(records, indent=1) + "\n", output)
+        _write_json(rows.to_dicts(), output)
 
 
 def _cleaned(rows: "pl.DataFrame") -> "pl.DataFrame":
@@ -249,7 +252,16 @@ def _cleaned(rows: "pl.DataFrame") -> "pl.DataFrame":
     return rows.with_columns(texts.map_elements(printable, return_dtype=pl.String))
 
 
-def _json_value(value: Any) -> Any:
+def _write_json(value: Any, output: Path | None) -> None:
+    _write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", output)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite are null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

@@ -92,6 +92,8 @@ def _print_route(console: Console, record: RolloutRecord) -> None:
 def _print_update(console: Console, record: RolloutRecord) -> None:
     update = record.update
     if update is None:
+        if record.route is not None:
+            _section(console, "update", "stage update has not run for this step")
         return
     if not update["computed"]:
         text = "no gradient: only counted in N"

@@ -27,7 +27,7 @@ WIDE_FROM = 120
 """Columns of the terminal from which the wide listing fits."""
 TEXT_LIMIT = 20_000
 """Characters of one text on the terminal; JSON has it whole."""
-_CELL = 500
+_CELL, _LEAST_TEXT, _GAP = 500, 10, 2
 _FILE_WIDTH = 140
 _GROUPED_NARROW = (
     "rollouts", "mean_correct", "mean_response_tokens", "mean_advantage", "mean_divergence",
@@ -59,9 +59,12 @@ def print_rows(console: Console, rows: pl.DataFrame, counts: tuple[int, int], li
     """
     shown = rows.head(limit)
     if len(shown):
-        console.print(_table(shown))
+        room = _with_room(console, shown)
+        console.print(_table(shown.select(room)))
+        if left := [name for name in shown.columns if name not in room]:
+            say(console, f"no room for {', '.join(left)}: a wider terminal, or --format json")
     matched, of = counts
-    groups = "" if len(rows) == matched else f"{_several(len(rows), 'group')} (means); "
+    groups = f"{_several(len(rows), 'group')} (means); " if _are_groups(rows) else ""
     cut = f"; {count(len(shown))} shown (--limit)" if len(shown) < len(rows) else ""
     say(console, f"{groups}{count(matched)} of {_several(of, 'rollout')} match{cut}")
 
@@ -69,7 +72,7 @@ def print_rows(console: Console, rows: pl.DataFrame, counts: tuple[int, int], li
 def fitting(console: Console, rows: pl.DataFrame, sorted_by: str | None) -> pl.DataFrame:
     """Return the columns that a terminal of this width has room for, and the one sorted by."""
     wide = console.width >= WIDE_FROM
-    if "rollout_id" in rows.columns:
+    if not _are_groups(rows):
         names = list(WIDE if wide else NARROW)
     else:
         means = [n for n in rows.columns if n.startswith("mean_")]
@@ -117,7 +120,7 @@ def plain_table(columns: Sequence[tuple[str, Any]], flexible: Collection[str]) -
         columns: heading and justification.
         flexible: headings of those; their cells must be `Text` that does not wrap (see `cell`).
     """
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for name, justify in columns:
         table.add_column(Text(name), justify=justify, no_wrap=name not in flexible)
     return table
@@ -140,20 +143,45 @@ def line(shown: str, style: str = "") -> Text:
     return Text(shown, style=style, no_wrap=True, overflow="ellipsis")
 
 
+def _with_room(console: Console, rows: pl.DataFrame) -> list[str]:
+    """Return the first columns that fit beside each other, texts cut to the least that tells."""
+    found: list[str] = []
+    used = 0
+    for name in rows.columns:
+        cells = [Text(_head(name)), *(cell(value) for value in rows[name])]
+        width = max(text.cell_len for text in cells)
+        used += (min(width, _LEAST_TEXT) if name in _texts(rows) else width) + _GAP
+        if found and used > console.width:
+            break
+        found.append(name)
+    return found
+
+
+def _texts(rows: pl.DataFrame) -> list[str]:
+    """Return the columns that may be cut."""
+    return [n for n, kind in rows.schema.items() if kind == pl.String and n not in _SHORT]
+
+
+def _head(name: str) -> str:
+    return _HEADS.get(name, name)
+
+
 def _table(rows: pl.DataFrame) -> Table:
     right = {name for name, kind in rows.schema.items() if kind.is_numeric()}
-    heads = {name: _HEADS.get(name, name) for name in rows.columns}
-    texts = [n for n, kind in rows.schema.items() if kind == pl.String and n not in _SHORT]
     table = plain_table(
-        [(head, "right" if name in right else "left") for name, head in heads.items()],
-        {heads[name] for name in texts},
+        [(_head(name), "right" if name in right else "left") for name in rows.columns],
+        {_head(name) for name in _texts(rows)},
     )
     for row in rows.iter_rows(named=True):
         cells = [cell(value, name) for name, value in row.items()]
-        if "rollouts" in row:  # groups are few, and differ at the ends of their texts
+        if _are_groups(rows):  # groups are few, and differ at the ends of their texts
             cells = [Text(text.plain, style=text.style) for text in cells]
         table.add_row(*cells)
     return table
+
+
+def _are_groups(rows: pl.DataFrame) -> bool:
+    return "rollouts" in rows.columns
 
 
 def _several(number_of: int, thing: str) -> str:
