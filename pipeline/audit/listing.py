@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from polars.exceptions import PolarsError
 
+from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, StoreError
 from pipeline.schemas import SCHEMAS
 from pipeline.store import Run
@@ -79,7 +80,7 @@ _OF_WEIGHTS = {
     "weight_min": "smallest token weight",
     "weight_max": "largest token weight",
 }
-_OF_OTHER_ROWS = {"Agg", "Over", "Explode"}
+_OF_OTHER_ROWS = {"Agg", "Over", "Explode", "Quantile", "Correlation"}
 _MEANS = (
     "reward",
     "correct",
@@ -139,19 +140,20 @@ def where(frame: pl.LazyFrame, expression: str) -> pl.LazyFrame:
     """
     try:
         condition = pl.sql_expr(expression)
-        expect_columns(frame, sorted(set(condition.meta.root_names())))
-        if not condition.meta.root_names() or _OF_OTHER_ROWS & _nodes(condition):
+        roots = set(condition.meta.root_names())
+        if unknown := sorted(roots.difference(frame.collect_schema().names())):
+            raise ConfigError(f"no column {unknown[0]}")
+        if not roots or _OF_OTHER_ROWS & _nodes(condition):
             raise ConfigError("expected a condition on the columns of one row at a time")
         kind = frame.select(condition.alias("condition")).collect_schema()["condition"]
         if kind != pl.Boolean:
             raise ConfigError(f"gives {kind}, expected true or false")
         return frame.filter(condition).collect().lazy()
     except (PolarsError, ConfigError) as error:
-        reason = str(error).splitlines()[0]
-        columns = "" if reason.startswith("no column") else f"; columns: {_names(frame)}"
+        reason = printable(str(error).splitlines()[0], 300)  # it may quote values
         raise ConfigError(
-            f'--where {expression}: {reason}{columns} (write "group" and texts as in '
-            "\"group\" = 3 and route = 'sdpo')"
+            f"--where {expression}: {reason}; columns: {_names(frame)} (write texts as in "
+            "route = 'sdpo', and \"group\" in double quotes)"
         ) from None
 
 

@@ -20,7 +20,7 @@ def printable(text: str, limit: int | None = None, newlines: bool = False) -> st
 
 
 def encodable(text: str) -> str:
-    """Return text that UTF-8 can hold: lone surrogates become the replacement character."""
+    """Return text that UTF-8 can hold: lone surrogates become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8") if _broken(text) else text
 
 
