@@ -74,7 +74,6 @@ MANIFEST_KEYS = {
     "facts": "numbers of the stage that belong to no row, see below",
     "index": "token tables: first row and number of rows of each rollout; else null",
     "cost": "what making it cost; differs between equal runs",
-    "alarms": "new at this step: rule, message, rollouts as evidence, command ([health](health.md))",
     "digest": "SHA-256 of the rest of this record",
 }
 COST_KEYS = {
@@ -133,6 +132,7 @@ METRICS = {
     "seconds_update": "seconds in update",
     "seconds": "their sum; what `run.max_hours` counts",
     "tokens": "sampled tokens",
+    "alarms": "new at this step: rule, message, evidence (rollouts), command; [health](health.md)",
     "digest": "SHA-256 of the rest of this record",
 }
 

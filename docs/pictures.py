@@ -1,0 +1,76 @@
+"""Take the pictures of docs/walkthrough.md: a demo run and a fork of it, in headless Chromium.
+
+.venv/bin/python docs/pictures.py FOLDER    makes the runs in FOLDER/runs, if they aren't there;
+                                            needs chromium (make browser)
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+PICTURES = Path(__file__).parent / "images"
+SRPO = Path(sys.executable).with_name("srpo")
+SITE = "http://127.0.0.1:9735"
+ROLLOUT = "000003-0002-01"
+COMMANDS = {
+    "runs/demo-1": "train demo --run runs/demo-1",
+    "runs/no-weights": "replay runs/demo-1 --from weigh --steps 3:4 --set weigh.beta=0 "
+    "--fork runs/no-weights",
+}
+
+
+def main(folder: Path) -> None:
+    """Make the runs, serve their pages, and photograph four of them."""
+    for run, command in COMMANDS.items():
+        if not (folder / run).exists():
+            subprocess.run([SRPO, *command.split()], cwd=folder, check=True)
+    server = subprocess.Popen([SRPO, "view", *COMMANDS, "--port", SITE[-4:]], cwd=folder)
+    try:
+        _wait()
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            _take(page, "/runs/demo-1/", "run", 760)
+            _take(page, "/runs/demo-1/steps/3/", "step", 1430)
+            _take(page, "/compare/demo-1/no-weights/", "compare", 840)
+            page.goto(f"{SITE}/runs/demo-1/rollouts/{ROLLOUT}/")
+            page.keyboard.press("4")  # colours: divergence
+            page.locator(".t").nth(8).click()
+            page.wait_for_timeout(500)
+            _photograph(page, "rollout", 1180)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait() -> None:
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(SITE).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit(f"{SITE} did not answer within 20 s")
+
+
+def _take(page: Page, path: str, name: str, height: int) -> None:
+    page.goto(SITE + path)
+    page.wait_for_timeout(2500)  # charts draw after the page has loaded
+    _photograph(page, name, height)
+
+
+def _photograph(page: Page, name: str, height: int) -> None:
+    clip = {"x": 0, "y": 0, "width": 1280, "height": height}
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True, clip=clip)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
