@@ -97,8 +97,9 @@ def print_prompt(
         say(console, f"reference: {example.rollout['reference']}\n")
     steps = found.partition_by("step", maintain_order=True)
     table = plain_table(
-        [("step", "right"), ("correct", "right"), ("routes", "left"), ("taught by", "left"),
-         ("div", "right"), ("predictions", "left")], flexible={"predictions"},
+        [("step", "right"), ("correct", "right"), ("reward", "right"), ("routes", "left"),
+         ("taught by", "left"), ("div", "right"), ("predictions", "left")],
+        flexible={"predictions"},
     )  # fmt: skip
     for rows in steps[:limit]:
         table.add_row(*_step_cells(rows))
@@ -189,12 +190,14 @@ def _several(number_of: int, thing: str) -> str:
 
 
 def _step_cells(rows: pl.DataFrame) -> Sequence[Text]:
+    teachers = rows.filter(pl.col("route").is_in(["sdpo", "mix"]))["teacher_rollout_id"]
     right = rows["correct"].sum() if rows["correct"].null_count() < len(rows) else None
     return (
         cell(rows["step"][0]),
         Text(NOTHING if right is None else f"{right}/{len(rows)}"),
+        cell(rows["reward"].mean()),
         _counted(rows["route"].to_list()),
-        _counted([_sample(teacher) for teacher in rows["teacher_rollout_id"].drop_nulls()]),
+        _counted([_sample(teacher) for teacher in teachers.drop_nulls()]),
         cell(rows["divergence"].mean()),
         _counted(rows["prediction"].to_list()),
     )

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -174,6 +175,9 @@ def test_one_prompt_through_training(run: Run, srpo: Any) -> None:
     assert [int(row[0]) for row in rows] == mine["step"].unique().sort().to_list()
     first = mine.filter(pl.col("step") == 0)
     assert rows[0][1] == f"{first['correct'].sum()}/{len(first)}"
+    assert float(rows[0][2]) == pytest.approx(first["reward"].mean(), abs=1e-3)
+    taught_ones = (first["route"] == "sdpo").sum()
+    assert sum(int(n) for n in re.findall(r"#\d+ ×(\d+)", lines[start + 1])) == taught_ones > 0
     assert f"{len(mine)} rollouts in {len(rows)} step" in lines[-1]
     told = srpo(run, "--prompt", prompt, "--format", "json")
     assert [row["rollout_id"] for row in json.loads(told.out)] == mine["rollout_id"].to_list()

@@ -6,9 +6,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from flows.replaying import Plan, replay
 from flows.session import Session
 from pipeline.audit.listing import samples
-from pipeline.audit.rollout import rollout_record
+from pipeline.audit.rollout import RolloutRecord, rollout_record
 from pipeline.lineage import STEP_STAGES
 from pipeline.store import Run
 from tests.golden.run import golden_config
@@ -68,3 +69,51 @@ def test_token_losses_sum_to_those_of_the_update(tmp_path: Path, sections: Secti
             rescored = several or sections.get("route", {}).get("rescore") == "all"
             assert unknown == (row["route"] != "sdpo" and not rescored)
     assert (moved > 0) == several, "the check sees what it should"
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("parent"), {"run": {"steps": 2}})
+
+
+def computed(run: Run, step: int, route: str) -> list[RolloutRecord]:
+    chosen = pl.col("computed") & (pl.col("route") == route)
+    names = samples(run, [step]).filter(chosen).collect()["rollout_id"]
+    return [rollout_record(run, name) for name in names]
+
+
+@pytest.mark.parametrize("setting", ["weigh.beta=3", "update.divergence=reverse_kl"])
+def test_a_forks_losses_are_those_of_its_own_settings(
+    parent: Run, tmp_path: Path, setting: str
+) -> None:
+    """The first update of a fork is still on-policy; its losses are others than the parent's."""
+    plan = Plan.of(parent, setting.split(".")[0], "update", "0:1")
+    session = replay(parent, tmp_path / "fork", plan, [setting])
+    session.close()
+    taught = computed(session.run, 0, "sdpo")
+    assert taught
+    for record in taught:
+        assert record.update is not None and record.loss_note == ""
+        assert record.loss_difference == pytest.approx(0, abs=2e-5)
+        before = rollout_record(parent, record.rollout_id)
+        assert before.update is not None
+        assert record.update["loss_sum"] != pytest.approx(before.update["loss_sum"], rel=1e-3)
+
+
+def test_off_policy_forks_say_how_far_off_the_losses_are(parent: Run, tmp_path: Path) -> None:
+    """A first update that learns ten times faster: the second no longer meets its own rollouts."""
+    plan = Plan.of(parent, "update", "update", "0:2")
+    settings = ["update.learning_rate=0.1"]
+    session = replay(parent, tmp_path / "fork", plan, settings)
+    session.close()
+    for route, said in (("sdpo", "off-policy: scored by"), ("grpo", "off-policy: sampled by")):
+        records = computed(session.run, 1, route)
+        assert records
+        differences = []
+        for record in records:
+            assert said in record.loss_note
+            assert record.update is not None and record.loss_difference is not None
+            total = sum(token.loss or 0 for token in record.tokens)
+            assert record.loss_difference == pytest.approx(total - record.update["loss_sum"])
+            differences.append(abs(record.loss_difference))
+        assert max(differences) > 1e-2
