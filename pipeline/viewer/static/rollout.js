@@ -180,7 +180,7 @@
     const title = element("h3");
     const piece = element("span", "piece", data.pieces[data.ids[selected]]);
     piece.dir = "ltr";
-    title.append(piece, element("span", "muted small", `token ${selected + 1} of ${data.ids.length} · id ${data.ids[selected]}`));
+    title.append(piece, element("span", "muted small", `position ${selected} of 0 to ${data.ids.length - 1} · id ${data.ids[selected]}`));
     return title;
   };
 
