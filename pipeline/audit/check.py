@@ -290,7 +290,9 @@ class _Step:
             self.report.notes.append(f"{path}: {more} more numbers differ")
         if absent := sorted(expected.keys() - record.keys()):
             text = f"no {', '.join(absent[:2])}{', …' if len(absent) > 2 else ''} in it"
-            self.report.notes.append(f"{path}: {text}: written by another version of this code")
+            text += ": written by another version of this code, as may be those of other steps"
+            if not any(text in note for note in self.report.notes):
+                self.report.notes.append(f"{path}: {text}")
 
 
 def _origin_inside(data: pa.Table) -> object:

@@ -20,7 +20,17 @@ _READS = {
     "weights": ("routes", "teacher"),
     "updates": ("rollouts", "routes", "scores", "teacher", "weights"),
 }
-_RECOMPUTE = "recompute this table and those after it in a fork: srpo replay RUN --from STAGE"
+
+
+def _recompute(entry: TableFile) -> str:
+    """Say what to do where one table does not follow from another."""
+    stage, root = STAGE_OF[entry.table], entry.owner.root
+    if stage in ("generate", "evaluate"):
+        return "one of them was replaced: restore it from a copy"
+    return (
+        "one of them was replaced: restore it from a copy, or compute anew what follows: "
+        f"srpo replay {root} --from {stage} --fork NEW"
+    )
 
 
 def check_chain(entry: TableFile, tables: Mapping[Key, TableFile], report: CheckReport) -> None:
@@ -49,11 +59,11 @@ def check_chain(entry: TableFile, tables: Mapping[Key, TableFile], report: Check
                 beside,
                 f"input {name} with SHA-256 {made[:12]}…, the table that is there",
                 f"{said[:12]}…" if said else "no such input",
-                _RECOMPUTE,
+                _recompute(entry),
             )
     for key, value in _handles(entry).items():
         if key in origin.inputs and origin.inputs[key] != value:
-            report.add(beside, f"{key} {value} of run.json", origin.inputs[key], _RECOMPUTE)
+            report.add(beside, f"{key} {value} of run.json", origin.inputs[key], _recompute(entry))
     for section, settings in origin.settings.items():
         _check_section(entry, section, settings, report)
     _check_versions(entry, report)
@@ -74,7 +84,7 @@ def _check_section(
         if canonical_json(config.get(key)) != canonical_json(value):
             beside = entry.path.with_suffix(".json")
             expected = f"{section}.{key} = {config.get(key)}, as run.json says"
-            report.add(beside, expected, value, _RECOMPUTE)
+            report.add(beside, expected, value, _recompute(entry))
 
 
 def _check_versions(entry: TableFile, report: CheckReport) -> None:
@@ -90,10 +100,10 @@ def _check_versions(entry: TableFile, report: CheckReport) -> None:
     version = version_before(entry.owner, entry.step)
     if version is not None and origin.policy_version != version:
         expected = f"policy_version {version}, which the update before it made"
-        report.add(beside, expected, origin.policy_version, _RECOMPUTE)
+        report.add(beside, expected, origin.policy_version, _recompute(entry))
     teacher = _teacher_version(entry, origin.policy_version)
     if teacher is not None and origin.teacher_version != teacher:
-        report.add(beside, f"teacher_version {teacher}", origin.teacher_version, _RECOMPUTE)
+        report.add(beside, f"teacher_version {teacher}", origin.teacher_version, _recompute(entry))
 
 
 def next_version(origin: Origin) -> str:
