@@ -123,15 +123,15 @@ def test_tokens_by_mouse_and_keys(trained: Run, serve: Serve, watched: Open) -> 
     page.goto(f"{serve([trained])}/runs/demo/rollouts/{rollout}/")
     panel = page.locator("#token")
     page.locator(".t").nth(3).click()
-    expect(panel.locator("h3")).to_contain_text("token 4 of")
+    expect(panel.locator("h3")).to_contain_text("position 3 of")
     expect(panel.locator("section")).to_have_count(2)
     expect(panel.locator(".choice.sampled").first).to_be_visible()
     page.keyboard.press("ArrowRight")
-    expect(panel.locator("h3")).to_contain_text("token 5 of")
+    expect(panel.locator("h3")).to_contain_text("position 4 of")
     assert page.url.endswith("#token-4")
     assert page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
     page.keyboard.press("Home")
-    expect(panel.locator("h3")).to_contain_text("token 1 of")
+    expect(panel.locator("h3")).to_contain_text("position 0 of")
     looks = {}
     for key, name in enumerate(("Teacher entropy", "Student entropy", "Weight", "Divergence"), 1):
         page.keyboard.press(str(key))
@@ -141,7 +141,7 @@ def test_tokens_by_mouse_and_keys(trained: Run, serve: Serve, watched: Open) -> 
     page.get_by_label("Loss share").check(force=True)
     page.keyboard.press("m")
     values = context(named([trained]), "demo", rollout)["data"]["values"]["share"]
-    expect(panel.locator("h3")).to_contain_text(f"token {values.index(max(values)) + 1} of")
+    expect(panel.locator("h3")).to_contain_text(f"position {values.index(max(values))} of")
     page.reload()
     expect(panel.locator("h3")).to_contain_text("token")
     panel.locator("summary").first.click()
