@@ -156,8 +156,14 @@ def topk(run: Run, rollout_id: str, position: int) -> Row:
 
 
 def siblings(run: Run, rollout_id: str) -> list[Row]:
-    """Return the rows of the rollout's group (listing columns), itself included."""
-    _, step = _place(run, rollout_id)
+    """Return the rows of a training rollout's group (listing columns), itself included.
+
+    Raises:
+        ConfigError: the run has no such rollout, or it is of an evaluation: those have no groups.
+    """
+    table, step = _place(run, rollout_id)
+    if table == "evaluations":
+        raise ConfigError(f"{rollout_id} is of an evaluation; only training rollouts have siblings")
     group = int(rollout_id.split("-")[1])
     return samples(run, [step]).filter(pl.col("group") == group).collect().to_dicts()
 

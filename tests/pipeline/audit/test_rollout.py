@@ -183,6 +183,8 @@ def test_groups_and_prompts(tmp_path: Path, tokenizer: Path) -> None:
     assert [row["rollout_id"] for row in siblings(run, IDS[2])] == IDS[2:]
     assert [row["rollout_id"] for row in same_prompt(run, "q0")] == IDS[:2]
     assert same_prompt(run, "nothing") == []
+    with pytest.raises(ConfigError, match="of an evaluation"):
+        siblings(run, f"e{IDS[2]}")
 
 
 FOLIO = 2 * 2**20
