@@ -143,7 +143,7 @@ def test_tokens_by_mouse_and_keys(trained: Run, serve: Serve, watched: Open) -> 
     values = context(named([trained]), "demo", rollout)["data"]["values"]["share"]
     expect(panel.locator("h3")).to_contain_text(f"position {values.index(max(values))} of")
     page.reload()
-    expect(panel.locator("h3")).to_contain_text("token")
+    expect(panel.locator("h3")).to_contain_text("position")
     panel.locator("summary").first.click()
     expect(panel.locator("details[open]")).to_have_count(2)
     assert opened.errors == []
