@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.audit.check_chain import check_chain, check_snapshots, vocabulary
@@ -86,7 +87,8 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
     snapshots = dict(snapshot_files(run, report))
     sound = [entry.path for entry in tables.values() if _right_size(entry)]
     size = vocabulary(run)
-    with _Hashing([*sound, *snapshots], progress) as hashing:
+    quiet = np.errstate(all="ignore")  # what is not finite becomes a finding, not a warning
+    with quiet, _Hashing([*sound, *snapshots], progress) as hashing:
         for step, group in groupby(tables.values(), key=lambda entry: entry.step):
             _Step(run, step, list(group), size, hashing, report).check(tables)
         for path, expected in snapshots.items():
