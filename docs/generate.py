@@ -108,6 +108,7 @@ METRICS = {
     "share_none": "share that is left out",
     "teacher_available": "share with a demonstration",
     "distils": "whether the method distils at all",
+    "demonstrations": "responses that demonstrate",
     "demonstration_tokens_mean": "mean length of the responses that demonstrate; null: none",
     "other_tokens_mean": "mean length of all others",
     "correct_tokens_mean": "mean length of correct responses; null: none",

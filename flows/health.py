@@ -1,10 +1,12 @@
-"""The flat record of a step: its metrics, and the alarms that are new at it."""
+"""The flat records of a run's steps and evaluations, and the alarms that are new at each."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.files import digest_of, write_json
-from pipeline.health import new_findings
-from pipeline.health_evidence import alarm_of
+from pipeline.health.alarms import Finding, alarm_of, findings_at_evaluation, findings_at_step
 from pipeline.lineage import STEP_TABLES
 from pipeline.metrics import evaluation_metrics, step_metrics
 from pipeline.store import Run
@@ -27,13 +29,8 @@ class Records:
         record = step_metrics(
             tables, {name: self._run.manifest(name, step) for name in STEP_TABLES}
         )
-        evaluations = [self.evaluation(n) for n in self._evaluated(step)]
-        if evaluations:
-            newest = evaluations[-1]["steps_done"]
-            tables["evaluations"] = self._run.read("evaluations", newest)
-        findings = new_findings([*self.before(step), record], evaluations)
-        run = str(self._run.root)
-        record["alarms"] = [alarm_of(finding, tables, run) for finding in findings]
+        found = findings_at_step([*self.before(step), record], self._evaluated(step))
+        record["alarms"] = self._alarms(found, tables, step)
         write_json(path, {**record, "digest": digest_of(record)})
         return record
 
@@ -44,18 +41,48 @@ class Records:
         return self._steps[:step]
 
     def evaluation(self, steps_done: int) -> dict[str, Any]:
-        """Return accuracy and more of an evaluated state."""
-        if steps_done not in self._evaluations:
-            summary = evaluation_metrics(self._run.read("evaluations", steps_done))
-            self._evaluations[steps_done] = {"steps_done": steps_done, **summary}
-        return self._evaluations[steps_done]
+        """Return accuracy and more of an evaluated state, and the alarms that it raises.
+
+        The next step's record will hold these alarms too.
+        """
+        record = self._evaluation(steps_done)
+        steps = self.before(min(steps_done, self._run.steps_done()))
+        found = findings_at_evaluation(steps, self._evaluated(steps_done))
+        return {**record, "alarms": self._alarms(found, {}, steps_done)}
 
     def best(self, among: set[int] | None = None) -> int | None:
         """Return the evaluated state with the highest accuracy, the earliest of equals."""
         states = self._run.steps_of("evaluations")
         eligible = [n for n in states if among is None or n in among]
-        return min(eligible, key=lambda n: (-self.evaluation(n)["accuracy"], n), default=None)
+        return min(eligible, key=lambda n: (-self._evaluation(n)["accuracy"], n), default=None)
 
-    def _evaluated(self, step: int) -> list[int]:
-        """Return the states that were evaluated when a step ended."""
-        return [n for n in self._run.steps_of("evaluations") if n <= step]
+    def _evaluation(self, steps_done: int) -> dict[str, Any]:
+        if steps_done not in self._evaluations:
+            summary = evaluation_metrics(self._run.read("evaluations", steps_done))
+            self._evaluations[steps_done] = {"steps_done": steps_done, **summary}
+        return self._evaluations[steps_done]
+
+    def _evaluated(self, steps_done: int) -> list[dict[str, Any]]:
+        """Return the records of the states evaluated up to one."""
+        states = self._run.steps_of("evaluations")
+        return [self._evaluation(n) for n in states if n <= steps_done]
+
+    def _alarms(
+        self, found: Sequence[Finding], tables: Mapping[str, pa.Table], step: int
+    ) -> list[dict[str, Any]]:
+        if not found:
+            return []
+        states = {e["steps_done"] for e in self._evaluated(step)}
+        if states:
+            newest = max(states)
+            best = self.best(states - {newest})
+            of_states = {
+                "evaluations": newest,
+                "best_evaluations": newest if best is None else best,
+            }
+            tables = {
+                **tables,
+                **{name: self._run.read("evaluations", n) for name, n in of_states.items()},
+            }
+        run = str(self._run.root)
+        return [alarm_of(rule, sign, tables, step, run).to_record() for rule, sign in found]

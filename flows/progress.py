@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -62,12 +62,26 @@ def print_warnings(warnings: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+class News:
+    """Alarms that were not told yet: those of an evaluation are in the next step's record too."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def of(self, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the new alarms of a step's or an evaluation's record."""
+        found = [alarm for alarm in record.get("alarms") or [] if alarm["rule"] not in self._told]
+        self._told |= {alarm["rule"] for alarm in found}
+        return found
+
+
 class Lines(Watcher):
-    """One plain line per step and evaluation."""
+    """One plain line per step, evaluation and alarm."""
 
     def __init__(self, session: Trainable) -> None:
         self._session = session
         self._pace = Pace(session)
+        self._news = News()
 
     def stage_started(self, name: str, step: int) -> None:
         """Start the clock with the first stage of the first step."""
@@ -80,16 +94,20 @@ class Lines(Watcher):
         left = duration(self._pace.seconds_left(steps_done))
         line = step_line(steps_done, self._session.config.run.steps, metrics)
         print(f"{line}  left {left}", flush=True)
-        for alarm in metrics.get("alarms") or []:
-            print(alarm_line(alarm), flush=True)
+        self._print_alarms(metrics)
 
     def evaluated(self, steps_done: int, summary: dict[str, Any]) -> None:
         """Print the evaluation's line."""
         print(evaluation_line(steps_done, summary), flush=True)
+        self._print_alarms(summary)
 
     def stopping(self) -> None:
         """Say so; from a signal handler, where only a bare write is safe."""
         os.write(2, f"{STOP_NOTE}\n".encode())
+
+    def _print_alarms(self, record: Mapping[str, Any]) -> None:
+        for alarm in self._news.of(record):
+            print(alarm_line(alarm), flush=True)
 
 
 class Screen(Watcher):
@@ -98,6 +116,8 @@ class Screen(Watcher):
     def __init__(self, session: Trainable, name: str, console: Console) -> None:
         self._session = session
         self._pace = Pace(session)
+        self._news = News()
+        self._alarms: list[str] = []
         self._stopping = False
         self._numbers: dict[str, Any] = {}
         self._rate: float | None = None
@@ -150,17 +170,24 @@ class Screen(Watcher):
         self._left = self._pace.seconds_left(steps_done)
         self._numbers = metrics
         self._show_step(steps_done)
-        for alarm in metrics.get("alarms") or []:
-            self._live.console.print(Text(alarm_line(alarm), style="bold red"))
+        self._show_alarms(metrics)
 
     def evaluated(self, steps_done: int, summary: dict[str, Any]) -> None:
         """Keep the evaluation as a line above the display."""
         self._accuracy = interval(summary)
         self._live.console.print(evaluation_line(steps_done, summary), highlight=False)
+        self._show_alarms(summary)
 
     def stopping(self) -> None:
         """Change the picture at its next refresh; from a signal handler, so nothing more."""
         self._stopping = True
+
+    def _show_alarms(self, record: Mapping[str, Any]) -> None:
+        """Leave a line above the display that can be copied, and count it below."""
+        for alarm in self._news.of(record):
+            self._alarms.append(str(alarm["rule"]))
+            line = Text(alarm_line(alarm), style="bold red")
+            self._live.console.print(line, soft_wrap=True)
 
     def _show_step(self, done: int) -> None:
         steps = self._session.config.run.steps
@@ -178,6 +205,8 @@ class Screen(Watcher):
         lines: list[RenderableType] = [self._bars, Text("  " + " · ".join(shown))]
         if trouble := troubles(self._numbers):
             lines.append(Text(trouble, style="bold red"))
+        if self._alarms:
+            lines.append(Text(f"  alarms: {', '.join(self._alarms)}", style="bold red"))
         if self._stopping:
             lines.append(Text(f"  {STOP_NOTE}", style="bold yellow"))
         return Group(*lines)

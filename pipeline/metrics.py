@@ -161,6 +161,7 @@ def _length_metrics(rollouts: pa.Table, routes: pa.Table) -> dict[str, Any]:
     teachers = set(routes["teacher_rollout_id"].drop_null().to_pylist())
     demonstrating = np.asarray([name in teachers for name in ids], dtype=bool)
     return {
+        "demonstrations": len(teachers),
         "demonstration_tokens_mean": _mean(lengths[demonstrating]),
         "other_tokens_mean": _mean(lengths[~demonstrating]),
         "correct_tokens_mean": _mean(lengths[correct]),

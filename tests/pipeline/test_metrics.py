@@ -58,6 +58,7 @@ EXPECTED = {
     "share_none": 0.0,
     "teacher_available": 0.25,
     "distils": True,
+    "demonstrations": 1,
     "demonstration_tokens_mean": 3.0,  # rollout 0 teaches rollout 1
     "other_tokens_mean": 7 / 3,
     "correct_tokens_mean": 3.0,
