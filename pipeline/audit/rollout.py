@@ -8,11 +8,9 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from pipeline.audit.contributions import shares_T
-from pipeline.audit.listing import samples
 from pipeline.audit.losses import kept_TK, losses_of
 from pipeline.audit.tokens import TokenTexts
 from pipeline.errors import ConfigError
@@ -153,24 +151,6 @@ def topk(run: Run, rollout_id: str, position: int) -> Row:
     tails = {name: row[name] for name in ("student_tail", "teacher_tail")}
     finite = {name: tail if isfinite(tail) else None for name, tail in tails.items()}
     return {**row, **finite, "texts": [texts(token) for token in row["topk_ids"]]}
-
-
-def siblings(run: Run, rollout_id: str) -> list[Row]:
-    """Return the rows of a training rollout's group (listing columns), itself included.
-
-    Raises:
-        ConfigError: the run has no such rollout, or it is of an evaluation: those have no groups.
-    """
-    table, step = _place(run, rollout_id)
-    if table == "evaluations":
-        raise ConfigError(f"{rollout_id} is of an evaluation; only training rollouts have siblings")
-    group = int(rollout_id.split("-")[1])
-    return samples(run, [step]).filter(pl.col("group") == group).collect().to_dicts()
-
-
-def same_prompt(run: Run, prompt_id: str) -> list[Row]:
-    """Return the rows of all rollouts of a question, through the whole run."""
-    return samples(run).filter(pl.col("prompt_id") == prompt_id).collect().to_dicts()
 
 
 def _place(run: Run, rollout_id: str) -> tuple[str, int]:

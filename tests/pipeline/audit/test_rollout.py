@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit.rollout import rollout_record, same_prompt, siblings, topk
+from pipeline.audit.rollout import rollout_record, topk
 from pipeline.errors import ConfigError
 from pipeline.store import Run
 from tests.pipeline.audit.audited import LARGE_IDS, TOKENS, large_run, make_run
@@ -176,15 +176,6 @@ def test_rollouts_that_are_not_there(
     with pytest.raises(ConfigError, match=message) as caught:
         rollout_record(made_up(tmp_path, tokenizer), rollout_id)
     assert "\x1b" not in str(caught.value)
-
-
-def test_groups_and_prompts(tmp_path: Path, tokenizer: Path) -> None:
-    run = made_up(tmp_path, tokenizer)
-    assert [row["rollout_id"] for row in siblings(run, IDS[2])] == IDS[2:]
-    assert [row["rollout_id"] for row in same_prompt(run, "q0")] == IDS[:2]
-    assert same_prompt(run, "nothing") == []
-    with pytest.raises(ConfigError, match="of an evaluation"):
-        siblings(run, f"e{IDS[2]}")
 
 
 FOLIO = 2 * 2**20
