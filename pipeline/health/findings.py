@@ -279,4 +279,4 @@ def _evaluated(evaluations: Records, key: str, least: float) -> tuple[float, flo
     limit = best - max(least, share_noise(best, number(evaluations[-1], "questions") or 0.0))
     if now > limit:
         return None
-    return best, now, max(int(e["steps_done"]) for e, rate in rated[:-1] if rate > limit)
+    return best, now, max(int(e["steps_done"]) for e, rate in rated[:-1] if rate >= limit)

@@ -7,6 +7,7 @@ beyond it, so one bad step is none.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ WINDOW = 20
 """Steps of the near past: half of them may be spoilt before its median is."""
 NOISE = 5.0
 """Deviations of the near past that are still noise."""
-_DEVIATION = 1.4826  # of a normal distribution, over its median absolute deviation
+_DEVIATION = 1.4826 / math.sqrt(2)
+"""Deviation of a normal distribution, over the median absolute change from one to the next: other
+than the deviation from the median, it does not take a trend for noise."""
 
 
 class Point(NamedTuple):
@@ -76,7 +79,7 @@ def shift(series: Sequence[Point], factor: float, least: float, ever: bool = Tru
     past, recent = [point.value for point in series[:-RECENT]], series[-RECENT:]
     near = past[-WINDOW:]
     was = max(median(near), median(past)) if ever else median(near)
-    noise = NOISE * _DEVIATION * median(abs(value - was) for value in near)
+    noise = NOISE * _DEVIATION * median(abs(b - a) for a, b in pairwise(near))
     sign = 1.0 if factor > 1 else -1.0
     limit = was + sign * max(abs(factor - 1) * abs(was), least, noise)
     beyond = [point for point in recent if sign * (point.value - limit) >= 0]
