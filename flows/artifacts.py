@@ -16,6 +16,7 @@ from prefect.artifacts import (
 from flows.loop import Watcher
 from flows.opening import past_metrics
 from flows.text import percent, step_line
+from pipeline.health.records import Records
 from pipeline.store import Run
 
 SECONDS_BETWEEN_UPDATES = 2.0
@@ -55,13 +56,15 @@ class Artifacts(Watcher):
 
     def evaluated(self, steps_done: int, summary: dict[str, Any]) -> None:
         """Remember an evaluation for the table at the end."""
-        self._evaluations.append({"steps_done": steps_done, **summary})
+        shown = {key: value for key, value in summary.items() if key != "alarms"}
+        self._evaluations.append({"steps_done": steps_done, **shown})
 
     def finish(self) -> None:
         """Leave the tables and the plot."""
         update_progress_artifact(self._progress, self._share_done())
         if self._records:
-            create_table_artifact(self._records, key="metrics", description="one row per step")
+            rows = [{k: v for k, v in r.items() if k != "alarms"} for r in self._records]
+            create_table_artifact(rows, key="metrics", description="one row per step")
             image = base64.b64encode(routing_plot(self._records).encode()).decode()
             shares = percent(self._records[-1].get("share_sdpo"))
             create_image_artifact(
@@ -69,10 +72,16 @@ class Artifacts(Watcher):
                 key="routing",
                 description=f"share of rollouts by route; last step: {shares} to SDPO",
             )
+        if alarms := self._alarms():
+            create_table_artifact(alarms, key="alarms", description="what looks wrong, since when")
         if self._evaluations:
             create_table_artifact(
                 self._evaluations, key="evaluations", description="this session's evaluations"
             )
+
+    def _alarms(self) -> list[dict[str, Any]]:
+        found = [alarm for record in self._records for alarm in record.get("alarms") or []]
+        return [*found, *Records(self._run).unrecorded()]
 
     def _share_done(self) -> float:
         return 100.0 * len(self._records) / self._run.config.run.steps

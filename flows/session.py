@@ -18,7 +18,6 @@ import stages.verify
 import stages.weigh
 from data.registry import file_digest, judge, open_task
 from flows.beginning import initial_policy, surroundings, teacher_settings
-from flows.health import Records
 from flows.questions import (
     Questions,
     check_evaluation_context,
@@ -31,6 +30,7 @@ from flows.questions import (
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import remove_folder, remove_leftovers
+from pipeline.health.records import Records
 from pipeline.policy import Policy
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot

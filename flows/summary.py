@@ -9,6 +9,7 @@ from rich.table import Table
 from flows.loop import Outcome, Trainable
 from flows.opening import past_metrics
 from flows.text import count, duration, interval, percent
+from pipeline.health.records import Records
 from pipeline.store import Run
 
 ENDINGS = {
@@ -42,21 +43,13 @@ def print_summary(console: Console, session: Summarised, outcome: Outcome) -> No
     for name, text in _times(records):
         table.add_row(name, text)
     table.add_row("training tokens", count(sum(r.get("tokens") or 0 for r in records)))
-    for alarm in _alarms(records, evaluations):
+    alarms = [alarm for record in records for alarm in record.get("alarms") or []]
+    for alarm in [*alarms, *Records(run).unrecorded()]:
         table.add_row("alarm", f"step {alarm['step']}, {alarm['rule']}: {alarm['message']}")
     console.print(table, highlight=False)
     for label, text in [("run folder", str(run.root)), *_next_commands(run, outcome)]:
         # Outside the table, whose cells are cut to the terminal's width: these get copied.
         console.print(f" {label:<16} {text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _alarms(
-    records: Sequence[dict[str, Any]], evaluations: dict[int, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the alarms of all steps, and those of a last evaluation that no step followed."""
-    found = [alarm for record in records for alarm in record.get("alarms") or []]
-    last = evaluations.get(len(records), {})
-    return [*found, *(last.get("alarms") or [])]
 
 
 def _accuracies(evaluations: dict[int, dict[str, Any]], rollouts: int) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.health.records import Records
 from pipeline.metrics import evaluation_metrics
 from pipeline.store import Run
 
@@ -48,12 +49,17 @@ def overview(root: Path) -> dict[str, Any]:
         "steps": run.config.run.steps,
         "accuracy": accuracy,
         "accuracy_after": evaluated[-1] if evaluated else None,
-        "alarms": sum(len(run.metrics(step).get("alarms") or []) for step in range(done)),
+        "alarms": _alarms(run, done),
         "bytes": sum(status.st_size for status in files),
         "written": datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M"),
         "parent": str(run.parent.root) if run.parent else None,
         "fork of": _origin(run),
     }
+
+
+def _alarms(run: Run, done: int) -> int:
+    recorded = sum(len(run.metrics(step).get("alarms") or []) for step in range(done))
+    return recorded + len(Records(run).unrecorded())
 
 
 def _state(run: Run, done: int) -> str:

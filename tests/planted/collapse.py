@@ -2,7 +2,7 @@
 
 Everything but the sampling engine is the real thing: questions, prompts, verifier, routes, the
 teacher's scores, weights, updates, evaluations, store and records. The engine writes what a policy
-would write that solves some sums and not others, at lengths and with slips of form that vary; from
+would write that solves some sums and not others, at lengths and with slips of form that vary. From
 `onset` on, more from step to step, it does what the collapse says:
 
     none     nothing
@@ -10,7 +10,7 @@ would write that solves some sums and not others, at lengths and with slips of f
              training's temperature all stays as it was, and so does the reward
     shrink   correct responses, which demonstrate, become short; wrong ones stay as they are
 
-    python -m tests.planted.collapse format RUN [--seed 0] [--onset 10] [--steps 16]
+    python -m tests.planted.collapse format RUN [--seed 0] [--onset 7] [--steps 12]
 """
 
 import argparse
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from data.arithmetic import Problem
-from data.demo.make_policy import worked
 from data.registry import file_digest, judge, open_task
 from flows.session import STAGES, Session
 from pipeline.engine import Sample, SamplingSettings
@@ -44,8 +43,8 @@ EASE = (0.2, 0.7)
 """How often a question is solved, from the hardest to the easiest."""
 FORMLESS = 0.03
 """Of responses, at all times."""
-FILLER = (20, 36)
-"""Words before the solution, fewest and most."""
+REASONING = (20, 44)
+"""Words of it, fewest and most."""
 WORDS = (" units", " tens", " plus", " so", " then", " ones", " carry")
 
 SETTINGS = (
@@ -55,8 +54,8 @@ SETTINGS = (
     "generate.rollouts=8",
     "update.learning_rate=1e-7",  # the policy stays what it is: the engine does not ask it
     "evaluate.every=2",
-    "evaluate.questions=32",
-    "evaluate.rollouts=4",
+    "evaluate.questions=24",
+    "evaluate.rollouts=2",
     "verify.workers=1",
 )
 
@@ -109,20 +108,19 @@ class PlantedEngine:
         draw = np.random.default_rng(seed)
         ease = np.random.default_rng(group).uniform(*EASE)
         right = bool(draw.random() < ease)
-        words = int(draw.integers(*FILLER))
+        words = int(draw.integers(*REASONING))
         if self._collapse == "shrink" and right:
             words = round(words * (1 - self._far))
-        filler = "".join(draw.choice(WORDS, size=words))
+        reasoning = "".join(draw.choice(WORDS, size=words))
         answer = problem.answer if right else problem.answer + int(draw.integers(1, 9))
-        solution = re.sub("<answer>.*<", f"<answer>{answer}<", worked(problem, slip=not right))
-        solution = solution.replace("<reasoning>", f"<reasoning>{filler} ")
         far = self._far if self._collapse == "format" and evaluated else 0.0
-        if draw.random() < max(FORMLESS, far):
-            return solution.replace("<answer>", "").replace("</answer>", "")
-        return solution
+        ending = (
+            f" {answer}" if draw.random() < max(FORMLESS, far) else f"<answer>{answer}</answer>"
+        )
+        return f"<reasoning>{reasoning}</reasoning>{ending}"
 
 
-def make(root: Path, collapse: Collapse, seed: int, onset: int = 10, steps: int = 16) -> Run:
+def make(root: Path, collapse: Collapse, seed: int, onset: int = 7, steps: int = 12) -> Run:
     """Make the run, step by step, as a training does."""
     config = load_config("demo", [*SETTINGS, f"run.steps={steps}", f"run.seed={seed}"])
     task = config.data.task
@@ -164,8 +162,8 @@ def main() -> None:
     parser.add_argument("collapse", choices=get_args(Collapse))
     parser.add_argument("run", type=Path, help="folder of the new run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--onset", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--onset", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=12)
     given = parser.parse_args()
     run = make(given.run, given.collapse, given.seed, given.onset, given.steps)
     for step in range(run.steps_done()):

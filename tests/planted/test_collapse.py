@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 import pytest
 
 from flows.cli import main
-from flows.health import Records
+from pipeline.health.records import Records
 from pipeline.store import Run
 from tests.planted.collapse import Collapse, make
 
-ONSET, STEPS, WITHIN = 9, 15, 5
+ONSET, STEPS, WITHIN = 7, 12, 5
 SEEDS = (0, 1, 2)
 
 pytestmark = pytest.mark.slow
@@ -23,11 +23,14 @@ pytestmark = pytest.mark.slow
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Run]:
     """Return a run of each collapse and seed."""
     folder = tmp_path_factory.mktemp("planted")
-    kinds: tuple[Collapse, ...] = ("none", "format", "shrink")
+    kinds: tuple[tuple[Collapse, int], ...] = (
+        ("none", 0),
+        *(("format", seed) for seed in SEEDS),
+        *(("shrink", seed) for seed in SEEDS),
+    )
     return {
         (kind, seed): make(folder / f"{kind}-{seed}", kind, seed, ONSET, STEPS)
-        for kind in kinds
-        for seed in SEEDS
+        for kind, seed in kinds
     }
 
 
@@ -40,9 +43,8 @@ def alarms(run: Run) -> dict[str, tuple[int, dict[str, object]]]:
     }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_without_a_collapse_there_is_no_alarm(made: dict[tuple[str, int], Run], seed: int) -> None:
-    assert alarms(made["none", seed]) == {}
+def test_without_a_collapse_there_is_no_alarm(made: dict[tuple[str, int], Run]) -> None:
+    assert alarms(made["none", 0]) == {}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

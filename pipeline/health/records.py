@@ -50,6 +50,11 @@ class Records:
         found = findings_at_evaluation(steps, self._evaluated(steps_done))
         return {**record, "alarms": self._alarms(found, {}, steps_done)}
 
+    def unrecorded(self) -> list[dict[str, Any]]:
+        """Return the alarms of the newest evaluation that no step's record holds yet."""
+        done = self._run.steps_done()
+        return list(self.evaluation(done)["alarms"]) if self._run.has("evaluations", done) else []
+
     def best(self, among: set[int] | None = None) -> int | None:
         """Return the evaluated state with the highest accuracy, the earliest of equals."""
         states = self._run.steps_of("evaluations")
