@@ -12,6 +12,7 @@ Method = Literal[
     "srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"
 ]
 TeacherKind = Literal["ema", "live", "frozen", "trust_region"]
+Demonstration = Literal["first", "longest"]
 Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -109,8 +110,10 @@ class RouteSection(Section):
     advantage_scale: Literal["none", "group_std"] = Field(
         "none", description="none: r - mean; group_std: divided by the group's deviation"
     )
-    demonstration: Literal["first"] = Field(
-        "first", description="which correct sibling becomes the demonstration"
+    demonstration: Demonstration = Field(
+        "first",
+        description="which correct sibling becomes the demonstration: the first of the group, or "
+        "the longest (the first of equals)",
     )
     feedback: bool = Field(
         False, description="put the verifier's feedback into the teacher prompt (may leak gold)"

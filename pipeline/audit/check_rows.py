@@ -17,7 +17,7 @@ from pipeline.files import digest_of
 from pipeline.invariants import Broken, require, within
 from pipeline.manifest import Manifest
 from pipeline.seeds import derive_seed
-from pipeline.twin.routing import first_sibling, group_advantages, route_of
+from pipeline.twin.routing import group_advantages, route_of, sibling_of
 
 Row = dict[str, Any]
 _ENTROPY_SLACK = 1e-4
@@ -151,8 +151,9 @@ def routes_rules(step: StepTables) -> Iterator[Broken]:
     settings = step.manifests["routes"].origin.settings["route"]
     rows = table.drop_columns(["teacher_prompt_text", "reason"]).to_pylist()
     groups: dict[int, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
+    lengths = pc.list_value_length(rollouts["response_ids"]).to_pylist()
+    for row, tokens in zip(rows, lengths, strict=True):
+        groups.setdefault(row["group"], []).append({**row, "tokens": tokens})
     for members in groups.values():
         yield from _group_rules(members, settings)
     batches = sorted({row["mini_batch"] for row in rows})
@@ -175,8 +176,10 @@ def _group_rules(members: Sequence[Row], settings: Mapping[str, Any]) -> Iterato
         near = np.isclose(found, expected, rtol=1e-5, atol=1e-6)
         yield from require("routes", what, ids, near)
     method = settings["method"]
+    lengths = [row["tokens"] for row in members]
     for index, row in enumerate(members):
-        yield from _route_rules(row, method, first_sibling(correct, index), ids, settings)
+        sibling = sibling_of(settings["demonstration"], correct, lengths, index)
+        yield from _route_rules(row, method, sibling, ids, settings)
 
 
 def _route_rules(
@@ -186,10 +189,13 @@ def _route_rules(
         return Broken("routes", invariant, row["rollout_id"], 1)
 
     available, teacher = row["teacher_available"], row["teacher_rollout_id"]
-    if available and settings["demonstration"] == "first":
+    if available:
         expected = None if sibling is None else ids[sibling]
         if teacher != expected:
-            yield broken(f"the teacher is the first correct sibling, {expected}, not {teacher}")
+            yield broken(
+                f"the teacher is the {settings['demonstration']} correct sibling, {expected}, "
+                f"not {teacher}"
+            )
     if available != (teacher is not None):
         yield broken("teacher_rollout_id is there exactly if a teacher is available")
     if available != (row["teacher_source"] != "none"):

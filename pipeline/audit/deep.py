@@ -114,6 +114,7 @@ def twin_settings(run: Run, step: int) -> Settings:
         method=route.method,
         advantage_scale=route.advantage_scale,
         success_threshold=run.owner("verdicts", step).config.verify.success_threshold,
+        demonstration=route.demonstration,
         top_k=route.top_k,
         beta=1.0 if beta is None else beta,
         divergence=update.divergence,

@@ -29,6 +29,7 @@ class Settings:
     method: str = "srpo"
     advantage_scale: str = "none"
     success_threshold: float = 0.5
+    demonstration: str = "first"
     top_k: int = 100
     beta: float = 1.0
     divergence: str = "jsd"

@@ -30,9 +30,16 @@ def group_advantages(rewards: Sequence[float], scale: str) -> GroupAdvantages:
     return GroupAdvantages(mean, std, [(reward - mean) / unit for reward in rewards])
 
 
-def first_sibling(correct: Sequence[bool], index: int) -> int | None:
-    """Section 2: the first correct rollout of the group that is not rollout `index`."""
-    return next((j for j, good in enumerate(correct) if good and j != index), None)
+def sibling_of(
+    demonstration: str, correct: Sequence[bool], lengths: Sequence[int], index: int
+) -> int | None:
+    """Section 2: the correct rollout of the group, not rollout `index`, that demonstrates to it."""
+    best: int | None = None
+    for j, good in enumerate(correct):
+        longer = best is None or (demonstration == "longest" and lengths[j] > lengths[best])
+        if good and j != index and longer:
+            best = j
+    return best
 
 
 def route_of(method: str, correct: bool, available: bool) -> str:

@@ -113,11 +113,12 @@ def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
     for group in groups.values():
         rewards = [row.reward for row in group]
         correct = [reward >= settings.success_threshold for reward in rewards]
+        lengths = [len(row.response_ids) for row in group]
         mean, std, advantages = routing.group_advantages(rewards, settings.advantage_scale)
         for index, row in enumerate(group):
             row.correct, row.advantage = correct[index], advantages[index]
             row.group_mean, row.group_std = mean, std
-            sibling = routing.first_sibling(correct, index)
+            sibling = routing.sibling_of(settings.demonstration, correct, lengths, index)
             row.available = sibling is not None
             row.sibling = None if sibling is None else group[sibling].rollout_id
             fits = row.available and bool(row.given_prompt_ids)

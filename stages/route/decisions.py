@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config import Method
+from pipeline.config import Demonstration, Method
 from pipeline.seeds import permutation
 
 _STD_FLOOR = 1e-6
@@ -32,9 +32,20 @@ def group_statistics(rewards_G: Sequence[float], scaled: bool) -> GroupStatistic
     return GroupStatistics(mean, std, [float(a) for a in (rewards - mean) / scale])
 
 
-def first_correct_sibling(correct_G: Sequence[bool], index: int) -> int | None:
-    """Return the first correct rollout of the group other than `index`, if there is one."""
-    return next((j for j, correct in enumerate(correct_G) if correct and j != index), None)
+def demonstrating_sibling(
+    demonstration: Demonstration, correct_G: Sequence[bool], tokens_G: Sequence[int], index: int
+) -> int | None:
+    """Return the correct rollout of the group, other than `index`, that demonstrates to it.
+
+    Args:
+        demonstration: the first one in group order, or the longest (section 11: short correct
+            siblings teach shortness), the first of equals.
+        tokens_G: lengths of the responses.
+    """
+    candidates = [j for j, correct in enumerate(correct_G) if correct and j != index]
+    if demonstration == "longest":
+        return max(candidates, key=lambda j: (tokens_G[j], -j), default=None)
+    return next(iter(candidates), None)
 
 
 def route_of(method: Method, correct: bool, available: bool) -> str:

@@ -17,7 +17,7 @@ from pipeline.scoring import TokenSequence
 from pipeline.stage import Handles, Output, ProgressCounter, Render, Stage
 from pipeline.task import Message
 from stages.route.decisions import (
-    first_correct_sibling,
+    demonstrating_sibling,
     group_note,
     group_statistics,
     mini_batches,
@@ -89,9 +89,10 @@ def _decide_group(
     scaled = settings.advantage_scale == "group_std"
     statistics = group_statistics([row["reward"] for row in members], scaled)
     correct = [row["correct"] for row in members]
+    lengths = [len(row["response_ids"]) for row in members]
     decisions = []
     for index, row in enumerate(members):
-        sibling = first_correct_sibling(correct, index)
+        sibling = demonstrating_sibling(settings.demonstration, correct, lengths, index)
         prompt: TeacherPrompt | None = None
         notes: list[str] = []
         if sibling is not None and settings.method != "grpo":

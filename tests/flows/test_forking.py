@@ -320,3 +320,22 @@ def test_a_sweep_is_every_combination() -> None:
 def test_plans_that_can_not_be(parent: Run, stage: str, last: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Plan.of(parent, stage, last, None)
+
+
+def test_another_sibling_demonstrates(parent: Run, replayed: Replay) -> None:
+    """Replayed decisions: the longest correct sibling teaches, and only teachers change."""
+    fork = replayed("route", "route.demonstration=longest", last="decisions")
+    changed = diff_runs(parent, fork).routes
+    assert changed
+    for change in changed:
+        assert set(change.changes) == {"teacher_rollout_id"}
+    for step in range(STEPS):
+        rollouts, routes = fork.read("rollouts", step), fork.read("routes", step)
+        names = rollouts["rollout_id"].to_pylist()
+        lengths = dict(zip(names, map(len, rollouts["response_ids"].to_pylist()), strict=True))
+        right = dict(zip(names, routes["correct"].to_pylist(), strict=True))
+        for name, teacher in zip(names, routes["teacher_rollout_id"].to_pylist(), strict=True):
+            if teacher is not None:
+                group = name.rpartition("-")[0]
+                others = [n for n in names if n.startswith(group) and right[n] and n != name]
+                assert lengths[teacher] == max(lengths[n] for n in others)

@@ -122,6 +122,7 @@ def twin_settings(config: Config) -> Settings:
     route, update = config.route, config.update
     assert config.weigh.beta is not None
     return Settings(
+        demonstration=route.demonstration,
         method=route.method,
         advantage_scale=route.advantage_scale,
         success_threshold=config.verify.success_threshold,

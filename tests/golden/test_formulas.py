@@ -151,8 +151,10 @@ def test_routes(method: str, expected: str) -> None:
 
 def test_the_sibling_is_the_first_other_correct_rollout() -> None:
     correct = [False, True, True]
-    assert [routing.first_sibling(correct, index) for index in range(3)] == [1, 2, 1]
-    assert routing.first_sibling([True, False], 0) is None
+    assert [routing.sibling_of("first", correct, [1] * 3, index) for index in range(3)] == [1, 2, 1]
+    assert routing.sibling_of("first", [True, False], [1, 1], 0) is None
+    lengths = [5, 9, 9]
+    assert [routing.sibling_of("longest", [True] * 3, lengths, i) for i in range(3)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -194,11 +194,11 @@ def test_a_broken_formula_is_caught(
 
 
 def test_self_teaching_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_correct(correct_G: list[bool], index: int) -> int | None:
+    def first_correct(_: str, correct_G: list[bool], tokens_G: list[int], index: int) -> int | None:
         return next((j for j, correct in enumerate(correct_G) if correct), None)
 
     for session in open_run(tmp_path, {"route": {"method": "sdpo"}}):
         twin = twin_of(session, run_step(session))
-        monkeypatch.setattr(stages.route.stage, "first_correct_sibling", first_correct)
+        monkeypatch.setattr(stages.route.stage, "demonstrating_sibling", first_correct)
         found = disagreements(twin, run_step(session))
         assert any("teacher_rollout_id" in line for line in found)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.route.decisions import (
-    first_correct_sibling,
+    demonstrating_sibling,
     group_note,
     group_statistics,
     mini_batches,
@@ -34,12 +34,24 @@ def test_routes_are_table_7_and_section_9(correct: bool, available: bool) -> Non
 
 
 def test_nobody_demonstrates_to_itself() -> None:
-    assert first_correct_sibling([False, True, True], 0) == 1
-    assert first_correct_sibling([False, True, True], 1) == 2  # the first one that isn't itself
-    assert first_correct_sibling([True, False, False], 0) is None  # sole correct: no teacher
-    assert first_correct_sibling([True, False, False], 2) == 0
-    assert first_correct_sibling([False, False], 1) is None
-    assert first_correct_sibling([True], 0) is None
+    assert demonstrating_sibling("first", [False, True, True], [1, 2, 3], 0) == 1
+    assert (
+        demonstrating_sibling("first", [False, True, True], [1, 2, 3], 1) == 2
+    )  # the first one that isn't itself
+    assert (
+        demonstrating_sibling("first", [True, False, False], [1, 2, 3], 0) is None
+    )  # sole correct: no teacher
+    assert demonstrating_sibling("first", [True, False, False], [1, 2, 3], 2) == 0
+    assert demonstrating_sibling("first", [False, False], [1, 2, 3], 1) is None
+    assert demonstrating_sibling("first", [True], [1, 2, 3], 0) is None
+
+
+def test_the_longest_correct_sibling() -> None:
+    lengths = [7, 9, 9, 20]
+    correct = [True, True, True, False]
+    found = [demonstrating_sibling("longest", correct, lengths, index) for index in range(4)]
+    assert found == [1, 2, 1, 1]  # the first of equals; never itself; never a wrong one
+    assert demonstrating_sibling("longest", [True, False], [1, 2], 0) is None
 
 
 def test_advantages_by_hand() -> None:
