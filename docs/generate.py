@@ -1,6 +1,6 @@
-"""Write docs/configuration.md and docs/tables.md from the code, or check that they are up to date.
+"""Write docs/configuration.md, docs/tables.md and docs/health.md from the code, or check them.
 
-python docs/generate.py            write both
+python docs/generate.py            write them
 python docs/generate.py --check    name each stale file and end with exit code 1
 """
 
@@ -25,6 +25,8 @@ import stages.update
 import stages.verify
 import stages.weigh
 from pipeline.config import Config
+from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
+from pipeline.health.shifts import MAJORITY, PAST, RECENT
 from pipeline.loading import load_config, preset_names, preset_text
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, SCHEMAS, TOKEN_TABLES, teacher_schema
@@ -133,8 +135,18 @@ METRICS = {
     "seconds_update": "seconds in update",
     "seconds": "their sum; what `run.max_hours` counts",
     "tokens": "sampled tokens",
-    "alarms": "new at this step: rule, message, evidence (rollouts), command; [health](health.md)",
+    "alarms": "what looks wrong since this step, see [health](health.md)",
     "digest": "SHA-256 of the rest of this record",
+}
+
+ALARM = {
+    "rule": "the rule that raised it",
+    "step": "first step, or state evaluated, at which the trouble shows",
+    "healthy": "steps done of the newest state that is not known to be affected",
+    "message": "what was found and what was expected",
+    "evidence": "up to five rollouts that show it; ids of evaluations begin with e",
+    "command": "shows the evidence",
+    "severe": "whether `run.on_alarm` acts on it",
 }
 
 RUN_FOLDER = """\
@@ -222,6 +234,51 @@ def tables_page() -> str:
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def health_page() -> str:
+    """Return docs/health.md."""
+    parts = [
+        "# Health",
+        NOTE,
+        "After each step, rules look at the records of all steps and evaluations so far. What one "
+        "of them finds is an alarm: a line in the progress display and in the summary, a box on "
+        "the pages, and an entry of `alarms` in the step's `metrics.json`; `srpo runs` counts them. "
+        "A rule raises one alarm in a run, at the first record that shows the trouble. Rules read "
+        "nothing but records, so a resumed or repeated run raises the same alarms.",
+        "An evaluation is judged when it is made, and its alarms stand in the record of the step "
+        "that follows. Formats break at the evaluation's low temperature first, so "
+        "`evaluate.every` says how soon that can be seen.",
+        "## Rules of steps",
+        _rules(STEP_RULES),
+        "## Rules of evaluations",
+        _rules(EVALUATION_RULES),
+        "## When a number has changed",
+        f"Where a rule says that a number falls or grows, {MAJORITY} of the last {RECENT} steps "
+        f"must lie beyond a limit, and at least {PAST} steps before them are its past. The limit "
+        "is the furthest of three: the relative change above, an absolute change, and what the "
+        "number's own restlessness from step to step explains. A run of few rollouts needs a "
+        "larger change than one of many; the constants and their reasons are in "
+        "`pipeline/health/thresholds.py` and `shifts.py`.",
+        "## What an alarm says",
+        _table(("key", "meaning"), [(f"`{k}`", v) for k, v in ALARM.items()]),
+        "## What a training does about it",
+        "`run.on_alarm` decides what follows a severe alarm, one by which the policy is being "
+        'lost: `"continue"` (the default) only tells; `"stop"` ends the training after the step '
+        '(exit code 3), and `srpo train --resume` goes on regardless; `"fork"` ends it and goes on '
+        "in a new run beside it, from the newest snapshot at or before `healthy`, at "
+        "`run.alarm_rate_factor` times the learning rate. Such a fork stops at its own first "
+        "severe alarm: a run that fails twice is for a person to look at.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rules(rules: Sequence[Rule[Any]]) -> str:
+    rows = [
+        (f"`{rule.name}`", rule.meaning, "yes" if rule.severe else "no", rule.advice)
+        for rule in rules
+    ]
+    return _table(("rule", "raised when", "severe", "what to do"), rows)
 
 
 def _table_section(stage: Stage, name: str) -> Iterator[str]:
@@ -340,7 +397,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, name stale files")
     check = parser.parse_args().check
-    pages = {"configuration.md": configuration_page(), "tables.md": tables_page()}
+    pages = {
+        "configuration.md": configuration_page(),
+        "tables.md": tables_page(),
+        "health.md": health_page(),
+    }
     stale = 0
     for name, text in pages.items():
         path = FOLDER / name
