@@ -243,9 +243,9 @@ def health_page() -> str:
         NOTE,
         "After each step, rules look at the records of all steps and evaluations so far. What one "
         "of them finds is an alarm: a line in the progress display and in the summary, a box on "
-        "the pages, and an entry of `alarms` in the step's `metrics.json`; `srpo runs` counts them. "
-        "A rule raises one alarm in a run, at the first record that shows the trouble. Rules read "
-        "nothing but records, so a resumed or repeated run raises the same alarms.",
+        "the pages, and an entry of `alarms` in the step's `metrics.json`; `srpo runs` counts "
+        "them. A rule raises one alarm in a run, at the first record that shows the trouble. Rules "
+        "read nothing but records, so a resumed or repeated run raises the same alarms.",
         "An evaluation is judged when it is made, and its alarms stand in the record of the step "
         "that follows. Formats break at the evaluation's low temperature first, so "
         "`evaluate.every` says how soon that can be seen.",
