@@ -266,8 +266,8 @@ def health_page() -> str:
         "`run.on_alarm` decides what follows a severe alarm, one by which the policy is being "
         'lost: `"continue"` (the default) only tells; `"stop"` ends the training after the step '
         '(exit code 3), and `srpo train --resume` goes on regardless; `"fork"` ends it and goes on '
-        "in a new run beside it, from the newest snapshot at or before `healthy`, at "
-        "`run.alarm_rate_factor` times the learning rate. Such a fork stops at its own first "
+        "in a new run beside it, from the newest snapshot that no alarm of the last "
+        f"{PAST} steps doubts, at `run.alarm_rate_factor` times the learning rate. Such a fork stops at its own first "
         "severe alarm: a run that fails twice is for a person to look at.",
     ]
     return "\n\n".join(parts) + "\n"

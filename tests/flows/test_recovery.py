@@ -50,6 +50,8 @@ def test_a_broken_training_goes_on_in_a_fork_with_a_lower_rate(
         assert fork is not None and following.run.root == tmp_path / "run-fork-1"
         assert fork.changed["update.learning_rate"] == (0.03, 0.015)
         assert fork.start in session.run.snapshots() and fork.start <= outcome.steps_done - 3
+        records = [session.run.metrics(step) for step in range(outcome.steps_done)]
+        assert all(fork.start <= a["healthy"] for record in records for a in record["alarms"])
         assert following.next_step() == fork.start
         following.run_stage("generate", fork.start)
         sampled = following.run.manifest("rollouts", fork.start)
