@@ -66,6 +66,7 @@ def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
         record[f"{name}_high".removeprefix("_")] = interval.high
     record["questions"] = len(groups)
     record["rollouts"] = max(map(len, groups), default=0)
+    record["verifier_errors"] = evaluations.num_rows - evaluations["error"].null_count
     return record
 
 

@@ -14,10 +14,11 @@ Tables = Mapping[str, pa.Table]
 
 
 class Choice(NamedTuple):
-    """How evidence is chosen: from tables, and the condition of `srpo audit` that lists it all."""
+    """How evidence is chosen: from tables, and how `srpo audit` lists it all: condition, order."""
 
     choose: Callable[[Tables], Sequence[str]]
     condition: str = ""
+    sort: str = ""
 
 
 def evidence_of(name: str, tables: Tables) -> tuple[str, ...]:
@@ -57,6 +58,10 @@ def _format(tables: Tables) -> list[str]:
 
 def _evaluated_format(tables: Tables) -> list[str]:
     return _spread(tables["evaluations"], pc.invert(tables["evaluations"]["format_ok"]))
+
+
+def _evaluated_errors(tables: Tables) -> list[str]:
+    return _spread(tables["evaluations"], pc.is_valid(tables["evaluations"]["error"]))
 
 
 def _evaluated_wrong(tables: Tables) -> list[str]:
@@ -141,6 +146,7 @@ def _failed(tables: Tables) -> list[str]:
 CHOICES: Mapping[str, Choice] = {
     "format": Choice(_format, "not format_ok"),
     "evaluated_format": Choice(_evaluated_format),
+    "evaluated_errors": Choice(_evaluated_errors),
     "evaluated_wrong": Choice(_evaluated_wrong),
     "longest": Choice(_longest),
     "shortest": Choice(_shortest),
@@ -150,6 +156,6 @@ CHOICES: Mapping[str, Choice] = {
     "demonstrations": Choice(_demonstrations),
     "duplicates": Choice(_duplicates),
     "largest_loss": Choice(_loss),
-    "largest_gap": Choice(_gap, "max_logprob_gap > 0.5"),
+    "largest_gap": Choice(_gap, "max_logprob_gap > 0.5", "-max_logprob_gap"),
     "verifier_errors": Choice(_failed, "error is not null"),
 }

@@ -69,7 +69,7 @@ def _since(found: Shift, text: str) -> Sign:
 def format_falls(steps: Records) -> Sign | None:
     """Find a format rate of training that falls."""
     noise = share_noise(*_latest(steps, "format_rate", "rollouts"))
-    found = shift(points(steps, "format_rate"), FORMAT_SHARE, max(FORMAT_DROP, noise))
+    found = shift(points(_judged(steps), "format_rate"), FORMAT_SHARE, max(FORMAT_DROP, noise))
     if found is None:
         return None
     return _since(
@@ -82,6 +82,30 @@ def _latest(records: Records, *keys: str) -> tuple[float, float]:
     """Return two numbers of the newest record, 0 where it has none."""
     first, second = (number(records[-1], key) or 0.0 for key in keys)
     return first, second
+
+
+def _judged(records: Records) -> Records:
+    """Return records whose format rate is that of the answers that could be judged.
+
+    A verdict that failed says nothing about the format, though it counts as broken.
+    """
+    return [
+        {**record, "format_rate": rate / (1 - _unjudged(record))}
+        if (rate := number(record, "format_rate")) is not None and _unjudged(record) < 1
+        else {**record, "format_rate": None}
+        for record in records
+    ]
+
+
+def _unjudged(record: Record) -> float:
+    """Return the share of the answers of a step or an evaluation whose verdicts failed."""
+    answers, errors = _answers(record), number(record, "verifier_errors") or 0.0
+    return min(max(errors / answers, 0.0), 1.0) if answers > 0 else 0.0
+
+
+def _answers(record: Record) -> float:
+    """Return the number of answers; an evaluation's rollouts are those of each question."""
+    return (number(record, "rollouts") or 0.0) * (number(record, "questions") or 1.0)
 
 
 def length_grows(steps: Records) -> Sign | None:
@@ -223,18 +247,27 @@ def engine_mismatch(steps: Records) -> Sign | None:
 
 def verifier_fails(steps: Records) -> Sign | None:
     """Find verdicts that could not be made."""
-    last = steps[-1]
-    count, rollouts = _latest(steps, "verifier_errors", "rollouts")
-    if count < max(ERRORS, ERROR_SHARE * rollouts):
+    step = int(steps[-1].get("step") or 0)
+    return _failing(steps[-1], "rollouts", step, max(0, step - 1))
+
+
+def evaluated_verifier_fails(evaluations: Records, _: Records) -> Sign | None:
+    """Find verdicts of an evaluation that could not be made."""
+    steps_done = int(evaluations[-1]["steps_done"])
+    return _failing(evaluations[-1], "answers to test questions", steps_done, steps_done)
+
+
+def _failing(record: Record, what: str, step: int, healthy: int) -> Sign | None:
+    errors, share = number(record, "verifier_errors") or 0.0, _unjudged(record)
+    if errors < ERRORS or share < ERROR_SHARE:
         return None
-    step = int(last.get("step") or 0)
-    text = f"the verifier failed on {count:.0f} of {rollouts:.0f} rollouts, which count as wrong"
-    return Sign(step, max(0, step - 1), f"{text}; expected below {ERROR_SHARE:.0%}")
+    text = f"the verifier failed on {errors:.0f} of {_answers(record):.0f} {what}, which count as"
+    return Sign(step, healthy, f"{text} wrong; expected below {ERROR_SHARE:.0%}")
 
 
 def evaluated_format_falls(evaluations: Records, _: Records) -> Sign | None:
     """Find a format that breaks at the evaluation's temperature."""
-    found = _evaluated(evaluations, "format_rate", EVALUATED_FORMAT_DROP)
+    found = _evaluated(_judged(evaluations), "format_rate", EVALUATED_FORMAT_DROP)
     if found is None:
         return None
     best, now, healthy = found
@@ -248,9 +281,10 @@ def evaluated_format_falls(evaluations: Records, _: Records) -> Sign | None:
 
 
 def accuracy_falls(evaluations: Records, steps: Records) -> Sign | None:
-    """Find an accuracy that falls."""
+    """Find an accuracy that falls, by more than verdicts that failed may explain."""
     width = max((_width(evaluation) for evaluation in evaluations), default=0.0)
-    found = _evaluated(evaluations, "accuracy", max(ACCURACY_DROP, width))
+    failed = _unjudged(evaluations[-1])
+    found = _evaluated(evaluations, "accuracy", max(ACCURACY_DROP, width) + failed)
     if found is None:
         return None
     best, now, healthy = found

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import StoreError
 from pipeline.files import digest_of, write_json
 from pipeline.health.alarms import Finding, alarm_of, findings_at_evaluation, findings_at_step
 from pipeline.lineage import STEP_TABLES
@@ -25,6 +26,11 @@ class Records:
         path = self._run.metrics_path(step)
         if path.exists():
             return self._run.metrics(step)
+        if self._run.fork is not None and step < self._run.fork.start:
+            raise StoreError(
+                f"{path}: missing in the parent of {self._run.root}, which must not write there; "
+                "resume the parent first"
+            )
         tables = {name: self._run.read(name, step) for name in STEP_TABLES}
         record = step_metrics(
             tables, {name: self._run.manifest(name, step) for name in STEP_TABLES}

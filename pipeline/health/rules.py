@@ -67,7 +67,8 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         findings.format_falls,
         "format",
         True,
-        f"the format rate of training falls by {1 - FORMAT_SHARE:.0%} and {FORMAT_DROP:.0%} points",
+        f"the format rate of training falls by {1 - FORMAT_SHARE:.0%}, at least "
+        f"{100 * FORMAT_DROP:.0f} points",
         "read the responses; lower the learning rate, or reward the format",
     ),
     Rule(
@@ -167,12 +168,20 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
 )
 EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
     Rule(
+        "evaluated_verifier_fails",
+        findings.evaluated_verifier_fails,
+        "evaluated_errors",
+        False,
+        f"the verifier fails on {ERROR_SHARE:.0%} of an evaluation's answers, at least {ERRORS}",
+        "read `error`; the evaluation's accuracy is too low by as much",
+    ),
+    Rule(
         "evaluated_format_falls",
         findings.evaluated_format_falls,
         "evaluated_format",
         True,
-        f"the format rate of an evaluation is {EVALUATED_FORMAT_DROP:.0%} points below the best "
-        "before",
+        f"the format rate of an evaluation is {100 * EVALUATED_FORMAT_DROP:.0f} points below the "
+        "best before",
         "it breaks at low temperature first; evaluate more often, fork from the last good state",
     ),
     Rule(
@@ -180,7 +189,7 @@ EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
         findings.accuracy_falls,
         "evaluated_wrong",
         True,
-        f"accuracy is {ACCURACY_DROP:.0%} points below the best before, and by more than its "
+        f"accuracy is {100 * ACCURACY_DROP:.0f} points below the best before, and by more than its "
         "interval is wide",
         "reward up and accuracy down: the reward is being gamed, or the format breaks",
     ),

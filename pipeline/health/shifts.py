@@ -22,11 +22,14 @@ PAST = 5
 """Steps that the past must have before anything is compared with it."""
 WINDOW = 20
 """Steps of the near past: half of them may be spoilt before its median is."""
-NOISE = 5.0
-"""Deviations of the near past that are still noise."""
-_DEVIATION = 1.4826 / math.sqrt(2)
+NOISE = 4.0
+"""Deviations of the near past that are still noise. They are those of the logarithm: lengths and
+entropies vary by factors, and a fall is then found as surely as a rise."""
+_OF_CHANGES = 1.4826 / math.sqrt(2)
 """Deviation of a normal distribution, over the median absolute change from one to the next: other
 than the deviation from the median, it does not take a trend for noise."""
+_LARGEST = 50.0
+"""Of a change's logarithm: larger ones are all the same, and overflow."""
 
 
 class Point(NamedTuple):
@@ -71,21 +74,34 @@ def shift(series: Sequence[Point], factor: float, least: float, ever: bool = Tru
     Args:
         factor: below 1, a fall to that share of the past; above 1, a rise to that multiple.
         least: the absolute change that it must be at least.
-        ever: compare with the whole past too, whichever is higher, so that a slow fall is found
-            and a slow rise is not.
+        ever: compare with the highest window of the whole past, so that a slow fall is found and a
+            slow rise is not.
     """
     if len(series) < PAST + RECENT:
         return None
     past, recent = [point.value for point in series[:-RECENT]], series[-RECENT:]
-    near = past[-WINDOW:]
-    was = max(median(near), median(past)) if ever else median(near)
-    noise = NOISE * _DEVIATION * median(abs(b - a) for a, b in pairwise(near))
+    was = _best(past) if ever else median(past[-WINDOW:])
     sign = 1.0 if factor > 1 else -1.0
-    limit = was + sign * max(abs(factor - 1) * abs(was), least, noise)
+    change = max(abs(math.log(factor)), NOISE * _deviation(past[-WINDOW:]))
+    relative = abs(was) * abs(math.expm1(sign * min(change, _LARGEST)))
+    limit = was + sign * max(relative, least)
     beyond = [point for point in recent if sign * (point.value - limit) >= 0]
     if len(beyond) < MAJORITY:
         return None
     return Shift(beyond[0].step, was, median(point.value for point in beyond), limit)
+
+
+def _best(past: Sequence[float]) -> float:
+    """Return the highest median of a window of the past."""
+    last = max(len(past) - WINDOW, 0)
+    starts = {*range(0, last, PAST), last}
+    return max(median(past[start : start + WINDOW]) for start in starts)
+
+
+def _deviation(near: Sequence[float]) -> float:
+    """Return the standard deviation of a number's logarithm from one step to the next."""
+    changes = [abs(math.log(b / a)) for a, b in pairwise(near) if a > 0 and b > 0]
+    return _OF_CHANGES * median(changes) if changes else 0.0
 
 
 def share_noise(share: float, count: float) -> float:

@@ -227,7 +227,7 @@ def test_evaluations_are_compared_with_the_best_before() -> None:
     assert "training reward is 0.5" in found["accuracy_falls"].message
 
 
-@pytest.mark.parametrize("name", EVALUATED)
+@pytest.mark.parametrize("name", ["accuracy_falls", "evaluated_format_falls"])
 def test_a_few_questions_show_little(name: str) -> None:
     rule = EVALUATED[name]
     for questions, alarm in ((2, False), (100, True)):
@@ -304,7 +304,44 @@ def test_a_shift_is_the_furthest_of_three_limits() -> None:
     assert shift([*steady, *(Point(8 + n, 6.9) for n in range(3))], 0.7, 0.0) is not None
     assert shift([*steady, *(Point(8 + n, 7.1) for n in range(3))], 0.7, 0.0) is None
     assert shift([*steady, *(Point(8 + n, 6.9) for n in range(3))], 0.7, 5.0) is None
-    restless = [Point(n, 10.0 + (0.5 if n % 2 else -0.5)) for n in range(8)]
-    # from one to the next 1, so a deviation of 1.05, five of which are 5.2
-    assert shift([*restless, *(Point(8 + n, 5.0) for n in range(3))], 0.7, 0.0) is None
-    assert shift([*restless, *(Point(8 + n, 4.5) for n in range(3))], 0.7, 0.0) is not None
+    restless = [Point(n, 11.0 if n % 2 else 10.0) for n in range(8)]
+    # from one to the next a factor of 1.1: a deviation of 0.1, four of which are a factor of 0.67
+    limit = 10.5 * 1.1 ** (-4 * 1.4826 / math.sqrt(2))
+    for value, found in ((limit * 1.01, False), (limit * 0.99, True)):
+        fallen = [*restless, *(Point(8 + n, value) for n in range(3))]
+        assert (shift(fallen, 0.7, 0.0) is not None) is found
+        assert shift(fallen, 0.5, 0.0) is None
+
+
+def test_a_fall_is_found_whatever_the_noise_of_the_past() -> None:
+    """On a linear scale four deviations of 30% would be more than all there is."""
+    draw = np.random.default_rng(0)
+    noisy = [Point(n, float(v)) for n, v in enumerate(50 * draw.lognormal(0, 0.3, 20))]
+    assert shift([*noisy, *(Point(20 + n, 5.0) for n in range(3))], 0.5, 8.0) is not None
+
+
+def test_a_slow_fall_is_measured_from_the_best_window_of_the_past() -> None:
+    falling = [Point(n, 100.0 * 0.99**n) for n in range(150)]
+    first = next(n for n in range(150) if shift(falling[:n], 0.5, 8.0) is not None)
+    assert falling[first].value > 0.4 * falling[0].value
+    assert not any(shift(falling[:n], 0.5, 8.0, ever=False) for n in range(150))
+    rising = [Point(n, 100.0 * 1.02**n) for n in range(150)]
+    assert not any(shift(rising[:n], 2.0, 20.0) for n in range(150))
+
+
+def test_verdicts_that_fail_are_no_format_that_falls() -> None:
+    """A verdict that fails counts as broken format, and says nothing about it."""
+    failing = {"verifier_errors": 20, "format_rate": 0.95 * 44 / 64}
+    steps = followed([failing] * 4)
+    assert not fired(steps, "format_falls")
+    assert fired(steps, "verifier_fails")[0][0] == ONSET
+    broken = evaluation(30, 0.55, 0.7)
+    history = [evaluation(0, 0.8, 0.99), {**broken, "rollouts": 4, "verifier_errors": 110}]
+    assert [r.name for r, _ in findings_at_evaluation(steps, history)] == [
+        "evaluated_verifier_fails"
+    ]
+    history = [evaluation(0, 0.8, 0.99), {**broken, "rollouts": 4, "verifier_errors": 0}]
+    assert {r.name for r, _ in findings_at_evaluation(steps, history)} == {
+        "accuracy_falls",
+        "evaluated_format_falls",
+    }
