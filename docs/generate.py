@@ -26,7 +26,7 @@ import stages.verify
 import stages.weigh
 from pipeline.config import Config
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
-from pipeline.health.shifts import MAJORITY, PAST, RECENT
+from pipeline.health.shifts import MAJORITY, NOISE, PAST, RECENT, WINDOW
 from pipeline.loading import load_config, preset_names, preset_text
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, SCHEMAS, TOKEN_TABLES, teacher_schema
@@ -236,6 +236,11 @@ def tables_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+PLANTED_ALARM = """\
+    ALARM evaluated_format_falls, step 12: format rate 78% at evaluation after 12 steps, at best
+    100% before; in training it is 97%; srpo audit runs/planted --rollout e000012-0000-00"""
+
+
 def health_page() -> str:
     """Return docs/health.md."""
     parts = [
@@ -256,19 +261,28 @@ def health_page() -> str:
         "## When a number has changed",
         f"Where a rule says that a number falls or grows, {MAJORITY} of the last {RECENT} steps "
         f"must lie beyond a limit, and at least {PAST} steps before them are its past. The limit "
-        "is the furthest of three: the relative change above, an absolute change, and what the "
-        "number's own restlessness from step to step explains. A run of few rollouts needs a "
-        "larger change than one of many; the constants and their reasons are in "
+        f"is the furthest of three: the relative change above, an absolute change, and {NOISE:g} "
+        "times what the number changes by from step to step anyway. A run of few rollouts needs a "
+        f"larger change than one of many. The past is the window of {WINDOW} steps with the "
+        "highest median, so a slow fall is found too and a slow rise is not; for entropies and "
+        f"weights it is the last {WINDOW} steps, for they fall as a policy learns. Verdicts that "
+        "failed are left out of format rates. The constants and their reasons are in "
         "`pipeline/health/thresholds.py` and `shifts.py`.",
         "## What an alarm says",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in ALARM.items()]),
+        "This one is of a planted collapse (`tests/planted/`): answers lost their form at the "
+        "evaluation's temperature from step 12 on, while training noticed nothing.",
+        PLANTED_ALARM,
+        "The scripts there plant a trouble for every rule; tests demand that it is flagged within "
+        "five steps of its onset (nothing taught: ten), by its own rule, with evidence that shows "
+        "it, and that healthy runs stay silent.",
         "## What a training does about it",
         "`run.on_alarm` decides what follows a severe alarm, one by which the policy is being "
         'lost: `"continue"` (the default) only tells; `"stop"` ends the training after the step '
         '(exit code 3), and `srpo train --resume` goes on regardless; `"fork"` ends it and goes on '
-        "in a new run beside it, from the newest snapshot that no alarm of the last "
-        f"{PAST} steps doubts, at `run.alarm_rate_factor` times the learning rate. Such a fork stops at its own first "
-        "severe alarm: a run that fails twice is for a person to look at.",
+        f"in a new run beside it, from the newest snapshot that no alarm of the last {PAST} steps "
+        "doubts, at `run.alarm_rate_factor` times the learning rate. Such a fork stops at its own "
+        "first severe alarm: a run that fails twice is for a person to look at.",
     ]
     return "\n\n".join(parts) + "\n"
 
