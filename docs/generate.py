@@ -90,7 +90,8 @@ FACTS = {
     "route": "`teacher_passes`, rollouts that the teacher scored",
     "weigh": "none",
     "update": "`learning_rate`; `loss`, `grad_norm` (before clipping) and `tokens` (N), one number "
-    "per mini-batch; `next_policy_version`",
+    "per mini-batch; `checksum` of every bit of weights, teacher and optimizer after it; "
+    "`next_policy_version`",
     "evaluate": "none",
 }
 METRICS = {
@@ -238,7 +239,7 @@ def tables_page() -> str:
 
 PLANTED_ALARM = """\
     ALARM evaluated_format_falls, step 12: format rate 78% at evaluation after 12 steps, at best
-    100% before; in training it is 97%; srpo audit runs/planted --rollout e000012-0000-00"""
+    100% before; in training it is 95%; srpo audit runs/planted --rollout e000012-0000-00"""
 
 
 def health_page() -> str:

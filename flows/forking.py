@@ -1,5 +1,6 @@
 """Forking a run: what a fork may change, and its record; nothing is recomputed here."""
 
+import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data.registry import file_digest
-from flows.questions import fitting, load_questions, tokenizer_render
+from flows.questions import expect_context, fitting, load_questions, tokenizer_render
 from flows.session import STAGES
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.lineage import STEP_STAGES, Fork, stages_from, tables_before
+from pipeline.lineage import STEP_STAGES, TASK_CODE, Fork, stages_from, tables_before
 from pipeline.loading import apply_override, validate_config
 from pipeline.manifest import flat
 from pipeline.stage import Stage
@@ -29,7 +30,6 @@ _FIRST_USER = {
     "update": "update",
 }
 """The first stage of a step that depends on a setting, by section or by key."""
-_TASK_CODE = "code of the task"
 
 
 def fork_run(
@@ -52,23 +52,62 @@ def fork_run(
         ConfigError: a setting can't be changed here; the line says from which stage it could.
         StoreError: the folder is taken, or a table that the fork would refer to is missing.
     """
-    config = _forked_config(parent.config, overrides)
-    changed = _changes(parent, config, stage, start)
-    _expect_downstream(changed, stage)
-    _expect_tables(parent, stage, start, end)
-    if is_taken(root):
-        raise StoreError(f"{root}: there is something already; choose another --fork")
-    if end > config.run.steps:
-        raise ConfigError(f"run.steps is {config.run.steps}, fewer than the {end} of the fork")
-    relative = os.path.relpath(parent.root.resolve(), root.resolve())
-    fork = Fork(relative, parent.identity, stage, start, end, changed, updates)
+    config, fork = planned_fork(parent, root, stage, start, end, overrides, updates)
+    if (root / "run.json").exists():
+        return Run.open(root)
     facts = {
         **{key: parent.record[key] for key in _INHERITED_FACTS},
-        **_questions_facts(parent, config, changed),
+        **_questions_facts(parent, config, fork.changed),
+        "task_digest": _task_digest(parent, config, stage),
         "versions": {name: version(name) for name in parent.record["versions"]},
         "fork": fork.to_record(),
     }
     return Run.create(root, config, facts)
+
+
+def planned_fork(
+    parent: Run,
+    root: Path,
+    stage: str,
+    start: int,
+    end: int,
+    overrides: Sequence[str],
+    updates: bool,
+) -> tuple[Config, Fork]:
+    """Return what `fork_run` would write, with all its checks and errors; writes nothing.
+
+    The same fork that is there already, finished or not, is no obstacle.
+    """
+    config = _forked_config(parent.config, overrides)
+    changed = _changes(parent, config, stage, start)
+    _expect_downstream(changed, stage)
+    _expect_tables(parent, stage, start, end)
+    expect_context(config, _positions(parent))
+    if end > config.run.steps:
+        raise ConfigError(f"run.steps is {config.run.steps}, fewer than the {end} of the fork")
+    relative = os.path.relpath(parent.root.resolve(), root.resolve())
+    off_policy = _is_off_policy(parent, start)
+    fork = Fork(relative, parent.identity, stage, start, end, changed, updates, off_policy)
+    if is_taken(root) and not ((root / "run.json").exists() and Run.open(root).fork == fork):
+        raise StoreError(f"{root}: there is something already; choose another --fork")
+    return config, fork
+
+
+def _is_off_policy(parent: Run, step: int) -> bool:
+    """Tell whether another policy sampled a step's rollouts than its update starts from."""
+    if parent.has("rollouts", step) and parent.has("updates", step):
+        sampled, updated = (parent.manifest(t, step).origin for t in ("rollouts", "updates"))
+        return sampled.policy_version != updated.policy_version
+    since = parent.fork.off_policy_from if parent.fork else None
+    return parent.fork is not None and since is not None and since <= step < parent.fork.end
+
+
+def _positions(parent: Run) -> int | None:
+    """Return how many positions the model has, by the snapshot that every run keeps."""
+    path = parent.snapshot_path(0) / "config.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    positions = found.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
 
 
 _INHERITED_FACTS = ("hardware", "initial_policy_version")
@@ -85,7 +124,7 @@ def code_changes(run: Run, stage: Stage, step: int) -> list[str]:
             recorded = origin.inputs.get("verifier")
             current = file_digest(run.config.data.task)
             if recorded not in (None, current):
-                found.append(f"{_TASK_CODE}: {str(recorded)[:12]} → {current[:12]}")
+                found.append(f"{TASK_CODE}: {str(recorded)[:12]} → {current[:12]}")
     return sorted(set(found))
 
 
@@ -100,8 +139,9 @@ def free_name(parent: Path) -> Path:
 def _forked_config(config: Config, overrides: Sequence[str]) -> Config:
     values = config.model_dump()
     keys = [override.partition("=")[0].strip() for override in overrides]
-    if "route.method" in keys and "weigh.beta" not in keys:
-        values["weigh"]["beta"] = None  # resolved anew: it is the method's own
+    own = 1.0 if config.route.method == "srpo" else 0.0
+    if "route.method" in keys and "weigh.beta" not in keys and config.weigh.beta == own:
+        values["weigh"]["beta"] = None  # resolved anew: it was the method's own
     for override in overrides:
         apply_override(values, override)
     return validate_config(values, "--set")
@@ -115,16 +155,28 @@ def _changes(parent: Run, config: Config, stage: str, start: int) -> dict[str, t
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     }
-    old, new = parent.record["task_digest"], file_digest(config.data.task)
-    if old != new:
-        found[_TASK_CODE] = (old[:12], new[:12])
+    judges = STEP_STAGES.index(stage) <= STEP_STAGES.index("verify")
+    old, new = parent.record["task_digest"], _task_digest(parent, config, stage)
+    if old != new and judges:
+        found[TASK_CODE] = (old[:12], new[:12])
     for name in stages_from(stage):
         for table in STAGES[name].writes:
             if parent.has(table, start):
                 was, now = parent.manifest(table, start).origin.stage_version, STAGES[name].version
                 if was != now:
                     found[f"version of stage {name}"] = (was, now)
+    for evaluated in [n for n in parent.steps_of("evaluations") if n <= start][-1:]:
+        was = parent.manifest("evaluations", evaluated).origin.stage_version
+        if was != STAGES["evaluate"].version:
+            found["version of evaluate"] = (was, STAGES["evaluate"].version)
     return found
+
+
+def _task_digest(parent: Run, config: Config, stage: str) -> str:
+    """Return the digest of the task's source: the parent's where its verdicts are taken over."""
+    if STEP_STAGES.index(stage) > STEP_STAGES.index("verify"):
+        return str(parent.record["task_digest"])
+    return file_digest(config.data.task)
 
 
 def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:
@@ -158,12 +210,12 @@ def _expect_tables(parent: Run, stage: str, start: int, end: int) -> None:
 def _questions_facts(
     parent: Run, config: Config, changed: dict[str, tuple[Any, Any]]
 ) -> dict[str, Any]:
-    """Return digests of task and questions; they are loaded only if they may be others."""
+    """Return the digest of the questions; they are loaded only if they may be others."""
     facts = {key: parent.record[key] for key in ("questions_digest", "skipped_questions")}
-    if any(key.startswith("data.") or key == _TASK_CODE for key in changed):
+    if any(key.startswith("data.") or key == TASK_CODE for key in changed):
         questions = fitting(load_questions(config), config, tokenizer_render(parent))
         facts = {
             "questions_digest": questions.digest(),
             "skipped_questions": questions.skipped,
         }
-    return {"task_digest": file_digest(config.data.task), **facts}
+    return facts

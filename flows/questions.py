@@ -128,19 +128,24 @@ def warnings_of(config: Config, questions: Questions) -> list[str]:
 
 def check_training_context(config: Config, policy: Policy) -> None:
     """Refuse training limits that the model's context can't hold."""
+    expect_context(config, _positions(policy))
+
+
+def expect_context(config: Config, positions: int | None) -> None:
+    """Refuse training limits that a context of so many positions can't hold."""
     response = config.generate.max_response_length
     _check_context(
         "data.max_prompt_length + generate.max_response_length",
         config.data.max_prompt_length + response,
         config,
-        policy,
+        positions,
     )
     if config.route.method != "grpo":
         _check_context(
             "route.max_teacher_prompt_length + generate.max_response_length",
             config.route.max_teacher_prompt_length + response,
             config,
-            policy,
+            positions,
         )
 
 
@@ -150,12 +155,16 @@ def check_evaluation_context(config: Config, policy: Policy) -> None:
         "data.max_prompt_length + evaluate.max_response_length",
         config.data.max_prompt_length + config.evaluate.max_response_length,
         config,
-        policy,
+        _positions(policy),
     )
 
 
-def _check_context(names: str, needed: int, config: Config, policy: Policy) -> None:
-    positions = getattr(policy.model.config, "max_position_embeddings", None)
+def _positions(policy: Policy) -> int | None:
+    positions: int | None = getattr(policy.model.config, "max_position_embeddings", None)
+    return positions
+
+
+def _check_context(names: str, needed: int, config: Config, positions: int | None) -> None:
     if positions is not None and needed > positions:
         raise ConfigError(
             f"{names} is {needed} tokens, but the model at {config.model.path} has {positions} "

@@ -95,7 +95,7 @@ def spread(overrides: Sequence[str]) -> list[list[str]]:
         key, equals, value = override.partition("=")
         single = value.strip()[:1] in ("[", "{", '"', "'")
         values = [value] if single or not equals else value.split(",")
-        choices.append([f"{key}{equals}{one.strip()}" for one in values])
+        choices.append(list(dict.fromkeys(f"{key}{equals}{one.strip()}" for one in values)))
     return [list(combination) for combination in itertools.product(*choices)]
 
 
@@ -117,6 +117,8 @@ def replay(
 ) -> Session:
     """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
 
+    The same replay that was cut short goes on where it stopped.
+
     Args:
         progress: told of stages done, over all steps.
         runner: how stages are run; a flow makes each a Prefect task.
@@ -133,7 +135,8 @@ def replay(
 
     call = runner(session) if runner else plainly
     try:
-        for step in range(plan.start, plan.end):
+        begun = max(plan.start, session.next_step()) if updates else plan.start
+        for step in range(begun, plan.end):
             for place, name in enumerate(stages):
                 call(name, step)
                 progress((step - plan.start) * len(stages) + place + 1, total)

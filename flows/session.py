@@ -31,6 +31,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import remove_folder, remove_leftovers
 from pipeline.health.records import Records
+from pipeline.lineage import STEP_TABLES
 from pipeline.policy import Policy
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot
@@ -189,6 +190,12 @@ class Session:
         """Write the flat record of a complete step, with its alarms, and return it."""
         return self._records.finish(step)
 
+    def finish_if_complete(self, step: int) -> None:
+        """Write the record of a step whose last table came from a stage that ran alone."""
+        complete = all(self.run.has(table, step) for table in STEP_TABLES)
+        if complete and step == self.next_step():
+            self.finish_step(step)
+
     def evaluation_due(self, steps_done: int) -> bool:
         """Tell whether the state after so many steps shall be evaluated."""
         return steps_done % self.config.evaluate.every == 0 or steps_done == self.config.run.steps
@@ -207,7 +214,7 @@ class Session:
             remove_leftovers(target.parent)
             save_snapshot(policy, target, steps_done)
         for old in self._superfluous():
-            remove_folder(self.run.snapshot_path(old))
+            remove_folder(self.run.own_snapshot_path(old))
         return target
 
     def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
@@ -228,6 +235,12 @@ class Session:
         """Run a stage; an update that an ancestor made is replayed there, by its own settings."""
         stage = STAGES[name]
         owner = self.run.owner(stage.writes[0], step) if stage.advances_policy else self.run
+        if owner is not self.run and not owner.has(stage.writes[0], step):
+            raise StoreError(
+                f"{owner.root}: no table {stage.writes[0]} of step {step}, which its fork "
+                f"{self.run.root} needs; make it there: srpo stage {name} --run {owner.root} "
+                f"--step {step}"
+            )
         try:
             if stage.advances_policy:
                 self._adopt_teacher(self._resident(), step)

@@ -35,7 +35,9 @@ def stage_flow(
         raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
     session = Session.resume(root)
     try:
-        return StageTasks(session, [Watcher()])(name, step)
+        reference = StageTasks(session, [Watcher()])(name, step)
+        session.finish_if_complete(step)
+        return reference
     finally:
         session.close()
 

@@ -19,7 +19,9 @@ TABLES_OF_STAGE = {
 }
 STEP_TABLES = tuple(table for stage in STEP_STAGES for table in TABLES_OF_STAGE[stage])
 _STAGE_OF_TABLE = {table: stage for stage, tables in TABLES_OF_STAGE.items() for table in tables}
-_OF_EVALUATIONS = ("data.", "verify.", "evaluate.")
+TASK_CODE = "code of the task"
+"""Key under which a fork records that the task's source is another one."""
+_OF_EVALUATIONS = ("data.", "verify.", "evaluate.", "run.seed", TASK_CODE, "version of evaluate")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Fork:
         stage: first stage that is the fork's own, from step `start` on.
         start, end: steps [start, end) whose upstream tables are the parent's.
         changed: settings and code that differ, by dotted key: (the parent's, the fork's).
-        updates: whether `update` is recomputed, so that policies differ from the parent's.
+        updates: whether the fork was made to recompute `update` as well.
+        off_policy: whether the rollouts of `start` were off-policy in the parent already.
     """
 
     parent: str
@@ -42,6 +45,7 @@ class Fork:
     end: int
     changed: dict[str, tuple[Any, Any]]
     updates: bool
+    off_policy: bool = False
 
     def inherits(self, table: str, step: int) -> bool:
         """Tell whether a table of a step is the parent's."""
@@ -54,9 +58,12 @@ class Fork:
 
     @property
     def off_policy_from(self) -> int | None:
-        """Return the first step whose rollouts another policy sampled than the fork's own."""
-        several = self.end > self.start + 1
-        return self.start + 1 if self.updates and several and self.stage != "generate" else None
+        """Return the first step whose rollouts another policy sampled than the fork updates."""
+        if self.stage == "generate":
+            return None
+        if self.off_policy:
+            return self.start
+        return self.start + 1 if self.end > self.start + 1 else None
 
     @property
     def note(self) -> str:
@@ -65,18 +72,20 @@ class Fork:
             return f"Everything before step {self.start} is the parent's; from there on, its own."
         span = _steps(self.start, self.end)
         taken = "tables of earlier stages are the parent's"
-        if not self.updates:
-            return f"Stage {self.stage} and later of {span}; {taken}; no update, no new policy."
+        made = f"Stage {self.stage} and later of {span}; {taken}."
         if self.off_policy_from is None:
-            return f"Stage {self.stage} and later of {span}; {taken}. On-policy: one update."
+            return f"{made} On-policy: one update."
         rest = _steps(self.off_policy_from, self.end)
         scored = "" if _place(self.stage) <= _place("route") else ", and so are teacher scores"
-        return (
-            f"Stage {self.stage} and later of {span}; {taken}. Off-policy: rollouts of {rest} were "
-            f"sampled by the parent's policies{scored}; the fork's policy has differed from them "
-            f"since the update of step {self.start}. Ratios are taken against the stored "
-            "log-probabilities."
+        since = "an earlier fork" if self.off_policy else f"the update of step {self.start}"
+        off_policy = (
+            f"Off-policy: rollouts of {rest} were sampled by the parent's policies{scored}; the "
+            f"fork's policy has differed from them since {since}. Ratios are taken against the "
+            "stored log-probabilities."
         )
+        if self.updates:
+            return f"{made} {off_policy}"
+        return f"{made} Made without updates; once it is trained on: {off_policy}"
 
     def to_record(self) -> dict[str, Any]:
         """Return what run.json holds; the note stands there for whoever reads the file."""

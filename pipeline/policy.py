@@ -119,6 +119,20 @@ class Policy:
             self.teacher_model = frozen_copy(initial()).to(self.device)
         self.teacher = teacher
 
+    @torch.no_grad()
+    def checksum(self) -> str:
+        """Return 16 hex digits over every bit of weights, teacher and optimizer, in their order.
+
+        A sum of the bits as integers: exact in any order of addition, and as quick as reading them.
+        """
+        teacher = self.teacher_model.parameters() if self.teacher_model is not None else []
+        state = [s for p in self.model.parameters() for s in self.optimizer.state[p].values()]
+        total = 0
+        for place, tensor in enumerate([*self.model.parameters(), *teacher, *state], start=1):
+            bits = tensor.detach().to(torch.float32).view(torch.int32)
+            total += place * int(bits.sum(dtype=torch.int64))
+        return f"{total % 2**64:016x}"
+
     def begin_update(self) -> None:
         """Mark the weights as in flux, so that a failed update leaves an unusable policy."""
         if self.version == _IN_FLUX:

@@ -81,6 +81,8 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         path = folder / name
         if not path.exists() or file_digest(path) != expected:
             raise StoreError(f"{path}: missing or damaged (SHA-256 differs from state.json)")
+    if state["steps_done"] > 0 and "optimizer.safetensors" not in state["sha256"]:
+        raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
     model, tokenizer = _load_pretrained(str(folder))
     policy = Policy(model, tokenizer, settings, teacher, state["policy_version"])
     policy.initial_version = state["initial_version"]

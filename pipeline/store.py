@@ -90,7 +90,7 @@ class Run:
         """Return the run in whose folder a table is, or will be: this one or an ancestor."""
         if self.fork and self.parent and self.fork.inherits(table, step):
             owner = self.parent.owner(table, step)
-            if owner.has(table, step):
+            if table != "evaluations" or owner.has(table, step):
                 return owner
         return self
 
@@ -141,7 +141,7 @@ class Run:
 
     def snapshot_path(self, steps_done: int) -> Path:
         """Return where the policy after so many steps lives."""
-        return self.snapshot_owner(steps_done).root / "policy" / f"{steps_done:06d}"
+        return self.snapshot_owner(steps_done).own_snapshot_path(steps_done)
 
     def snapshot_owner(self, steps_done: int) -> "Run":
         """Return the run in whose folder a snapshot is, or will be."""
@@ -150,6 +150,10 @@ class Run:
             if steps_done in owner.own_snapshots():
                 return owner
         return self
+
+    def own_snapshot_path(self, steps_done: int) -> Path:
+        """Return where this run, and no other, keeps the policy after so many steps."""
+        return self.root / "policy" / f"{steps_done:06d}"
 
     def own_snapshots(self) -> list[int]:
         """Return the steps of the complete snapshots in this folder, ascending."""
@@ -220,6 +224,12 @@ class Run:
             raise StoreError(
                 f"{path}: recomputing gave other bytes ({digest[:12]}, committed "
                 f"{committed.sha256[:12]}); same machine, threads and versions as before?"
+            )
+        if committed is not None and (other := _other_fact(committed.facts, facts)):
+            temporary.unlink()
+            raise StoreError(
+                f"{path}: recomputing gave another {other}; same machine, threads and versions as "
+                "before?"
             )
         if committed is not None and path.exists():
             temporary.unlink()
@@ -308,6 +318,12 @@ def read_arrow(path: Path) -> pa.Table:
 def _write_arrow(path: Path, data: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, data.schema) as writer:
         writer.write_table(data.combine_chunks())
+
+
+def _other_fact(committed: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Return the first committed fact that was found to be another one."""
+    other = (k for k in sorted(committed) if committed[k] != found.get(k))
+    return next((f"{k}: {found.get(k)}, committed {committed[k]}" for k in other), None)
 
 
 def _manifest_path(table_path: Path) -> Path:

@@ -47,6 +47,7 @@ def replay(
 
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
+    from flows.forking import planned_fork
     from flows.replaying import Plan, folders, spread
     from flows.replaying import replay as replay_run
     from pipeline.audit.diff import diff_runs
@@ -55,6 +56,8 @@ def replay(
     parent = Run.open(run)
     plan = Plan.of(parent, stage, until, steps)
     sweep = spread(overrides or [])
+    for folder, chosen in zip(folders(fork, sweep), sweep, strict=True):  # all, before the first
+        planned_fork(parent, folder, stage, plan.start, plan.end, chosen, until == "update")
     rows = []
     for folder, chosen in zip(folders(fork, sweep), sweep, strict=True):
         started = time.monotonic()

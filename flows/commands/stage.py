@@ -50,6 +50,7 @@ def stage(
     names = (f"policy after {step} steps, by replaying updates", name)
     with contextlib.closing(Session.resume(root)) as session, bars(*names) as (replayed, own):
         reference = session.run_stage(name, step, own, replayed, decisions)
+        session.finish_if_complete(step)
         _report(session, reference, decisions)
 
 
@@ -91,6 +92,11 @@ def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> N
             print(f"  {table}: every row as in the parent")
         else:
             print(f"  {table}: {d.differing} of {d.rows} rows differ, in {', '.join(d.columns)}")
+    if name == "update" and run.parent.has("updates", step):
+        was, now = (
+            r.manifest("updates", step).facts["next_policy_version"] for r in (run.parent, run)
+        )
+        print(f"  policy after it: {now}" + (", as the parent's" if was == now else f", not {was}"))
     later = [] if decisions else list(stages_from(name))[1:2]
     for follower in later:
         print(f"next stage    srpo stage {follower} --run {run.root} --step {step}")

@@ -65,6 +65,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         "grad_norm": [r.grad_norm for r in results.values()],
         "loss": [r.loss for r in results.values()],
         "tokens": [r.tokens for r in results.values()],
+        "checksum": policy.checksum(),
     }
     rows = [_row(rollout, results[rollout.mini_batch]) for rollout in rollouts]
     table = pa.Table.from_pylist(rows, schema=UPDATES)

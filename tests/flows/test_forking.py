@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from flows.forking import fork_run
 from flows.replaying import Plan, folders, replay, split_steps, spread
@@ -14,6 +15,7 @@ from flows.session import Session
 from pipeline.audit.diff import diff_runs
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
+from pipeline.files import digest_of
 from pipeline.lineage import STEP_STAGES, TABLES_OF_STAGE, Fork
 from pipeline.store import Run
 from tests.golden.run import golden_config
@@ -339,3 +341,142 @@ def test_another_sibling_demonstrates(parent: Run, replayed: Replay) -> None:
                 group = name.rpartition("-")[0]
                 others = [n for n in names if n.startswith(group) and right[n] and n != name]
                 assert lengths[teacher] == max(lengths[n] for n in others)
+
+
+@pytest.fixture
+def copied(parent: Run, tmp_path: Path) -> Run:
+    """A copy of the parent that may be damaged."""
+    shutil.copytree(parent.root, tmp_path / "copy")
+    return Run.open(tmp_path / "copy")
+
+
+def test_a_fork_never_deletes_a_snapshot_of_its_parent(copied: Run, tmp_path: Path) -> None:
+    kept = copied.snapshot_path(2).rename(tmp_path / "aside")
+    every = ["run.keep_snapshots=1", "run.snapshot_every=1"]
+    fork = fork_run(copied, tmp_path / "fork", "generate", 2, 3, every)
+    session = Session.resume(fork.root)
+    session.snapshot(2)  # its own, because the parent has none
+    assert fork.own_snapshots() == [2]
+    kept.rename(copied.own_snapshot_path(2))  # and now it has one again
+    before = digests(copied.root)
+    train_on(session)
+    assert digests(copied.root) == before
+    assert 2 not in fork.own_snapshots()
+
+
+def test_what_a_parent_lost_is_not_made_up_for_in_it(copied: Run, tmp_path: Path) -> None:
+    fork = fork_run(copied, tmp_path / "fork", "generate", 2, 3)
+    copied.metrics_path(1).unlink()
+    before = digests(copied.root)
+    session = Session.resume(fork.root)
+    with pytest.raises(StoreError, match=r"metrics.json: missing in the parent of"):
+        train_on(session)
+    session.close()
+    assert digests(copied.root) == before
+
+
+def test_an_update_that_a_parent_lost_is_not_replayed_by_other_settings(
+    copied: Run, tmp_path: Path
+) -> None:
+    setting = ["update.learning_rate=0.5"]
+    fork = fork_run(copied, tmp_path / "fork", "generate", 3, 4, setting)
+    for suffix in ("arrow", "json"):
+        copied.table_path("updates", 2).with_suffix(f".{suffix}").unlink()
+    session = Session.resume(fork.root)
+    with pytest.raises(StoreError, match="no table updates of step 2, which its fork"):
+        session.prepare(3)
+    session.close()
+    assert not list(fork.root.glob("steps/*/updates*"))
+
+
+def test_a_policy_rebuilt_from_another_state_is_noticed(copied: Run) -> None:
+    """Its updates have equal tables, but not equal weights."""
+    folder = copied.snapshot_path(2)
+    state = json.loads((folder / "state.json").read_text())
+    weights = load_file(folder / "optimizer.safetensors")
+    save_file(
+        {name: value * 2 for name, value in weights.items()}, folder / "optimizer.safetensors"
+    )
+    digest = hashlib.sha256((folder / "optimizer.safetensors").read_bytes()).hexdigest()
+    state["sha256"]["optimizer.safetensors"] = digest
+    state.pop("digest")
+    (folder / "state.json").write_text(json.dumps({**state, "digest": digest_of(state)}))
+    session = Session.resume(copied.root)
+    with pytest.raises(StoreError, match="recomputing gave another checksum"):
+        session.prepare(3)
+    session.close()
+
+
+def test_a_fork_of_an_off_policy_step_says_so(replayed: Replay, tmp_path: Path) -> None:
+    middle = replayed("weigh", "weigh.beta=3", steps="1:4")
+    first = fork_run(middle, tmp_path / "first", "weigh", 1, 2, ["weigh.beta=0"]).fork
+    later = fork_run(middle, tmp_path / "later", "weigh", 2, 3, ["weigh.beta=0"]).fork
+    assert first is not None and first.off_policy_from is None
+    assert later is not None and later.off_policy_from == 2
+    assert "since an earlier fork" in later.note
+
+
+def test_a_fork_without_updates_says_what_training_on_would_be(replayed: Replay) -> None:
+    fork = replayed("verify", "verify.success_threshold=0", last="decisions").fork
+    assert fork is not None and fork.off_policy_from == 1
+    assert "once it is trained on: Off-policy" in fork.note
+
+
+def test_evaluations_by_another_verifier_are_not_inherited(
+    copied: Run, config: Config, tmp_path: Path
+) -> None:
+    task = Path(config.data.task)
+    text = task.read_text()
+    try:
+        task.write_text(text + "\n# corrected\n")
+        judged = fork_run(copied, tmp_path / "judged", "verify", 1, 2)
+        weighed = fork_run(copied, tmp_path / "weighed", "weigh", 1, 2)
+        assert judged.steps_of("evaluations") == []
+        assert judged.record["task_digest"] != copied.record["task_digest"]
+        assert weighed.steps_of("evaluations") == [0]
+        session = Session.resume(weighed.root)
+        with pytest.raises(StoreError, match="the code of task"):
+            _ = session.questions  # its verdicts are by the code before
+        session.close()
+    finally:
+        task.write_text(text)
+
+
+def test_a_replay_cut_short_goes_on(
+    parent: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan.of(parent, "weigh", "update", None)
+    whole = replay(parent, tmp_path / "whole", plan, ["weigh.beta=2"])
+    whole.close()
+    done: list[tuple[int, int]] = []
+
+    def cut(step: int, total: int) -> None:
+        done.append((step, total))
+        if len(done) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(parent, tmp_path / "cut", plan, ["weigh.beta=2"], cut)
+    replay(parent, tmp_path / "cut", plan, ["weigh.beta=2"]).close()
+    cut_run = Run.open(tmp_path / "cut")
+    assert cut_run.steps_done() == STEPS
+    for step in range(STEPS):
+        assert cut_run.manifest("updates", step).sha256 == (
+            whole.run.manifest("updates", step).sha256
+        )
+    with pytest.raises(StoreError, match="there is something already"):
+        replay(parent, tmp_path / "cut", plan, ["weigh.beta=3"])
+
+
+def test_a_fork_keeps_within_the_context(parent: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="positions"):
+        fork_run(parent, tmp_path / "fork", "generate", 1, 2, ["generate.max_response_length=9999"])
+
+
+def test_another_method_takes_its_own_beta_but_keeps_an_explicit_one(
+    parent: Run, replayed: Replay, tmp_path: Path
+) -> None:
+    assert replayed("route", "route.method=sdpo", last="decisions").config.weigh.beta == 0
+    explicit = replayed("weigh", "weigh.beta=2", last="weigh")
+    with pytest.raises(ConfigError, match="only srpo weighs"):
+        fork_run(explicit, tmp_path / "other", "route", 1, 2, ["route.method=sdpo"])
