@@ -265,18 +265,20 @@ def _failing(record: Record, what: str, step: int, healthy: int) -> Sign | None:
     return Sign(step, healthy, f"{text} wrong; expected below {ERROR_SHARE:.0%}")
 
 
-def evaluated_format_falls(evaluations: Records, _: Records) -> Sign | None:
+def evaluated_format_falls(evaluations: Records, steps: Records) -> Sign | None:
     """Find a format that breaks at the evaluation's temperature."""
     found = _evaluated(_judged(evaluations), "format_rate", EVALUATED_FORMAT_DROP)
     if found is None:
         return None
     best, now, healthy = found
     steps_done = int(evaluations[-1]["steps_done"])
+    rates = [point.value for point in points(_judged(steps[-RECENT:]), "format_rate")]
+    training = f"; in training it is {median(rates):.0%}" if rates else ""
     return Sign(
         steps_done,
         healthy,
-        f"format rate {now:.0%} at evaluation after {steps_done} steps, at best {best:.0%} before: "
-        "it breaks at the evaluation's temperature",
+        f"format rate {now:.0%} at evaluation after {steps_done} steps, at best {best:.0%} "
+        f"before{training}",
     )
 
 

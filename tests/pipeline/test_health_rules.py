@@ -97,6 +97,31 @@ def test_a_rule_fires_within_three_steps_and_names_the_first(
     assert text in sign.message
 
 
+EDGES: list[tuple[str, str, float, float]] = [
+    ("format_falls", "format_rate", 0.81, 0.79),
+    ("length_grows", "response_tokens_mean", 99.0, 101.0),
+    ("length_shrinks", "response_tokens_mean", 26.0, 24.0),
+    ("demonstrations_shrink", "demonstration_tokens_mean", 28.5, 27.5),
+    ("teacher_entropy_collapses", "teacher_entropy_mean", 0.101, 0.099),
+    ("weights_collapse", "weight_std", 0.076, 0.074),
+    ("truncated", "truncated_share", 0.24, 0.25),
+    ("duplicate_responses", "duplicate_share", 0.29, 0.30),
+    ("gradient_spike", "grad_norm", 0.99, 1.01),
+    ("engine_mismatch", "logprob_gap_mean", 0.49, 0.5),
+    ("verifier_fails", "verifier_errors", 3, 4),
+]
+"""By rule: a number just inside its limit, and just outside, after a past without any noise."""
+
+
+@pytest.mark.parametrize(("name", "key", "inside", "outside"), EDGES)
+def test_limits_are_where_they_are_said_to_be(
+    name: str, key: str, inside: float, outside: float
+) -> None:
+    steady = followed([{}] * ONSET, before=[])
+    assert not fired(followed([{key: inside}] * 5, before=steady), name)
+    assert fired(followed([{key: outside}] * 5, before=steady), name)
+
+
 def test_every_rule_is_tried_here() -> None:
     assert {*(name for name, _, _ in BROKEN), "nothing_taught"} == set(RULES)
     used = {rule.evidence for rule in STEP_RULES} | {rule.evidence for rule in EVALUATION_RULES}
