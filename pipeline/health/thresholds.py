@@ -27,7 +27,7 @@ DUPLICATES = 0.3
 SPIKE, SPIKE_OVER_LARGEST = 10.0, 2.0
 """The gradient is clipped, but such a step says that something is wrong with its samples."""
 GAP_NATS = 0.5
-"""A typical rollout's worst token is then off by 1.6 times; TIS cuts at 2. On the demo it is 1e-6 in
+"""A typical worst token is then off by 1.6 times; TIS cuts at 2. On the demo it is 1e-6 in
 float32 and 0.01 in bfloat16."""
 ERRORS, ERROR_SHARE = 2, 0.05
 """A verdict that fails counts as wrong, so failing verdicts train against right answers."""
