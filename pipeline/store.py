@@ -219,13 +219,10 @@ class Run:
         temporary = path.with_name(f".{path.name}.tmp")
         _write_arrow(temporary, data)
         digest = file_digest(temporary)
+        other = _other_fact(committed.facts, facts) if committed is not None else None
         if committed is not None and committed.sha256 != digest:
-            temporary.unlink()
-            raise StoreError(
-                f"{path}: recomputing gave other bytes ({digest[:12]}, committed "
-                f"{committed.sha256[:12]}); same machine, threads and versions as before?"
-            )
-        if committed is not None and (other := _other_fact(committed.facts, facts)):
+            other = f"file: SHA-256 {digest[:12]}, committed {committed.sha256[:12]}"
+        if other is not None:
             temporary.unlink()
             raise StoreError(
                 f"{path}: recomputing gave another {other}; same machine, threads and versions as "

@@ -369,6 +369,7 @@ def test_what_a_parent_lost_is_not_made_up_for_in_it(copied: Run, tmp_path: Path
     copied.metrics_path(1).unlink()
     before = digests(copied.root)
     session = Session.resume(fork.root)
+    session.prepare(1)
     with pytest.raises(StoreError, match=r"metrics.json: missing in the parent of"):
         train_on(session)
     session.close()

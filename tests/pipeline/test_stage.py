@@ -360,7 +360,7 @@ def test_a_replay_that_gives_other_bytes_is_refused(run: Run, policy: Policy) ->
         work(given, settings, handles)
         return Output({"updates": work_output})
 
-    with pytest.raises(StoreError, match="recomputing gave other bytes"):
+    with pytest.raises(StoreError, match="recomputing gave another file"):
         run_stage(run, make_updates(other), Handles(0, STEP, policy=policy))
     assert not policy.version.startswith(f"{STEP:06d}")
     assert not policy.version.startswith(f"{STEP + 1:06d}")

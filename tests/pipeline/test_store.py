@@ -108,7 +108,7 @@ def test_other_bytes_are_refused_and_the_table_stays(run: Run, what: str) -> Non
         data = with_value(data, "response_text", 2, "another")
     else:
         source = origin("rollouts", stage_version=2)
-    with pytest.raises(StoreError, match=r"rollouts\.arrow: recomputing gave other bytes"):
+    with pytest.raises(StoreError, match=r"rollouts\.arrow: recomputing gave another file"):
         run.commit(source, data, FACTS, COST)
     assert {p: p.read_bytes() for p in path.parent.iterdir()} == before
 
