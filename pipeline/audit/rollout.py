@@ -3,6 +3,7 @@
 Only the rows of this rollout are read of any token table.
 """
 
+import re
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
@@ -12,11 +13,14 @@ import pyarrow as pa
 
 from pipeline.audit.contributions import shares_T
 from pipeline.audit.losses import kept_TK, losses_of
+from pipeline.audit.plain import printable
 from pipeline.audit.tokens import TokenTexts
 from pipeline.errors import ConfigError
 from pipeline.store import Run
 
 TOP = 5
+ROLLOUT_ID = re.compile(r"(?P<kind>e?)(?P<step>[0-9]{6,9})-[0-9]{4,9}-[0-9]{2,9}")
+"""The only form of a rollout id; whatever else a table or an address holds is none."""
 Row = dict[str, Any]
 
 
@@ -154,11 +158,12 @@ def topk(run: Run, rollout_id: str, position: int) -> Row:
 
 
 def _place(run: Run, rollout_id: str) -> tuple[str, int]:
-    table = "evaluations" if rollout_id.startswith("e") else "rollouts"
-    head, *rest = rollout_id.removeprefix("e").split("-")
-    if len(rest) != 2 or not all(part.isdecimal() for part in (head, *rest)):
-        raise ConfigError(f"{rollout_id!r} is no rollout id; one looks like 000012-0003-07")
-    step = int(head)
+    form = ROLLOUT_ID.fullmatch(rollout_id)
+    if form is None:
+        shown = printable(rollout_id, 60)
+        raise ConfigError(f"{shown!r} is no rollout id; one looks like 000012-0003-07")
+    table = "evaluations" if form["kind"] else "rollouts"
+    step = int(form["step"])
     if not run.has(table, step):
         raise ConfigError(f"{run.root}: no rollout {rollout_id}: step {step} has no {table}")
     return table, step

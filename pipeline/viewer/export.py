@@ -39,6 +39,8 @@ def export(runs: Sequence[Run], folder: Path, progress: Progress) -> int:
 
 def _write(kind: Kind, runs: Runs, parameters: tuple[str, ...], folder: Path) -> None:
     place = folder / unquote(kind.page(*parameters).path).strip("/")
-    place.mkdir(parents=True, exist_ok=True)
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise StoreError(f"{place}: a page outside {folder}; the run's tables hold such a name")
     html = kind.html(runs, *parameters, exported=True)
+    place.mkdir(parents=True, exist_ok=True)
     (place / "index.html").write_text(html, encoding="utf-8")

@@ -11,7 +11,6 @@ from pipeline.store import Run
 
 Record = dict[str, Any]
 
-_COLUMNS = ["group", "prediction", "correct", "format_ok", "finish_reason", "response_tokens"]
 _UPSTREAM = {
     "rollouts": ("rollouts", "truncated_share", "response_tokens_mean", "response_tokens_max"),
     "verdicts": ("reward_mean", "correct_share", "format_rate", "verifier_errors"),
@@ -70,8 +69,7 @@ def evaluation_records(run: Run) -> dict[int, Record]:
 def _evaluation(run: Run, step: int) -> Record:
     digest = run.manifest("evaluations", step).sha256
     if digest not in _EVALUATIONS:
-        table = run.peek("evaluations", step).select(_COLUMNS)
-        _EVALUATIONS[digest] = evaluation_metrics(table)
+        _EVALUATIONS[digest] = evaluation_metrics(run.peek("evaluations", step))
     return _EVALUATIONS[digest]
 
 

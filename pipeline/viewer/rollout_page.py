@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.audit.listing import samples
 from pipeline.audit.plain import printable
-from pipeline.audit.rollout import RolloutRecord, rollout_record
+from pipeline.audit.rollout import ROLLOUT_ID, RolloutRecord, rollout_record
 from pipeline.errors import ConfigError
 from pipeline.store import Run
 from pipeline.text import count, number, percent
@@ -201,7 +201,8 @@ def _questions(run: Run, table: str, step: int, path: Path) -> frozenset[str]:
 
 def _pages(run: Run) -> Iterator[str]:
     for step in exported_steps(run):
-        yield from run.peek("rollouts", step)["rollout_id"].to_pylist()
+        ids = run.peek("rollouts", step)["rollout_id"].to_pylist()
+        yield from (name for name in ids if ROLLOUT_ID.fullmatch(name))
 
 
 ROLLOUT = Kind("/runs/{}/rollouts/{}/", "rollout.html", context, per_run(_pages))
