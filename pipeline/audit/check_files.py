@@ -125,12 +125,14 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
                 owner = run.owner(table, step)
                 entry = TableFile(step, table, owner, _table_path(owner, table, step), None)
                 report.add(entry.path, "a table of a complete step", "no file", entry.advice)
-    for step in range(max(complete, default=0)):
+    evaluated = [step for step, table in tables if table == "evaluations"]
+    kept = [steps for steps, _ in snapshot_folders(run)]
+    for step in range(max([*complete, *evaluated, *kept], default=0)):
         if step not in complete:
             path = run.metrics_path(step)
             report.add(
                 path,
-                "the record of a step that others follow",
+                "the record of a step on which later steps or states rest",
                 "no file",
                 f"restore it from a copy, or run: srpo train --resume --run {run.root}",
             )
@@ -145,12 +147,36 @@ def snapshot_files(run: Run, report: CheckReport) -> Iterator[tuple[Path, str]]:
     """Yield the files of all snapshots with their recorded SHA-256; note what is missing."""
     for steps, folder in snapshot_folders(run):
         state = read_state(folder, report)
+        if state is not None:
+            _expect_whole(steps, folder, state, report)
         for name, digest in (state or {}).get("sha256", {}).items():
             path = folder / Path(name).name
             if path.exists():
                 yield path, digest
             else:
                 report.add(path, f"a file of snapshot {steps}", "no file", snapshot_advice(folder))
+
+
+def _expect_whole(steps: int, folder: Path, state: dict[str, Any], report: CheckReport) -> None:
+    """Note files that a snapshot must list and does not, and files that it does not list."""
+    listed = set(state.get("sha256", {}))
+    needed = {"config.json", "tokenizer.json"}
+    needed |= {"optimizer.safetensors"} if steps > 0 else set()
+    teacher = state.get("teacher") or {}
+    needed |= {"teacher.safetensors"} if teacher.get("kind") != "live" else set()
+    if not any(name.startswith("model") and name.endswith(".safetensors") for name in listed):
+        needed.add("model.safetensors")
+    for name in sorted(needed - listed):
+        expected = f"a file in the list of snapshot {steps}"
+        report.add(folder / name, expected, "not in state.json", snapshot_advice(folder))
+    found = {path.name for path in folder.iterdir()} - {"state.json"}
+    for name in sorted(found - listed):
+        report.add(
+            folder / name,
+            "only files of the list",
+            "a file that state.json does not know",
+            snapshot_advice(folder),
+        )
 
 
 def snapshot_folders(run: Run) -> list[tuple[int, Path]]:

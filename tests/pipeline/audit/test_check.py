@@ -356,3 +356,22 @@ def test_a_session_of_the_run_still_opens(run: Path) -> None:
     assert findings(run) == []
     assert sorted(p.stat().st_mtime_ns for p in run.rglob("*")) == before
     Session.resume(run).close()
+
+
+def test_the_last_steps_can_not_vanish(run: Path) -> None:
+    assert Run.open(run).snapshots()[-1] == 2
+    for step in (1, 2):
+        shutil.rmtree(run / "steps" / f"{step:06d}")
+    assert "steps/000001/metrics.json" in names(run)
+
+
+def test_a_snapshot_lists_what_it_must_hold(run: Path) -> None:
+    folder = run / "policy" / "000002"
+    needed = {"optimizer.safetensors", "teacher.safetensors", "model.safetensors", "tokenizer.json"}
+
+    def unlist(state: dict[str, Any]) -> None:
+        for name in needed:
+            del state["sha256"][name]
+
+    edit_json(folder / "state.json", unlist)
+    assert {f"policy/000002/{name}" for name in needed} <= names(run)
