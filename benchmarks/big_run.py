@@ -301,7 +301,6 @@ def make(arguments: argparse.Namespace) -> None:
                     f"{metrics['share_sdpo']:.0%} taught, {time.perf_counter() - started:.1f} s"
                 )
             session.run_stage("evaluate", arguments.steps)
-            session.snapshot(arguments.steps)
 
 
 def main() -> None:
