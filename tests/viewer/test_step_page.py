@@ -143,10 +143,13 @@ def test_keys_and_the_card(trained: Run, serve: Serve, watched: Open) -> None:
     page.locator("h1").click()
     page.keyboard.press("ArrowRight")
     expect(page).to_have_url(re.compile("/steps/2/$"))
+    page.wait_for_load_state("load")  # keys work once scripts have run
     page.keyboard.press("ArrowLeft")
     expect(page).to_have_url(re.compile("/steps/1/$"))
+    page.wait_for_load_state("load")  # keys work once scripts have run
     page.locator(".cell").nth(5).click()
     expect(page).to_have_url(re.compile("/rollouts/000001-0001-01/$"))
+    page.wait_for_load_state("load")  # keys work once scripts have run
     page.keyboard.press("u")
     expect(page).to_have_url(re.compile("/steps/1/#group-1$"))
     assert opened.errors == []
