@@ -24,6 +24,7 @@ from pipeline.audit.check_files import (
     missing_tables,
     note_leftovers,
     read_sealed,
+    recompute_advice,
     snapshot_advice,
     snapshot_files,
 )
@@ -262,7 +263,7 @@ class _Step:
         path = self.run.metrics_path(self.step)
         if not path.exists() or not any(entry.table != "evaluations" for entry in self.entries):
             return
-        advice = f"delete it and run: srpo train --resume --run {self.run.root}"
+        advice = f"restore it from a copy, or delete it and {recompute_advice(self.run, self.step)}"
         record, problem = read_sealed(path)
         if record is None:
             self.report.add(path, "the record of a step as it was written", problem, advice)

@@ -4,7 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.audit.check_files import STAGE_OF, Key, TableFile, read_state, snapshot_folders
+from pipeline.audit.check_files import (
+    STAGE_OF,
+    Key,
+    TableFile,
+    read_state,
+    snapshot_advice,
+    snapshot_folders,
+)
 from pipeline.audit.check_findings import CheckReport
 from pipeline.files import canonical_json, digest_of
 from pipeline.manifest import Manifest, Origin
@@ -141,15 +148,22 @@ def check_snapshots(run: Run, report: CheckReport) -> None:
     for steps, folder in snapshot_folders(run):
         state = read_state(folder, ignored)
         owner = run.snapshot_owner(steps)
-        version = version_before(owner, steps)
-        for key, expected in (("steps_done", steps), ("policy_version", version)):
+        route = owner.config.route
+        known = {
+            "steps_done": steps,
+            "policy_version": version_before(owner, steps),
+            "initial_version": owner.record.get("initial_policy_version"),
+            "teacher": {
+                "kind": route.teacher,
+                "rate": route.teacher_rate,
+                "mix": route.trust_region_mix,
+            },
+        }
+        for key, expected in known.items():
             if state is not None and expected is not None and state.get(key) != expected:
-                report.add(
-                    folder / "state.json",
-                    f"{key} {expected}",
-                    state.get(key),
-                    "delete the folder: the tables rebuild it from an earlier one",
-                )
+                text = f"{key} {expected}"
+                advice = snapshot_advice(folder)
+                report.add(folder / "state.json", text, state.get(key), advice)
 
 
 def vocabulary(run: Run) -> int | None:

@@ -134,8 +134,45 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
                 path,
                 "the record of a step on which later steps or states rest",
                 "no file",
-                f"restore it from a copy, or run: srpo train --resume --run {run.root}",
+                f"restore it from a copy, or {recompute_advice(run, step)}",
             )
+    reached = max([*(step + 1 for step in complete), *evaluated, *kept], default=0)
+    for steps, owner in _due_evaluations(run, reached).items():
+        if steps not in evaluated and not _noted(run, steps, "evaluations", report):
+            path = _table_path(owner, "evaluations", steps)
+            advice = TableFile(steps, "evaluations", owner, path, None).advice
+            report.add(path, "an evaluation of the schedule", "no file", advice)
+
+
+def _due_evaluations(run: Run, reached: int) -> dict[int, Run]:
+    """Return which run owes the evaluation of which state below `reached`.
+
+    Replays never evaluate, so a fork owes only those of states that it trained itself.
+    """
+    found, first, every = {}, 0, run.config.evaluate.every
+    if run.fork is not None and run.parent is not None:
+        above = _due_evaluations(run.parent, min(run.fork.start, reached))
+        found = {n: owner for n, owner in above.items() if run.fork.inherits("evaluations", n)}
+        first = run.fork.end + 1
+    start = -(-first // every) * every
+    return found | dict.fromkeys(range(start, reached, every), run)
+
+
+def record_owner(run: Run, step: int) -> Run:
+    """Return the run in whose folder the record of a step is, or will be."""
+    while run.fork is not None and run.parent is not None and step < run.fork.start:
+        run = run.parent
+    return run
+
+
+def recompute_advice(run: Run, step: int) -> str:
+    """Say how the run that owns the record of a step makes the step anew."""
+    owner = record_owner(run, step)
+    fork, parent = owner.fork, owner.parent
+    if fork is None or parent is None or step >= fork.end:
+        return f"run: srpo train --resume --run {owner.root}"
+    steps = f"--steps {fork.start}:{fork.end}"
+    return f"make the fork anew: srpo replay {parent.root} --from {fork.stage} {steps} --fork NEW"
 
 
 def _noted(run: Run, step: int, table: str, report: CheckReport) -> bool:
@@ -147,23 +184,28 @@ def snapshot_files(run: Run, report: CheckReport) -> Iterator[tuple[Path, str]]:
     """Yield the files of all snapshots with their recorded SHA-256; note what is missing."""
     for steps, folder in snapshot_folders(run):
         state = read_state(folder, report)
-        if state is not None:
-            _expect_whole(steps, folder, state, report)
-        for name, digest in (state or {}).get("sha256", {}).items():
+        if state is None:
+            continue
+        listed = state.get("sha256")
+        if not isinstance(listed, dict):
+            report.add(folder / "state.json", "a list of files", listed, snapshot_advice(folder))
+            continue
+        _expect_whole(run.snapshot_owner(steps), steps, folder, set(listed), report)
+        for name, digest in listed.items():
             path = folder / Path(name).name
-            if path.exists():
-                yield path, digest
+            if path.is_file():
+                yield path, str(digest)
             else:
                 report.add(path, f"a file of snapshot {steps}", "no file", snapshot_advice(folder))
 
 
-def _expect_whole(steps: int, folder: Path, state: dict[str, Any], report: CheckReport) -> None:
+def _expect_whole(
+    owner: Run, steps: int, folder: Path, listed: set[str], report: CheckReport
+) -> None:
     """Note files that a snapshot must list and does not, and files that it does not list."""
-    listed = set(state.get("sha256", {}))
     needed = {"config.json", "tokenizer.json"}
     needed |= {"optimizer.safetensors"} if steps > 0 else set()
-    teacher = state.get("teacher") or {}
-    needed |= {"teacher.safetensors"} if teacher.get("kind") != "live" else set()
+    needed |= {"teacher.safetensors"} if owner.config.route.teacher != "live" else set()
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in listed):
         needed.add("model.safetensors")
     for name in sorted(needed - listed):
@@ -192,7 +234,9 @@ def snapshot_folders(run: Run) -> list[tuple[int, Path]]:
 
 
 def snapshot_advice(folder: Path) -> str:
-    """Say what to do about a broken snapshot."""
+    """Say what to do about a broken snapshot; nothing rebuilds the first."""
+    if not int(folder.name):
+        return "restore it from a copy"
     return "restore it from a copy, or delete the folder: the tables rebuild it from an earlier one"
 
 

@@ -20,6 +20,7 @@ Srpo = Callable[..., int]
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     session = make_run(tmp_path_factory.mktemp("sound"), {"generate": {"questions": 3}})
+    session.run_stage("evaluate", 0)
     session.close()
     yield session.run.root
 
@@ -52,7 +53,7 @@ def test_help_has_an_example_and_the_exit_codes(
 def test_a_sound_run(sound: Path, srpo: Srpo, capsys: pytest.CaptureFixture[str]) -> None:
     assert srpo("check", sound) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("16 tables, ") and line.endswith(": no findings")
+    assert line.startswith("17 tables, ") and line.endswith(": no findings")
 
 
 def test_a_broken_run(run: Path, srpo: Srpo, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +90,7 @@ def test_deep(run: Path, srpo: Srpo, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_diff(sound: Path, tmp_path: Path, srpo: Srpo, capsys: pytest.CaptureFixture[str]) -> None:
     assert srpo("diff", sound, sound) == 0
-    assert capsys.readouterr().out.startswith("no difference: all 16 tables")
+    assert capsys.readouterr().out.startswith("no difference: all 17 tables")
     fork = tmp_path / "fork"
     parent = Run.open(sound)
     replay(parent, fork, Plan.of(parent, "weigh", "update", None), ["weigh.beta=2"]).close()

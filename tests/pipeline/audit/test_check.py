@@ -375,3 +375,45 @@ def test_a_snapshot_lists_what_it_must_hold(run: Path) -> None:
 
     edit_json(folder / "state.json", unlist)
     assert {f"policy/000002/{name}" for name in needed} <= names(run)
+
+
+def test_an_evaluation_of_the_schedule_can_not_vanish(run: Path) -> None:
+    for suffix in (".arrow", ".json"):
+        (run / f"evaluations/000000{suffix}").unlink()
+    finding = only(run)
+    assert finding.path == str(run / "evaluations/000000.arrow")
+    assert f"srpo stage evaluate --run {run} --step 0" in finding.advice
+
+
+def test_files_that_a_snapshot_does_not_list(run: Path) -> None:
+    (run / "policy/000001/model-2.safetensors").write_bytes(b"x")
+    assert only(run).path == str(run / "policy/000001/model-2.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda s: s["teacher"].update(rate=0.5), "teacher {"),
+        (lambda s: s.update(teacher=None), "teacher {"),
+        (lambda s: s.update(initial_version="000000-x"), "initial_version 000000-"),
+        (lambda s: s.update(sha256=["model.safetensors"]), "a list of files"),
+    ],
+)
+def test_a_snapshot_of_other_settings(run: Path, change: Any, expected: str) -> None:
+    edit_json(run / "policy/000002/state.json", change)
+    finding = only(run)
+    assert finding.path == str(run / "policy/000002/state.json")
+    assert finding.expected.startswith(expected)
+
+
+def test_advice_names_the_run_that_owns_a_file(run: Path, tmp_path: Path) -> None:
+    from flows.replaying import Plan, replay
+
+    parent, fork = Run.open(run), tmp_path / "fork"
+    replay(parent, fork, Plan.of(parent, "weigh", "update", "1:2"), ["weigh.beta=2"]).close()
+    flip(run / "steps/000000/metrics.json")
+    (fork / "steps/000001/metrics.json").unlink()
+    missing, broken = check_run(Run.open(fork)).findings
+    assert broken.advice.endswith(f"srpo train --resume --run {run.resolve()}")
+    anew = f"srpo replay {run.resolve()} --from weigh --steps 1:2 --fork NEW"
+    assert missing.advice.endswith(anew) and "--resume" not in missing.advice
