@@ -126,7 +126,7 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
                 entry = TableFile(step, table, owner, _table_path(owner, table, step), None)
                 report.add(entry.path, "a table of a complete step", "no file", entry.advice)
     evaluated = [step for step, table in tables if table == "evaluations"]
-    kept = [steps for steps, _ in snapshot_folders(run)]
+    kept = [folder[0] for folder in snapshot_folders(run)]
     for step in range(max([*complete, *evaluated, *kept], default=0)):
         if step not in complete:
             path = run.metrics_path(step)
@@ -137,10 +137,10 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
                 f"restore it from a copy, or {recompute_advice(run, step)}",
             )
     reached = max([*(step + 1 for step in complete), *evaluated, *kept], default=0)
-    for steps, owner in _due_evaluations(run, reached).items():
-        if steps not in evaluated and not _noted(run, steps, "evaluations", report):
-            path = _table_path(owner, "evaluations", steps)
-            advice = TableFile(steps, "evaluations", owner, path, None).advice
+    for due, owner in _due_evaluations(run, reached).items():
+        if due not in evaluated and not _noted(run, due, "evaluations", report):
+            path = _table_path(owner, "evaluations", due)
+            advice = TableFile(due, "evaluations", owner, path, None).advice
             report.add(path, "an evaluation of the schedule", "no file", advice)
 
 
