@@ -113,7 +113,7 @@ def _train(session: "Session", run: Path, console: Console) -> "Outcome":
     from flows.questions import warnings_of
     from flows.train import run_training
 
-    print_warnings(warnings_of(session.config, session.questions))
+    print_warnings(warnings_of(session.config, session.questions) + session.slow_paths())
     if not console.is_terminal:
         return run_training(session, [Lines(session)])
     with Screen(session, run.name, console) as screen:

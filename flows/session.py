@@ -221,6 +221,15 @@ class Session:
         """Return accuracy and more of an evaluated state."""
         return self._records.evaluation(steps_done)
 
+    def slow_paths(self) -> list[str]:
+        """Say what the resident policy can't do the quick way."""
+        if self._policy is None or not self._policy.unshared:
+            return []
+        return [
+            f"prompts are encoded once per rollout, not once per group ({self._policy.unshared}): "
+            "same results, only slower"
+        ]
+
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))

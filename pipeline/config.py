@@ -14,6 +14,7 @@ Method = Literal[
 TeacherKind = Literal["ema", "live", "frozen", "trust_region"]
 Demonstration = Literal["first", "longest"]
 Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
+KeptDtype = Literal["float32", "float16"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -126,16 +127,24 @@ class RouteSection(Section):
         "needed", description="which rollouts get old log-probabilities and student entropies"
     )
     top_k: PositiveInt = Field(100, description="K, the student's likeliest tokens that are kept")
+    kept_dtype: KeptDtype = Field(
+        "float32",
+        description="how teacher_logprobs and student_logprobs are stored; float16: half the "
+        "bytes, log-probabilities rounded to 11 bits (tails and all else stay float32)",
+    )
+    keep_student_logprobs: bool = Field(
+        True, description="store the student's K log-probabilities, which only audits read"
+    )
     teacher: TeacherKind = Field("ema", description="METHOD.md, section 4")
     teacher_rate: Probability = Field(0.05, description="EMA: weight of the new policy per step")
     trust_region_mix: Probability = Field(
         0.05, description="trust region: share of the live policy's logits"
     )
     micro_batch_tokens: PositiveInt = Field(
-        16384, description="padded tokens of one scoring forward pass"
+        16384, description="tokens of one scoring forward pass, shared prompts counted once"
     )
-    projection_chunk: PositiveInt = Field(
-        512, description="response positions whose full logits exist at the same time"
+    projection_mb: PositiveFloat = Field(
+        256.0, description="MiB for logits: as many positions at a time as fit"
     )
 
 
@@ -170,10 +179,11 @@ class UpdateSection(Section):
     adam_eps: PositiveFloat = Field(1e-8, description="AdamW")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient is clipped to this norm")
     micro_batch_tokens: PositiveInt = Field(
-        16384, description="padded tokens of one forward and backward pass"
+        16384,
+        description="tokens of one forward and backward pass, shared prompts counted once",
     )
-    projection_chunk: PositiveInt = Field(
-        512, description="response positions whose full logits exist at the same time"
+    projection_mb: PositiveFloat = Field(
+        256.0, description="MiB for logits: as many positions at a time as fit"
     )
 
 

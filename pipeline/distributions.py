@@ -1,7 +1,8 @@
 """Distributions over a vocabulary: log-probabilities, entropy, tails and divergences.
 
-Pure tensor functions, METHOD.md sections 4 and 5. Everything is computed in the dtype it gets
-(float32 in training, float64 in tests); log-probabilities are natural, entropies in nats.
+METHOD.md sections 4 and 5. Names that end in _ change their argument in place. Everything is
+computed in the dtype it gets (float32 in training, float64 in tests); log-probabilities are
+natural, entropies in nats.
 """
 
 import torch
@@ -10,25 +11,30 @@ from torch import Tensor
 _LARGEST_LOG_MASS = -1e-7
 
 
-def log_softmax_NV(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
-    """Return log-probabilities at a temperature: log softmax(logits / tau), in float32 or wider.
+def cool_(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
+    """Turn logits, in place, into x = logits / tau - c with the largest x at 0; return c [N, 1].
 
-    Args:
-        logits_NV: raw logits of any floating dtype.
-        temperature_N: tau of each position, above 0.
+    log softmax(logits / tau) is x - log sum exp(x) then, and no exp overflows.
     """
-    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    logprobs_NV: Tensor = torch.log_softmax(wide / temperature_N[:, None], dim=-1)
-    return logprobs_NV
+    if bool((temperature_N != 1).any()):
+        logits_NV.div_(temperature_N[:, None].to(logits_NV.dtype))
+    largest_N1 = logits_NV.amax(-1, keepdim=True)
+    logits_NV.sub_(largest_N1)
+    return largest_N1
 
 
-def entropy_N(logprobs_NV: Tensor) -> Tensor:
+def entropy_N(cooled_NV: Tensor, weights_NV: Tensor) -> Tensor:
     """Return H = -sum_v p log p over the full vocabulary (section 4), in nats.
 
-    A token of probability 0 (log-probability -inf) contributes 0.
+    With x cooled logits, w = exp(x) and Z = sum w, that is log Z - (sum w x) / Z: nothing cancels,
+    as the largest x is 0. A token of probability 0 (x = -inf) contributes 0.
+
+    Args:
+        weights_NV: w; overwritten.
     """
-    entropy: Tensor = torch.special.entr(logprobs_NV.exp()).sum(-1)
-    return entropy
+    sum_N = weights_NV.sum(-1)
+    mean_N = weights_NV.mul_(cooled_NV).nan_to_num_(nan=0.0).sum(-1) / sum_N
+    return sum_N.log() - mean_N
 
 
 def log_tail_N(logprobs_NK: Tensor) -> Tensor:

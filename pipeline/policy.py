@@ -14,9 +14,12 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline.attention import UnsupportedAttention, install
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.errors import PolicyError
-from pipeline.scoring import Component, Forward, TokenSequence, project_NV, response_hidden_ND
+from pipeline.packing import TokenSequence
+from pipeline.projection import logits_NV
+from pipeline.scoring import Component, Forward, response_hidden_ND
 from pipeline.task import Message
 
 _IN_FLUX = "in flux"
@@ -46,6 +49,8 @@ class Policy:
         teacher: which teacher it carries.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
+        unshared: why sequences behind one prompt can't be encoded behind one copy of it; empty:
+            they are.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Policy:
         self.version = version
         self.teacher = teacher
         self._settings = settings
+        self.unshared = _why_not_shared(self.model, self.device)
         self.teacher_model = None if teacher.kind == "live" else frozen_copy(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
         self.eos_ids = _eos_ids(model, tokenizer)
@@ -155,9 +161,10 @@ class Policy:
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = on
 
-    def forward(self, chunk: int) -> Forward:
-        """Return how forward passes over this policy run."""
-        return Forward(self.device, self._settings.precision == "bfloat16", chunk)
+    def forward(self, megabytes: float) -> Forward:
+        """Return how forward passes over this policy run, with this memory for logits."""
+        bfloat16 = self._settings.precision == "bfloat16"
+        return Forward(self.device, bfloat16, not self.unshared, megabytes)
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """Return the prompt text and ids: the chat template with its header for the answer."""
@@ -246,9 +253,9 @@ def _check_projection(policy: Policy) -> None:
     """
     last = policy.vocabulary - 1
     probe = TokenSequence([1, 2], [last // 2, last])
-    forward = Forward(policy.device, bfloat16=False, chunk=1)
+    forward = Forward(policy.device, bfloat16=False, shares=False, megabytes=1)
     hidden_ND = response_hidden_ND(policy.model, [probe], forward)
-    ours_NV = project_NV(policy.model, hidden_ND, forward)
+    ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
     theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
     gap = float((ours_NV - theirs_NV).abs().max())
@@ -257,3 +264,20 @@ def _check_projection(policy: Policy) -> None:
             f"{policy.model.name_or_path}: its logits are not projection(hidden states) (they "
             f"differ by {gap:.3g}); this architecture is not supported"
         )
+
+
+@torch.no_grad()
+def _why_not_shared(model: Any, device: torch.device) -> str:
+    """Try packed rows against plain ones on a few tokens; say why a model can't have them."""
+    sequences = [TokenSequence([1, 2, 3], [2, 1, 2]), TokenSequence([1, 2, 3], [3, 3])]
+    plain, packed = (Forward(device, False, shares, megabytes=1) for shares in (False, True))
+    try:
+        if not install(model):
+            return "its attention is not of the kinds we know"
+        expected_ND = response_hidden_ND(model, sequences, plain)
+        gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
+    except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    if gap <= 1e-4 * (1 + float(expected_ND.abs().max())):
+        return ""
+    return f"hidden states would differ by {gap:.3g}"

@@ -5,15 +5,18 @@ cumulative distribution with it; so a rollout does not depend on who shares its 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from pipeline.decoding import decoder_of
+from pipeline.distributions import cool_
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.policy import Policy
+
+_PART = 256
+_WORTH_DROPPING = 0.75
 
 
 class TransformersEngine:
@@ -68,15 +71,42 @@ def keep_likeliest(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits_BV
 
 
-def draw_B(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+def draw_B(cooled_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Invert the cumulative distribution: the first id whose cumulative mass exceeds u.
 
-    Computed in float64, so that the mass of 150,000 tokens adds up; u is in [0, 1). A token of
-    probability 0 is never drawn.
+    Masses are added up in float64, part by part of the vocabulary and then within one part, so
+    that 150,000 of them add up and few are touched. A token of probability 0 is never drawn.
+
+    Args:
+        cooled_BV: logits with the largest at 0 (`distributions.cool_`); overwritten.
+        uniform_B: u in [0, 1), float64.
+
+    Returns:
+        The ids, and their log-probabilities in nats.
     """
-    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    point_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
-    return (cumulative_BV <= point_B1).sum(-1)
+    rows, vocabulary = cooled_BV.shape
+    weights_BV = cooled_BV.exp_()
+    parts = -(-vocabulary // _PART)
+    if parts * _PART != vocabulary:
+        weights_BV = torch.nn.functional.pad(weights_BV, (0, parts * _PART - vocabulary))
+    weights_BPX = weights_BV.view(rows, parts, _PART)
+    mass_BP = weights_BPX.sum(-1).double().cumsum(-1)
+    total_B = mass_BP[:, -1]
+    point_B1 = (uniform_B * total_B)[:, None]
+    part_B = (mass_BP <= point_B1).sum(-1)
+    before_BP = torch.nn.functional.pad(mass_BP, (1, 0))
+    left_B1 = point_B1 - before_BP.gather(1, part_B[:, None])
+    within_BX = weights_BPX[torch.arange(rows, device=part_B.device), part_B].double()
+    below_BX = within_BX.cumsum(-1) <= left_B1
+    # Rounding may leave u just beyond the part's own sum: then its last token of any mass.
+    last_B = (within_BX > 0).int().mul(_order(within_BX)).argmax(-1)
+    inside_B = torch.minimum(below_BX.sum(-1), last_B)
+    logprob_B = within_BX.gather(1, inside_B[:, None])[:, 0].log() - total_B.log()
+    return part_B * _PART + inside_B, logprob_B.float()
+
+
+def _order(within_BX: Tensor) -> Tensor:
+    return torch.arange(1, within_BX.shape[-1] + 1, device=within_BX.device, dtype=torch.int)
 
 
 class _Batch:
@@ -105,59 +135,31 @@ class _Batch:
     @torch.no_grad()
     def run(self) -> list[list[Sample]]:
         """Decode and return the samples by group."""
-        logits_BV, cache, mask_BT = self._encode()
+        limit = self._settings.max_response_length
+        decoder = decoder_of(self._policy, self._prompts, self._sizes, limit)
         rows_B = torch.arange(len(self._ids), device=self._policy.device)
-        for position in range(self._settings.max_response_length):
-            next_B, logprob_B = self._choose(logits_BV, self._uniform_BT[rows_B, position])
-            self._record(rows_B, next_B, logprob_B)
-            live_B = torch.tensor([not self._stopped[row] for row in rows_B.tolist()])
-            if position + 1 == self._settings.max_response_length or not live_B.any():
-                break
-            if 2 * int(live_B.sum()) <= len(rows_B):
-                kept_B = live_B.nonzero()[:, 0].to(next_B.device)
-                rows_B, next_B, mask_BT = rows_B[kept_B], next_B[kept_B], mask_BT[kept_B]
-                cache.batch_select_indices(kept_B)
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows_B), 1)], dim=1)
-            logits_BV = self._step(next_B[:, None], mask_BT, cache)
+        # One autocast context for all steps: weights are cast once, not at every step.
+        with self._policy.forward(megabytes=1).autocast():
+            logits_BV = decoder.start()
+            for position in range(limit):
+                next_B, logprob_B = self._choose(logits_BV, self._uniform_BT[rows_B, position])
+                self._record(rows_B, next_B, logprob_B)
+                live_B = torch.tensor([not self._stopped[row] for row in rows_B.tolist()])
+                live = int(live_B.sum())
+                if position + 1 == limit or not live:
+                    break
+                if live <= _WORTH_DROPPING * len(rows_B):
+                    kept_B = live_B.nonzero()[:, 0].to(next_B.device)
+                    rows_B, next_B = rows_B[kept_B], next_B[kept_B]
+                    decoder.keep(kept_B)
+                logits_BV = decoder.step(next_B)
         return self._grouped()
-
-    def _encode(self) -> tuple[Tensor, Any, Tensor]:
-        """Encode each prompt once, padded on the left, and spread its cache over the group."""
-        longest = max(map(len, self._prompts))
-        ids_GT = torch.zeros(len(self._prompts), longest, dtype=torch.long)
-        mask_GT = torch.zeros_like(ids_GT)
-        for row, prompt in enumerate(self._prompts):
-            ids_GT[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_GT[row, longest - len(prompt) :] = 1
-        device = self._policy.device
-        cache = DynamicCache(config=self._policy.model.config)
-        logits_GV = self._step(ids_GT.to(device), mask_GT.to(device), cache)
-        index_B = torch.repeat_interleave(
-            torch.arange(len(self._prompts)), torch.tensor(self._sizes)
-        ).to(device)
-        cache.batch_select_indices(index_B)
-        return logits_GV[index_B], cache, mask_GT.to(device)[index_B]
-
-    def _step(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        with self._policy.forward(chunk=1).autocast():
-            output = self._policy.model(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits_BV: Tensor = output.logits[:, -1].float()
-        return logits_BV
 
     def _choose(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         settings = self._settings
-        kept_BV = keep_likeliest(logits_BV / settings.temperature, settings.top_k, settings.top_p)
-        logprobs_BV = kept_BV.log_softmax(-1)
-        next_B = draw_B(logprobs_BV, uniform_B)
-        return next_B, logprobs_BV.gather(-1, next_B[:, None])[:, 0]
+        cool_(logits_BV, torch.full_like(uniform_B, settings.temperature))
+        kept_BV = keep_likeliest(logits_BV, settings.top_k, settings.top_p)
+        return draw_B(kept_BV, uniform_B)
 
     def _record(self, rows_B: Tensor, next_B: Tensor, logprob_B: Tensor) -> None:
         eos = self._policy.eos_ids

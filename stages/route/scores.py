@@ -10,17 +10,10 @@ from torch import Tensor
 
 from pipeline.distributions import buckets_NB, jsd_N
 from pipeline.errors import NumericalError
+from pipeline.packing import TokenSequence, consecutive_slices
 from pipeline.policy import Policy
-from pipeline.scoring import (
-    Forward,
-    StudentScores,
-    TeacherScores,
-    TokenSequence,
-    consecutive_slices,
-    pack,
-    score_student,
-    score_teacher,
-)
+from pipeline.projection import Distribution
+from pipeline.scoring import Forward, score_student, score_teacher
 
 _JSD_ALPHA = 0.5
 
@@ -69,45 +62,48 @@ def score_rollouts(
     budget: int,
     forward: Forward,
     report: Report,
-) -> dict[str, ScoredRollout]:
+) -> tuple[dict[str, ScoredRollout], int]:
     """Score every job; taught ones get K = `kept` logits of student and teacher.
 
     Args:
-        budget: padded tokens of one forward pass.
+        budget: tokens of one forward pass.
         report: called with the number of response tokens after each pass.
+
+    Returns:
+        The scores by rollout, and the positions that went through the networks.
 
     Raises:
         NumericalError: a log-probability is not finite.
     """
     scored: dict[str, ScoredRollout] = {}
+    computed = 0
     plain = [job for job in jobs if job.teacher_prompt_ids is None]
-    for batch in _batches(plain, [_length(j.sequence) for j in plain], budget):
+    for batch in _batches(plain, [job.sequence for job in plain], budget, forward):
         student = _student(policy, batch, 1, forward)
         for job, part in zip(batch, _by_rollout(batch), strict=True):
             scored[job.rollout_id] = ScoredRollout(
                 _array(student.logprob_N[part]), _array(student.entropy_N[part])
             )
+        computed += forward.tokens([job.sequence for job in batch])
         report(_tokens(batch))
     taught = [job for job in jobs if job.teacher_prompt_ids is not None]
-    lengths = [len(j.teacher_prompt_ids or ()) + len(j.sequence.response_ids) for j in taught]
-    for batch in _batches(taught, lengths, budget):
+    for batch in _batches(taught, [_before_teacher(job) for job in taught], budget, forward):
         scored |= _score_taught(policy, batch, kept, forward)
+        computed += forward.tokens([job.sequence for job in batch])
+        computed += forward.tokens([_before_teacher(job) for job in batch])
         report(2 * _tokens(batch))
-    return scored
+    return scored, computed
 
 
 def _score_taught(
     policy: Policy, batch: Sequence[ScoringJob], kept: int, forward: Forward
 ) -> dict[str, ScoredRollout]:
     student = _student(policy, batch, kept, forward)
-    sequences = [
-        TokenSequence(job.teacher_prompt_ids or [], job.sequence.response_ids) for job in batch
-    ]
     teacher = score_teacher(
         policy.teacher_components(),
-        sequences,
+        [_before_teacher(job) for job in batch],
         _temperatures_N(batch, forward.device),
-        student.topk_ids_NK,
+        student.ids_NK,
         forward,
     )
     _expect_finite(batch, teacher.logprob_N, "teacher")
@@ -118,11 +114,11 @@ def _score_taught(
     }
 
 
-def _jsd_N(student: StudentScores, teacher: TeacherScores, vocabulary: int) -> Tensor:
-    whole = student.topk_ids_NK.shape[-1] == vocabulary
+def _jsd_N(student: Distribution, teacher: Distribution, vocabulary: int) -> Tensor:
+    whole = student.ids_NK.shape[-1] == vocabulary
     value_N = jsd_N(
-        buckets_NB(student.topk_logprobs_NK, None if whole else student.log_tail_N),
-        buckets_NB(teacher.topk_logprobs_NK, None if whole else teacher.log_tail_N),
+        buckets_NB(student.logprobs_NK, None if whole else student.log_tail_N),
+        buckets_NB(teacher.logprobs_NK, None if whole else teacher.log_tail_N),
         _JSD_ALPHA,
     )
     return value_N.clamp(min=0)  # rounding makes it negative where both agree
@@ -130,7 +126,7 @@ def _jsd_N(student: StudentScores, teacher: TeacherScores, vocabulary: int) -> T
 
 def _student(
     policy: Policy, batch: Sequence[ScoringJob], kept: int, forward: Forward
-) -> StudentScores:
+) -> Distribution:
     scores = score_student(
         policy.model,
         [job.sequence for job in batch],
@@ -143,12 +139,12 @@ def _student(
 
 
 def _taught(
-    student: StudentScores, teacher: TeacherScores, jsd: Tensor, part: slice
+    student: Distribution, teacher: Distribution, jsd: Tensor, part: slice
 ) -> ScoredRollout:
     tokens = TaughtTokens(
-        topk_ids_TK=student.topk_ids_NK[part].cpu().numpy().astype(np.int32),
-        teacher_logprobs_TK=_array(teacher.topk_logprobs_NK[part]),
-        student_logprobs_TK=_array(student.topk_logprobs_NK[part]),
+        topk_ids_TK=student.ids_NK[part].cpu().numpy().astype(np.int32),
+        teacher_logprobs_TK=_array(teacher.logprobs_NK[part]),
+        student_logprobs_TK=_array(student.logprobs_NK[part]),
         teacher_tail_T=_array(teacher.log_tail_N[part]),
         student_tail_T=_array(student.log_tail_N[part]),
         entropy_T=_array(teacher.entropy_N[part]),
@@ -171,9 +167,14 @@ def _expect_finite(batch: Sequence[ScoringJob], logprob_N: Tensor, who: str) -> 
 
 
 def _batches(
-    jobs: Sequence[ScoringJob], lengths: Sequence[int], budget: int
+    jobs: Sequence[ScoringJob], sequences: Sequence[TokenSequence], budget: int, forward: Forward
 ) -> list[list[ScoringJob]]:
-    return [[jobs[i] for i in group] for group in pack(lengths, budget)]
+    return [[jobs[i] for i in members] for members in forward.batches(sequences, budget)]
+
+
+def _before_teacher(job: ScoringJob) -> TokenSequence:
+    """Return what the teacher sees: the same response after its own prompt."""
+    return TokenSequence(job.teacher_prompt_ids or [], job.sequence.response_ids)
 
 
 def _by_rollout(batch: Sequence[ScoringJob]) -> list[slice]:
@@ -187,10 +188,6 @@ def _temperatures_N(batch: Sequence[ScoringJob], device: torch.device) -> Tensor
 
 def _tokens(batch: Sequence[ScoringJob]) -> int:
     return sum(len(job.sequence.response_ids) for job in batch)
-
-
-def _length(sequence: TokenSequence) -> int:
-    return len(sequence.prompt_ids) + len(sequence.response_ids)
 
 
 def _array(tensor: Tensor) -> Floats:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Config, RouteSection
+from pipeline.packing import TokenSequence
 from pipeline.policy import Policy
 from pipeline.schemas import ROUTES, SCORES, teacher_schema
-from pipeline.scoring import TokenSequence
 from pipeline.stage import Handles, Output, ProgressCounter, Render, Stage
 from pipeline.task import Message
 from stages.route.decisions import (
@@ -45,12 +45,12 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     kept = min(settings.top_k, policy.vocabulary)
     jobs = _scoring_jobs(rollouts, routes, settings)
     report = ProgressCounter(handles, sum(_passes(j) * len(j.sequence.response_ids) for j in jobs))
-    scored = score_rollouts(
+    scored, computed = score_rollouts(
         policy,
         jobs,
         kept,
         settings.micro_batch_tokens,
-        policy.forward(settings.projection_chunk),
+        policy.forward(settings.projection_mb),
         report,
     )
     return Output(
@@ -59,7 +59,11 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
             "scores": _scores_table(routes, scored, _on_policy(tables["rollouts"], policy)),
             "teacher": _teacher_table(routes, scored, kept),
         },
-        facts={"teacher_passes": sum(j.teacher_prompt_ids is not None for j in jobs)},
+        facts={
+            "teacher_passes": sum(j.teacher_prompt_ids is not None for j in jobs),
+            "tokens_computed": computed,
+            "tokens_naive": _naive_tokens(rollouts, routes, settings),
+        },
         tokens=report.total,
     )
 
@@ -186,6 +190,17 @@ def _scoring_jobs(
                 )
             )
     return jobs
+
+
+def _naive_tokens(rollouts: Sequence[Row], routes: Sequence[Row], settings: RouteSection) -> int:
+    """Count what scoring would push through if every rollout went alone, by student and teacher."""
+    passes = 1 if settings.method == "grpo" else 2
+    alone = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rollouts]
+    longer = [
+        max(len(route["teacher_prompt_ids"]) - len(row["prompt_ids"]), 0)
+        for row, route in zip(rollouts, routes, strict=True)
+    ]
+    return passes * sum(alone) + sum(longer)
 
 
 def _on_policy(rollouts: pa.Table, policy: Policy) -> bool:

@@ -1,7 +1,7 @@
 """From the tables of a step to rollouts that can be learned from, and to flat micro-batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.scoring import TokenSequence, consecutive_slices
+from pipeline.packing import TokenSequence, consecutive_slices
 
 OldSource = Literal["live", "stored", "sampled"]
 Floats = npt.NDArray[np.float32]
@@ -79,6 +79,20 @@ class FlatBatch:
     def slices(self) -> list[slice]:
         """Return where each rollout's tokens are."""
         return consecutive_slices([r.tokens for r in self.rollouts])
+
+    def narrow(self, part: slice) -> "FlatBatch":
+        """Return some consecutive tokens of it, wherever rollouts begin."""
+        taught = slice(
+            int(self.taught_N[: part.start].sum()), int(self.taught_N[: part.stop].sum())
+        )
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        axes = {"N": part, "M": taught, "MK": taught}
+        cut: dict[str, Any] = {
+            name: tensor[axes[name.rpartition("_")[2]]]
+            for name, tensor in fields.items()
+            if isinstance(tensor, Tensor)
+        }
+        return replace(self, **cut)
 
 
 def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout]:

@@ -7,7 +7,7 @@ gradient count in N and are not computed.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -16,7 +16,7 @@ from pipeline.config import Config, UpdateSection
 from pipeline.errors import NumericalError
 from pipeline.policy import Policy
 from pipeline.schemas import UPDATES
-from pipeline.scoring import pack
+from pipeline.scoring import Forward, response_hidden_ND
 from pipeline.stage import Handles, Output, ProgressCounter, Stage
 from stages.update.batch import FlatBatch, Rollout, flatten, rollouts_of
 from stages.update.objective import TokenLosses, token_losses
@@ -34,11 +34,27 @@ class Statistics:
     mean_divergence: float | None
 
 
-@dataclass(frozen=True)
-class MiniBatchResult:
-    """One optimizer update: its N, loss, gradient norm before clipping, rollouts' statistics."""
+class Accumulated(NamedTuple):
+    """What lies behind an accumulated gradient: N, positions computed, rollouts' statistics."""
 
     tokens: int
+    computed: int
+    statistics: dict[str, Statistics]
+
+
+@dataclass(frozen=True)
+class MiniBatchResult:
+    """One optimizer update.
+
+    Attributes:
+        tokens: its N.
+        grad_norm: before clipping.
+        computed: positions that went through the network.
+        statistics: of the computed rollouts.
+    """
+
+    tokens: int
+    computed: int
     loss: float
     grad_norm: float
     statistics: dict[str, Statistics]
@@ -66,6 +82,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         "loss": [r.loss for r in results.values()],
         "tokens": [r.tokens for r in results.values()],
         "checksum": policy.checksum(),
+        "tokens_computed": sum(r.computed for r in results.values()),
+        "tokens_naive": sum(len(r.sequence.prompt_ids) + r.tokens for r in rollouts),
     }
     rows = [_row(rollout, results[rollout.mini_batch]) for rollout in rollouts]
     table = pa.Table.from_pylist(rows, schema=UPDATES)
@@ -91,30 +109,48 @@ def accumulate_gradient(
     kept: int,
     settings: UpdateSection,
     report: ProgressCounter | None = None,
-) -> tuple[int, dict[str, Statistics]]:
+) -> Accumulated:
     """Set each parameter's gradient to that of L over one mini-batch (METHOD.md, section 8).
 
     L = sum of token losses / N; N counts the response tokens of all routed rollouts, computed or
     not, and is one number for all micro-batches.
-
-    Returns:
-        N and the statistics of the computed rollouts.
     """
     for _, parameter in policy.named_parameters():
         parameter.grad = torch.zeros_like(parameter)
     tokens = sum(r.tokens for r in rollouts if r.route != "none")
     computed = [r for r in rollouts if r.computed]
-    lengths = [len(r.sequence.prompt_ids) + r.tokens for r in computed]
-    forward = policy.forward(settings.projection_chunk)
+    forward = policy.forward(settings.projection_mb)
     statistics: dict[str, Statistics] = {}
-    for group in pack(lengths, settings.micro_batch_tokens):
-        batch = flatten([computed[i] for i in group], kept, policy.device)
-        losses = token_losses(policy.model, batch, settings, forward)
-        statistics |= _statistics(batch, losses)
-        torch.autograd.backward(losses.loss_N.sum() / tokens)
+    positions = 0
+    passes = forward.batches([r.sequence for r in computed], settings.micro_batch_tokens)
+    for members in passes:
+        batch = flatten([computed[i] for i in members], kept, policy.device)
+        statistics |= _statistics(batch, _backward(policy, batch, tokens, settings, forward))
+        positions += forward.tokens([r.sequence for r in batch.rollouts])
         if report is not None:
             report(len(batch.targets_N))
-    return tokens, statistics
+    return Accumulated(tokens, positions, statistics)
+
+
+def _backward(
+    policy: Policy, batch: FlatBatch, tokens: int, settings: UpdateSection, forward: Forward
+) -> TokenLosses:
+    """Add a micro-batch's gradient to the parameters' and return its losses.
+
+    The projection's forward and backward passes take turns, a chunk of tokens at a time, so that
+    logits are neither kept nor computed twice; the network's backward pass follows.
+    """
+    hidden_ND = response_hidden_ND(policy.model, [r.sequence for r in batch.rollouts], forward)
+    head = forward.head(policy.model)
+    parts, gradients = [], []
+    for part in head.chunks(len(batch.targets_N)):
+        leaf_ND = hidden_ND.detach()[part].requires_grad_()
+        losses = token_losses(head, leaf_ND, batch.narrow(part), settings)
+        torch.autograd.backward(losses.loss_N.sum() / tokens)
+        parts.append(TokenLosses(*[column.detach() for column in losses]))
+        gradients.append(leaf_ND.grad)
+    torch.autograd.backward(hidden_ND, torch.cat([g for g in gradients if g is not None]))
+    return TokenLosses(*[torch.cat(column) for column in zip(*parts, strict=True)])
 
 
 def _optimize(
@@ -125,7 +161,7 @@ def _optimize(
     report: ProgressCounter,
 ) -> MiniBatchResult:
     """Do one optimizer update; it advances also when no rollout has a gradient."""
-    tokens, statistics = accumulate_gradient(policy, rollouts, kept, settings, report)
+    tokens, positions, statistics = accumulate_gradient(policy, rollouts, kept, settings, report)
     parameters = [p for _, p in policy.named_parameters()]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
     if not math.isfinite(norm):
@@ -134,7 +170,7 @@ def _optimize(
     policy.optimizer.step()
     policy.optimizer.zero_grad(set_to_none=True)
     loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
-    return MiniBatchResult(tokens, loss, norm, statistics)
+    return MiniBatchResult(tokens, positions, loss, norm, statistics)
 
 
 def _statistics(batch: FlatBatch, losses: TokenLosses) -> dict[str, Statistics]:

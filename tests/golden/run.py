@@ -75,14 +75,14 @@ def golden_config(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -
             "top_k": 16,
             "max_teacher_prompt_length": 256,
             "micro_batch_tokens": 300,
-            "projection_chunk": 37,
+            "projection_mb": 0.01,
         },
         "update": {
             "learning_rate": 1e-2,
             "warmup_steps": 2,
             "max_grad_norm": 1e9,
             "micro_batch_tokens": 400,
-            "projection_chunk": 41,
+            "projection_mb": 0.01,
         },
         "evaluate": {"questions": 2, "rollouts": 2, "max_response_length": 24, "every": 9},
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import pipeline.scoring
+import pipeline.projection
 import stages.route.scores
 import stages.route.stage
 import stages.update.objective
@@ -114,8 +114,8 @@ def test_the_golden_step_is_worth_testing(srpo: Session) -> None:
     assert padded > 2 * srpo.config.update.micro_batch_tokens  # several micro-batches
 
 
-def top_k_entropy(logprobs_NV: Tensor) -> Tensor:
-    kept = logprobs_NV.topk(16).values
+def top_k_entropy(cooled_NV: Tensor, weights_NV: Tensor) -> Tensor:
+    kept = cooled_NV.log_softmax(-1).topk(16).values
     return -(kept.exp() * kept).sum(-1)
 
 
@@ -129,7 +129,7 @@ def per_micro_batch(original: Callable[..., TokenLosses]) -> Callable[..., Token
     def broken(model: Any, batch: Any, *rest: Any) -> TokenLosses:
         losses = original(model, batch, *rest)
         scale = 300 / len(losses.loss_N)
-        return TokenLosses(losses.loss_N * scale, *list(vars(losses).values())[1:])
+        return TokenLosses(losses.loss_N * scale, *losses[1:])
 
     return broken
 
@@ -146,7 +146,7 @@ def live_teacher(policy: Policy) -> list[Component]:
 
 
 BREAKAGES: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
-    "entropy over top-K": ([(pipeline.scoring, "entropy_N", top_k_entropy)], "entropy"),
+    "entropy over top-K": ([(pipeline.projection, "entropy_N", top_k_entropy)], "entropy"),
     "normalisation per micro-batch": (
         [
             (

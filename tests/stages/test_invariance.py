@@ -34,7 +34,7 @@ class Gradient:
         session._load(STEP)
         policy = session._resident()
         settings: UpdateSection = session.config.update.model_copy(update=changes)
-        self.tokens, statistics = accumulate_gradient(policy, rollouts, 16, settings)
+        self.tokens, _, statistics = accumulate_gradient(policy, rollouts, 16, settings)
         self.loss = sum(s.loss_sum for s in statistics.values()) / self.tokens
         grads = [p.grad for _, p in policy.named_parameters()]
         self.flat: Tensor = torch.cat([g.double().ravel() for g in grads if g is not None])
