@@ -59,6 +59,9 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record where the time of each step goes.")
+    ] = False,
 ) -> None:
     """Train a policy; the tables of every step stay on disk.
 
@@ -86,14 +89,14 @@ def train(
         with contextlib.closing(opened) as session:
             with console.status(f"{run}: starting Prefect"):
                 lease.wait()
-            outcome = _train(session, run, console)
+            outcome = _train(session, run, console, profile)
             print_summary(console, session, outcome)
             following = session_after_alarm(session, outcome)
         if following is not None:
             with contextlib.closing(following) as session:
                 run = session.run.root
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
-                outcome = _train(session, run, console)
+                outcome = _train(session, run, console, profile)
                 print_summary(console, session, outcome)
     except KeyboardInterrupt:
         known = (run / "run.json").exists()
@@ -108,16 +111,19 @@ def train(
         raise typer.Exit(ALARMED)
 
 
-def _train(session: "Session", run: Path, console: Console) -> "Outcome":
+def _train(session: "Session", run: Path, console: Console, profile: bool) -> "Outcome":
+    from flows.profile import profiled
     from flows.progress import Lines, Screen, print_warnings
     from flows.questions import warnings_of
     from flows.train import run_training
 
     print_warnings(warnings_of(session.config, session.questions) + session.slow_paths())
-    if not console.is_terminal:
-        return run_training(session, [Lines(session)])
-    with Screen(session, run.name, console) as screen:
-        return run_training(session, [screen])
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(profiled(session, console)) if profile else []
+        if not console.is_terminal:
+            return run_training(session, [*first, Lines(session)])
+        with Screen(session, run.name, console) as screen:
+            return run_training(session, [*first, screen])
 
 
 @app.command()

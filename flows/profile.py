@@ -1,0 +1,121 @@
+"""`srpo train --profile`: profiles every step, and prints where the time went."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from flows.loop import Reference, Watcher
+from flows.text import NOTHING, count, number, percent
+from pipeline.arithmetic import matmul_rate
+from pipeline.lineage import STEP_STAGES
+from pipeline.policy import resolve_device
+from pipeline.profiles import BETWEEN, Line, Machine, Profile, lines_of, write_profile
+from pipeline.profiling import Profiler
+from pipeline.store import Run
+
+
+@contextmanager
+def profiled(session: "Profiled", console: Console) -> Iterator[list[Watcher]]:
+    """Profile the steps of a block whose training tells these watchers; then print the table."""
+    with Profiler() as profiler:
+        watcher = ProfileWatcher(session, profiler)
+        yield [watcher]
+    print_profile(console, watcher.machine, watcher.profiles)
+
+
+class Profiled(Protocol):
+    """A session, and the run that it writes."""
+
+    run: Run
+
+
+class ProfileWatcher(Watcher):
+    """Marks the borders of stages, and writes the profile of each step that it saw whole.
+
+    Counted are the stages of training steps and what is between them. Evaluations, snapshots and
+    replayed updates are not; neither is a step of which a stage was done before.
+    """
+
+    def __init__(self, session: Profiled, profiler: Profiler) -> None:
+        self.profiles: list[Profile] = []
+        self.machine = machine_of(session.run)
+        self._run, self._profiler = session.run, profiler
+        self._seen: list[str] = []
+
+    def stage_started(self, name: str, step: int) -> None:
+        """Begin a stage."""
+        if name == STEP_STAGES[0]:
+            self._profiler.take()
+            self._seen = []
+        if name in STEP_STAGES:
+            self._profiler.start(name)
+        else:
+            self._profiler.stop()
+
+    def stage_ended(self, name: str, reference: Reference) -> None:
+        """End a stage; what follows is between stages."""
+        if name in STEP_STAGES:
+            self._profiler.start(BETWEEN)
+            self._seen += [] if reference["skipped"] else [name]
+
+    def step_ended(self, steps_done: int, metrics: dict[str, Any]) -> None:
+        """Write the profile of the step."""
+        self._profiler.stop()
+        rows = self._profiler.take()
+        if tuple(self._seen) == STEP_STAGES:
+            self.profiles.append(write_profile(self._run, steps_done - 1, self.machine, rows))
+
+
+def machine_of(run: Run) -> Machine:
+    """Measure the machine with the run's device, precision and threads."""
+    model = run.config.model
+    device = resolve_device(model.device)
+    dtype = torch.bfloat16 if model.precision == "bfloat16" else torch.float32
+    return Machine(
+        device=device.type,
+        dtype=model.precision,
+        threads=torch.get_num_threads(),
+        matmul_flops=matmul_rate(device, dtype),
+    )
+
+
+def print_profile(console: Console, machine: Machine, profiles: list[Profile]) -> None:
+    """Print where the time of these steps went."""
+    if not profiles:
+        console.print("no step was profiled from its beginning to its end", highlight=False)
+        return
+    rate = f"{machine.matmul_flops / 1e9:,.0f} GFLOP/s of matrix products measured"
+    table = Table(
+        title=f"where the time of {len(profiles)} steps went ({machine.dtype}, {rate})",
+        box=None,
+        title_justify="left",
+    )
+    table.add_column("stage")
+    names = ("s/step", "share", "tokens/s", "GFLOP/s", "of rate", "peak MB", "written")
+    for name in names:
+        table.add_column(name, justify="right")
+    for line in lines_of(profiles):
+        table.add_row(_name(line), *_cells(line), style=None if line.phase else "bold")
+    console.print(table, highlight=False)
+
+
+def _name(line: Line) -> str:
+    aside = ", beside" if line.beside else ""
+    return f"  {line.phase}{aside}" if line.phase else line.stage or "whole step"
+
+
+def _cells(line: Line) -> list[str]:
+    flops = line.flops_per_second
+    return [
+        number(line.seconds),
+        percent(line.share),
+        count(line.tokens_per_second),
+        number(None if flops is None else flops / 1e9),
+        percent(line.of_rate),
+        count(line.peak_mb),
+        NOTHING if line.written_mb is None else f"{line.written_mb:.2f} MB",
+    ]
