@@ -6,11 +6,17 @@
 
 import pyarrow as pa
 
+from pipeline.config import KeptDtype
+
 SCHEMA_VERSION = 1
 
 TOKEN_TABLES = ("teacher", "weights")
 """Tables with one row per response token; their manifests carry an index by rollout."""
 
+STUDENT_LOGPROBS = "student_logprobs"
+"""The column of `teacher` that `route.keep_student_logprobs` leaves out."""
+
+_KEPT_TYPES: dict[KeptDtype, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 _MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 
 
@@ -113,23 +119,28 @@ SCORES = pa.schema(
 )
 
 
-def teacher_schema(kept: int) -> pa.Schema:
-    """Return the schema of `teacher` for K = `kept` logits."""
-    return pa.schema(
-        [
-            _ROLLOUT_ID,
-            _POSITION,
-            _column("topk_ids", _kept(pa.int32(), kept), "the student's K likeliest ids"),
-            _column("teacher_logprobs", _kept(pa.float32(), kept), "log q at these ids, nats"),
-            _column("student_logprobs", _kept(pa.float32(), kept), "log s at these ids, nats"),
-            _column("teacher_tail", pa.float32(), "log of q's mass outside them; -inf if K = V"),
-            _column("student_tail", pa.float32(), "log of s's mass outside them; -inf if K = V"),
-            _column("entropy", pa.float32(), "H of q over the full vocabulary, nats"),
-            _column("teacher_logprob", pa.float32(), "log q of the sampled token, nats"),
-            _column("student_logprob", pa.float32(), "log s of the sampled token, nats"),
-            _column("jsd", pa.float32(), "divergence of the K + 1 buckets at alpha = 0.5, nats"),
-        ]
-    )
+def teacher_schema(kept: int, dtype: KeptDtype = "float32", student: bool = True) -> pa.Schema:
+    """Return the schema of `teacher` for K = `kept` logits.
+
+    Args:
+        dtype: how both lists of log-probabilities are stored (`route.kept_dtype`).
+        student: whether the student's are kept (`route.keep_student_logprobs`).
+    """
+    logprobs = _kept(_KEPT_TYPES[dtype], kept)
+    columns = [
+        _ROLLOUT_ID,
+        _POSITION,
+        _column("topk_ids", _kept(pa.int32(), kept), "the student's K likeliest ids"),
+        _column("teacher_logprobs", logprobs, "log q at these ids, nats"),
+        _column(STUDENT_LOGPROBS, logprobs, "log s at these ids, nats"),
+        _column("teacher_tail", pa.float32(), "log of q's mass outside them; -inf if K = V"),
+        _column("student_tail", pa.float32(), "log of s's mass outside them; -inf if K = V"),
+        _column("entropy", pa.float32(), "H of q over the full vocabulary, nats"),
+        _column("teacher_logprob", pa.float32(), "log q of the sampled token, nats"),
+        _column("student_logprob", pa.float32(), "log s of the sampled token, nats"),
+        _column("jsd", pa.float32(), "divergence of the K + 1 buckets at alpha = 0.5, nats"),
+    ]
+    return pa.schema([c for c in columns if student or c.name != STUDENT_LOGPROBS])
 
 
 WEIGHTS = pa.schema(
@@ -189,15 +200,29 @@ SCHEMAS: dict[str, pa.Schema | None] = {
     "updates": UPDATES,
     "evaluations": EVALUATIONS,
 }
-"""Schema by table; None where it depends on K."""
+"""Schema by table; None where it depends on settings."""
 
 
 def schema_of(table: str, found: pa.Schema) -> pa.Schema:
-    """Return the schema that `table` must have; for `teacher`, that of the K found in it."""
+    """Return the schema that `table` must have.
+
+    For `teacher`, that of the K and the dtype found in it, with the student's log-probabilities or
+    without.
+    """
     schema = SCHEMAS[table]
     if schema is not None:
         return schema
-    index = found.get_field_index("topk_ids")
-    if index < 0 or not pa.types.is_fixed_size_list(found.field(index).type):
-        return teacher_schema(0)
-    return teacher_schema(found.field(index).type.list_size)
+    ids, logprobs = (_list_type(found, name) for name in ("topk_ids", "teacher_logprobs"))
+    half = logprobs is not None and pa.types.is_float16(logprobs.value_type)
+    return teacher_schema(
+        ids.list_size if ids is not None else 0,
+        "float16" if half else "float32",
+        STUDENT_LOGPROBS in found.names,
+    )
+
+
+def _list_type(found: pa.Schema, name: str) -> pa.DataType | None:
+    """Return the type of a column of K values; None if it is none."""
+    index = found.get_field_index(name)
+    kind = found.field(index).type if index >= 0 else None
+    return kind if kind is not None and pa.types.is_fixed_size_list(kind) else None

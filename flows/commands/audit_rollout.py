@@ -114,7 +114,7 @@ def _print_update(console: Console, record: RolloutRecord) -> None:
 
 def _print_tokens(console: Console, record: RolloutRecord, limit: int | None) -> None:
     tokens = record.tokens if limit is None else record.tokens[:limit]
-    taught = bool(tokens) and tokens[0].student_top is not None
+    taught = bool(tokens) and tokens[0].teacher_top is not None
     narrow = taught and console.width < WIDE_FROM
     known = [
         name

@@ -39,6 +39,7 @@ from pipeline.audit.check_rows import (
 )
 from pipeline.audit.check_tokens import teacher_rules, weights_rules
 from pipeline.audit.check_updates import updates_rules
+from pipeline.audit.kept import NOT_KEPT, keeps_student
 from pipeline.audit.pages import MappedTable
 from pipeline.errors import StoreError
 from pipeline.invariants import NEEDS, Broken, Runs, broken_invariants
@@ -227,6 +228,8 @@ class _Step:
             text = f"its rows are not checked: {', '.join(absent)} missing or broken"
             self.report.notes.append(f"{entry.path}: {text}")
             return
+        if entry.table == "teacher" and not keeps_student(mapped.table):
+            self._note_once(f"the student's K log-probabilities: {NOT_KEPT}, so jsd isn't checked")
         found: dict[str, Broken] = {}
         advice = f"digests agree, so it was made or sealed wrong; {entry.advice}"
         try:
@@ -296,6 +299,10 @@ class _Step:
             text += ": written by another version of this code, as may be those of other steps"
             if not any(text in note for note in self.report.notes):
                 self.report.notes.append(f"{path}: {text}")
+
+    def _note_once(self, text: str) -> None:
+        if text not in self.report.notes:
+            self.report.notes.append(text)
 
 
 def _origin_inside(data: pa.Table) -> object:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audit.check_rows import StepTables
-from pipeline.audit.diff_rows import one_array
+from pipeline.audit.kept import is_rounded, jsd_rounding_T, keeps_student, kept_TK, rounding
+from pipeline.config import RouteSection
 from pipeline.invariants import Broken, Mask, Runs, in_group, mini_batches, require, within
 
 Floats = npt.NDArray[np.float32]
@@ -38,6 +38,7 @@ def teacher_rules(step: StepTables, release: Callable[[], None]) -> Iterator[Bro
     wanted = min(step.setting("teacher", "route", "top_k"), step.vocabulary or kept)
     if kept != wanted:
         yield Broken("teacher", f"K is {kept}, not {wanted} (route.top_k)", None, table.num_rows)
+    yield from _as_set(step, table)
     if not table.num_rows:
         return
     runs = Runs(table["rollout_id"])
@@ -65,17 +66,15 @@ class _Part:
     def __init__(self, step: StepTables, part: pa.Table, sampled: Ints) -> None:
         kept = part.schema.field("topk_ids").type.list_size
 
-        def lists(name: str) -> Any:
-            return one_array(part[name]).flatten().to_numpy().reshape(part.num_rows, kept)
-
         def column(name: str) -> Floats:
             values: Floats = part[name].to_numpy()
             return values
 
         self.kept, self.vocabulary, self.sampled = kept, step.vocabulary, sampled
-        self.ids: Ints = lists("topk_ids")
-        self.student: Floats = lists("student_logprobs")
-        self.teacher: Floats = lists("teacher_logprobs")
+        self.rounded = is_rounded(part)
+        self.ids: Ints = kept_TK(part, "topk_ids")
+        known = ("student", "teacher") if keeps_student(part) else ("teacher",)
+        self.logs: dict[str, Floats] = {who: kept_TK(part, f"{who}_logprobs") for who in known}
         self.tails = {"student": column("student_tail"), "teacher": column("teacher_tail")}
         self.logprobs = {"student": column("student_logprob"), "teacher": column("teacher_logprob")}
         self.jsd = column("jsd")
@@ -87,19 +86,21 @@ class _Part:
         ordered = np.sort(self.ids, axis=1)
         distinct = (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
         yield "topk_ids are distinct", np.asarray(distinct)
-        falling = (self.student[:, 1:] <= self.student[:, :-1]).all(axis=1)
-        yield "topk_ids stand in the order of the student's probability", np.asarray(falling)
-        masses, tails = {}, {}
-        for who, logs in (("student", self.student), ("teacher", self.teacher)):
-            masses[who] = np.exp(logs)
-            tails[who] = np.exp(self.tails[who])
-            whole = masses[who].sum(axis=1, dtype=np.float32) + tails[who]
-            near = np.abs(whole - 1) <= _MASS_SLACK
-            yield f"the {who}'s kept mass and tail sum to 1", near
+        masses = {who: np.exp(logs) for who, logs in self.logs.items()}
+        tails = {who: np.exp(tail) for who, tail in self.tails.items()}
+        if "student" in self.logs:
+            student = self.logs["student"]
+            falling = (student[:, 1:] <= student[:, :-1]).all(axis=1)
+            yield "topk_ids stand in the order of the student's probability", np.asarray(falling)
+        for who, mass in masses.items():
+            whole = mass.sum(axis=1, dtype=np.float32) + tails[who]
+            slack = _MASS_SLACK + (_sum(mass, rounding(self.logs[who])) if self.rounded else 0)
+            yield f"the {who}'s kept mass and tail sum to 1", np.abs(whole - 1) <= slack
         yield from self._tail_rules()
         yield from self._sampled_rules()
-        near = np.abs(self._jsd(masses, tails) - self.jsd) <= _jsd_slack(self.jsd)
-        yield "jsd follows from the stored log-probabilities", near
+        if "student" in self.logs:
+            near = np.abs(self._jsd(masses, tails) - self.jsd) <= self._jsd_slack()
+            yield "jsd follows from the stored log-probabilities", near
 
     def _tail_rules(self) -> Iterator[tuple[str, Mask]]:
         if self.vocabulary is None:
@@ -114,21 +115,32 @@ class _Part:
         hits = self.ids == self.sampled[:, None]
         found = hits.any(axis=1)
         at = hits.argmax(axis=1)[:, None]
-        for who, logs in (("student", self.student), ("teacher", self.teacher)):
+        for who, logs in self.logs.items():
             there = np.take_along_axis(logs, at, axis=1)[:, 0]
-            near = np.abs(there - self.logprobs[who]) <= _LOG_SLACK
+            near = np.abs(there - self.logprobs[who]) <= self._log_slack(there)
             yield f"{who}_logprob is that of the sampled token among the K", near | ~found
-        least = self.student[:, -1] + _LOG_SLACK
-        fine = found | (self.logprobs["student"] <= least)
-        yield "a sampled token outside the K is no likelier than those in it", fine
+        if "student" in self.logs:
+            least = self.logs["student"][:, -1]
+            fine = found | (self.logprobs["student"] <= least + self._log_slack(least))
+            yield "a sampled token outside the K is no likelier than those in it", fine
+
+    def _log_slack(self, logs: Floats) -> Floats:
+        slack = rounding(logs) if self.rounded else np.zeros_like(logs)
+        return np.asarray(slack + np.float32(_LOG_SLACK))
+
+    def _jsd_slack(self) -> Floats:
+        """Return ten times what float32 was measured to do to sums of p log p, and rounding."""
+        slack = np.float32(1e-5) + np.float32(1e-4) * self.jsd
+        if self.rounded:
+            slack = slack + jsd_rounding_T(self.logs["student"], self.logs["teacher"])
+        return np.asarray(slack, dtype=np.float32)
 
     def _jsd(self, masses: dict[str, Floats], tails: dict[str, Floats]) -> Floats:
         """Section 5 at alpha = 0.5: (sum of p log p + q log q) / 2 - sum of m log m."""
         p, q = masses["student"], masses["teacher"]
         mixture = (p + q) * np.float32(0.5)
-        own = _sum(p, np.maximum(self.student, _LOWEST)) + _sum(
-            q, np.maximum(self.teacher, _LOWEST)
-        )
+        logs = {who: np.maximum(found, _LOWEST) for who, found in self.logs.items()}
+        own = _sum(p, logs["student"]) + _sum(q, logs["teacher"])
         common = _sum(mixture, np.log(np.maximum(mixture, _SMALLEST)))
         if self.kept == self.vocabulary:
             return np.asarray(own / 2 - common)
@@ -144,9 +156,16 @@ def _sum(a: Floats, b: Floats) -> Floats:
     return found
 
 
-def _jsd_slack(jsd: Floats) -> Floats:
-    """Return what float32 may do to sums of p log p: ten times what was measured, 1e-6."""
-    return np.asarray(np.float32(1e-5) + np.float32(1e-4) * jsd, dtype=np.float32)
+def _as_set(step: StepTables, table: pa.Table) -> Iterator[Broken]:
+    """Check that the K log-probabilities are kept as the recorded settings say."""
+    settings = step.manifests["teacher"].origin.settings["route"]
+    for name, found in (
+        ("kept_dtype", "float16" if is_rounded(table) else "float32"),
+        ("keep_student_logprobs", keeps_student(table)),
+    ):
+        wanted = settings.get(name, RouteSection.model_fields[name].default)
+        if found != wanted:
+            yield Broken("teacher", f"route.{name} is {wanted}, not {found}", None, table.num_rows)
 
 
 def _sampled_ids(step: StepTables, runs: Runs) -> Ints:

@@ -13,17 +13,25 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+_STORED_ALPHA = 0.5
+
 
 @dataclass(frozen=True)
 class TaughtTokens:
-    """The teacher's side of a rollout: log-probabilities [T, K], log tails [T] and weights [T]."""
+    """The teacher's side of a rollout: log-probabilities [T, K], log tails [T] and weights [T].
 
-    student_TK: Floats
+    Attributes:
+        student_TK: None where they were not kept.
+        jsd_T: the stored divergence, JSD at alpha = 0.5.
+    """
+
+    student_TK: Floats | None
     teacher_TK: Floats
     student_tail_T: Floats
     teacher_tail_T: Floats
     student_logprob_T: Floats
     teacher_logprob_T: Floats
+    jsd_T: Floats
     weight_T: Floats
 
 
@@ -56,12 +64,24 @@ def token_losses_T(
     return np.asarray(tis_T * by_route.get(route, np.zeros_like(reinforced_T)))
 
 
+def knows_divergence(taught: TaughtTokens, settings: dict[str, Any]) -> bool:
+    """Tell whether what is kept of a rollout determines its distillation loss."""
+    kind = settings["divergence"]
+    stored = kind == "sampled_token" or (kind == "jsd" and settings["jsd_alpha"] == _STORED_ALPHA)
+    return stored or taught.student_TK is not None
+
+
 def divergence_T(taught: TaughtTokens, settings: dict[str, Any]) -> Floats:
-    """Return the distillation loss per token: a divergence over K + 1 buckets, or its estimator."""
+    """Return the distillation loss per token: a divergence over K + 1 buckets, or its estimator.
+
+    Without the student's log-probabilities the stored JSD stands for it; see `knows_divergence`.
+    """
     kind = settings["divergence"]
     if kind == "sampled_token":
         gap_T = taught.student_logprob_T - taught.teacher_logprob_T
         return np.asarray(gap_T * taught.student_logprob_T)
+    if taught.student_TK is None:
+        return taught.jsd_T
     s_TB = np.concatenate([taught.student_TK, taught.student_tail_T[:, None]], axis=1)
     q_TB = np.concatenate([taught.teacher_TK, taught.teacher_tail_T[:, None]], axis=1)
     if kind == "forward_kl":

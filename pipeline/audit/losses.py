@@ -8,7 +8,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipeline.audit.contributions import Floats, TaughtTokens, token_losses_T
+from pipeline.audit.contributions import Floats, TaughtTokens, knows_divergence, token_losses_T
+from pipeline.audit.kept import is_rounded, keeps_student, kept_TK
 from pipeline.store import Run
 
 Row = dict[str, Any]
@@ -19,17 +20,18 @@ class Losses:
     """Token losses [T], before the division by N.
 
     Attributes:
+        loss_T: None where they need the student's K log-probabilities, which were not kept.
         tis_T: correction from engine to trainer; None if not recorded: then its recorded mean
             stands for it.
         batch_tokens: N of the rollout's mini-batch.
-        difference: sum of `loss_T` less the recorded sum.
+        difference: sum of `loss_T` less the recorded sum; None without them.
         note: why tables alone don't determine the losses; empty if they do.
     """
 
-    loss_T: Floats
+    loss_T: Floats | None
     tis_T: Floats | None
     batch_tokens: int
-    difference: float
+    difference: float | None
     note: str
 
 
@@ -66,25 +68,22 @@ def losses_of(
     else:
         known = False
     mean_tis = np.float64(1.0 if known else update["mean_tis"] or 1.0)
-    loss_T = np.zeros_like(sampled_T)
-    if update["computed"]:
-        taught = None if teacher is None else _taught(teacher, columns["weight"])
+    loss_T: Floats | None = np.zeros_like(sampled_T)
+    taught = None if teacher is None else _taught(teacher, columns["weight"])
+    if taught is not None and not knows_divergence(taught, settings):
+        loss_T = None
+    elif update["computed"]:
         loss_T = token_losses_T(
             route["route"], route["advantage"], tis_T * mean_tis, log_ratio_T, taught, settings
         )
+    doubted = update["computed"] and loss_T is not None
     return Losses(
         loss_T=loss_T,
         tis_T=tis_T if known else None,
         batch_tokens=_batch_tokens(run, row["step"], update["mini_batch"]),
-        difference=float(loss_T.sum()) - update["loss_sum"],
-        note="; ".join(_doubts(run, row, update, known, teacher)) if update["computed"] else "",
+        difference=None if loss_T is None else float(loss_T.sum()) - update["loss_sum"],
+        note="; ".join(_doubts(run, row, update, known, teacher)) if doubted else "",
     )
-
-
-def kept_TK(teacher: pa.Table, name: str) -> npt.NDArray[Any]:
-    """Return a column of K values per token as an array [T, K]."""
-    values: npt.NDArray[Any] = teacher[name].combine_chunks().flatten().to_numpy()
-    return values.reshape(teacher.num_rows, -1)
 
 
 def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | None) -> list[str]:
@@ -103,6 +102,8 @@ def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | No
             f"optimizer update {update['mini_batch'] - first + 1} of the step: earlier ones had "
             "moved the policy, these are the losses before them"
         )
+    if teacher is not None and is_rounded(teacher):
+        found.append("log-probabilities rounded to float16 (route.kept_dtype)")
     if teacher is not None:
         scored_by = run.manifest("teacher", step).origin.policy_version
         if scored_by != updated:
@@ -125,12 +126,14 @@ def _taught(teacher: pa.Table, weight: npt.NDArray[np.floating]) -> TaughtTokens
     def wide(name: str) -> Floats:
         return np.asarray(teacher[name].to_numpy(), dtype=np.float64)
 
+    student_TK = kept_TK(teacher, "student_logprobs") if keeps_student(teacher) else None
     return TaughtTokens(
-        student_TK=kept_TK(teacher, "student_logprobs").astype(np.float64),
+        student_TK=None if student_TK is None else student_TK.astype(np.float64),
         teacher_TK=kept_TK(teacher, "teacher_logprobs").astype(np.float64),
         student_tail_T=wide("student_tail"),
         teacher_tail_T=wide("teacher_tail"),
         student_logprob_T=wide("student_logprob"),
         teacher_logprob_T=wide("teacher_logprob"),
+        jsd_T=wide("jsd"),
         weight_T=weight.astype(np.float64),
     )

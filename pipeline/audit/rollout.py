@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.audit.contributions import shares_T
-from pipeline.audit.losses import kept_TK, losses_of
+from pipeline.audit.kept import NOT_KEPT, keeps_student, kept_TK
+from pipeline.audit.losses import losses_of
 from pipeline.audit.plain import printable
 from pipeline.audit.tokens import TokenTexts
 from pipeline.errors import ConfigError
@@ -118,7 +119,8 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
     columns = _token_columns(row, scores, teacher, weights)
     losses = losses_of(run, row, route, update, columns, teacher)
     if losses is not None:
-        columns |= {"loss": losses.loss_T, "share": shares_T(losses.loss_T)}
+        if losses.loss_T is not None:
+            columns |= {"loss": losses.loss_T, "share": shares_T(losses.loss_T)}
         columns |= {} if losses.tis_T is None else {"tis": losses.tis_T}
     sibling = route["teacher_rollout_id"] if route else None
     sibling_row = _row(run, "rollouts", step, sibling) if sibling else None
@@ -133,7 +135,7 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         batch_tokens=losses.batch_tokens if losses else None,
         loss_difference=losses.difference if losses else None,
         loss_note=losses.note if losses else "",
-        not_recorded=_not_recorded(columns, route, update),
+        not_recorded=_not_recorded(columns, route, update) | _dropped(columns, update, teacher),
         tokens=_tokens(TokenTexts(run.tokenizer_path()), row["response_ids"], columns, teacher),
     )
 
@@ -141,7 +143,7 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
 def topk(run: Run, rollout_id: str, position: int) -> Row:
     """Return the row of `teacher` at one position: all K ids and log-probabilities, and `texts`.
 
-    A tail of no mass (-inf) is None.
+    A tail of no mass (-inf) is None, and so are the student's log-probabilities if not kept.
 
     Raises:
         ConfigError: the run has no such rollout, or nothing is recorded there.
@@ -154,7 +156,12 @@ def topk(run: Run, rollout_id: str, position: int) -> Row:
     texts = TokenTexts(run.tokenizer_path())
     tails = {name: row[name] for name in ("student_tail", "teacher_tail")}
     finite = {name: tail if isfinite(tail) else None for name, tail in tails.items()}
-    return {**row, **finite, "texts": [texts(token) for token in row["topk_ids"]]}
+    return {
+        "student_logprobs": None,
+        **row,
+        **finite,
+        "texts": [texts(token) for token in row["topk_ids"]],
+    }
 
 
 def _place(run: Run, rollout_id: str) -> tuple[str, int]:
@@ -249,7 +256,7 @@ def _tops(texts: TokenTexts, teacher: pa.Table | None) -> list[dict[str, Any]]:
         return []
     ids = kept_TK(teacher, "topk_ids")
     found: list[dict[str, Any]] = [{} for _ in range(len(ids))]
-    for who in ("student", "teacher"):
+    for who in ("student", "teacher") if keeps_student(teacher) else ("teacher",):
         logprobs = kept_TK(teacher, f"{who}_logprobs")
         order = np.argsort(-logprobs, axis=1, kind="stable")[:, :TOP]
         best_ids = np.take_along_axis(ids, order, axis=1).tolist()
@@ -291,6 +298,17 @@ def _not_recorded(columns: Row, route: Row | None, update: Row | None) -> dict[s
         not_yet = "stage update has not run for this step"
         found |= dict.fromkeys(("tis", "loss", "share"), not_yet)
     return {name: reason for name, reason in found.items() if name not in columns}
+
+
+def _dropped(columns: Row, update: Row | None, teacher: pa.Table | None) -> dict[str, str]:
+    """Say what is missing since the student's K log-probabilities were not kept."""
+    if teacher is None or keeps_student(teacher):
+        return {}
+    lost = {"student_top": NOT_KEPT}
+    if update is not None and "weight" in columns and "loss" not in columns:
+        reason = f"this divergence needs the student's K log-probabilities, {NOT_KEPT}"
+        lost |= dict.fromkeys(("loss", "share"), reason)
+    return lost
 
 
 def _untaught(route: Row | None) -> str:

@@ -2,7 +2,7 @@
 
     routing     rewards to correctness, advantages, siblings, routes and prompts; plain Python
     formulas    distributions, losses and weights as pure functions, float64
-    step        a whole step, one rollout at a time
+    step        a whole step, one rollout at a time; `rounded` takes float16 rows as the update did
     comparing   where the tables of a run disagree with it; `tolerances` says what float32 may do
 
 It is as plain as it goes and slow. It must never import the code that it checks: nothing of ours

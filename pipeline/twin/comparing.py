@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.twin import formulas
 from pipeline.twin.records import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
-from pipeline.twin.tolerances import MASS_FLOOR, Array, Report, divergence_slack
+from pipeline.twin.rounded import is_half
+from pipeline.twin.tolerances import HALF, MASS_FLOOR, Array, Report, divergence_slack
 
 Row = dict[str, Any]
 NORM_RTOL = 1e-3  # of a gradient in float32, all parameters together
@@ -55,8 +56,14 @@ def _tails(teacher: TeacherTwin) -> tuple[Tensor, Tensor] | None:
     return teacher.student_tail, teacher.teacher_tail
 
 
-def _compare_topk(report: Report, row: RolloutTwin, twin: TeacherTwin, rows: Sequence[Row]) -> None:
-    """Section 5: ids, log-probabilities at them, tails and JSD; ids that tie may change places."""
+def _compare_topk(
+    report: Report, row: RolloutTwin, twin: TeacherTwin, rows: Sequence[Row], rounding: float
+) -> None:
+    """Section 5: ids, log-probabilities at them, tails and JSD; ids that tie may change places.
+
+    Args:
+        rounding: relative rounding of the stored log-probabilities, beyond float32.
+    """
     name, logs = row.rollout_id, report.logs
     ids = torch.tensor([entry["topk_ids"] for entry in rows], dtype=torch.int64)
     vocabulary = twin.student_logps.shape[-1]
@@ -74,7 +81,8 @@ def _compare_topk(report: Report, row: RolloutTwin, twin: TeacherTwin, rows: Seq
     for who, expected in both.items():
         if rows and f"{who}_logprobs" in rows[0]:
             found = np.asarray([entry[f"{who}_logprobs"] for entry in rows], dtype=np.float64)
-            report.check(f"{who}_logprobs", name, found, expected, logs)
+            allowed = logs + rounding * expected.abs()
+            report.check(f"{who}_logprobs", name, found, expected, allowed)
         whole = ids.shape[-1] == vocabulary
         rest = torch.full(ids.shape[:1], -torch.inf, dtype=torch.float64)
         rest = rest if whole else formulas.tail(expected)
@@ -91,6 +99,7 @@ def _compare_topk(report: Report, row: RolloutTwin, twin: TeacherTwin, rows: Seq
 
 
 def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
+    rounding = HALF if is_half(table) else 0.0
     for row, teacher, rows in _token_rows(report, "teacher", table, twin):
         expected = {
             "entropy": teacher.entropy,
@@ -100,7 +109,7 @@ def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
         for name, values in expected.items():
             what = f"teacher.{name}"
             report.check(what, row.rollout_id, _column(rows, name), values, report.logs)
-        _compare_topk(report, row, teacher, rows)
+        _compare_topk(report, row, teacher, rows, rounding)
 
 
 def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:

@@ -24,6 +24,8 @@ class TeacherTwin:
     jsd: Tensor  # [T], at alpha = 0.5
     raw_weights: Tensor  # [T]
     weights: Tensor  # [T]
+    rounded_ids: Tensor | None = None  # [T, K], as a table in float16 has them
+    rounded_logps: Tensor | None = None  # [T, K], log q at these ids as rounded there
 
 
 @dataclass

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.twin import formulas, routing
 from pipeline.twin.formulas import Settings
 from pipeline.twin.records import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
+from pipeline.twin.rounded import read_rounded, teacher_buckets
 
 State = Mapping[str, Tensor]
 
@@ -234,9 +235,11 @@ def _update(row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
         if settings.divergence == "sampled_token":
             losses = formulas.sampled_token_loss(new, row.teacher.teacher_logprob)
         else:
-            s_tj = formulas.buckets(logps_tv, row.teacher.topk_ids)
-            q_tj = formulas.buckets(row.teacher.teacher_logps, row.teacher.topk_ids)
+            ids, q_tj = teacher_buckets(row.teacher)
+            s_tj = formulas.buckets(logps_tv, ids)
             losses = formulas.divergence(settings.divergence, settings.jsd_alpha, s_tj, q_tj)
+            # Rounded rows don't sum to 1, so that a divergence of next to 0 can be below it.
+            losses = losses + (losses.clamp(min=0.0) - losses).detach()
         divergences = losses.detach()
         corrected = losses * formulas.sdpo_ratio(new, old, settings.sdpo_ratio_clip)
         distilled = row.teacher.weights * corrected * tis
@@ -290,7 +293,7 @@ def recompute(
 
     Args:
         tables: By name; only the three named above are read, and the stored log pi_old of `scores`
-            where the step is off-policy.
+            where the step is off-policy, and the rows of `teacher` where they are in float16.
         policy_dir: Hugging Face folder of the policy that starts the step.
         teacher: State dicts with coefficients; the teacher's logits are the weighted sum.
         settings: The numbers of the run.
@@ -307,6 +310,8 @@ def recompute(
     model = _open(policy_dir)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}
     _score(rollouts, model, policy, teacher, settings, progress)
+    if "teacher" in tables:
+        read_rounded(rollouts, tables["teacher"])
     numbers = sorted({row.mini_batch for row in rollouts})
     known: dict[int, State] = {numbers[0]: policy, **(params_before or {})} if numbers else {}
     batches, tokens = {}, {}

@@ -13,6 +13,7 @@ small it is, which is a RELATIVE error of the probability, and from it follow:
   (Pinsker); a sum over p log p in float32 leaves `floor` (1 + H); and the error of the tail's mass
   counts by the derivative, |log s - log q| / 2 of the tails for the JSD.
   A JSD of 1e-9 is below that floor, so only its sign can be held to.
+- float16 rows: 11 bits are kept, so a log-probability is off by `HALF` times itself at most.
 - exp(-beta H) and ratios: the error of the exponent, as a relative error.
 """
 
@@ -27,6 +28,7 @@ from torch import Tensor
 Array = npt.NDArray[np.float64]
 LOG_FLOOR = 256.0
 MASS_FLOOR = 10.0
+HALF = 2.0**-11
 
 
 @dataclass

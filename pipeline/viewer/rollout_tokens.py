@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.audit.kept import keeps_student, kept_TK
 from pipeline.audit.plain import printable
 from pipeline.audit.rollout import RolloutRecord, TokenRecord, topk
 from pipeline.audit.tokens import TokenTexts
@@ -23,8 +24,8 @@ _VALUES = (
     "sampled_logprob", "old_logprob", "student_logprob", "teacher_logprob", "student_entropy",
     "teacher_entropy", "raw_weight", "weight", "jsd", "loss", "share",
 )  # fmt: skip
-Top = tuple[int, float, float]
-"""A kept token: its id, log s and log q."""
+Top = tuple[int, float | None, float]
+"""A kept token: its id, log s (None if not kept) and log q."""
 _WHITESPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
@@ -69,9 +70,10 @@ def all_kept(run: Run, rollout_id: str, position: int) -> dict[str, Any]:
         ConfigError: nothing is recorded there.
     """
     row = topk(run, rollout_id, position)
-    columns = row["topk_ids"], row["student_logprobs"], row["teacher_logprobs"]
+    student = row["student_logprobs"] or [None] * len(row["topk_ids"])
+    columns = row["topk_ids"], student, row["teacher_logprobs"]
     return {
-        "top": [[i, _brief(s), _brief(q)] for i, s, q in zip(*columns, strict=True)],
+        "top": [[i, _known(s), _brief(q)] for i, s, q in zip(*columns, strict=True)],
         "pieces": {i: visible(text) for i, text in zip(row["topk_ids"], row["texts"], strict=True)},
     }
 
@@ -109,25 +111,23 @@ def _tops(run: Run, record: RolloutRecord, tokens: int) -> tuple[int, str, list[
     if record.not_recorded.get("teacher_top") or record.route is None:
         return 0, "none", []
     rows = run.peek_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
-    kept = rows.schema.field("topk_ids").type.list_size
-    ids_TK, student_TK, teacher_TK = (
-        rows[name].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, kept)
-        for name in ("topk_ids", "student_logprobs", "teacher_logprobs")
-    )
+    ids_TK, teacher_TK = kept_TK(rows, "topk_ids"), kept_TK(rows, "teacher_logprobs")
+    kept = ids_TK.shape[1]
+    student_TK = kept_TK(rows, "student_logprobs") if keeps_student(rows) else None
     everything = kept * rows.num_rows <= ALL_BELOW or kept <= TOP
-    chosen = [range(kept)] * len(ids_TK) if everything else _best(student_TK, teacher_TK)
+    known = [logs_TK for logs_TK in (student_TK, teacher_TK) if logs_TK is not None]
+    chosen = [range(kept)] * len(ids_TK) if everything else _best(known)
+    students = [[None] * kept] * len(ids_TK) if student_TK is None else student_TK
     tops = [
-        [(int(ids[k]), _brief(s[k]), _brief(q[k])) for k in picks]
-        for picks, ids, s, q in zip(chosen, ids_TK, student_TK, teacher_TK, strict=True)
+        [(int(ids[k]), _known(s[k]), _brief(q[k])) for k in picks]
+        for picks, ids, s, q in zip(chosen, ids_TK, students, teacher_TK, strict=True)
     ]
     return kept, "all" if everything else "top", tops
 
 
-def _best(
-    student_TK: npt.NDArray[np.floating], teacher_TK: npt.NDArray[np.floating]
-) -> list[list[int]]:
+def _best(logprobs: Sequence[npt.NDArray[np.floating]]) -> list[list[int]]:
     """Return the places of either's likeliest tokens at each position."""
-    columns = [np.argpartition(-l_TK, TOP, axis=1)[:, :TOP] for l_TK in (student_TK, teacher_TK)]
+    columns = [np.argpartition(-l_TK, TOP, axis=1)[:, :TOP] for l_TK in logprobs]
     return [sorted(set(row)) for row in np.concatenate(columns, axis=1).tolist()]
 
 
@@ -143,7 +143,11 @@ def _column(tokens: Sequence[TokenRecord], name: str) -> list[float | None] | No
     values = [getattr(token, name) for token in tokens]
     if all(value is None for value in values):
         return None
-    return [None if value is None else _brief(value) for value in values]
+    return [_known(value) for value in values]
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None else _brief(value)
 
 
 def _brief(value: float) -> float:

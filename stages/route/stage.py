@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.config import Config, RouteSection
 from pipeline.packing import TokenSequence
 from pipeline.policy import Policy
-from pipeline.schemas import ROUTES, SCORES, teacher_schema
+from pipeline.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, teacher_schema
 from pipeline.stage import Handles, Output, ProgressCounter, Render, Stage
 from pipeline.task import Message
 from stages.route.decisions import (
@@ -24,7 +25,7 @@ from stages.route.decisions import (
     reason_of,
     route_of,
 )
-from stages.route.scores import ScoredRollout, ScoringJob, score_rollouts
+from stages.route.scores import Floats, ScoredRollout, ScoringJob, score_rollouts
 from stages.route.teacher_prompt import TeacherPrompt, teacher_prompt, without_thinking
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         {
             "routes": decisions,
             "scores": _scores_table(routes, scored, _on_policy(tables["rollouts"], policy)),
-            "teacher": _teacher_table(routes, scored, kept),
+            "teacher": _teacher_table(routes, scored, kept, settings),
         },
         facts={
             "teacher_passes": sum(j.teacher_prompt_ids is not None for j in jobs),
@@ -222,10 +223,13 @@ def _scores_table(
 
 
 def _teacher_table(
-    routes: Sequence[Row], scored: Mapping[str, ScoredRollout], kept: int
+    routes: Sequence[Row],
+    scored: Mapping[str, ScoredRollout],
+    kept: int,
+    settings: RouteSection,
 ) -> pa.Table:
     """Pack the taught tokens, rollout after rollout, in the order of `routes`."""
-    schema = teacher_schema(kept)
+    schema = teacher_schema(kept, settings.kept_dtype, settings.keep_student_logprobs)
     ids = [route["rollout_id"] for route in routes]
     taught = [(i, s.teacher) for i in ids if (s := scored.get(i)) and s.teacher is not None]
     if not taught:
@@ -236,17 +240,16 @@ def _teacher_table(
         return np.concatenate([getattr(tokens, name) for _, tokens in taught])
 
     def kept_lists(name: str) -> pa.Array:
-        values = flat(name)
-        return pa.FixedSizeListArray.from_arrays(
-            pa.array(values.ravel()), type=schema.field(name.removesuffix("_TK")).type
-        )
+        kind = schema.field(name.removesuffix("_TK")).type
+        values = flat(name).ravel()
+        stored = _half(values) if pa.types.is_float16(kind.value_type) else values
+        return pa.FixedSizeListArray.from_arrays(pa.array(stored), type=kind)
 
     columns = {
         "rollout_id": np.repeat([i for i, _ in taught], lengths),
         "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         "topk_ids": kept_lists("topk_ids_TK"),
         "teacher_logprobs": kept_lists("teacher_logprobs_TK"),
-        "student_logprobs": kept_lists("student_logprobs_TK"),
         "teacher_tail": flat("teacher_tail_T"),
         "student_tail": flat("student_tail_T"),
         "entropy": flat("entropy_T"),
@@ -254,7 +257,16 @@ def _teacher_table(
         "student_logprob": flat("student_logprob_T"),
         "jsd": flat("jsd_T"),
     }
+    if settings.keep_student_logprobs:
+        columns[STUDENT_LOGPROBS] = kept_lists("student_logprobs_TK")
     return pa.table(columns, schema=schema)
+
+
+def _half(logprobs: Floats) -> npt.NDArray[np.float16]:
+    """Round to float16; what is below its range stays finite."""
+    lowest = np.float32(np.finfo(np.float16).min)
+    finite = np.where(np.isneginf(logprobs), logprobs, np.maximum(logprobs, lowest))
+    return finite.astype(np.float16)
 
 
 def _joined(rollouts: pa.Table, verdicts: pa.Table) -> list[Row]:

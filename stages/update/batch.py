@@ -21,7 +21,7 @@ class Taught:
     """The teacher's side of one rollout; arrays are [T] or [T, K], slices of the table."""
 
     topk_ids_TK: npt.NDArray[np.int32]
-    teacher_logprobs_TK: Floats
+    teacher_logprobs_TK: Floats | npt.NDArray[np.float16]
     teacher_tail_T: Floats
     teacher_logprob_T: Floats
     weight_T: Floats
@@ -162,7 +162,7 @@ def flatten(rollouts: Sequence[Rollout], kept: int, device: torch.device) -> Fla
         mixed_N=per_rollout([r.route == "mix" for r in rollouts], torch.bool),
         taught_N=per_rollout([r.taught is not None for r in rollouts], torch.bool),
         topk_ids_MK=joined([t.topk_ids_TK for t in taught], (0, kept)).long(),
-        teacher_logprobs_MK=joined([t.teacher_logprobs_TK for t in taught], (0, kept)),
+        teacher_logprobs_MK=joined([t.teacher_logprobs_TK for t in taught], (0, kept)).float(),
         teacher_tail_M=joined([t.teacher_tail_T for t in taught], (0,)),
         teacher_logprob_M=joined([t.teacher_logprob_T for t in taught], (0,)),
         weight_M=joined([t.weight_T for t in taught], (0,)),

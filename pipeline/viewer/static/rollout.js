@@ -128,6 +128,10 @@
   const column = (who, place, top, pieces, tail, all) => {
     const box = element("section");
     box.append(element("h4", "", who));
+    if (top.some((entry) => entry[place] === null)) {
+      box.append(element("p", "foot", `The K log-probabilities: ${data.missing.student_top}.`));
+      return box;
+    }
     const list = element("ol");
     const sorted = [...top].sort((a, b) => b[place] - a[place]);
     const few = sorted.slice(0, 5);
@@ -168,7 +172,7 @@
 
   const foot = () => {
     const reasons = new Map();
-    for (const [key, label] of [...NUMBERS, ["student_top", "student and teacher top-k"]]) {
+    for (const [key, label] of [...NUMBERS, ["teacher_top", "student and teacher top-k"]]) {
       const why = data.missing[key];
       if (!why || (data.values[key] ?? null) !== null) continue;
       reasons.set(why, [...(reasons.get(why) ?? []), label]);

@@ -26,6 +26,7 @@ def taught(weight: float = 1.0) -> TaughtTokens:
         teacher_tail_T=np.array([math.log(0.75)]),
         student_logprob_T=np.array([HALF]),
         teacher_logprob_T=np.array([QUARTER]),
+        jsd_T=np.array([0.125]),
         weight_T=np.array([weight]),
     )
 
@@ -61,6 +62,7 @@ def test_the_whole_vocabulary_has_an_empty_tail(kind: str) -> None:
         teacher_tail_T=np.array([-np.inf]),
         student_logprob_T=np.array([HALF]),
         teacher_logprob_T=np.array([QUARTER]),
+        jsd_T=np.array([0.125]),
         weight_T=np.ones(1),
     )
     expected = divergence_T(taught(), settings(divergence=kind))
