@@ -129,6 +129,9 @@ METRICS = {
     "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
     "logprob_gap_mean": "mean over rollouts of their largest such gap; null likewise",
     "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
+    "tokens_computed": "prompt and response tokens that passed through models in route and update",
+    "tokens_naive": "those that one row per rollout and pass would have cost, nothing left out",
+    "work_share": "the first divided by the second; null if nothing was computed",
     "seconds_generate": "seconds in generate",
     "seconds_verify": "seconds in verify",
     "seconds_route": "seconds in route",
@@ -157,6 +160,8 @@ RUN_FOLDER = """\
     RUN/steps/000012/NAME.arrow      a table of step 12 (steps count from 0)
     RUN/steps/000012/NAME.json       its manifest; a table without one does not exist
     RUN/steps/000012/metrics.json    the step's flat record; it exists when the step is complete
+    RUN/steps/000012/profile.json    where its time went, with `srpo train --profile`; of the machine
+                                     and the moment, so nothing depends on it
     RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and
         teacher.safetensors          the teacher in float32 (not for the live teacher)
         optimizer.safetensors        AdamW's state (not before the first update)

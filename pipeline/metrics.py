@@ -38,6 +38,7 @@ def step_metrics(
     record |= _length_metrics(tables["rollouts"], tables["routes"])
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)
+    record |= _work_metrics([manifests["routes"].facts, manifests["updates"].facts])
     for table in ("rollouts", "verdicts", "routes", "weights", "updates"):
         stage = manifests[table].origin.stage
         record[f"seconds_{stage}"] = manifests[table].cost.seconds
@@ -195,6 +196,19 @@ def _update_metrics(updates: pa.Table, facts: Mapping[str, Any]) -> dict[str, An
         "logprob_gap_mean": _mean(gaps),
         "clipped_fraction": _mean(clipped),
     }
+
+
+def _work_metrics(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the tokens that passed through models, and those that plain batches would have cost.
+
+    Steps made before they were counted have neither.
+    """
+    if not all("tokens_naive" in facts for facts in stages):
+        return {}
+    computed = sum(facts["tokens_computed"] for facts in stages)
+    naive = sum(facts["tokens_naive"] for facts in stages)
+    share = computed / naive if naive else None
+    return {"tokens_computed": computed, "tokens_naive": naive, "work_share": share}
 
 
 def _mean(values: npt.ArrayLike | pl.Series) -> float | None:

@@ -1,13 +1,23 @@
 """The index of runs, and the page of one run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from pipeline.store import Run
 from pipeline.viewer.exported import in_export
+from pipeline.viewer.profile import profile_context, profiles_of, with_profiles
 from pipeline.viewer.records import History, Record, history
-from pipeline.viewer.series import ROUTES, STYLES, chart_data, charts_of, last_text, run_series
+from pipeline.viewer.series import (
+    PROFILE,
+    ROUTES,
+    STYLES,
+    chart_data,
+    charts_of,
+    last_text,
+    run_series,
+)
 from pipeline.viewer.settings import changed_settings, origins, policies, written
 from pipeline.viewer.shell import Kind, Runs, run_named
 from pipeline.viewer.state import state_of
@@ -43,13 +53,18 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
     run = run_named(runs, name)
     histories = {other: history(runs[other]) for other in runs}
     records = histories[name].steps
-    series = {other: run_series(other, histories[other]) for other in runs}
+    profiles = profiles_of(run, [record["step"] for record in records])
+    profiled = replace(histories[name], steps=with_profiles(records, profiles))
+    series = {
+        other: run_series(other, known) for other, known in {**histories, name: profiled}.items()
+    }
     charts = charts_of([other.steps for other in histories.values()])
     names = list(runs)
     data = {
         "current": name,
         "charts": [
-            {**chart_data(chart), "last": last_text(chart, series[name])} for chart in charts
+            {**chart_data(chart), "last": last_text(chart, series[name])}
+            for chart in [*charts, PROFILE]
         ],
         "runs": [{**series[other], "style": i % STYLES} for i, other in enumerate(names)],
     }
@@ -59,7 +74,8 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         "alarms": alarms_of(records),
         "in_export": in_export(run),
         "fork": _fork(run),
-        "charts": data["charts"],
+        "charts": data["charts"][:-1],
+        "profile": {**profile_context(profiles), "charts": data["charts"][-1:]},
         "runs": [{"name": other, "style": i % STYLES} for i, other in enumerate(names)],
         "others": [_pair(names, name, other) for other in names if other != name],
         "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],

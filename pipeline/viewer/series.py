@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.profiles import STAGES
 from pipeline.text import count, duration, number, percent
 from pipeline.viewer.records import History, Record
 
@@ -78,8 +79,17 @@ CHARTS = (
 OPTIONAL = (
     Chart("duplicate_share", "Duplicate responses", "percent"),
     Chart("demonstration_tokens_mean", "Demonstration length, mean", "count", "tokens"),
+    Chart("work_share", "Tokens computed of naive", "percent"),
 )
 """Charts of keys that older runs don't have."""
+
+PROFILE = Chart(
+    "profile",
+    "Profiled time per stage",
+    "seconds",
+    parts=tuple(f"profile_{stage}" for stage in STAGES),
+)
+"""The chart of profiled steps; its keys come from their profiles, not from metrics.json."""
 
 
 def charts_of(all_records: Sequence[Sequence[Record]]) -> list[Chart]:
@@ -98,7 +108,8 @@ def run_series(name: str, run: History) -> dict[str, Any]:
     tokens, seconds = _totals(records, "tokens"), _totals(records, "seconds")
     steps = [record["step"] for record in records]
     ends = dict(zip(steps, zip(tokens, seconds, strict=True), strict=True))
-    keys = {key for chart in [*CHARTS, *OPTIONAL] for key in (chart.key, chart.line, *chart.parts)}
+    charts = [*CHARTS, *OPTIONAL, PROFILE]
+    keys = {key for chart in charts for key in (chart.key, chart.line, *chart.parts)}
     before = [ends.get(n - 1, (0, 0.0)) for n in evaluations]
     return {
         "name": name,

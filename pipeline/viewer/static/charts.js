@@ -5,7 +5,7 @@
 (() => {
   const switches = document.getElementById("switches");
   const dashes = ["solid", "dash", "dot", "dashdot"];
-  const patterns = { share_sdpo: "/", share_mix: "x", share_none: ".", seconds_verify: "\\", seconds_route: "/", seconds_weigh: "x", seconds_update: "." };
+  const patterns = { sdpo: "/", mix: "x", none: ".", verify: "\\", route: "/", weigh: "x", update: ".", between: "-" };
   const config = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: "reset" };
   const manyPoints = 400;
   let data = null;
@@ -91,7 +91,7 @@
     }];
   };
 
-  const partColour = (key) => colour(key.startsWith("share_") ? `--${key.slice(6)}` : `--stage-${key.slice(8)}`);
+  const partColour = (part) => colour(part.key.startsWith("share_") ? `--${part.name}` : `--stage-${part.name}`);
 
   const stackTraces = (chart, unit) => {
     const run = data.runs.find((candidate) => candidate.name === data.current);
@@ -100,9 +100,9 @@
     const x = places(run.x, unit).filter(there);
     const traces = known.map((part) => ({
       x, y: run.values[part.key].raw.filter(there), name: part.name, part: part.key, mode: "lines", stackgroup: "parts",
-      line: { width: 0.7, color: partColour(part.key) }, fillcolor: faint(partColour(part.key), 0.55),
-      fillpattern: patterns[part.key]
-        ? { shape: patterns[part.key], size: 6, solidity: 0.25, fgcolor: partColour(part.key), bgcolor: faint(partColour(part.key), 0.45), fillmode: "replace" }
+      line: { width: 0.7, color: partColour(part) }, fillcolor: faint(partColour(part), 0.55),
+      fillpattern: patterns[part.name]
+        ? { shape: patterns[part.name], size: 6, solidity: 0.25, fgcolor: partColour(part), bgcolor: faint(partColour(part), 0.45), fillmode: "replace" }
         : undefined,
       hovertemplate: hover(chart, part.name),
     }));
