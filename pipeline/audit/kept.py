@@ -19,7 +19,8 @@ NOT_KEPT = "not kept (route.keep_student_logprobs = false)"
 _HALF = np.float32(1.05 * 2**-11)
 """Relative rounding of float16, with room for measuring it on rounded values."""
 _SMALLEST = np.float32(2**-24)
-_LOWEST = np.float32(-1e4)
+_LOWEST = np.float32(-65504)
+"""The range of float16 ends there."""
 
 Floats = npt.NDArray[np.float32]
 

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from pipeline.config import KeptDtype
 from pipeline.schemas import SCHEMAS, TOKEN_TABLES, schema_of, teacher_schema
 
 # DESIGN.md, "Tables": columns in order; "?" marks nullable ones.
@@ -92,6 +93,36 @@ def test_the_kept_size_comes_from_the_table_that_is_checked() -> None:
     index = mixed.get_field_index("student_logprobs")
     mixed = mixed.set(index, teacher_schema(8).field("student_logprobs"))
     assert not schema_of("teacher", mixed).equals(mixed)
+
+
+VARIANTS: list[tuple[KeptDtype, bool]] = [
+    ("float32", True), ("float32", False), ("float16", True), ("float16", False)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "student"), VARIANTS)
+def test_a_teacher_table_has_four_variants(dtype: KeptDtype, student: bool) -> None:
+    schema = teacher_schema(16, dtype, student)
+    assert schema_of("teacher", schema).equals(schema)
+    assert schema.field("teacher_logprobs").type.value_type == pa.type_for_alias(dtype)
+    assert ("student_logprobs" in schema.names) == student
+    tails = [schema.field(name).type for name in ("teacher_tail", "student_tail", "jsd")]
+    assert tails == [pa.float32()] * 3
+    others = [teacher_schema(16, *other) for other in VARIANTS if other != (dtype, student)]
+    assert not any(schema.equals(other) for other in others)
+
+
+def test_no_fifth_variant() -> None:
+    whole, half = teacher_schema(16), teacher_schema(16, "float16")
+    column = whole.get_field_index("student_logprobs")
+    for found in (
+        half.set(column, whole.field(column)),
+        whole.set(column, half.field(column)),
+        whole.remove(whole.get_field_index("teacher_logprobs")),
+        whole.append(whole.field(column)),
+        teacher_schema(16, student=False).append(whole.field(column)),
+    ):
+        assert not schema_of("teacher", found).equals(found)
 
 
 @pytest.mark.parametrize("fields", [[], [pa.field("topk_ids", pa.list_(pa.int32()))]])

@@ -7,7 +7,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.policy import Policy
+from pipeline.schemas import teacher_schema
 from stages.route import STAGE as ROUTE
+from stages.route.stage import _half
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, sampled
 
 RIGHT, WRONG = 1.0, 0.0
@@ -121,6 +123,15 @@ def test_nobody_is_taught_where_nobody_failed(policy: Policy) -> None:
     assert tables["teacher"].num_rows == 0
     assert tables["weights"].num_rows == 0
     assert tables["teacher"].schema.field("topk_ids").type.list_size == 16
+    rows = {"kept_dtype": "float16", "keep_student_logprobs": False}
+    lean = routed(policy, config_of(route=rows), [GROUPS[0]])
+    assert lean["teacher"].num_rows == 0
+    assert lean["teacher"].schema.equals(teacher_schema(16, "float16", student=False))
+
+
+def test_half_precision_ends_at_no_finite_value() -> None:
+    values = np.array([-70000.0, -np.inf, -0.0, -1.0], dtype=np.float32)
+    assert _half(values).tolist() == [-65504.0, -np.inf, -0.0, -1.0]
 
 
 def test_grpo_needs_neither_prompts_nor_passes(policy: Policy) -> None:
