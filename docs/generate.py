@@ -55,6 +55,14 @@ ROW_OF = {
     "evaluations": "sampled answer to a test question",
 }
 
+KEPT_VARIANTS = (
+    '`route.kept_dtype = "float16"` stores `teacher_logprobs` and `student_logprobs` as '
+    "`list<halffloat>[K]`: a log-probability is then off by up to 2^-11 of itself. Everything else "
+    "is computed before rounding and stays float32. `route.keep_student_logprobs = false` leaves "
+    "the column `student_logprobs` out: training does not read it, `srpo check` can't recompute "
+    "`jsd` without it, and audits know token losses only of `jsd` at alpha = 0.5 and "
+    "`sampled_token`."
+)
 ORIGIN_KEYS = {
     "schema_version": "version of the schemas and of the run folder",
     "table": "name of the table",
@@ -87,11 +95,12 @@ COST_KEYS = {
 FACTS = {
     "generate": "`rollouts`; `truncated`, those cut at the length limit",
     "verify": "`errors`, responses that could not be judged",
-    "route": "`teacher_passes`, rollouts that the teacher scored",
+    "route": "`teacher_passes`, rollouts that the teacher scored; `tokens_computed` and "
+    "`tokens_naive`, see below",
     "weigh": "none",
     "update": "`learning_rate`; `loss`, `grad_norm` (before clipping) and `tokens` (N), one number "
     "per mini-batch; `checksum` of every bit of weights, teacher and optimizer after it; "
-    "`next_policy_version`",
+    "`tokens_computed` and `tokens_naive`; `next_policy_version`",
     "evaluate": "none",
 }
 METRICS = {
@@ -129,8 +138,9 @@ METRICS = {
     "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
     "logprob_gap_mean": "mean over rollouts of their largest such gap; null likewise",
     "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
-    "tokens_computed": "prompt and response tokens that passed through models in route and update",
-    "tokens_naive": "those that one row per rollout and pass would have cost, nothing left out",
+    "tokens_computed": "tokens, padding included, that passed through models in route and update",
+    "tokens_naive": "tokens of prompts and responses, were each rollout's prompt its own and none "
+    "left out",
     "work_share": "the first divided by the second; null if nothing was computed",
     "seconds_generate": "seconds in generate",
     "seconds_verify": "seconds in verify",
@@ -160,8 +170,8 @@ RUN_FOLDER = """\
     RUN/steps/000012/NAME.arrow      a table of step 12 (steps count from 0)
     RUN/steps/000012/NAME.json       its manifest; a table without one does not exist
     RUN/steps/000012/metrics.json    the step's flat record; it exists when the step is complete
-    RUN/steps/000012/profile.json    where its time went, with `srpo train --profile`; of the machine
-                                     and the moment, so nothing depends on it
+    RUN/steps/000012/profile.json    where its time went, by `srpo train --profile`; nothing
+                                     depends on it
     RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and
         teacher.safetensors          the teacher in float32 (not for the live teacher)
         optimizer.safetensors        AdamW's state (not before the first update)
@@ -317,6 +327,8 @@ def _table_section(stage: Stage, name: str) -> Iterator[str]:
         for field in schema
     ]
     yield _table(("column", "type", "null", "meaning"), rows)
+    if name == "teacher":
+        yield KEPT_VARIANTS
 
 
 def _arrow_type(kind: pa.DataType, table: str) -> str:

@@ -38,7 +38,7 @@ def step_metrics(
     record |= _length_metrics(tables["rollouts"], tables["routes"])
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)
-    record |= _work_metrics([manifests["routes"].facts, manifests["updates"].facts])
+    record |= _work_metrics([manifests["scores"].facts, manifests["updates"].facts])
     for table in ("rollouts", "verdicts", "routes", "weights", "updates"):
         stage = manifests[table].origin.stage
         record[f"seconds_{stage}"] = manifests[table].cost.seconds

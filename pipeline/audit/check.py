@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline.audit.check_chain import check_chain, check_snapshots, vocabulary
 from pipeline.audit.check_files import (
     TableFile,
+    check_profiles,
     file_sha256,
     list_tables,
     missing_tables,
@@ -99,6 +100,7 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
                 advice = snapshot_advice(path.parent)
                 report.add(path, f"SHA-256 {expected[:12]}…", _short(found), advice)
     check_snapshots(run, report)
+    check_profiles(run, report)
     report.tables, report.bytes = len(tables), hashing.total
     return report
 

@@ -11,6 +11,7 @@ from pipeline.audit.check_findings import CheckReport
 from pipeline.files import digest_of
 from pipeline.lineage import STEP_TABLES, TABLES_OF_STAGE
 from pipeline.manifest import Manifest
+from pipeline.profiles import profile_path
 from pipeline.store import Run
 
 TABLES = (*STEP_TABLES, "evaluations")
@@ -262,6 +263,15 @@ def read_sealed(path: Path) -> tuple[dict[str, Any] | None, str]:
     except ValueError:  # NaN has no canonical text
         whole = False
     return (record, "") if whole else (None, "changed since it was written (its digest differs)")
+
+
+def check_profiles(run: Run, report: CheckReport) -> None:
+    """Note profiles that are not as they were written; a step need not have one."""
+    for step in run.steps_of("rollouts"):
+        path = profile_path(run, step)
+        if path.exists() and (problem := read_sealed(path)[1]):
+            advice = "delete it, no other file depends on it"
+            report.add(path, "the profile of a step as it was written", problem, advice)
 
 
 def note_leftovers(run: Run, report: CheckReport) -> None:

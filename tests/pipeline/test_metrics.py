@@ -18,6 +18,7 @@ STAGES = {
     "rollouts": ("generate", 4.0, 10),
     "verdicts": ("verify", 1.0, 0),
     "routes": ("route", 2.0, 5),
+    "scores": ("route", 2.0, 5),
     "weights": ("weigh", 0.5, 0),
     "updates": ("update", 8.0, 10),
 }
@@ -90,6 +91,17 @@ def test_a_step_by_hand() -> None:
     found = step_metrics(tables(), manifests())
     assert found.keys() == EXPECTED.keys()
     assert found == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_saved_work_is_that_of_route_and_update() -> None:
+    made = manifests()
+    for table, computed, naive in (("scores", 30, 90), ("updates", 20, 110)):
+        facts = {**made[table].facts, "tokens_computed": computed, "tokens_naive": naive}
+        made[table] = made[table].model_copy(update={"facts": facts})
+        found = step_metrics(tables(), made)
+        assert ("tokens_naive" in found) == (table == "updates")  # older steps counted neither
+    assert (found["tokens_computed"], found["tokens_naive"]) == (50, 200)
+    assert found["work_share"] == 0.25
 
 
 def test_long_texts_that_recur_across_questions_are_duplicates() -> None:
