@@ -1,0 +1,242 @@
+"""TRL's trainers against ours: the same fixture, in turn, each measurement a fresh process.
+
+    python -m benchmarks.against_trl [--quick] [--only TEXT] [--rounds 3] [--steps 2]
+        [--peer FOLDER] [--peer-python PATH] [--write PAGE]
+
+Each row of the table runs TRL, then ours, `rounds` times over. A process's figure is the median of
+its steps after warm-up, a side's figure the median of its processes; the ratio is that of these
+medians, the range beside it that of the rounds. Figures of TRL are those of its own script:
+`update` (student and teacher forward, loss, backward, clipping, optimizer, EMA), `generate`, `step`
+and the peak memory of its update. Ours holds more: all of route, weigh and update, so also the
+decisions, teacher prompts, tables and checksums.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks.peer import CACHE, CORRECT, DEFAULT_PEER, Peer, Plan, Settings, run
+from benchmarks.report import Line, markdown, show, write
+
+Figures = dict[str, Any]
+MICRO = 8
+MICRO_MEMORY = 64
+
+
+class Both(NamedTuple):
+    """What the processes of both sides said, round by round."""
+
+    theirs: list[Figures]
+    ours: list[Figures]
+
+
+class Row(NamedTuple):
+    """One row: what is measured of both sides, and the ratio that we want at least."""
+
+    mode: str
+    size: str
+    prompt: int
+    target: float
+    method: str = "srpo"
+    precision: str = "float32"
+
+    @property
+    def work(self) -> str:
+        """Name the row."""
+        what = {
+            "update": "route + weigh + update",
+            "sample": "sampling 64 x 128 tokens",
+            "step": "whole step, tables on disk",
+            "memory": "peak memory of update, micro-batch 64",
+        }[self.mode]
+        kind = "GRPO, " if self.method == "grpo" else ""
+        precision = ", bfloat16" if self.precision == "bfloat16" else ""
+        return f"{kind}{what}, {self.size}, prompt {self.prompt}{precision}"
+
+    def theirs(self) -> Settings:
+        """Return how TRL is run."""
+        return Settings(
+            trainer="grpo" if self.method == "grpo" else "sdpo",
+            size=self.size,
+            prompt=self.prompt,
+            canned=self.mode in ("update", "memory"),
+            micro=MICRO_MEMORY if self.mode == "memory" else MICRO,
+            bfloat16=self.precision == "bfloat16",
+        )
+
+
+UPDATE_TARGET = 2.4
+ROWS = [
+    Row("update", "S", 32, 1.8),
+    Row("update", "M", 32, 1.8),
+    Row("update", "M", 256, UPDATE_TARGET),
+    Row("update", "L", 256, 2.7),
+    Row("update", "M", 256, 2.0, precision="bfloat16"),
+    Row("sample", "S", 32, 1.5),
+    Row("sample", "M", 32, 1.5),
+    Row("step", "M", 256, 1.7),
+    Row("memory", "M", 32, 5.0),
+    Row("update", "M", 256, 3.5, method="grpo"),
+]
+
+_THEIR_PHASE = {"update": "update", "sample": "generate", "step": "step"}
+
+
+def figure_of_trl(row: Row, found: Figures) -> tuple[float, float]:
+    """Return what TRL's script says of a row, and its CPU seconds."""
+    cpu = found["median_cpu_s"][_THEIR_PHASE.get(row.mode, "update")]
+    if row.mode == "memory":
+        return float(found["peak_rss_mb"]["update"]), cpu
+    return float(found["median_wall_s"][_THEIR_PHASE[row.mode]]), cpu
+
+
+def figure_of_ours(row: Row, found: Figures) -> tuple[float, float]:
+    """Return what our worker says of a row, and its CPU seconds."""
+    cpu = found["median_cpu_s"]["all"]
+    if row.mode == "memory":
+        return float(found["peak_mb"]["all"]), cpu
+    return float(found["median_wall_s"]["all"]), cpu
+
+
+def measure_ours(row: Row, fixture: Path, plan: Plan) -> Figures:
+    """Run our worker in a fresh process."""
+    options = {
+        "mode": row.mode,
+        "method": row.method,
+        "precision": row.precision,
+        "steps": plan.steps,
+        "warmup": plan.warmup,
+        "threads": plan.threads,
+    }
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    printed = run([sys.executable, "-m", "benchmarks.ours", str(fixture), *given], plan.threads)
+    found: Figures = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def compare(peer: Peer, row: Row, plan: Plan) -> Both:
+    """Measure a row, the two sides in turn."""
+    fixture = peer.fixture(row.size, row.prompt)
+    both = Both([], [])
+    for _ in range(plan.rounds):
+        both.theirs.append(peer.measure(row.theirs(), plan))
+        both.ours.append(measure_ours(row, fixture, plan))
+    return both
+
+
+def line_of(row: Row, both: Both) -> Line:
+    """Reduce the rounds of a row to its line."""
+    a = [figure_of_trl(row, found) for found in both.theirs]
+    b = [figure_of_ours(row, found) for found in both.ours]
+    first, second = (median(value for value, _ in side) for side in (a, b))
+    each = [x / y for (x, _), (y, _) in zip(a, b, strict=True)]
+    unit, digits = ("MB", 0) if row.mode == "memory" else ("s", 2)
+    spread = f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
+    return Line(
+        work=row.work,
+        theirs=f"{first:,.{digits}f} {unit}",
+        ours=f"{second:,.{digits}f} {unit}",
+        ratio=f"{first / second:.2f}{spread}",
+        target=f"at least {row.target}",
+        met=first / second >= row.target,
+        cpu=" / ".join(f"{median(cpu for _, cpu in side):.1f}" for side in (a, b)),
+        stalled=" / ".join(f"{median(f['stall_share'] for f in side):.0%}" for side in both),
+    )
+
+
+def same_rollouts(measured: Mapping[Row, Both]) -> list[str]:
+    """Say how whole steps compare if TRL, too, learns from canned rollouts.
+
+    TRL's whole step learns from what it sampled, where about half of each group is right; ours
+    from canned groups, of which two teach nothing. So TRL's generation is put together with a
+    canned step of its own, where both were measured.
+    """
+    notes = []
+    for row, both in measured.items():
+        learned = measured.get(row._replace(mode="update", target=UPDATE_TARGET))
+        if row.mode == "step" and learned is not None:
+            sampling = median(f["median_wall_s"]["generate"] for f in both.theirs)
+            canned = median(f["median_wall_s"]["step"] for f in learned.theirs)
+            ours = median(f["median_wall_s"]["all"] for f in both.ours)
+            notes.append(
+                f"{row.work}: TRL's row learns from what it sampled. With its sampling "
+                f"({sampling:.2f} s) and its step on the same canned rollouts as ours "
+                f"({canned:.2f} s) the ratio is {(sampling + canned) / ours:.2f}."
+            )
+    return notes
+
+
+def notes_of(quick: bool, plan: Plan) -> list[str]:
+    """Say how the table was made."""
+    return [
+        *(["A quick trial: every row at size S, where targets mean little."] if quick else []),
+        f"TRL 1.16.0 and ours in turn: {plan.rounds} rounds of fresh processes, {plan.steps} "
+        f"steps after {plan.warmup} of warm-up, {plan.threads} threads. A step has 8 prompts x 8 "
+        f"rollouts x 128 tokens; of the 8 groups {CORRECT} are right. TRL's micro-batch is "
+        f"{MICRO}, ours the default token budget.",
+        "TRL's update: student and teacher forward, loss, backward, clipping, optimizer, EMA. "
+        "Ours: these, and decisions, teacher prompts, tables, checksum.",
+        "Ratios are of medians; in brackets the least and the largest of a round. Stalled: share "
+        "of the time in which some task of the machine waited for a CPU, near 0 on a quiet one.",
+    ]
+
+
+def trl_lines(arguments: argparse.Namespace) -> tuple[list[Line], list[str]]:
+    """Measure all rows that are asked for; where the peer is absent, say so in their place."""
+    peer = Peer(arguments.peer, arguments.cache, arguments.peer_python)
+    problem = peer.missing()
+    if problem is not None:
+        print(f"TRL's side is absent: {problem}")
+        return [], [f"Not compared with TRL, which is absent: {problem}."]
+    plan = Plan(arguments.rounds, arguments.steps, 1, arguments.threads)
+    if arguments.quick:
+        plan = plan._replace(rounds=1, steps=1)
+    smaller = {"size": "S"} if arguments.quick else {}
+    rows = dict.fromkeys(row._replace(**smaller) for row in ROWS if arguments.only in row.work)
+    measured: dict[Row, Both] = {}
+    lines = []
+    for row in rows:
+        measured[row] = compare(peer, row, plan)
+        lines.append(line := line_of(row, measured[row]))
+        print(f"{line.work}: TRL {line.theirs}, ours {line.ours}, ratio {line.ratio}", flush=True)
+    keep(arguments.cache / "against_trl.json", measured)
+    return lines, [*notes_of(arguments.quick, plan), *same_rollouts(measured)]
+
+
+def keep(path: Path, measured: Mapping[Row, Both]) -> None:
+    """Write what every process said, for who wants to look closer."""
+    records = [{"row": row._asdict(), **both._asdict()} for row, both in measured.items()]
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    print(f"each process's figures: {path}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the comparison."""
+    parser.add_argument("--quick", action="store_true", help="one round at size S, to try it out")
+    parser.add_argument("--only", default="", help="only rows whose name has this text")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side and row")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a process after warm-up")
+    parser.add_argument("--threads", type=int, default=2, help="of either side")
+    parser.add_argument("--peer", type=Path, default=DEFAULT_PEER, help="folder of TRL's scripts")
+    parser.add_argument("--peer-python", type=Path, help="Python of an environment with TRL")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="environment and fixtures")
+    parser.add_argument("--write", type=Path, help="page to write the table into")
+
+
+def main() -> None:
+    """Measure, print the table, write it into a page if one is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    lines, notes = trl_lines(arguments)
+    show(lines, notes)
+    if arguments.write:
+        write(arguments.write, markdown(lines, notes))
+
+
+if __name__ == "__main__":
+    main()

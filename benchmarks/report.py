@@ -1,0 +1,97 @@
+"""What a benchmark found: lines of one table, on the terminal and as Markdown."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+_HEADER = ("work", "TRL", "ours", "ratio", "target", "", "CPU s, TRL / ours", "stalled, TRL / ours")
+
+
+class Line(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        ratio: what the target is about, with its range over the rounds.
+        met: whether it reaches its target; None: there is none here.
+        cpu, stalled: CPU seconds and shares of time in which some task waited for a CPU.
+    """
+
+    work: str
+    theirs: str = ""
+    ours: str = ""
+    ratio: str = ""
+    target: str = ""
+    met: bool | None = None
+    cpu: str = ""
+    stalled: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the texts of the columns."""
+        verdict = {True: "pass", False: "miss", None: ""}[self.met]
+        return (
+            self.work, self.theirs, self.ours, self.ratio, self.target, verdict, self.cpu,
+            self.stalled,
+        )  # fmt: skip
+
+
+def show(lines: Sequence[Line], notes: Sequence[str]) -> None:
+    """Print the table, and what there is to say of it."""
+    console = Console(width=150, markup=False, highlight=False)
+    table = Table(title=surroundings())
+    for name in _HEADER:
+        table.add_column(name, justify="left" if name in ("work", "") else "right")
+    for line in lines:
+        table.add_row(*line.cells())
+    console.print(table)
+    for note in notes:
+        console.print(f"- {note}")
+
+
+def markdown(lines: Sequence[Line], notes: Sequence[str]) -> str:
+    """Return the same as Markdown."""
+    rows = [_HEADER, ("---",) * len(_HEADER), *(line.cells() for line in lines)]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n\n".join([surroundings() + ".", table, "\n".join(f"- {note}" for note in notes)])
+
+
+def write(page: Path, text: str) -> None:
+    """Put a text between a page's two marker comments, in place of what is there."""
+    content = page.read_text(encoding="utf-8")
+    head, begin, rest = content.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page}: no {BEGIN} … {END} to write between")
+    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", encoding="utf-8")
+
+
+def surroundings() -> str:
+    """Return date and machine in one line."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    today = datetime.now(UTC).date().isoformat()
+    return (
+        f"{today}, {_processor()}, {os.cpu_count()} cores, {memory:.0f} GB, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _processor() -> str:
+    """Return the processor's name and the instructions that decide what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags", "").split()
+    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return ", ".join([fields.get("model name", platform.machine()), *known])
