@@ -264,9 +264,12 @@ def _teacher_table(
 
 def _half(logprobs: Floats) -> npt.NDArray[np.float16]:
     """Round to float16; what is below its range stays finite."""
-    lowest = np.float32(np.finfo(np.float16).min)
-    finite = np.where(np.isneginf(logprobs), logprobs, np.maximum(logprobs, lowest))
-    return finite.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = logprobs.astype(np.float16)
+    lost = np.isneginf(half)
+    if lost.any():
+        half[lost & np.isfinite(logprobs)] = np.finfo(np.float16).min
+    return half
 
 
 def _joined(rollouts: pa.Table, verdicts: pa.Table) -> list[Row]:
