@@ -130,14 +130,14 @@ def _print_tokens(console: Console, record: RolloutRecord, limit: int | None) ->
 
 
 def _token_table(tokens: Sequence[TokenRecord], known: Sequence[str], taught: bool) -> Table:
-    tops = ("student", "teacher") if taught else ()
+    tops = [who for who in ("student", "teacher") if taught and _best_of(tokens[0], who)]
     heads = [("", "right"), ("token", "left"), *((_NUMBERS[name], "right") for name in known)]
     table = plain_table([*heads, *((who, "left") for who in tops)], flexible=tops)
     table.columns[1].max_width = _TOKEN_WIDTH
     table.columns[1].overflow = "ellipsis"
     for token in tokens:
         numbers = [_number(name, getattr(token, name)) for name in known]
-        best = [_top(token.student_top), _top(token.teacher_top)] if taught else []
+        best = [_top(_best_of(token, who)) for who in tops]
         style = "yellow" if taught and (token.share or 0) >= _MUCH else ""
         piece = Text(_visible(token.text), style="bold")
         table.add_row(cell(token.position), piece, *numbers, *best, style=style)
@@ -153,6 +153,11 @@ def _number(name: str, value: float | None) -> Text:
     if float(shown) == 0:
         return Text("0", style="dim")
     return Text(f"{shown}%" if name == "share" else shown)
+
+
+def _best_of(token: TokenRecord, who: str) -> Sequence[Choice] | None:
+    choices: Sequence[Choice] | None = getattr(token, f"{who}_top")
+    return choices
 
 
 def _top(choices: Sequence[Choice] | None) -> Text:
