@@ -90,7 +90,7 @@ def print_profile(console: Console, machine: Machine, profiles: list[Profile]) -
         return
     rate = f"{machine.matmul_flops / 1e9:,.0f} GFLOP/s of matrix products measured"
     table = Table(
-        title=f"where the time of {len(profiles)} steps went ({machine.dtype}, {rate})",
+        title=f"where the time of {_steps(len(profiles))} went ({machine.dtype}, {rate})",
         box=None,
         title_justify="left",
     )
@@ -101,6 +101,10 @@ def print_profile(console: Console, machine: Machine, profiles: list[Profile]) -
     for line in lines_of(profiles):
         table.add_row(_name(line), *_cells(line), style=None if line.phase else "bold")
     console.print(table, highlight=False)
+
+
+def _steps(number_of: int) -> str:
+    return "1 step" if number_of == 1 else f"{number_of} steps"
 
 
 def _name(line: Line) -> str:
