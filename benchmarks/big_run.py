@@ -136,12 +136,12 @@ class MadeUp:
         budget: int,
         forward: Forward,
         report: Callable[[int], None],
-    ) -> dict[str, ScoredRollout]:
-        """Score the rollouts, as `stages.route.scores.score_rollouts` does."""
+    ) -> tuple[dict[str, ScoredRollout], int]:
+        """Score the rollouts, as `stages.route.scores.score_rollouts` does; nothing is computed."""
         prototypes, words = self.prototypes(policy), len(policy.tokenizer)
         scored = {job.rollout_id: scored_rollout(prototypes, job, words) for job in jobs}
         self._jsd = {i: s.teacher.jsd_T for i, s in scored.items() if s.teacher is not None}
-        return scored
+        return scored, 0
 
     def optimize(
         self,
@@ -155,7 +155,7 @@ class MadeUp:
         statistics = {r.rollout_id: self._statistics(r) for r in rollouts if r.computed}
         tokens = sum(r.tokens for r in rollouts if r.route != "none")
         loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
-        return MiniBatchResult(tokens, loss, 0.1, statistics)
+        return MiniBatchResult(tokens, 0, loss, 0.1, statistics)
 
     def _statistics(self, rollout: Rollout) -> Statistics:
         loss, divergence = -rollout.advantage * rollout.tokens, None
