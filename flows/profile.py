@@ -88,9 +88,9 @@ def print_profile(console: Console, machine: Machine, profiles: list[Profile]) -
     if not profiles:
         console.print("no step was profiled from its beginning to its end", highlight=False)
         return
-    rate = f"{machine.matmul_flops / 1e9:,.0f} GFLOP/s of matrix products measured"
+    rate = f"{machine.matmul_flops / 1e9:,.0f} GFLOP/s"
     table = Table(
-        title=f"where the time of {_steps(len(profiles))} went ({machine.dtype}, {rate})",
+        title=f"where the time of {_steps(len(profiles))} went; matrix products: {rate}, {machine.dtype}",
         box=None,
         title_justify="left",
     )
