@@ -4,11 +4,11 @@ The policy stays resident between stages. Whenever another step's policy is need
 from the nearest earlier snapshot and `update` is replayed from the saved tables.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import stages.evaluate
 import stages.generate
@@ -31,13 +31,15 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import remove_folder, remove_leftovers
 from pipeline.health.records import Records
-from pipeline.lineage import STEP_TABLES
+from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.policy import Policy
+from pipeline.process import settle
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run, is_taken
 from pipeline.verification import VerifierPool
+from pipeline.writing import Writer
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
@@ -61,6 +63,7 @@ class Session:
         self._policy = policy
         self._records = Records(run)
         self._renderer: Render | None = None
+        self._writer: Writer | None = None
         self._task = open_task(run.config.data.task)
         self._task_digest = file_digest(run.config.data.task)
         verify = run.config.verify
@@ -80,7 +83,7 @@ class Session:
         Args:
             keep_start: take snapshot 0, from which a run can be resumed.
         """
-        torch.set_num_threads(config.run.threads)
+        settle(config.run.threads)
         loaded = load_questions(config)
         policy = initial_policy(config, loaded)
         check_evaluation_context(config, policy)
@@ -106,7 +109,7 @@ class Session:
     def resume(cls, run_dir: Path) -> "Session":
         """Open a run where it stands. Questions and policy are opened when a stage needs them."""
         run = Run.open(run_dir)
-        torch.set_num_threads(run.config.run.threads)
+        settle(run.config.run.threads)
         return cls(run, None, None)
 
     @property
@@ -162,6 +165,8 @@ class Session:
             decisions_only: make the tables that need no policy, with none opened.
         """
         stage = STAGES[name]
+        if self._writer is not None:
+            self._writer.check()
         if decisions_only and not stage.without_policy:
             raise ConfigError(f"stage {name} has no part that needs no policy; route has")
         if not decisions_only and "policy" in stage.uses and not self._inherited(stage, step):
@@ -169,22 +174,30 @@ class Session:
         elif not any(self.run.has(table, step) for table in stage.reads):
             self._expect_reached(step)
         result = self._run(name, step, progress or silent, decisions_only)
-        first = next(iter(result.manifests.values()))
         return {
             "stage": name,
             "step": step,
             "tables": {
-                table: {
-                    "path": str(self.run.table_path(table, step)),
-                    "sha256": manifest.sha256,
-                    "rows": manifest.rows,
-                }
-                for table, manifest in result.manifests.items()
+                table: {"path": str(self.run.table_path(table, step)), "rows": rows}
+                for table, rows in result.rows.items()
             },
-            "seconds": first.cost.seconds,
-            "tokens": first.cost.tokens,
+            "seconds": result.cost.seconds,
+            "tokens": result.cost.tokens,
             "skipped": result.skipped,
         }
+
+    @contextmanager
+    def writing_beside(self) -> Iterator[None]:
+        """Write tables beside the next stages' work; all are on the disk when the block ends.
+
+        So they are when `update` has ended. An evaluation is read at once, so it does not take
+        part.
+        """
+        with Writer() as self._writer:
+            try:
+                yield
+            finally:
+                self._writer = None
 
     def finish_step(self, step: int) -> dict[str, Any]:
         """Write the flat record of a complete step, with its alarms, and return it."""
@@ -254,9 +267,9 @@ class Session:
             if stage.advances_policy:
                 self._adopt_teacher(self._resident(), step)
             handles = self._handles(stage, step, progress, owner.config)
-            return run_stage(
-                owner, stage, replace(handles, policy=None) if decisions_only else handles
-            )
+            handles = replace(handles, policy=None) if decisions_only else handles
+            writer = self._writer if name in STEP_STAGES else None
+            return run_stage(owner, stage, handles, writer)
         except BaseException:
             if stage.advances_policy:
                 self._policy = None

@@ -70,7 +70,7 @@ class Policy:
         self._settings = settings
         self.unshared = _why_not_shared(self.model, self.device)
         self.teacher_model = None if teacher.kind == "live" else frozen_copy(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.initial_version = version
         if settings.gradient_checkpointing:

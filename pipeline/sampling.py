@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.arithmetic import forward_flops, projection_flops
 from pipeline.decoding import decoder_of
 from pipeline.distributions import cool_
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.policy import Policy
+from pipeline.profiling import phase
 
 _PART = 256
 _WORTH_DROPPING = 0.75
@@ -131,6 +133,8 @@ class _Batch:
         self._ids: list[list[int]] = [[] for _ in rows]
         self._logprobs: list[list[float]] = [[] for _ in rows]
         self._stopped = [False] * len(rows)
+        model = policy.model
+        self._flops_per_token = forward_flops(model, 1) + projection_flops(model, 1)
 
     @torch.no_grad()
     def run(self) -> list[list[Sample]]:
@@ -140,9 +144,11 @@ class _Batch:
         rows_B = torch.arange(len(self._ids), device=self._policy.device)
         # One autocast context for all steps: weights are cast once, not at every step.
         with self._policy.forward(megabytes=1).autocast():
-            logits_BV = decoder.start()
+            with phase("prompts", sum(map(len, self._prompts))):
+                logits_BV = decoder.start()
             for position in range(limit):
-                next_B, logprob_B = self._choose(logits_BV, self._uniform_BT[rows_B, position])
+                with phase("draw", len(rows_B)):
+                    next_B, logprob_B = self._choose(logits_BV, self._uniform_BT[rows_B, position])
                 self._record(rows_B, next_B, logprob_B)
                 live_B = torch.tensor([not self._stopped[row] for row in rows_B.tolist()])
                 live = int(live_B.sum())
@@ -152,7 +158,8 @@ class _Batch:
                     kept_B = live_B.nonzero()[:, 0].to(next_B.device)
                     rows_B, next_B = rows_B[kept_B], next_B[kept_B]
                     decoder.keep(kept_B)
-                logits_BV = decoder.step(next_B)
+                with phase("decode", len(rows_B), self._flops_per_token * len(rows_B)):
+                    logits_BV = decoder.step(next_B)
         return self._grouped()
 
     def _choose(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.arithmetic import forward_flops, projection_flops
 from pipeline.attention import laid_out_hidden
 from pipeline.packing import (
     TokenSequence,
@@ -20,6 +21,7 @@ from pipeline.packing import (
     packed_tokens,
     response_targets_N,
 )
+from pipeline.profiling import phase
 from pipeline.projection import Distribution, Head, describe, head_of, logits_NV
 
 
@@ -118,7 +120,9 @@ def score_student(
     forward: Forward,
 ) -> Distribution:
     """Score response tokens with the student and keep its `kept` likeliest ids per position."""
-    hidden_ND = response_hidden_ND(model, sequences, forward)
+    positions = forward.tokens(sequences)
+    with phase("student forward", positions, forward_flops(model, positions)):
+        hidden_ND = response_hidden_ND(model, sequences, forward)
     targets_N = response_targets_N(sequences, forward.device)
     head = forward.head(model)
 
@@ -126,7 +130,9 @@ def score_student(
         logits = logits_NV(head, hidden_ND[part])
         return describe(logits, targets_N[part], temperature_N[part], kept)
 
-    return _joined(one_chunk, head, len(targets_N))
+    tokens = len(targets_N)
+    with phase("student projection", tokens, projection_flops(model, tokens)):
+        return _joined(one_chunk, head, tokens)
 
 
 @torch.no_grad()
@@ -141,8 +147,12 @@ def score_teacher(
 
     The teacher's logits are the weighted sum of its components' logits (METHOD.md, section 4).
     """
-    hiddens = [response_hidden_ND(c.model, sequences, forward) for c in components]
-    heads = [forward.head(c.model) for c in components]
+    models = [component.model for component in components]
+    positions = forward.tokens(sequences)
+    flops = sum(forward_flops(model, positions) for model in models)
+    with phase("teacher forward", positions, flops):
+        hiddens = [response_hidden_ND(model, sequences, forward) for model in models]
+    heads = [forward.head(model) for model in models]
     targets_N = response_targets_N(sequences, forward.device)
 
     def one_chunk(part: slice) -> Distribution:
@@ -154,7 +164,10 @@ def score_teacher(
             logits.add_(other, alpha=component.coefficient)
         return describe(logits, targets_N[part], temperature_N[part], ids_NK[part])
 
-    return _joined(one_chunk, heads[0], len(targets_N))
+    tokens = len(targets_N)
+    flops = sum(projection_flops(model, tokens) for model in models)
+    with phase("teacher projection", tokens, flops):
+        return _joined(one_chunk, heads[0], tokens)
 
 
 def _joined(one_chunk: Callable[[slice], Distribution], head: Head, total: int) -> Distribution:

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
+from pipeline.arithmetic import TRAINING, forward_flops, projection_flops
 from pipeline.config import Config, UpdateSection
 from pipeline.errors import NumericalError
 from pipeline.policy import Policy
+from pipeline.profiling import phase
 from pipeline.schemas import UPDATES
 from pipeline.scoring import Forward, response_hidden_ND
 from pipeline.stage import Handles, Output, ProgressCounter, Stage
@@ -75,13 +77,16 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         )
         for index in sorted({r.mini_batch for r in rollouts})
     }
-    policy.advance_teacher()
+    with phase("teacher"):
+        policy.advance_teacher()
+    with phase("checksum"):
+        checksum = policy.checksum()
     facts = {
         "learning_rate": policy.optimizer.param_groups[0]["lr"],
         "grad_norm": [r.grad_norm for r in results.values()],
         "loss": [r.loss for r in results.values()],
         "tokens": [r.tokens for r in results.values()],
-        "checksum": policy.checksum(),
+        "checksum": checksum,
         "tokens_computed": sum(r.computed for r in results.values()),
         "tokens_naive": sum(len(r.sequence.prompt_ids) + r.tokens for r in rollouts),
     }
@@ -140,16 +145,22 @@ def _backward(
     The projection's forward and backward passes take turns, a chunk of tokens at a time, so that
     logits are neither kept nor computed twice; the network's backward pass follows.
     """
-    hidden_ND = response_hidden_ND(policy.model, [r.sequence for r in batch.rollouts], forward)
-    head = forward.head(policy.model)
+    model, sequences = policy.model, [r.sequence for r in batch.rollouts]
+    positions, targets = forward.tokens(sequences), len(batch.targets_N)
+    flops = forward_flops(model, positions)
+    with phase("forward", positions, flops):
+        hidden_ND = response_hidden_ND(model, sequences, forward)
+    head = forward.head(model)
     parts, gradients = [], []
-    for part in head.chunks(len(batch.targets_N)):
-        leaf_ND = hidden_ND.detach()[part].requires_grad_()
-        losses = token_losses(head, leaf_ND, batch.narrow(part), settings)
-        torch.autograd.backward(losses.loss_N.sum() / tokens)
-        parts.append(TokenLosses(*[column.detach() for column in losses]))
-        gradients.append(leaf_ND.grad)
-    torch.autograd.backward(hidden_ND, torch.cat([g for g in gradients if g is not None]))
+    with phase("projection and losses", targets, TRAINING * projection_flops(model, targets)):
+        for part in head.chunks(targets):
+            leaf_ND = hidden_ND.detach()[part].requires_grad_()
+            losses = token_losses(head, leaf_ND, batch.narrow(part), settings)
+            torch.autograd.backward(losses.loss_N.sum() / tokens)
+            parts.append(TokenLosses(*[column.detach() for column in losses]))
+            gradients.append(leaf_ND.grad)
+    with phase("backward", positions, (TRAINING - 1) * flops):
+        torch.autograd.backward(hidden_ND, torch.cat([g for g in gradients if g is not None]))
     return TokenLosses(*[torch.cat(column) for column in zip(*parts, strict=True)])
 
 
@@ -163,12 +174,14 @@ def _optimize(
     """Do one optimizer update; it advances also when no rollout has a gradient."""
     tokens, positions, statistics = accumulate_gradient(policy, rollouts, kept, settings, report)
     parameters = [p for _, p in policy.named_parameters()]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+    with phase("clip"):
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
     if not math.isfinite(norm):
         ids = ", ".join(list(statistics)[:5])
         raise NumericalError(f"the gradient is not finite; computed from rollouts {ids}, …")
-    policy.optimizer.step()
-    policy.optimizer.zero_grad(set_to_none=True)
+    with phase("optimizer"):
+        policy.optimizer.step()
+        policy.optimizer.zero_grad(set_to_none=True)
     loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
     return MiniBatchResult(tokens, positions, loss, norm, statistics)
 
