@@ -90,7 +90,8 @@ COST_KEYS = {
     "seconds": "time in the stage's `run`; reading, checking and committing tables is not in it",
     "tokens": "tokens handled",
     "peak_memory_mb": "largest resident set of the process up to then, not of this stage alone",
-    "created": "UTC time of the commit",
+    "created": "UTC time when the stage had made the table",
+    "write_seconds": "time of writing, hashing and syncing the table; not in older manifests",
 }
 FACTS = {
     "generate": "`rollouts`; `truncated`, those cut at the length limit",

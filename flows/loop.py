@@ -12,6 +12,7 @@ A state is named by its number of steps done: evaluation N and snapshot N follow
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,7 +22,7 @@ from pipeline.config import Config
 from pipeline.lineage import STEP_STAGES
 
 Reference = dict[str, Any]
-"""What a stage returns to the flow: names, digests and sizes of its tables; small JSON."""
+"""What a stage returns to the flow: places and sizes of its tables; small JSON."""
 
 Call = Callable[[str, int], Reference]
 Ending = Literal["steps", "hours", "stopped", "alarm"]
@@ -58,6 +59,9 @@ class Trainable(Protocol):
 
     def training_seconds(self) -> float:
         """Return the time spent on training so far, without evaluations."""
+
+    def writing_beside(self) -> AbstractContextManager[None]:
+        """Let tables of a step be written beside its next stages, until the block ends."""
 
 
 class Watcher:
@@ -214,7 +218,12 @@ def train(
         call: runs a stage of a step; the flow makes it a Prefect task.
         stop: asked between any two stages.
     """
-    loop = _Loop(session, call, watchers, stop)
+    with session.writing_beside():
+        return _train(_Loop(session, call, watchers, stop))
+
+
+def _train(loop: _Loop) -> Outcome:
+    session = loop.session
     done = session.next_step()
     loop.prepare(done)
     loop.follow_up(done)

@@ -140,7 +140,8 @@ class Session:
             start = max((s for s in self.run.snapshots() if s <= step), default=None)
             if start is None:
                 raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
-            self._load(start)
+            self._policy = None
+            self._policy = self._open_snapshot(start)
             for replayed in range(start, step):
                 self._run("update", replayed, silent)
                 if progress is not None:
@@ -165,8 +166,6 @@ class Session:
             decisions_only: make the tables that need no policy, with none opened.
         """
         stage = STAGES[name]
-        if self._writer is not None:
-            self._writer.check()
         if decisions_only and not stage.without_policy:
             raise ConfigError(f"stage {name} has no part that needs no policy; route has")
         if not decisions_only and "policy" in stage.uses and not self._inherited(stage, step):
@@ -188,11 +187,7 @@ class Session:
 
     @contextmanager
     def writing_beside(self) -> Iterator[None]:
-        """Write tables beside the next stages' work; all are on the disk when the block ends.
-
-        So they are when `update` has ended. An evaluation is read at once, so it does not take
-        part.
-        """
+        """Write tables beside the next stages' work; `update` ends with all on the disk."""
         with Writer() as self._writer:
             try:
                 yield
@@ -268,7 +263,7 @@ class Session:
                 self._adopt_teacher(self._resident(), step)
             handles = self._handles(stage, step, progress, owner.config)
             handles = replace(handles, policy=None) if decisions_only else handles
-            writer = self._writer if name in STEP_STAGES else None
+            writer = self._writer if name in STEP_STAGES else None  # evaluations are read at once
             return run_stage(owner, stage, handles, writer)
         except BaseException:
             if stage.advances_policy:
@@ -306,14 +301,10 @@ class Session:
         return all(self.run.owner(table, step) is not self.run for table in stage.writes)
 
     def _adopt_teacher(self, policy: Policy, step: int) -> None:
-        """Give the policy the teacher that `step` is scored by; forks may have another."""
-        wanted = teacher_settings(self._settings_at(step))
+        """Give the policy the teacher that `step` is scored by: before a fork, the parent's."""
+        wanted = teacher_settings(self.run.owner("updates", step).config)
         if policy.teacher != wanted:
             policy.adopt_teacher(wanted, lambda: self._open_snapshot(0).model)
-
-    def _settings_at(self, step: int) -> Config:
-        """Return the configuration by which `step` is updated: before a fork, the parent's."""
-        return self.run.owner("updates", step).config
 
     def _expect_same_task(self) -> None:
         if self._task_digest != self.run.record["task_digest"]:
@@ -338,10 +329,6 @@ class Session:
         if self._policy is None:
             raise StoreError("no policy is open; prepare a step first")
         return self._policy
-
-    def _load(self, steps_done: int) -> None:
-        self._policy = None
-        self._policy = self._open_snapshot(steps_done)
 
     def _open_snapshot(self, steps_done: int) -> Policy:
         owner = self.run.snapshot_owner(steps_done)

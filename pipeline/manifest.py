@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, write_json
@@ -42,7 +48,12 @@ class Origin(BaseModel):
 
 
 class Cost(BaseModel):
-    """What differs between two equal runs, kept out of the tables."""
+    """What differs between two equal runs, kept out of the tables.
+
+    Attributes:
+        seconds: of the stage's own work.
+        write_seconds: of writing, hashing and syncing the table; tables of old have None.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +61,13 @@ class Cost(BaseModel):
     tokens: int
     peak_memory_mb: float
     created: str
+    write_seconds: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what a manifest of old does not have: its digest covers it as it is."""
+        record: dict[str, Any] = fields(self)
+        return {k: v for k, v in record.items() if v is not None}
 
 
 class Manifest(BaseModel):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import pyarrow as pa
@@ -20,10 +21,12 @@ from pipeline.invariants import check_table
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.memory import PeakMemory
 from pipeline.policy import Policy
+from pipeline.profiling import beside, phase
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.store import Run, expect_schema
 from pipeline.task import Message, Question
 from pipeline.verification import VerifierPool
+from pipeline.writing import Writer
 
 Handle = Literal["seed", "questions", "policy", "engine", "verifier"]
 Progress = Callable[[int, int], None]
@@ -115,9 +118,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageResult:
-    """The manifests of a stage's tables, and whether they were there already."""
+    """What a stage left.
 
+    Attributes:
+        rows: number of rows of each table.
+        manifests: of the tables that are committed; those left to a writer are not in it.
+        cost: what making them cost.
+        skipped: whether they were there already.
+    """
+
+    rows: dict[str, int]
     manifests: dict[str, Manifest]
+    cost: Cost
     skipped: bool
 
 
@@ -133,31 +145,48 @@ class Sections:
         return getattr(self._config, name)
 
 
-def run_stage(run: Run, stage: Stage, handles: Handles) -> StageResult:
+def run_stage(
+    run: Run, stage: Stage, handles: Handles, writer: Writer | None = None
+) -> StageResult:
     """Run one stage of one step, or find it done: here, or in the run that this one is a fork of.
 
     With no policy at hand, a stage makes those of its tables that need none.
+
+    Args:
+        writer: commits the tables beside what follows. A stage that advances the policy, whose
+            next version depends on them all, waits for it and commits by itself.
 
     Raises:
         StoreError: inputs are missing or damaged; the outputs are there but were made from other
             inputs, settings or code; an output breaks its schema or an invariant.
         PolicyError: the policy's version is not the one the step needs.
     """
-    partial = handles.policy is None and bool(stage.without_policy)
-    writes = stage.without_policy if partial else stage.writes
+    if writer is not None:
+        writer.check()
+    work = _Work(run, stage, handles, writer)
+    decisions = handles.policy is None and bool(stage.without_policy)
+    writes = stage.without_policy if decisions else stage.writes
+    if any(work.pending(table) is not None for table in writes):
+        work.settle()
     found = {t: run.manifest(t, handles.step) for t in writes if run.has(t, handles.step)}
     inherited = all(run.owner(table, handles.step) is not run for table in writes)
     if inherited and not stage.advances_policy:
-        return StageResult(found, skipped=True)
-    origins = {table: _origin(run, stage, handles, table) for table in writes}
+        return _skipped({table: run.manifest(table, handles.step) for table in writes})
+    drafts = {table: _draft(run, stage, handles, table) for table in writes}
     if stage.advances_policy:
         _expect_version(handles)
+    if found:
+        work.settle()
     for table, manifest in found.items():
-        _expect_same(run, manifest, origins[table])
+        _expect_same(run, manifest, work.origin(drafts[table]))
     if len(found) == len(writes) and not stage.advances_policy:
-        return StageResult(found, skipped=True)
-    manifests = _execute(run, stage, handles, origins)
-    return StageResult(manifests, skipped=False)
+        return _skipped(found)
+    return _execute(work, drafts)
+
+
+def _skipped(found: dict[str, Manifest]) -> StageResult:
+    rows = {table: manifest.rows for table, manifest in found.items()}
+    return StageResult(rows, found, next(iter(found.values())).cost, skipped=True)
 
 
 def next_version(origin: Origin) -> str:
@@ -169,41 +198,101 @@ def next_version(origin: Origin) -> str:
     return f"{origin.step + 1:06d}-{digest_of(origin.model_dump())[:12]}"
 
 
-def _execute(
-    run: Run, stage: Stage, handles: Handles, origins: dict[str, Origin]
-) -> dict[str, Manifest]:
-    tables = {name: run.read(name, handles.step) for name in stage.reads}
+class _Work:
+    """One call of a stage: where its inputs are, and how its outputs come to their origins."""
+
+    def __init__(self, run: Run, stage: Stage, handles: Handles, writer: Writer | None) -> None:
+        self.run, self.stage, self.handles, self.writer = run, stage, handles, writer
+
+    def pending(self, table: str) -> pa.Table | None:
+        """Return a table of the step that is made, but not committed yet."""
+        if self.writer is None:
+            return None
+        return self.writer.pending(self.run.table_path(table, self.handles.step))
+
+    def settle(self) -> None:
+        """Wait until there is nothing pending."""
+        if self.writer is not None:
+            with phase("wait"):
+                self.writer.wait()
+
+    def read(self, table: str) -> pa.Table:
+        """Return a table of the step, as it was made or as it is on the disk."""
+        pending = self.pending(table)
+        return self.run.read(table, self.handles.step) if pending is None else pending
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Return the SHA-256 of every table read; all of them must be committed."""
+        step = self.handles.step
+        return {name: self.run.manifest(name, step).sha256 for name in self.stage.reads}
+
+    def origin(self, draft: Origin) -> Origin:
+        """Complete an origin with the tables that were read."""
+        return draft.model_copy(update={"inputs": {**self.inputs, **draft.inputs}})
+
+
+def _execute(work: _Work, drafts: dict[str, Origin]) -> StageResult:
+    stage, handles = work.stage, work.handles
+    tables = {name: work.read(name) for name in stage.reads}
     memory = PeakMemory()
     started = time.perf_counter()
-    output = stage.run(tables, cast(Config, Sections(run.config, stage)), handles)
+    output = stage.run(tables, cast(Config, Sections(work.run.config, stage)), handles)
     seconds = time.perf_counter() - started
-    if set(output.tables) != set(origins):
-        raise StoreError(f"stage {stage.name} made {sorted(output.tables)}, not {list(origins)}")
-    facts = dict(output.facts)
-    if stage.advances_policy:
-        facts["next_policy_version"] = next_version(origins[stage.writes[0]])
-    known = {**tables, **output.tables}
-    for name in origins:
-        expect_schema(stage.name, name, output.tables[name])
-    for name in origins:
-        check_table(name, known)
+    if set(output.tables) != set(drafts):
+        raise StoreError(f"stage {stage.name} made {sorted(output.tables)}, not {list(drafts)}")
+    made = {name: _as_declared(stage, name, output.tables[name]) for name in drafts}
+    for name in drafts:
+        check_table(name, {**tables, **made})
     cost = Cost(
         seconds=seconds,
         tokens=output.tokens,
         peak_memory_mb=memory.megabytes(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    manifests = {
-        name: run.commit(origin, output.tables[name], facts, cost)
-        for name, origin in origins.items()
-    }
+    facts = dict(output.facts)
+    if stage.advances_policy:
+        work.settle()
+        facts["next_policy_version"] = next_version(work.origin(drafts[stage.writes[0]]))
+    manifests = _commit(work, drafts, made, facts, cost)
     if stage.advances_policy:
         handles.the_policy().finish_update(facts["next_policy_version"])
-    return manifests
+    return StageResult({n: t.num_rows for n, t in made.items()}, manifests, cost, skipped=False)
 
 
-def _origin(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
-    inputs = {name: run.manifest(name, handles.step).sha256 for name in stage.reads}
+def _commit(
+    work: _Work,
+    drafts: dict[str, Origin],
+    made: dict[str, pa.Table],
+    facts: dict[str, Any],
+    cost: Cost,
+) -> dict[str, Manifest]:
+    """Commit the tables, or leave them to the writer; return the manifests that there are."""
+
+    def commit(name: str) -> Manifest:
+        with phase("write"):
+            return work.run.commit(work.origin(drafts[name]), made[name], facts, cost)
+
+    def commit_beside(name: str) -> None:
+        with beside(work.stage.name):
+            commit(name)
+
+    if work.writer is None or work.stage.advances_policy:
+        return {name: commit(name) for name in drafts}
+    for name, data in made.items():
+        path = work.run.table_path(name, work.handles.step)
+        work.writer.submit(path, data, partial(commit_beside, name))
+    return {}
+
+
+def _as_declared(stage: Stage, name: str, data: pa.Table) -> pa.Table:
+    """Return a table as a reader would find it; refuse another schema than its own."""
+    return data.cast(expect_schema(stage.name, name, data)).combine_chunks()
+
+
+def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
+    """Return the origin of a table, without the tables that it is made from."""
+    inputs = {}
     if "questions" in stage.uses:
         inputs["questions"] = digest_of([asdict(q) for q in handles.questions])
     if "seed" in stage.uses:

@@ -5,6 +5,7 @@ The commit point of a table is its manifest: a table without one does not exist 
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.lineage import Fork
 from pipeline.loading import validate_config
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
+from pipeline.writing import write_arrow
 
 _METADATA_KEY = b"srpo"
 MAY_GROW = ("steps", "max_hours")
@@ -210,15 +212,16 @@ class Run:
                 other bytes is there (nothing is overwritten, ever).
         """
         path = self.table_path(origin.table, origin.step)
+        started = time.perf_counter()
         expected = expect_schema(origin.stage, origin.table, data)
+        index = _row_index(data) if origin.table in TOKEN_TABLES else None
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
         known = _manifest_path(path).exists()
         committed = self.manifest(origin.table, origin.step) if known else None
         make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.tmp")
-        _write_arrow(temporary, data)
-        digest = file_digest(temporary)
+        digest = write_arrow(temporary, data)
         other = _other_fact(committed.facts, facts) if committed is not None else None
         if committed is not None and committed.sha256 != digest:
             other = f"file: SHA-256 {digest[:12]}, committed {committed.sha256[:12]}"
@@ -240,8 +243,8 @@ class Run:
             bytes=path.stat().st_size,
             sha256=digest,
             facts=facts,
-            index=_row_index(data) if origin.table in TOKEN_TABLES else None,
-            cost=cost,
+            index=index,
+            cost=cost.model_copy(update={"write_seconds": time.perf_counter() - started}),
         ).sealed()
         manifest.write(_manifest_path(path))
         self._verified[path] = _identity(path)
@@ -310,11 +313,6 @@ def read_arrow(path: Path) -> pa.Table:
             return pa.ipc.open_file(source).read_all()
     except pa.ArrowInvalid as error:
         raise StoreError(f"{path}: not a readable Arrow file: {error}") from None
-
-
-def _write_arrow(path: Path, data: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, data.schema) as writer:
-        writer.write_table(data.combine_chunks())
 
 
 def _other_fact(committed: dict[str, Any], found: dict[str, Any]) -> str | None:

@@ -80,7 +80,8 @@ def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> N
     done = "there already, nothing done" if reference["skipped"] else "done"
     print(f"{name} of step {step}: {done}")
     for table, facts in reference["tables"].items():
-        print(f"  {table}: {facts['rows']} rows, sha256 {facts['sha256']}, {facts['path']}")
+        sha256 = run.manifest(table, step).sha256
+        print(f"  {table}: {facts['rows']} rows, sha256 {sha256}, {facts['path']}")
     if run.fork is None or run.parent is None or reference["skipped"]:
         return
     from pipeline.audit.diff import diff_runs

@@ -1,6 +1,7 @@
 """A session that does no work: it only notes what the loop asks of it."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ class FakeSession:
 
     def training_seconds(self) -> float:
         return self._trained
+
+    def writing_beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         self.events.append("close")

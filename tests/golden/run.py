@@ -106,7 +106,7 @@ def make_run(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Ses
 
 def run_step(session: Session, step: int = STEP) -> StepCapture:
     """Run route, weigh and update of a step on a freshly opened policy, outside the store."""
-    session._load(step)
+    session._policy = session._open_snapshot(step)
     policy = session._resident()
     tables = {name: session.run.read(name, step) for name in ("rollouts", "verdicts")}
     capture = StepCapture(tables)

@@ -81,7 +81,9 @@ def test_a_manifest_says_what_was_written(run: Run) -> None:
     assert manifest.origin == origin("rollouts")
     assert (manifest.rows, manifest.bytes) == (4, path.stat().st_size)
     assert manifest.sha256 == file_digest(path)
-    assert (manifest.facts, manifest.cost, manifest.index) == (FACTS, COST, None)
+    assert (manifest.facts, manifest.index) == (FACTS, None)
+    assert manifest.cost.model_copy(update={"write_seconds": None}) == COST
+    assert manifest.cost.write_seconds is not None and 0 < manifest.cost.write_seconds < 60
 
 
 def test_nothing_but_table_and_manifest_stays(run: Run) -> None:
@@ -96,7 +98,7 @@ def test_the_same_bytes_are_accepted_and_change_nothing(run: Run) -> None:
     slower = COST.model_copy(update={"seconds": 99.0})
     manifest = run.commit(origin("rollouts"), tables()["rollouts"], FACTS, slower)
     assert {p: (p.read_bytes(), p.stat().st_ino) for p in path.parent.iterdir()} == before
-    assert manifest.cost == COST  # what was first
+    assert manifest.cost.seconds == COST.seconds  # what was first
 
 
 @pytest.mark.parametrize("what", ["data", "origin"])

@@ -31,7 +31,7 @@ class Gradient:
     """Loss and gradient of some rollouts under the policy that starts the golden step."""
 
     def __init__(self, session: Session, rollouts: list[Rollout], **changes: int) -> None:
-        session._load(STEP)
+        session._policy = session._open_snapshot(STEP)
         policy = session._resident()
         settings: UpdateSection = session.config.update.model_copy(update=changes)
         self.tokens, _, statistics = accumulate_gradient(policy, rollouts, 16, settings)
