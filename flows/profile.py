@@ -88,9 +88,9 @@ def print_profile(console: Console, machine: Machine, profiles: list[Profile]) -
     if not profiles:
         console.print("no step was profiled from its beginning to its end", highlight=False)
         return
-    rate = f"{machine.matmul_flops / 1e9:,.0f} GFLOP/s"
+    rate = f"{machine.matmul_flops / 1e9:,.0f} GFLOP/s, {machine.dtype}"
     table = Table(
-        title=f"where the time of {_steps(len(profiles))} went; matrix products: {rate}, {machine.dtype}",
+        title=f"where the time of {_steps(len(profiles))} went; matrix products: {rate}",
         box=None,
         title_justify="left",
     )
