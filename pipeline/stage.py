@@ -234,16 +234,19 @@ class _Work:
 
 def _execute(work: _Work, drafts: dict[str, Origin]) -> StageResult:
     stage, handles = work.stage, work.handles
-    tables = {name: work.read(name) for name in stage.reads}
+    with phase("read"):
+        tables = {name: work.read(name) for name in stage.reads}
     memory = PeakMemory()
     started = time.perf_counter()
-    output = stage.run(tables, cast(Config, Sections(work.run.config, stage)), handles)
+    with phase("other computing"):
+        output = stage.run(tables, cast(Config, Sections(work.run.config, stage)), handles)
     seconds = time.perf_counter() - started
     if set(output.tables) != set(drafts):
         raise StoreError(f"stage {stage.name} made {sorted(output.tables)}, not {list(drafts)}")
     made = {name: _as_declared(stage, name, output.tables[name]) for name in drafts}
-    for name in drafts:
-        check_table(name, {**tables, **made})
+    with phase("check"):
+        for name in drafts:
+            check_table(name, {**tables, **made})
     cost = Cost(
         seconds=seconds,
         tokens=output.tokens,
