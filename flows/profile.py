@@ -17,6 +17,9 @@ from pipeline.profiles import BETWEEN, Line, Machine, Profile, lines_of, write_p
 from pipeline.profiling import Profiler
 from pipeline.store import Run
 
+SHOWN = 0.005
+"""Share of a step from which on the printed table has a phase."""
+
 
 @contextmanager
 def profiled(session: "Profiled", console: Console) -> Iterator[list[Watcher]]:
@@ -98,9 +101,14 @@ def print_profile(console: Console, machine: Machine, profiles: list[Profile]) -
     names = ("s/step", "share", "tokens/s", "GFLOP/s", "of rate", "peak MB", "written")
     for name in names:
         table.add_column(name, justify="right")
-    for line in lines_of(profiles):
+    lines = lines_of(profiles)
+    shown = [n for n in lines if not n.phase or n.seconds >= SHOWN * lines[-1].seconds]
+    for line in shown:
         table.add_row(_name(line), *_cells(line), style=None if line.phase else "bold")
     console.print(table, highlight=False)
+    if len(shown) < len(lines):
+        hidden = f"{len(lines) - len(shown)} phases under {SHOWN:.1%} of a step"
+        console.print(f" {hidden} are left out; the run's page has them (srpo view)")
 
 
 def _steps(number_of: int) -> str:
@@ -115,7 +123,7 @@ def _name(line: Line) -> str:
 def _cells(line: Line) -> list[str]:
     flops = line.flops_per_second
     return [
-        number(line.seconds),
+        f"{line.seconds:,.3f}",
         percent(line.share),
         count(line.tokens_per_second),
         number(None if flops is None else flops / 1e9),
