@@ -3,6 +3,7 @@
 # make check   what must be clean before a change lands: lint, format, types, tests
 # make install  only the set-up: .venv with locked versions
 # make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
+# make bench   measure against TRL and ourselves, one table (BENCH=--quick to try it, docs/PERFORMANCE.md)
 # make docs    write the generated parts of docs/ anew
 # make lock    resolve requirements.lock anew
 
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install run test quick check lint format docs lock browser clean
+.PHONY: install run test quick check lint format docs bench lock browser clean
 
 install: $(READY)
 
@@ -37,6 +38,9 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # torch first: its exact version is the CPU build on a machine that has one, and what comes later
 # must not pull another.

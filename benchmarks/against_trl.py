@@ -15,12 +15,17 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import torch
+
+from benchmarks.flops import NETWORKS, Work, ours, sampling, theirs
 from benchmarks.peer import CACHE, CORRECT, DEFAULT_PEER, Peer, Plan, Settings, run
 from benchmarks.report import Line, markdown, show, write
+from pipeline.arithmetic import matmul_rate
 
 Figures = dict[str, Any]
 MICRO = 8
@@ -128,7 +133,7 @@ def compare(peer: Peer, row: Row, plan: Plan) -> Both:
     return both
 
 
-def line_of(row: Row, both: Both) -> Line:
+def line_of(row: Row, both: Both, quick: bool) -> Line:
     """Reduce the rounds of a row to its line."""
     a = [figure_of_trl(row, found) for found in both.theirs]
     b = [figure_of_ours(row, found) for found in both.ours]
@@ -142,10 +147,37 @@ def line_of(row: Row, both: Both) -> Line:
         ours=f"{second:,.{digits}f} {unit}",
         ratio=f"{first / second:.2f}{spread}",
         target=f"at least {row.target}",
-        met=first / second >= row.target,
+        met=None if quick else first / second >= row.target,
+        flops=floor(row),
         cpu=" / ".join(f"{median(cpu for _, cpu in side):.1f}" for side in (a, b)),
         stalled=" / ".join(f"{median(f['stall_share'] for f in side):.0%}" for side in both),
     )
+
+
+def floor(row: Row) -> str:
+    """Say what counting operations says of a row (`benchmarks.flops`); nothing of memory."""
+    if row.mode == "memory":
+        return ""
+    first, second = operations(row)
+    dtype = torch.bfloat16 if row.precision == "bfloat16" else torch.float32
+    return f"{first / second:.2f} ({second / _rate(dtype):.2f} s)"
+
+
+def operations(row: Row) -> tuple[float, float]:
+    """Return the operations of TRL and of ours."""
+    net, work = NETWORKS[row.size], Work(row.prompt, 128, [int(c) for c in CORRECT.split(",")])
+    found = []
+    for learning, prompts_apart in ((theirs, True), (ours, False)):
+        total = sampling(net, work, prompts_apart).total if row.mode != "update" else 0.0
+        if row.mode != "sample":
+            total += learning(net, work, row.method).total
+        found.append(total)
+    return found[0], found[1]
+
+
+@cache
+def _rate(dtype: torch.dtype) -> float:
+    return matmul_rate(torch.device("cpu"), dtype)
 
 
 def same_rollouts(measured: Mapping[Row, Both]) -> list[str]:
@@ -180,6 +212,8 @@ def notes_of(quick: bool, plan: Plan) -> list[str]:
         f"{MICRO}, ours the default token budget.",
         "TRL's update: student and teacher forward, loss, backward, clipping, optimizer, EMA. "
         "Ours: these, and decisions, teacher prompts, tables, checksum.",
+        "By FLOPs: the ratio of the operations that both sides need, and in brackets the seconds "
+        "that ours would take at the rate of a large matrix product on this machine.",
         "Ratios are of medians; in brackets the least and the largest of a round. Stalled: share "
         "of the time in which some task of the machine waited for a CPU, near 0 on a quiet one.",
     ]
@@ -192,6 +226,7 @@ def trl_lines(arguments: argparse.Namespace) -> tuple[list[Line], list[str]]:
     if problem is not None:
         print(f"TRL's side is absent: {problem}")
         return [], [f"Not compared with TRL, which is absent: {problem}."]
+    torch.set_num_threads(arguments.threads)
     plan = Plan(arguments.rounds, arguments.steps, 1, arguments.threads)
     if arguments.quick:
         plan = plan._replace(rounds=1, steps=1)
@@ -201,7 +236,7 @@ def trl_lines(arguments: argparse.Namespace) -> tuple[list[Line], list[str]]:
     lines = []
     for row in rows:
         measured[row] = compare(peer, row, plan)
-        lines.append(line := line_of(row, measured[row]))
+        lines.append(line := line_of(row, measured[row], arguments.quick))
         print(f"{line.work}: TRL {line.theirs}, ours {line.ours}, ratio {line.ratio}", flush=True)
     keep(arguments.cache / "against_trl.json", measured)
     return lines, [*notes_of(arguments.quick, plan), *same_rollouts(measured)]

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from benchmarks.clock import Clock
 from benchmarks.fixture import CannedEngine, Fixture, KnownRewards, expect_full_length
@@ -38,10 +37,12 @@ from pipeline.engine import Sample, sampling_settings
 from pipeline.loading import validate_config
 from pipeline.memory import PeakMemory
 from pipeline.policy import TeacherSettings
+from pipeline.process import settle
 from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import open_policy
 from pipeline.stage import Handles, run_stage, silent
 from pipeline.store import Run
+from pipeline.writing import Writer
 from stages.generate import STAGE as GENERATE
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
@@ -77,7 +78,7 @@ class Bench:
     """A policy over a fixture, ready to run the stages of one step after another."""
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads)
+        settle(job.threads)
         self.job, self.fixture = job, Fixture(job.fixture)
         self.config = config_of(job, self.fixture)
         route = self.config.route
@@ -85,7 +86,7 @@ class Bench:
         self.policy = open_policy(str(job.fixture), self.config.model, teacher)
         self.policy.eos_ids = frozenset()  # nothing may stop early
         self._samples = [self._canned(step) for step in range(job.warmup + job.steps)]
-        _return_free_memory()
+        return_free_memory()
 
     def handles(self, step: int, rehearse: bool = False) -> Handles:
         """Return what the stages of a step may use."""
@@ -159,7 +160,7 @@ def config_of(job: Job, fixture: Fixture) -> Config:
     )
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> None:
     """Give the system back what the preparation freed, so that peaks are those of the stages."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
@@ -221,18 +222,18 @@ def _sample(bench: Bench, clock: Clock) -> dict[str, Any]:
 
 
 def _steps(bench: Bench, clock: Clock) -> dict[str, Any]:
-    """Time whole steps, each table committed to a run in a scratch folder."""
+    """Time whole steps; all tables of one are on disk when its update ends, as in training."""
     facts = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, Writer() as writer:
         run = Run.create(Path(scratch) / "run", bench.config, {})
         for step in range(bench.job.warmup + bench.job.steps):
             handles = bench.handles(step, rehearse=True)
             clock.next_step()
             for stage in (GENERATE, VERIFY, *LEARNING):
                 with clock.phase(stage.name):
-                    result = run_stage(run, stage, handles)
+                    run_stage(run, stage, handles, writer)
             tables = {name: run.read(name, step) for name in ("rollouts", "routes", "updates")}
-            facts.append(_facts(result.manifests["updates"].facts, tables))
+            facts.append(_facts(run.manifest("updates", step).facts, tables))
         size = sum(f.stat().st_size for f in run.root.rglob("*") if f.is_file())
     return {"by_step": facts, "written_mb": round(size / 1e6, 1)}
 

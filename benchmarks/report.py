@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-_HEADER = ("work", "TRL", "ours", "ratio", "target", "", "CPU s, TRL / ours", "stalled, TRL / ours")
+_HEADER = (
+    "work", "TRL", "ours", "ratio", "target", "", "by FLOPs", "CPU s, TRL / ours",
+    "stalled, TRL / ours",
+)  # fmt: skip
 
 
 class Line(NamedTuple):
@@ -21,6 +24,7 @@ class Line(NamedTuple):
     Attributes:
         ratio: what the target is about, with its range over the rounds.
         met: whether it reaches its target; None: there is none here.
+        flops: the ratio at equal rates, and the time that ours takes at a matmul's rate.
         cpu, stalled: CPU seconds and shares of time in which some task waited for a CPU.
     """
 
@@ -30,6 +34,7 @@ class Line(NamedTuple):
     ratio: str = ""
     target: str = ""
     met: bool | None = None
+    flops: str = ""
     cpu: str = ""
     stalled: str = ""
 
@@ -37,8 +42,8 @@ class Line(NamedTuple):
         """Return the texts of the columns."""
         verdict = {True: "pass", False: "miss", None: ""}[self.met]
         return (
-            self.work, self.theirs, self.ours, self.ratio, self.target, verdict, self.cpu,
-            self.stalled,
+            self.work, self.theirs, self.ours, self.ratio, self.target, verdict, self.flops,
+            self.cpu, self.stalled,
         )  # fmt: skip
 
 

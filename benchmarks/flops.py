@@ -1,0 +1,147 @@
+"""Floating-point operations that a step needs: of what TRL computes, and of what we do.
+
+    python -m benchmarks.flops
+
+One multiply-add is two operations. Counted are matrix products: the body's weights once per token,
+scores and values of attention once per pair of a token and one that it sees, the output projection
+once per scored position. A backward pass costs two forward passes. Softmaxes, norms, losses and the
+optimizer are not counted; they move memory rather than multiply.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+TRAINING = 3
+TEMPLATE_TOKENS = 7
+"""Words that the teacher's prompt adds to question and solution."""
+
+
+class Network(NamedTuple):
+    """Multiply-adds of a network: per token of its body, per pair in attention, per logits row."""
+
+    body: int
+    attention: int
+    projection: int
+
+
+class Flops(NamedTuple):
+    """Operations of some passes."""
+
+    body: float = 0
+    attention: float = 0
+    projection: float = 0
+
+    @property
+    def total(self) -> float:
+        """Return all of them."""
+        return sum(self)
+
+    def plus(self, other: "Flops") -> "Flops":
+        """Return the sum of two."""
+        return Flops(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Work(NamedTuple):
+    """What a step does: lengths in tokens, and how many are correct in each group of `group`."""
+
+    prompt: int
+    response: int
+    correct: Sequence[int]
+    group: int = 8
+
+    @property
+    def taught_prompt(self) -> int:
+        """Return the length of the teacher's prompt: question and solution."""
+        return self.prompt + self.response + TEMPLATE_TOKENS
+
+
+def network(sizes: Mapping[str, Any]) -> Network:
+    """Count a Qwen3's multiply-adds; sizes as `Qwen3Config` names them."""
+    hidden, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    queries = sizes["num_attention_heads"] * sizes["head_dim"]
+    keys = sizes["num_key_value_heads"] * sizes["head_dim"]
+    layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * sizes["intermediate_size"]
+    return Network(layers * layer, 2 * layers * queries, hidden * sizes["vocab_size"])
+
+
+NETWORKS = {
+    size: network(
+        dict(
+            zip(
+                (
+                    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                    "num_attention_heads", "num_key_value_heads", "head_dim",
+                ),
+                numbers,
+                strict=True,
+            )
+        )
+    )
+    for size, numbers in {
+        "S": (512, 128, 512, 6, 4, 2, 32),
+        "M": (32_768, 512, 1536, 4, 8, 4, 64),
+        "L": (4_096, 256, 768, 24, 8, 4, 32),
+    }.items()
+}  # fmt: skip
+"""The peer's fixtures."""
+
+
+def shared(net: Network, prompt: int, response: int, rows: int, passes: int) -> Flops:
+    """Return what responses behind one copy of their prompt cost; the last token is not fed."""
+    fed = response - 1
+    seen = prompt * (prompt + 1) / 2 + rows * (fed * prompt + fed * (fed + 1) / 2)
+    tokens = prompt + rows * fed
+    return _flops(net, tokens, seen, rows * response, passes) if rows else Flops()
+
+
+def apart(net: Network, length: int, logits: int, rows: int, passes: int) -> Flops:
+    """Return what rows that share nothing cost."""
+    return _flops(net, rows * length, rows * length * (length + 1) / 2, rows * logits, passes)
+
+
+def ours(net: Network, work: Work, method: str = "srpo") -> Flops:
+    """Return what route and update need: nothing for rollouts whose loss has no gradient."""
+    total = Flops()
+    for correct in work.correct:
+        wrong, mixed = work.group - correct, 0 < correct < work.group
+        taught = wrong if correct and method == "srpo" else 0
+        computed = work.group if mixed else 0
+        total = total.plus(shared(net, work.prompt, work.response, computed, TRAINING))
+        total = total.plus(shared(net, work.prompt, work.response, taught, 1))
+        total = total.plus(shared(net, work.taught_prompt, work.response, taught, 1))
+    return total
+
+
+def theirs(net: Network, work: Work, method: str = "srpo") -> Flops:
+    """Return what TRL computes: every row apart, the teacher for all rows of a micro-batch."""
+    total, length = Flops(), work.prompt + work.response
+    for correct in work.correct:
+        scored = length if method == "grpo" else work.response
+        total = total.plus(apart(net, length, scored, work.group, TRAINING))
+        if method == "srpo":
+            longest = (work.taught_prompt if correct else work.prompt) + work.response
+            total = total.plus(apart(net, longest, work.response, work.group, 1))
+    return total
+
+
+def sampling(net: Network, work: Work, prompts_apart: bool) -> Flops:
+    """Return what sampling every group's responses costs, with keys and values kept."""
+    total = Flops()
+    for _ in work.correct:
+        total = total.plus(shared(net, work.prompt, work.response, work.group, 1))
+        if prompts_apart:
+            total = total.plus(apart(net, work.prompt, 0, work.group - 1, 1))
+    return total
+
+
+def attention_share(found: Flops) -> float:
+    """Return which share of the operations attention takes."""
+    return found.attention / found.total
+
+
+def _flops(net: Network, tokens: float, pairs: float, logits: float, passes: int) -> Flops:
+    return Flops(
+        2.0 * passes * tokens * net.body,
+        2.0 * passes * pairs * net.attention,
+        2.0 * passes * logits * net.projection,
+    )
