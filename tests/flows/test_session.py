@@ -27,8 +27,9 @@ def train(session: Session) -> None:
     if first == 0:
         session.run_stage("evaluate", 0)
     for step in range(first, STEPS):
-        for name in STEP_STAGES:
-            session.run_stage(name, step)
+        with session.writing_beside():
+            for name in STEP_STAGES:
+                session.run_stage(name, step)
         session.finish_step(step)
         if session.evaluation_due(step + 1):
             session.run_stage("evaluate", step + 1)

@@ -10,6 +10,9 @@ from pipeline.errors import StoreError
 from pipeline.manifest import Manifest
 from tests.pipeline.made_up import COST, origin
 
+OLD_DIGEST = "1bad0b4d8ee80a701be6f0a2f184bda7dd4a5fabfc757a7d99a3e79f73d9410f"
+"""Of `manifest()`, by the code before manifests had `write_seconds`."""
+
 
 def manifest(**changes: Any) -> Manifest:
     parts: dict[str, Any] = {
@@ -44,6 +47,18 @@ def test_a_round_trip(tmp_path: Path) -> None:
 )
 def test_the_digest_covers_everything(change: dict[str, Any]) -> None:
     assert manifest(**change).sealed().digest != manifest().sealed().digest
+
+
+def test_a_manifest_from_before_writing_was_timed_is_read_as_it_is(tmp_path: Path) -> None:
+    """Its digest covers what it has, and it has no `write_seconds`."""
+    sealed = manifest().sealed()
+    sealed.write(tmp_path / "old.json")
+    assert "write_seconds" not in (tmp_path / "old.json").read_text()
+    assert sealed.digest == OLD_DIGEST
+    timed = manifest(cost=COST.model_copy(update={"write_seconds": 0.5})).sealed()
+    timed.write(tmp_path / "new.json")
+    assert Manifest.read(tmp_path / "new.json").cost.write_seconds == 0.5
+    assert timed.digest != sealed.digest
 
 
 def test_an_unsealed_manifest_is_not_read(tmp_path: Path) -> None:
