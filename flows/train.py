@@ -1,6 +1,6 @@
 """The training flow: one Prefect task per stage around the loop of `flows.loop`.
 
-Tasks take and return small JSON references to committed tables. Prefect keeps no results and no
+Tasks take and return small JSON references to tables. Prefect keeps no results and no
 cache; our manifests decide what is done. A stage is tried once more when the machine failed it
 (a full disk, a lost file system); errors about data, settings or numbers are final.
 """
