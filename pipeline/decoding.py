@@ -6,14 +6,14 @@ transformers' cache to every response.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Any, Protocol
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pipeline.attention import laid_out_hidden
+from pipeline.attention import Layout, laid_out_hidden
 from pipeline.packing import TokenSequence, packed_row
 from pipeline.policy import Policy
 from pipeline.projection import logits_NV
@@ -44,10 +44,12 @@ def decoder_of(
 
 
 class Branches:
-    """Responses that branch off shared prompts (a `Layout` of one token per response).
+    """Responses that branch off shared prompts (a `Layout` of one position per response).
 
-    Attributes of layer l: `_before[l]` keys and values of the prompts, [P, H_kv, S, d], padded on
-    the right; `_own[l]` those of the responses, [B, H_kv, room, d], `_written` of them in use.
+    Responses stand in slots [prompt, place]; a prompt with fewer responses than another repeats
+    its last one, and nobody looks at the copies. Of layer l, `_before[l]` are keys and values of
+    the prompts, [P, H_kv, S, d], padded on the right, and `_own[l]` those of the responses,
+    [P, H_kv, G, room, d], of which `_written` positions are in use.
     """
 
     def __init__(
@@ -58,43 +60,42 @@ class Branches:
         self._device = policy.device
         self._prompts = [list(p) for p in prompts]
         self._owner = [i for i, size in enumerate(sizes) for _ in range(size)]
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._before: dict[int, _KeysValues] = {}
+        self._own: dict[int, _KeysValues] = {}
         self._written = 0
         self._arrange()
 
     def start(self) -> Tensor:
         """Encode each prompt once, in one packed row, and keep its keys and values."""
-        rows = [TokenSequence(p, []) for p in self._prompts]
-        capture = _Capture(packed_row(rows, self._device), [len(p) for p in self._prompts])
-        hidden_LD = self._hidden(capture, capture.row.ids, capture.row.positions)
+        row = packed_row([TokenSequence(p, []) for p in self._prompts], self._device)
+        lengths = [len(p) for p in self._prompts]
+        capture = _Capture(row, lengths)
+        hidden_LD = self._hidden(capture, self._tensor(row.ids), self._tensor(row.positions))
         self._before = capture.found
-        ends = torch.tensor([len(p) for p in self._prompts], device=self._device).cumsum(0) - 1
-        logits_PV = self._logits(hidden_LD[ends])
-        return logits_PV[torch.tensor(self._owner, device=self._device)]
+        logits_PV = self._logits(hidden_LD[self._tensor(lengths).cumsum(0) - 1])
+        return logits_PV[self._tensor(self._owner)]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each response and return the next logits."""
-        ids_1B, positions_1B = tokens_B[None], (self._starts_B + self._written)[None]
-        self._masks: dict[int | None, tuple[Tensor | None, int]] = {}
-        with self._forward.autocast():
-            hidden_BD = laid_out_hidden(self._model.get_decoder(), self, ids_1B, positions_1B)[0]
+        self._masks: dict[int | None, Tensor | None] = {}
+        hidden_BD = self._hidden(self, tokens_B, self._starts_B + self._written)
         self._written += 1
         return self._logits(hidden_BD)
 
     def keep(self, rows_B: Tensor) -> None:
         """Go on with these rows only; prompts without rows are dropped."""
-        kept = rows_B.tolist()
-        prompts = sorted({self._owner[row] for row in kept})
-        new = {old: place for place, old in enumerate(prompts)}
-        self._owner = [new[self._owner[row]] for row in kept]
+        owners = [self._owner[row] for row in rows_B.tolist()]
+        prompts = sorted(set(owners))
+        place_B = self._slot_B[rows_B] % self._places_PG.shape[1]
+        self._owner = [prompts.index(owner) for owner in owners]
         self._prompts = [self._prompts[i] for i in prompts]
-        index_P = torch.tensor(prompts, device=self._device)
-        for layer, (key, value) in self._own.items():
-            self._own[layer] = key.index_select(0, rows_B), value.index_select(0, rows_B)
-            before_k, before_v = self._before[layer]
-            self._before[layer] = before_k[index_P], before_v[index_P]
         self._arrange()
+        kept_P, place_PG = self._tensor(prompts), place_B[self._places_PG]
+        for layer in self._own:
+            self._before[layer] = _KeysValues(*[t[kept_P] for t in self._before[layer]])
+            self._own[layer] = _KeysValues(
+                *[t[kept_P[:, None], :, place_PG].transpose(1, 2) for t in self._own[layer]]
+            ).contiguous()
 
     def attend(
         self,
@@ -107,107 +108,114 @@ class Branches:
     ) -> Tensor:
         """Attend from one new position per response to its prompt and to itself.
 
-        The row [1, H, B, d] holds one position of each response. Prompt and own keys are scored
-        apart, weighed by one softmax in float32, and their values added.
+        The row [1, H, B, d] holds one position of each response. Keys of prompt and response are
+        scored apart, weighed by one softmax in float32, and their values added. R = H / H_kv
+        heads share keys; those of all responses of a prompt meet its keys in one product.
         """
-        heads, rows, width = query.shape[1:]
-        shared = key.shape[1]
-        own_k, own_v = self._append(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
-        before_k, before_v = self._before[layer]
-        scale = width**-0.5 if scaling is None else scaling
-        # [B, H, d]; heads that share keys stand together.
-        query_BHD = query[0].transpose(0, 1) * scale
-        hidden, first = self._mask(window)
-        end = self._written + 1
-        own_scores = query_BHD.reshape(rows, shared, -1, width) @ own_k[:, :, first:end].transpose(
-            2, 3
+        heads, _, width = query.shape[1:]
+        shared, (prompts, group) = key.shape[1], self._places_PG.shape
+        first = 0 if window is None else max(0, self._written + 1 - window)
+        before_k, before_v = (t.flatten(0, 1) for t in self._before[layer])
+        own_k, own_v = (
+            t.flatten(0, 2)[:, first : self._written + 1] for t in self._append(layer, key, value)
         )
-        grouped_PSQD = self._to_prompts(query_BHD, shared)
-        before_scores = self._from_prompts(grouped_PSQD @ before_k.transpose(2, 3), heads)
+        query_PSGRd = (
+            self._slots(query)
+            .mul(width**-0.5 if scaling is None else scaling)
+            .reshape(prompts, group, shared, -1, width)
+            .transpose(1, 2)
+            .contiguous()
+        )
+        by_prompt = query_PSGRd.view(prompts * shared, -1, width)
+        by_slot = query_PSGRd.view(prompts * shared * group, -1, width)
+        before = torch.bmm(by_prompt, before_k.transpose(1, 2))
+        hidden = self._mask(window, before.shape[-1])
         if hidden is not None:
-            before_scores = before_scores + hidden
-        scores = torch.cat([before_scores, own_scores.reshape(rows, heads, -1)], dim=-1)
+            before.view(prompts, -1, before.shape[-1]).add_(hidden)
+        own = torch.bmm(by_slot, own_k.transpose(1, 2))
+        scores = torch.cat([before.view(*own.shape[:2], -1), own], dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-        split = before_scores.shape[-1]
-        before = self._from_prompts(
-            self._to_prompts(weights[..., :split], shared) @ before_v, heads
-        )
-        own = (
-            weights[..., split:].reshape(rows, shared, heads // shared, -1) @ own_v[:, :, first:end]
-        )
-        return (before + own.reshape(rows, heads, width))[None]
+        split = before.shape[-1]
+        seen = torch.bmm(weights[..., :split].reshape(before.shape), before_v)
+        output = torch.baddbmm(seen.view(by_slot.shape), weights[..., split:], own_v)
+        by_row = output.view(prompts, shared, group, -1, width).transpose(1, 2)
+        rows = by_row.reshape(prompts * group, heads, width)
+        return (rows if self._even else rows[self._slot_B])[None]
 
     def _arrange(self) -> None:
-        """Work out which rows belong to which prompt, and how long that is."""
+        """Work out the slots of the rows, and where their prompts end."""
         counts = [len(list(members)) for _, members in groupby(self._owner)]
-        most = max(counts)
+        starts, most = [0, *accumulate(counts)], max(counts)
         self._even = min(counts) == most
-        places = [
-            [start + min(i, count - 1) for i in range(most)]
-            for start, count in zip(_starts(counts), counts, strict=True)
-        ]
-        flat = [p * most + i for p, count in enumerate(counts) for i in range(count)]
-        self._places_PQ = torch.tensor(places, device=self._device)
-        self._flat_B = torch.tensor(flat, device=self._device)
-        lengths = [len(p) for p in self._prompts]
-        self._lengths_P = torch.tensor(lengths, device=self._device)
-        self._starts_B = self._lengths_P[torch.tensor(self._owner, device=self._device)]
-        self._padded = min(lengths) < max(lengths)
+        self._places_PG = self._tensor(
+            [
+                [start + min(i, count - 1) for i in range(most)]
+                for start, count in zip(starts, counts, strict=False)
+            ]
+        )
+        self._slot_B = self._tensor(
+            [p * most + i for p, count in enumerate(counts) for i in range(count)]
+        )
+        self._lengths_P = self._tensor([len(p) for p in self._prompts])
+        self._starts_B = self._lengths_P[self._tensor(self._owner)]
+        self._shortest = min(map(len, self._prompts))
 
-    def _to_prompts(self, tensor_BHX: Tensor, shared: int) -> Tensor:
-        """Gather [B, H, x] by prompt: [P, H_kv, rows of the prompt x heads of the key, x]."""
-        prompts, most = self._places_PQ.shape
-        if not self._even:
-            tensor_BHX = tensor_BHX[self._places_PQ.view(-1)]
-        width = tensor_BHX.shape[-1]
-        by_prompt = tensor_BHX.reshape(prompts, most, shared, -1, width).transpose(1, 2)
-        return by_prompt.reshape(prompts, shared, -1, width)
+    def _slots(self, tensor: Tensor) -> Tensor:
+        """Return one position per slot: [1, heads, B, d] to [P * G, heads, d]."""
+        rows = tensor[0].transpose(0, 1)
+        return rows if self._even else rows[self._places_PG.view(-1)]
 
-    def _from_prompts(self, tensor_PSQX: Tensor, heads: int) -> Tensor:
-        """Undo `_to_prompts`."""
-        prompts, shared, _, width = tensor_PSQX.shape
-        rows = tensor_PSQX.reshape(prompts, shared, -1, heads // shared, width).transpose(1, 2)
-        flat = rows.reshape(-1, heads, width)
-        return flat if self._even else flat[self._flat_B]
-
-    def _mask(self, window: int | None) -> tuple[Tensor | None, int]:
-        """Return what hides prompt keys [B, 1, S] (0 or -inf), and the first own key in sight."""
+    def _mask(self, window: int | None, longest: int) -> Tensor | None:
+        """Return what hides padding and keys out of the window: 0 or -inf, [P, 1, S], or None."""
         if window not in self._masks:
-            first = 0 if window is None else max(0, self._written + 1 - window)
-            hidden = None
-            if self._padded or window is not None:
-                longest = int(self._before[next(iter(self._before))][0].shape[2])
+            out_PS = None
+            if self._shortest < longest or window is not None:
                 keys_S = torch.arange(longest, device=self._device)
-                starts_B1 = self._starts_B[:, None]
-                out_BS = keys_S >= starts_B1
+                out_PS = keys_S >= self._lengths_P[:, None]
                 if window is not None:
-                    out_BS |= keys_S <= starts_B1 + self._written - window
-                hidden = torch.zeros(out_BS.shape, device=self._device)
-                hidden = hidden.masked_fill(out_BS, -torch.inf)[:, None]
-            self._masks[window] = hidden, first
+                    out_PS |= keys_S <= self._lengths_P[:, None] + self._written - window
+                zeros_PS = torch.zeros(out_PS.shape, device=self._device)
+                out_PS = zeros_PS.masked_fill(out_PS, -torch.inf)[:, None]
+            self._masks[window] = out_PS
         return self._masks[window]
 
-    def _append(self, layer: int, key_BSD: Tensor, value_BSD: Tensor) -> tuple[Tensor, Tensor]:
+    def _append(self, layer: int, key: Tensor, value: Tensor) -> "_KeysValues":
         """Write a position's keys and values into the layer's buffers, and return these."""
+        prompts, group = self._places_PG.shape
+        rows = [self._slots(t) for t in (key, value)]
+        new = [t.reshape(prompts, group, *t.shape[1:]).transpose(1, 2) for t in rows]
         own = self._own.get(layer)
-        if own is None or own[0].shape[2] == self._written:
+        if own is None or own.key.shape[3] == self._written:
             room = min(self._written + max(self._written, _GROWTH), self._longest)
-            fresh = [t.new_empty(*t.shape[:2], room, t.shape[2]) for t in (key_BSD, value_BSD)]
-            for new, old in zip(fresh, own or (), strict=False):
-                new[:, :, : self._written] = old
-            own = fresh[0], fresh[1]
-            self._own[layer] = own
-        own[0][:, :, self._written] = key_BSD
-        own[1][:, :, self._written] = value_BSD
+            larger = _KeysValues(*[t.new_zeros(*t.shape[:3], room, t.shape[3]) for t in new])
+            for fresh, old in zip(larger, own or (), strict=False):
+                fresh[:, :, :, : self._written] = old
+            own = self._own[layer] = larger
+        own.key[:, :, :, self._written] = new[0]
+        own.value[:, :, :, self._written] = new[1]
         return own
 
-    def _hidden(self, layout: "_Capture", ids: list[int], positions: list[int]) -> Tensor:
-        ids_1L, positions_1L = (torch.tensor([x], device=self._device) for x in (ids, positions))
+    def _hidden(self, layout: Layout, ids_L: Tensor, positions_L: Tensor) -> Tensor:
         with self._forward.autocast():
-            return laid_out_hidden(self._model.get_decoder(), layout, ids_1L, positions_1L)[0]
+            decoder = self._model.get_decoder()
+            return laid_out_hidden(decoder, layout, ids_L[None], positions_L[None])[0]
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         return logits_NV(self._forward.head(self._model), hidden_BD)
+
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+class _KeysValues(NamedTuple):
+    """Keys and values of one layer."""
+
+    key: Tensor
+    value: Tensor
+
+    def contiguous(self) -> "_KeysValues":
+        """Return copies whose dimensions are in order in memory."""
+        return _KeysValues(self.key.contiguous(), self.value.contiguous())
 
 
 class _Capture:
@@ -215,7 +223,7 @@ class _Capture:
 
     def __init__(self, row: Any, lengths: Sequence[int]) -> None:
         self.row, self._lengths = row, list(lengths)
-        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        self.found: dict[int, _KeysValues] = {}
 
     def attend(
         self,
@@ -227,7 +235,7 @@ class _Capture:
         window: int | None,
     ) -> Tensor:
         """Attend as the packed row does."""
-        self.found[layer] = self._by_prompt(key), self._by_prompt(value)
+        self.found[layer] = _KeysValues(self._by_prompt(key), self._by_prompt(value))
         output: Tensor = self.row.attend(layer, query, key, value, scaling, window)
         return output
 
@@ -287,7 +295,3 @@ class Spread:
             )
         logits_BV: Tensor = output.logits[:, -1].float()
         return logits_BV
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    return [sum(counts[:i]) for i in range(len(counts))]
