@@ -26,7 +26,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     sections=("evaluate", "verify"),
     reads=(),
     writes=("evaluations",),

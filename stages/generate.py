@@ -27,7 +27,7 @@ def _facts(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="generate",
-    version=1,
+    version=2,
     sections=("generate",),
     reads=(),
     writes=("rollouts",),

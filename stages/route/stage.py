@@ -289,7 +289,7 @@ def _passes(job: ScoringJob) -> int:
 
 STAGE = Stage(
     name="route",
-    version=2,
+    version=3,
     sections=("route",),
     reads=("rollouts", "verdicts"),
     writes=("routes", "scores", "teacher"),

@@ -224,7 +224,7 @@ def _row(rollout: Rollout, result: MiniBatchResult) -> dict[str, Any]:
 
 STAGE = Stage(
     name="update",
-    version=1,
+    version=2,
     sections=("update",),
     reads=("rollouts", "routes", "scores", "teacher", "weights"),
     writes=("updates",),
