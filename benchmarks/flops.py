@@ -145,3 +145,29 @@ def _flops(net: Network, tokens: float, pairs: float, logits: float, passes: int
         2.0 * passes * pairs * net.attention,
         2.0 * passes * logits * net.projection,
     )
+
+
+def main() -> None:
+    """Print both sides' operations of an update as Markdown."""
+    print("| update | TRL: body + attention + projection, TFLOP | ours | ratio |")
+    print("|---|---|---|---|")
+    for size, prompt, method in (
+        ("S", 32, "srpo"),
+        ("M", 32, "srpo"),
+        ("M", 256, "srpo"),
+        ("L", 256, "srpo"),
+        ("M", 256, "grpo"),
+    ):
+        work = Work(prompt, 128, (0, 1, 2, 3, 4, 5, 7, 8))
+        sides = [side(NETWORKS[size], work, method) for side in (theirs, ours)]
+        cells = [
+            " + ".join(f"{part / 1e12:.2f}" for part in found) + f" = {found.total / 1e12:.2f}"
+            for found in sides
+        ]
+        ratio = sides[0].total / sides[1].total
+        name = f"{method.upper()}, {size}, prompt {prompt}"
+        print(f"| {name} | {cells[0]} | {cells[1]} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -106,7 +106,7 @@ def test_a_row_compares_medians_of_both_sides() -> None:
     both = Both(
         [said(s, "update") for s in (9.0, 10.0, 30.0)], [said(s, "all") for s in (4.0, 5.0, 5.0)]
     )
-    line = line_of(ROWS[0], both, quick=False)
+    line = line_of(ROWS[0], both)
     assert (line.theirs, line.ours, line.met) == ("10.00 s", "5.00 s", True)
     assert line.ratio == "2.00 (2.00 to 6.00)"
 
