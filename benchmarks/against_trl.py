@@ -30,6 +30,8 @@ from pipeline.arithmetic import matmul_rate
 Figures = dict[str, Any]
 MICRO = 8
 MICRO_MEMORY = 64
+SMALL = 1024
+"""Tokens of our micro-batches where TRL's has 8 rollouts of 128 tokens."""
 
 
 class Both(NamedTuple):
@@ -57,6 +59,7 @@ class Row(NamedTuple):
             "sample": "sampling 64 x 128 tokens",
             "step": "whole step, tables on disk",
             "memory": "peak memory of update, micro-batch 64",
+            "small": f"peak memory of update, micro-batch {MICRO}, ours {SMALL:,} tokens",
         }[self.mode]
         kind = "GRPO, " if self.method == "grpo" else ""
         precision = ", bfloat16" if self.precision == "bfloat16" else ""
@@ -68,7 +71,7 @@ class Row(NamedTuple):
             trainer="grpo" if self.method == "grpo" else "sdpo",
             size=self.size,
             prompt=self.prompt,
-            canned=self.mode in ("update", "memory"),
+            canned=self.mode not in ("sample", "step"),
             micro=MICRO_MEMORY if self.mode == "memory" else MICRO,
             bfloat16=self.precision == "bfloat16",
         )
@@ -84,16 +87,18 @@ ROWS = [
     Row("sample", "M", 32, 1.5),
     Row("step", "M", 256, 1.7),
     Row("memory", "M", 32, 5.0),
+    Row("small", "M", 32, 0.0),
     Row("update", "M", 256, 3.5, method="grpo"),
 ]
 
+MEMORY = ("memory", "small")
 _THEIR_PHASE = {"update": "update", "sample": "generate", "step": "step"}
 
 
 def figure_of_trl(row: Row, found: Figures) -> tuple[float, float]:
     """Return what TRL's script says of a row, and its CPU seconds."""
     cpu = found["median_cpu_s"][_THEIR_PHASE.get(row.mode, "update")]
-    if row.mode == "memory":
+    if row.mode in MEMORY:
         return float(found["peak_rss_mb"]["update"]), cpu
     return float(found["median_wall_s"][_THEIR_PHASE[row.mode]]), cpu
 
@@ -101,20 +106,22 @@ def figure_of_trl(row: Row, found: Figures) -> tuple[float, float]:
 def figure_of_ours(row: Row, found: Figures) -> tuple[float, float]:
     """Return what our worker says of a row, and its CPU seconds."""
     cpu = found["median_cpu_s"]["all"]
-    if row.mode == "memory":
+    if row.mode in MEMORY:
         return float(found["peak_mb"]["all"]), cpu
     return float(found["median_wall_s"]["all"]), cpu
 
 
 def measure_ours(row: Row, fixture: Path, plan: Plan) -> Figures:
     """Run our worker in a fresh process."""
+    small = {"micro-batch-tokens": SMALL} if row.mode == "small" else {}
     options = {
-        "mode": row.mode,
+        "mode": "memory" if row.mode in MEMORY else row.mode,
         "method": row.method,
         "precision": row.precision,
         "steps": plan.steps,
         "warmup": plan.warmup,
         "threads": plan.threads,
+        **small,
     }
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     printed = run([sys.executable, "-m", "benchmarks.ours", str(fixture), *given], plan.threads)
@@ -138,7 +145,7 @@ def line_of(row: Row, both: Both) -> Line:
     b = [figure_of_ours(row, found) for found in both.ours]
     first, second = (median(value for value, _ in side) for side in (a, b))
     each = [x / y for (x, _), (y, _) in zip(a, b, strict=True)]
-    unit, digits = ("MB", 0) if row.mode == "memory" else ("s", 2)
+    unit, digits = ("MB", 0) if row.mode in MEMORY else ("s", 2)
     spread = f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
     return Line(
         work=row.work,
@@ -155,7 +162,7 @@ def line_of(row: Row, both: Both) -> Line:
 
 def floor(row: Row) -> str:
     """Say what counting operations says of a row (`benchmarks.flops`); nothing of memory."""
-    if row.mode == "memory":
+    if row.mode in MEMORY:
         return ""
     first, second = operations(row)
     dtype = torch.bfloat16 if row.precision == "bfloat16" else torch.float32

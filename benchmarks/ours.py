@@ -2,9 +2,10 @@
 
     python -m benchmarks.ours FIXTURE --mode update|memory|sample|step [--method srpo|grpo]
         [--precision float32|bfloat16] [--steps 3] [--warmup 1] [--threads 2]
+        [--micro-batch-tokens N]
 
     update   route + weigh + update through `Stage.run`, on canned rollouts
-    memory   the same with micro-batches large enough for all rollouts at once
+    memory   the same with all rollouts in one micro-batch, unless --micro-batch-tokens says else
     sample   the transformers engine alone; nothing stops early
     step     generate, verify, route, weigh and update through `run_stage`, tables committed to
              disk. Sampling is done for its time; canned rollouts are learned from
@@ -168,7 +169,7 @@ def return_free_memory() -> None:
 
 def measure(job: Job) -> dict[str, Any]:
     """Run a job in this process and return what it found."""
-    if job.mode == "memory":
+    if job.mode == "memory" and job.micro_batch_tokens is None:
         job = job._replace(micro_batch_tokens=EVERYTHING_AT_ONCE)
     bench, clock = Bench(job), Clock()
     run = {"sample": _sample, "step": _steps}.get(job.mode, _update)
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     for name, default in (("steps", 3), ("warmup", 1), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--micro-batch-tokens", type=int, help="budget of a pass")
     print(json.dumps(measure(Job(**vars(parser.parse_args())))))
 
 
