@@ -76,7 +76,7 @@ def measure_series(quick: bool) -> list[Series]:
     by_length = [measure_point(FEW, length, length, quick) for length in lengths]
     return [
         Series(f"rollouts of {SHORT} tokens", by_number),
-        Series(f"tokens of {FEW} rollouts", by_length),
+        Series(f"tokens of each of {FEW} rollouts", by_length),
     ]
 
 
