@@ -179,7 +179,7 @@ class UpdateSection(Section):
     adam_eps: PositiveFloat = Field(1e-8, description="AdamW")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient is clipped to this norm")
     micro_batch_tokens: PositiveInt = Field(
-        16384,
+        4096,
         description="tokens of one forward and backward pass, shared prompts counted once",
     )
     projection_mb: PositiveFloat = Field(

@@ -244,4 +244,4 @@ def test_configurations_are_frozen() -> None:
 def test_sections_stand_alone() -> None:
     assert ModelSection(path="x").precision == "float32"
     assert DataSection(task="x").max_prompt_length == 2048
-    assert UpdateSection().projection_chunk == RouteSection().projection_chunk == 512
+    assert UpdateSection().projection_mb == RouteSection().projection_mb == 256.0

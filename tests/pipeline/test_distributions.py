@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.distributions import buckets_NB, entropy_N, jsd_N, kl_N, log_softmax_NV, log_tail_N
+from pipeline.distributions import buckets_NB, cool_, entropy_N, jsd_N, kl_N, log_tail_N
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 INF = math.inf
@@ -37,9 +37,20 @@ def naive_jsd(s: list[float], q: list[float], alpha: float) -> float:
     return (1 - alpha) * naive_kl(s, m) + alpha * naive_kl(q, m)
 
 
+def log_softmax_NV(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
+    """Return log-probabilities the way scoring does: cooled logits less their log-sum-exp."""
+    cooled = logits_NV.clone()
+    cool_(cooled, temperature_N)
+    return cooled - cooled.exp().sum(-1, keepdim=True).log()
+
+
 def log_softmax_at(logits: list[float], temperature: float, dtype: torch.dtype) -> Tensor:
     row = torch.tensor([logits], dtype=dtype)
     return log_softmax_NV(row, torch.tensor([temperature], dtype=torch.float64))[0]
+
+
+def entropy_of(logprobs_NV: Tensor) -> Tensor:
+    return entropy_N(logprobs_NV, logprobs_NV.exp())
 
 
 # --- log-softmax -----------------------------------------------------------------------------
@@ -59,13 +70,11 @@ def test_each_position_has_its_own_temperature() -> None:
     assert found.exp().tolist() == [pytest.approx([0.1, 0.9]), pytest.approx([0.25, 0.75])]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_softmax_is_float32_or_wider(dtype: torch.dtype) -> None:
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = log_softmax_NV(logits, torch.full((3,), 0.7))
-    assert found.dtype == torch.float32
-    expected = (logits.double() / 0.7).log_softmax(-1)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+def test_cooled_logits_have_their_largest_at_0_and_say_what_it_was() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [-1e4, -2e4, 1e4]])
+    largest = cool_(logits, torch.tensor([2.0, 1.0]))
+    assert logits.tolist() == [[-1.0, 0.0, -0.5], [-2e4, -3e4, 0.0]]
+    assert largest.tolist() == [[1.5], [1e4]]
 
 
 def test_float64_stays_float64() -> None:
@@ -85,19 +94,26 @@ def test_float64_stays_float64() -> None:
     ],
 )
 def test_entropy_by_hand(probabilities: tuple[float, ...], entropy: float) -> None:
-    assert float(entropy_N(logs(probabilities))) == pytest.approx(entropy, abs=1e-15)
+    assert float(entropy_of(logs(probabilities))) == pytest.approx(entropy, abs=1e-15)
 
 
-def test_entropy_of_the_kept_part_is_only_a_lower_bound() -> None:
+def test_entropy_does_not_ask_for_normalised_logits() -> None:
     full = logs((0.4, 0.3, 0.2, 0.1))
-    kept = 0.4 * -math.log(0.4) + 0.3 * -math.log(0.3)
-    assert float(entropy_N(full[:, :2])) == pytest.approx(kept)
-    assert float(entropy_N(full[:, :2])) < float(entropy_N(full))
+    assert float(entropy_of(full - 2.0)) == pytest.approx(float(entropy_of(full)), abs=1e-14)
+
+
+@pytest.mark.parametrize("rest", [1e-3, 1e-6, 1e-9, 1e-30])
+def test_entropy_of_a_nearly_sure_distribution_keeps_its_digits(rest: float) -> None:
+    """In float32, against float64; a difference of two sums near 10 would lose six digits."""
+    exact = logs((1 - rest, rest / 2, rest / 2))
+    expected = float(entropy_of(exact.clone()))
+    found = float(entropy_of((exact - exact.max()).float()))
+    assert found == pytest.approx(expected, abs=2e-7)
 
 
 @given(SEEDS, SIZES, SPREADS)
 def test_entropy_is_between_0_and_log_v(seed: int, size: int, spread: float) -> None:
-    entropy = float(entropy_N(random_logprobs(seed, 1, size, spread)))
+    entropy = float(entropy_of(random_logprobs(seed, 1, size, spread)))
     assert -1e-12 <= entropy <= math.log(size) + 1e-12
 
 

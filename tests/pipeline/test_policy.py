@@ -17,8 +17,9 @@ from transformers import (
 
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.errors import PolicyError
+from pipeline.packing import TokenSequence
 from pipeline.policy import Policy, TeacherSettings, resolve_device
-from pipeline.scoring import TokenSequence, score_teacher
+from pipeline.scoring import score_teacher
 from pipeline.task import Message
 from tests.conftest import OpenPolicy
 
@@ -43,9 +44,9 @@ def teacher_logprobs(policy: Policy) -> Tensor:
     every_id = torch.arange(policy.vocabulary).expand(2, -1)
     ones = torch.ones(2)
     scores = score_teacher(
-        policy.teacher_components(), [sequence], ones, every_id, policy.forward(2)
+        policy.teacher_components(), [sequence], ones, every_id, policy.forward(1.0)
     )
-    return scores.topk_logprobs_NK
+    return scores.logprobs_NK
 
 
 def logits(model: Any) -> Tensor:

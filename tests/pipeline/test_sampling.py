@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.engine import Sample, SamplingSettings
+from pipeline.packing import TokenSequence
 from pipeline.policy import Policy
 from pipeline.sampled import sample_columns
 from pipeline.sampling import TransformersEngine, draw_B, keep_likeliest
-from pipeline.scoring import TokenSequence, score_student
+from pipeline.scoring import score_student
 from pipeline.stage import Handles, silent
 from pipeline.task import Message, Question
 from tests.conftest import OpenPolicy
@@ -72,7 +73,7 @@ def scored(policy: Policy, prompt: list[int], response: list[int], temperature: 
     forward = policy.forward(8)
     found = score_student(policy.model, [sequence], temperatures, policy.vocabulary, forward)
     return torch.zeros(len(response), policy.vocabulary).scatter(
-        -1, found.topk_ids_NK, found.topk_logprobs_NK
+        -1, found.ids_NK, found.logprobs_NK
     )
 
 
@@ -210,13 +211,22 @@ def test_progress_counts_responses(tiny_policy: OpenPolicy) -> None:
     assert calls == [(4, 10), (6, 10), (10, 10)]
 
 
+def drawn_B(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return what is drawn, once its log-probability was found to be the right one."""
+    cooled = logprobs_BV - logprobs_BV.amax(-1, keepdim=True)
+    ids_B, logprob_B = draw_B(cooled.clone(), uniform_B)
+    expected = logprobs_BV.log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]
+    torch.testing.assert_close(logprob_B, expected, rtol=0, atol=2e-6)
+    return ids_B
+
+
 # --- one draw --------------------------------------------------------------------------------
 
 
 def test_draws_invert_the_cumulative_distribution() -> None:
     logprobs = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).log().expand(6, -1)
     uniform = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 0.9999], dtype=torch.float64)
-    assert draw_B(logprobs, uniform).tolist() == [0, 0, 1, 1, 3, 3]
+    assert drawn_B(logprobs, uniform).tolist() == [0, 0, 1, 1, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -233,12 +243,12 @@ def test_the_ends_of_the_unit_interval(
 ) -> None:
     logprobs = torch.tensor([probabilities] * 2).log()
     uniform = torch.tensor([0.0, JUST_BELOW_1], dtype=torch.float64)
-    assert draw_B(logprobs, uniform).tolist() == [first, last]
+    assert drawn_B(logprobs, uniform).tolist() == [first, last]
 
 
 @given(
     st.integers(0, 2**31),
-    st.integers(2, 300),
+    st.integers(2, 700),
     st.sampled_from([0.0, JUST_BELOW_1, 0.5, 1e-300]),
     st.floats(0, JUST_BELOW_1),
 )
@@ -249,7 +259,7 @@ def test_excluded_tokens_are_never_drawn(seed: int, size: int, edge: float, u: f
         torch.rand(2, size - 1, generator=generator) < 0.7, -INF
     )
     logprobs = logits.log_softmax(-1)
-    drawn = draw_B(logprobs, torch.tensor([edge, u], dtype=torch.float64))
+    drawn = drawn_B(logprobs, torch.tensor([edge, u], dtype=torch.float64))
     assert (drawn < size).all()
     assert logprobs.gather(-1, drawn[:, None]).isfinite().all()
 
@@ -259,7 +269,7 @@ def test_a_large_vocabulary_adds_up() -> None:
     size = 150_000
     logprobs = torch.full((3, size), -math.log(size))
     uniform = torch.tensor([0.0, 0.5, JUST_BELOW_1], dtype=torch.float64)
-    first, middle, last = draw_B(logprobs, uniform).tolist()
+    first, middle, last = drawn_B(logprobs, uniform).tolist()
     assert (first, last) == (0, size - 1)
     assert abs(middle - size // 2) <= 1
 

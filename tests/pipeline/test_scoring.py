@@ -10,19 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.packing import TokenSequence, pack, response_targets_N
 from pipeline.policy import Policy
+from pipeline.projection import Distribution, train_logprobs
 from pipeline.scoring import (
     Component,
     Forward,
-    StudentScores,
-    TeacherScores,
-    TokenSequence,
-    pack,
     response_hidden_ND,
-    response_targets_N,
     score_student,
     score_teacher,
-    train_logprobs,
 )
 from tests.conftest import OpenPolicy
 
@@ -61,8 +57,18 @@ def plain_logprobs(model: Any, batch: Sequence[TokenSequence], temperature_N: Te
     return (logits / temperature_N[:, None].double()).log_softmax(-1)
 
 
-def student(policy: Policy, batch: Sequence[TokenSequence], chunk: int = 4) -> StudentScores:
-    forward = policy.forward(chunk)
+def positions(chunk: int) -> float:
+    """Return the MiB that hold the float32 logits of so many positions, V = 100."""
+    return (chunk + 0.5) * 400 / 2**20
+
+
+def few(policy: Policy) -> Forward:
+    """Return forward passes with the logits of four positions at a time."""
+    return policy.forward(positions(4))
+
+
+def student(policy: Policy, batch: Sequence[TokenSequence], chunk: int = 4) -> Distribution:
+    forward = policy.forward(positions(chunk))
     return score_student(policy.model, batch, temperatures(batch, 0.7, 1.3), KEPT, forward)
 
 
@@ -78,10 +84,10 @@ def test_student_scores_are_those_of_plain_forward_passes(tiny_policy: OpenPolic
     top = logprobs.topk(KEPT)
     close(found.logprob_N, logprobs[torch.arange(len(targets)), targets], 1e-5)
     close(found.entropy_N, -(logprobs.exp() * logprobs).sum(-1), 1e-5)
-    assert found.topk_ids_NK.equal(top.indices)
-    close(found.topk_logprobs_NK, top.values, 1e-5)
+    assert found.ids_NK.equal(top.indices)
+    close(found.logprobs_NK, top.values, 1e-5)
     close(found.log_tail_N, (1 - top.values.exp().sum(-1)).log(), 1e-5)
-    assert all(part.dtype == torch.float32 for part in found if part is not found.topk_ids_NK)
+    assert all(part.dtype == torch.float32 for part in found if part is not found.ids_NK)
 
 
 def test_the_distributions_of_these_tests_are_neither_flat_nor_sure(
@@ -100,7 +106,7 @@ def test_teacher_scores_mix_logits_before_the_softmax(tiny_policy: OpenPolicy, m
     temperature_N = temperatures(batch, 0.7, 1.3)
     ids_NK = torch.randint(0, 100, (len(temperature_N), KEPT), generator=torch.Generator())
     components = policy.teacher_components()
-    found = score_teacher(components, batch, temperature_N, ids_NK, policy.forward(3))
+    found = score_teacher(components, batch, temperature_N, ids_NK, policy.forward(positions(3)))
     frozen = torch.cat([plain_logits(policy.teacher_model, s) for s in batch])
     live = torch.cat([plain_logits(policy.model, s) for s in batch])
     mixed = (1 - mix) * frozen + mix * live
@@ -108,7 +114,7 @@ def test_teacher_scores_mix_logits_before_the_softmax(tiny_policy: OpenPolicy, m
     targets = torch.tensor([t for s in batch for t in s.response_ids])
     close(found.logprob_N, logprobs.gather(-1, targets[:, None])[:, 0], 1e-5)
     close(found.entropy_N, -(logprobs.exp() * logprobs).sum(-1), 1e-5)
-    close(found.topk_logprobs_NK, logprobs.gather(-1, ids_NK), 1e-5)
+    close(found.logprobs_NK, logprobs.gather(-1, ids_NK), 1e-5)
 
 
 def shift(policy: Policy) -> None:
@@ -121,7 +127,7 @@ def shift(policy: Policy) -> None:
 
 def test_the_teachers_tail_is_what_its_ids_leave(tiny_policy: OpenPolicy) -> None:
     policy, batch = tiny_policy(), sequences()
-    ids_NK = student(policy, batch).topk_ids_NK
+    ids_NK = student(policy, batch).ids_NK
     temperature_N = temperatures(batch, 1.0)
     found = teacher(policy, batch, temperature_N, ids_NK)
     kept = plain_logprobs(policy.model, batch, temperature_N).gather(-1, ids_NK)
@@ -130,21 +136,19 @@ def test_the_teachers_tail_is_what_its_ids_leave(tiny_policy: OpenPolicy) -> Non
 
 def teacher(
     policy: Policy, batch: Sequence[TokenSequence], temperature_N: Tensor, ids_NK: Tensor
-) -> TeacherScores:
-    return score_teacher(
-        [Component(policy.model, 1.0)], batch, temperature_N, ids_NK, policy.forward(4)
-    )
+) -> Distribution:
+    return score_teacher([Component(policy.model, 1.0)], batch, temperature_N, ids_NK, few(policy))
 
 
 def test_keeping_the_whole_vocabulary_leaves_no_tail(tiny_policy: OpenPolicy) -> None:
     policy, batch = tiny_policy(), sequences()
     temperature_N = temperatures(batch, 1.0)
-    found = score_student(policy.model, batch, temperature_N, 100, policy.forward(4))
+    found = score_student(policy.model, batch, temperature_N, 100, few(policy))
     assert (found.log_tail_N == -torch.inf).all()
-    close(found.topk_logprobs_NK.exp().sum(-1), torch.ones(len(temperature_N)), 1e-6)
-    seen = teacher(policy, batch, temperature_N, found.topk_ids_NK)
+    close(found.logprobs_NK.exp().sum(-1), torch.ones(len(temperature_N)), 1e-6)
+    seen = teacher(policy, batch, temperature_N, found.ids_NK)
     assert (seen.log_tail_N == -torch.inf).all()
-    close(seen.topk_logprobs_NK, found.topk_logprobs_NK, 1e-6)
+    close(seen.logprobs_NK, found.logprobs_NK, 1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
@@ -153,9 +157,9 @@ def test_chunks_do_not_matter(tiny_policy: OpenPolicy, chunk: int) -> None:
     expect_equal(student(policy, batch, chunk), student(policy, batch, 4))
 
 
-def expect_equal(found: StudentScores, expected: StudentScores) -> None:
+def expect_equal(found: Distribution, expected: Distribution) -> None:
     """Expect the same ids and, to float32's precision at values of some nats, the same numbers."""
-    assert found.topk_ids_NK.equal(expected.topk_ids_NK)
+    assert found.ids_NK.equal(expected.ids_NK)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
@@ -163,13 +167,12 @@ def expect_equal(found: StudentScores, expected: StudentScores) -> None:
 def test_packing_and_padding_do_not_matter(tiny_policy: OpenPolicy) -> None:
     """Each sequence by itself, without any padding, scores as in one padded batch."""
     policy, batch = tiny_policy(), sequences()
-    together = score_student(policy.model, batch, temperatures(batch, 0.7), KEPT, policy.forward(4))
+    together = score_student(policy.model, batch, temperatures(batch, 0.7), KEPT, few(policy))
     alone = [
-        score_student(policy.model, [s], temperatures([s], 0.7), KEPT, policy.forward(4))
-        for s in batch
+        score_student(policy.model, [s], temperatures([s], 0.7), KEPT, few(policy)) for s in batch
     ]
     columns = [torch.cat(column) for column in zip(*alone, strict=True)]
-    expect_equal(StudentScores(*columns), together)
+    expect_equal(Distribution(*columns), together)
 
 
 def test_a_long_neighbour_does_not_matter(tiny_policy: OpenPolicy) -> None:
@@ -177,18 +180,22 @@ def test_a_long_neighbour_does_not_matter(tiny_policy: OpenPolicy) -> None:
     count = sum(len(s.response_ids) for s in batch)
     long = TokenSequence(list(range(5, 95)) * 3, [7])
     with_it = score_student(
-        policy.model, [*batch, long], temperatures([*batch, long], 0.7), KEPT, policy.forward(4)
+        policy.model,
+        [*batch, long],
+        temperatures([*batch, long], 0.7),
+        KEPT,
+        few(policy),
     )
-    without = score_student(policy.model, batch, temperatures(batch, 0.7), KEPT, policy.forward(4))
-    expect_equal(StudentScores(*[column[:count] for column in with_it]), without)
+    without = score_student(policy.model, batch, temperatures(batch, 0.7), KEPT, few(policy))
+    expect_equal(Distribution(*[column[:count] for column in with_it]), without)
 
 
 def test_order_does_not_matter(tiny_policy: OpenPolicy) -> None:
     policy, batch = tiny_policy(), sequences()
     order = [3, 0, 4, 2, 1]
     turned = [batch[i] for i in order]
-    there = score_student(policy.model, batch, temperatures(batch, 0.7), KEPT, policy.forward(4))
-    back = score_student(policy.model, turned, temperatures(turned, 0.7), KEPT, policy.forward(4))
+    there = score_student(policy.model, batch, temperatures(batch, 0.7), KEPT, few(policy))
+    back = score_student(policy.model, turned, temperatures(turned, 0.7), KEPT, few(policy))
     lengths = [len(s.response_ids) for s in batch]
     for mine, theirs in zip(there, back, strict=True):
         parts = theirs.split([lengths[i] for i in order])
@@ -201,7 +208,7 @@ def test_empty_responses_among_others_have_no_rows(tiny_policy: OpenPolicy) -> N
     empty = TokenSequence([5, 6, 7], [])
     found = student(policy, [empty, *batch, empty])
     temperature_N = temperatures([empty, *batch, empty], 0.7, 1.3)
-    expected = score_student(policy.model, batch, temperature_N, KEPT, policy.forward(4))
+    expected = score_student(policy.model, batch, temperature_N, KEPT, few(policy))
     expect_equal(found, expected)
 
 
@@ -209,9 +216,9 @@ def test_nothing_but_empty_responses(tiny_policy: OpenPolicy) -> None:
     policy, batch = tiny_policy(), [TokenSequence([5, 6, 7], [])]
     found = student(policy, batch)
     assert [len(column) for column in found] == [0] * 5
-    assert found.topk_ids_NK.shape == (0, KEPT)
-    seen = teacher(policy, batch, torch.zeros(0), found.topk_ids_NK)
-    assert [len(column) for column in seen] == [0] * 4
+    assert found.ids_NK.shape == (0, KEPT)
+    seen = teacher(policy, batch, torch.zeros(0), found.ids_NK)
+    assert [len(column) for column in seen] == [0] * 5
 
 
 def test_targets_are_the_responses_in_a_row() -> None:
@@ -242,16 +249,30 @@ def gradient(model: Any, logprobs_NJ: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shares", [True, False])
 def test_train_logprobs_and_their_gradient_are_the_naive_ones(
-    tiny_policy: OpenPolicy, chunk: int, dtype: torch.dtype
+    tiny_policy: OpenPolicy, chunk: int, dtype: torch.dtype, shares: bool
 ) -> None:
     model, batch = tiny_policy().model.to(dtype), sequences()
-    forward = Forward(torch.device("cpu"), bfloat16=False, chunk=chunk)
+    forward = Forward(torch.device("cpu"), False, shares, positions(chunk))
     temperature_N = temperatures(batch, 0.7, 1.3).to(dtype)
-    ids_NJ = torch.randint(0, 100, (len(temperature_N), 3), generator=torch.Generator())
-    hidden_ND = response_hidden_ND(model, batch, forward)
-    ours = train_logprobs(model, hidden_ND, ids_NJ, temperature_N, forward)
-    naive = naive_logprobs(model, batch, ids_NJ, temperature_N)
+    generator = torch.Generator().manual_seed(0)
+    ids_NK = torch.stack(
+        [torch.randperm(100, generator=generator)[:3] for _ in range(len(temperature_N))]
+    )
+    targets_N = response_targets_N(batch, torch.device("cpu"))
+    ids_NK[::2, 0] = targets_N[::2]  # a target may be among the kept ids
+    hidden_ND, head = response_hidden_ND(model, batch, forward), forward.head(model)
+    parts = []
+    for part in head.chunks(len(targets_N)):
+        every = torch.arange(len(targets_N[part]))
+        logprob_N, kept_NK = train_logprobs(
+            head, hidden_ND[part], targets_N[part], temperature_N[part], every, ids_NK[part]
+        )
+        parts.append(torch.cat([logprob_N[:, None], kept_NK], dim=-1))
+    assert len(parts) > 1 or chunk == 1000
+    ours = torch.cat(parts)
+    naive = naive_logprobs(model, batch, torch.cat([targets_N[:, None], ids_NK], -1), temperature_N)
     assert ours.dtype == dtype
     close(ours.detach(), naive.detach(), 1e-5)
     expected = gradient(model, naive)
@@ -260,11 +281,14 @@ def test_train_logprobs_and_their_gradient_are_the_naive_ones(
 
 
 def test_train_logprobs_of_nothing(tiny_policy: OpenPolicy) -> None:
-    policy = tiny_policy()
+    head = tiny_policy().forward(1.0).head(tiny_policy().model)
     hidden_ND = torch.zeros(0, 16, requires_grad=True)
-    ids_NJ = torch.zeros(0, 3, dtype=torch.long)
-    found = train_logprobs(policy.model, hidden_ND, ids_NJ, torch.zeros(0), policy.forward(4))
-    assert (found.shape, found.dtype) == ((0, 3), torch.float32)
+    none = torch.zeros(0, dtype=torch.long)
+    logprob_N, kept_MK = train_logprobs(
+        head, hidden_ND, none, torch.zeros(0), none, torch.zeros(0, 3, dtype=torch.long)
+    )
+    assert (logprob_N.shape, kept_MK.shape) == ((0,), (0, 3))
+    assert logprob_N.dtype == torch.float32
 
 
 def test_autocast_keeps_the_softmax_in_float32(tiny_policy: OpenPolicy) -> None:
@@ -272,7 +296,7 @@ def test_autocast_keeps_the_softmax_in_float32(tiny_policy: OpenPolicy) -> None:
     found, exact = student(policy, batch), student(tiny_policy(), batch)
     assert found.logprob_N.dtype == torch.float32
     assert 1e-6 < float((found.entropy_N - exact.entropy_N).abs().max()) < 0.3
-    close(found.topk_logprobs_NK.exp().sum(-1) + found.log_tail_N.exp(), torch.ones(20), 1e-5)
+    close(found.logprobs_NK.exp().sum(-1) + found.log_tail_N.exp(), torch.ones(20), 1e-5)
 
 
 # --- packing ---------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ from flows.session import STAGES, Session
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.lineage import STEP_STAGES
 from pipeline.loading import load_config
+from pipeline.packing import TokenSequence, consecutive_slices
 from pipeline.policy import Policy
-from pipeline.scoring import TokenSequence, consecutive_slices, score_student
+from pipeline.scoring import score_student
 from pipeline.seeds import derive_seed
 from pipeline.stage import Handles, run_stage
 from pipeline.store import Run
@@ -94,7 +95,7 @@ class PlantedEngine:
         lengths = [len(s.response_ids) for s in sequences]
         temperature_N = torch.full((sum(lengths),), temperature)
         policy = self._policy
-        scores = score_student(policy.model, sequences, temperature_N, 1, policy.forward(4096))
+        scores = score_student(policy.model, sequences, temperature_N, 1, policy.forward(256.0))
         logprobs = scores.logprob_N.tolist()
         return [
             Sample(sequence.response_ids, logprobs[part], "stop")

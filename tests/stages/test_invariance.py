@@ -30,7 +30,7 @@ def rollouts(session: Session) -> list[Rollout]:
 class Gradient:
     """Loss and gradient of some rollouts under the policy that starts the golden step."""
 
-    def __init__(self, session: Session, rollouts: list[Rollout], **changes: int) -> None:
+    def __init__(self, session: Session, rollouts: list[Rollout], **changes: float) -> None:
         session._policy = session._open_snapshot(STEP)
         policy = session._resident()
         settings: UpdateSection = session.config.update.model_copy(update=changes)
@@ -49,7 +49,7 @@ def whole(session: Session, rollouts: list[Rollout]) -> Gradient:
     return Gradient(session, rollouts, micro_batch_tokens=10**9)
 
 
-# 44 padded tokens hold one of the longest rollouts; 132 hold three of them.
+# 44 tokens hold one of the longest rollouts; 132 hold three of them or more.
 @pytest.mark.parametrize("budget", [1, 132, 400, 10**9])
 def test_micro_batches_change_nothing(
     session: Session, rollouts: list[Rollout], whole: Gradient, budget: int
@@ -63,7 +63,8 @@ def test_micro_batches_change_nothing(
 def test_chunks_of_the_projection_change_nothing(
     session: Session, rollouts: list[Rollout], whole: Gradient
 ) -> None:
-    assert Gradient(session, rollouts, projection_chunk=7).off(whole) < 1e-6
+    few = 7.5 * 53 * 4 / 2**20  # MiB: the logits of seven positions
+    assert Gradient(session, rollouts, projection_mb=few).off(whole) < 1e-6
 
 
 @pytest.mark.parametrize("seed", [0, 1])
