@@ -141,7 +141,7 @@ class RouteSection(Section):
         0.05, description="trust region: share of the live policy's logits"
     )
     micro_batch_tokens: PositiveInt = Field(
-        16384, description="tokens of one scoring forward pass, shared prompts counted once"
+        16384, description="tokens of one scoring forward pass at most, shared prompts counted once"
     )
     projection_mb: PositiveFloat = Field(
         256.0, description="MiB for logits: as many positions at a time as fit"
@@ -180,7 +180,7 @@ class UpdateSection(Section):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient is clipped to this norm")
     micro_batch_tokens: PositiveInt = Field(
         4096,
-        description="tokens of one forward and backward pass, shared prompts counted once",
+        description="tokens of one forward and backward pass at most, shared prompts counted once",
     )
     projection_mb: PositiveFloat = Field(
         256.0, description="MiB for logits: as many positions at a time as fit"

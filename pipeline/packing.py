@@ -59,19 +59,22 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def pack_shared(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
+def pack_shared(sequences: Sequence[TokenSequence], budget: int, enough: int) -> list[list[int]]:
     """Group indices so that each group's packed row keeps within `budget` tokens.
 
     Sequences of one prompt stay together as far as they fit; a prompt whose sequences fill more
     than a row is encoded again in each of its rows. A sequence longer than the budget is a row of
     its own.
+
+    Args:
+        enough: tokens beyond which a row takes no further prompt, though the budget may.
     """
     rows: list[list[int]] = []
     filled = 0
     for members in _by_prompt(sequences).values():
         prompt = len(sequences[members[0]].prompt_ids)
         sizes = [_fed(sequences[i]) for i in members]
-        if not rows or filled + prompt + sum(sizes) > budget:
+        if not rows or filled + prompt + sum(sizes) > min(budget, enough):
             rows.append([])
             filled = 0
         open_here = False

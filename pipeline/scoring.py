@@ -24,6 +24,8 @@ from pipeline.packing import (
 from pipeline.profiling import phase
 from pipeline.projection import Distribution, Head, describe, head_of, logits_NV
 
+_ENOUGH_ON_CPU = 2048
+
 
 class Component(NamedTuple):
     """One model of a logit mixture: its network and its coefficient."""
@@ -56,9 +58,13 @@ class Forward:
         return head_of(model, self.bfloat16, self.megabytes)
 
     def batches(self, sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
-        """Group the indices of sequences into passes of at most `budget` tokens."""
+        """Group the indices of sequences into passes of at most `budget` tokens.
+
+        On a CPU a pass of many prompts gains nothing over some of few, which take less memory.
+        """
         if self.shares:
-            return pack_shared(sequences, budget)
+            enough = _ENOUGH_ON_CPU if self.device.type == "cpu" else budget
+            return pack_shared(sequences, budget, enough)
         return pack([_length(s) for s in sequences], budget)
 
     def tokens(self, sequences: Sequence[TokenSequence]) -> int:

@@ -190,12 +190,12 @@ def test_rows_by_hand() -> None:
     other = TokenSequence([7, 8], [9] * 4)
     # 3 + 4 + 2 tokens of the first prompt, 2 + 3 of the second: the last token is never fed.
     assert packed_tokens([*same, other]) == 14
-    assert pack_shared([*same, other], 14) == [[0, 1, 2]]
-    assert pack_shared([*same, other], 13) == [[0, 1], [2]]
+    assert pack_shared([*same, other], 14, 10**9) == [[0, 1, 2]]
+    assert pack_shared([*same, other], 13, 10**9) == [[0, 1], [2]]
     # 7 | 3 + 2, and 5 more are too many | 5
-    assert pack_shared([*same, other], 8) == [[0], [1], [2]]
-    assert pack_shared([*same, other], 1) == [[0], [1], [2]]
-    assert pack_shared([], 5) == []
+    assert pack_shared([*same, other], 8, 10**9) == [[0], [1], [2]]
+    assert pack_shared([*same, other], 1, 10**9) == [[0], [1], [2]]
+    assert pack_shared([], 5, 10**9) == []
     row = packed_row([same[1], other, same[0]], CPU)
     assert row.ids == [1, 2, 3, 4, 4, 4, 4, 4, 4, 7, 8, 9, 9, 9]
     assert row.positions == [0, 1, 2, 3, 4, 5, 6, 3, 4, 0, 1, 2, 3, 4]
@@ -213,15 +213,18 @@ def test_every_sequence_is_in_one_row_within_the_budget(
     layout: list[tuple[int, list[int]]], budget: int
 ) -> None:
     batch = groups(*layout)
-    rows = pack_shared(batch, budget)
+    rows = pack_shared(batch, budget, 10**9)
     assert sorted(i for row in rows for i in row) == list(range(len(batch)))
     for row in rows:
         assert packed_tokens([batch[i] for i in row]) <= budget or len(row) == 1
-    assert rows == pack_shared(batch, budget)
+    assert rows == pack_shared(batch, budget, 10**9)
 
 
 def test_a_prompt_is_encoded_once_if_its_rollouts_fit_a_row() -> None:
     batch = groups((6, [4, 4, 4]), (6, [4, 4, 4]), (6, [4, 4, 4]))
     # 6 + 3 x 3 tokens each: the second would fit in part, but starts a row of its own.
-    assert pack_shared(batch, 20) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert pack_shared(batch, 30) == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
+    assert pack_shared(batch, 20, 10**9) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert pack_shared(batch, 30, 10**9) == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
+    # Enough is enough between prompts, never within one.
+    assert pack_shared(batch, 30, 20) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert pack_shared(batch, 30, 5) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
