@@ -15,6 +15,7 @@ TeacherKind = Literal["ema", "live", "frozen", "trust_region"]
 Demonstration = Literal["first", "longest"]
 Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
 KeptDtype = Literal["float32", "float16"]
+EngineName = Literal["transformers", "vllm"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -85,7 +86,15 @@ class ModelSection(Section):
 class GenerateSection(Section):
     """Sampling of training rollouts."""
 
-    engine: Literal["transformers"] = Field("transformers", description="sampling engine")
+    engine: EngineName = Field("transformers", description="sampling engine")
+    timeout: PositiveFloat = Field(
+        1800.0,
+        description="vllm: seconds within which a group must be answered, else the run ends",
+    )
+    max_logprob_gap: PositiveFloat | None = Field(
+        None,
+        description="nats; an update stops where engine and trainer differ by more in any token",
+    )
     questions: PositiveInt = Field(32, description="questions per step")
     rollouts: PositiveInt = Field(8, description="rollouts per question, the group size G")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
@@ -93,6 +102,35 @@ class GenerateSection(Section):
     top_k: int = Field(0, ge=0, description="keep the k likeliest tokens, 0: all")
     max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
     batch_size: PositiveInt = Field(256, description="rollouts sampled side by side")
+
+
+class VllmSection(Section):
+    """How vLLM runs, where it is the engine; nothing here decides what is sampled."""
+
+    servers: int = Field(
+        0, ge=0, description="servers to start on this machine; 0: inside the run's process"
+    )
+    urls: list[str] = Field(
+        default_factory=list,
+        description="servers that run already and share the load (docs/vllm.md)",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: model.precision"
+    )
+    sync: Literal["auto", "file", "ipc", "nccl"] = Field(
+        "auto", description="how weights get there; auto: file on CPUs, ipc or nccl on GPUs"
+    )
+    sync_folder: str | None = Field(
+        None, description="file: a folder that run and servers share; unset: a temporary one"
+    )
+    tensor_parallel: PositiveInt = Field(1, description="GPUs of one model replica")
+    data_parallel: PositiveInt = Field(1, description="replicas inside each server")
+    gpu_memory_utilization: float = Field(
+        0.5, gt=0, le=1, description="share of a GPU's memory that an engine may take"
+    )
+    cpu_cache_gb: PositiveInt = Field(1, description="GiB for keys and values on a CPU")
+    threads: PositiveInt = Field(1, description="CPU threads of an engine on a CPU")
+    start_seconds: PositiveFloat = Field(300.0, description="time limit for an engine to come up")
 
 
 class VerifySection(Section):
@@ -190,6 +228,7 @@ class UpdateSection(Section):
 class EvaluateSection(Section):
     """Evaluation on the test split; its time is no training time."""
 
+    engine: EngineName | None = Field(None, description="sampling engine; unset: generate's")
     every: PositiveInt = Field(10, description="steps between evaluations; 0 and last always run")
     questions: PositiveInt | None = Field(None, description="first questions of test; unset: all")
     rollouts: PositiveInt = Field(16, description="answers per question, the k of avg@k")
@@ -207,11 +246,26 @@ class Config(Section):
     data: DataSection
     model: ModelSection
     generate: GenerateSection = GenerateSection()
+    vllm: VllmSection = VllmSection()
     verify: VerifySection = VerifySection()
     route: RouteSection = RouteSection()
     weigh: WeighSection = WeighSection()
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_engine(cls, values: object) -> object:
+        """Fill in the engine of evaluations, so that the resolved file says it."""
+        if not isinstance(values, dict):
+            return values
+        generate, evaluate = values.get("generate", {}), values.get("evaluate", {})
+        if not (isinstance(generate, dict) and isinstance(evaluate, dict)) or (
+            evaluate.get("engine") is not None
+        ):
+            return values
+        engine = generate.get("engine", "transformers")
+        return {**values, "evaluate": {**evaluate, "engine": engine}}
 
     @model_validator(mode="before")
     @classmethod
@@ -234,6 +288,13 @@ class Config(Section):
         for key in ("tokenize", "add_generation_prompt"):
             if key in self.model.chat_template_kwargs:
                 raise ValueError(f"model.chat_template_kwargs.{key} is ours to set; remove it")
+        if self.vllm.urls and self.vllm.servers:
+            raise ValueError("vllm.urls names running servers and vllm.servers starts some: one")
+        if self.vllm.data_parallel > 1 and not self.vllm.servers:
+            raise ValueError(
+                f"vllm.data_parallel is {self.vllm.data_parallel}: replicas live in servers that "
+                "the run starts; set vllm.servers = 1"
+            )
         if self.weigh.beta is None:
             raise ValueError("weigh.beta must be a number in a resolved configuration")
         if method != "srpo" and self.weigh.beta != 0:
