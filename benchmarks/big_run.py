@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import flows.session
+import flows.engines
 import stages.route.stage
 import stages.update.stage
 from data.random_policy import write_random_policy
@@ -114,7 +114,7 @@ class MadeUp:
 
     def install(self) -> None:
         """Take the places of the engine, of scoring, and of the optimizer's steps."""
-        flows.session.TransformersEngine = self.engine  # type: ignore[assignment,misc]
+        flows.engines.TransformersEngine = self.engine  # type: ignore[assignment,misc]
         stages.route.stage.score_rollouts = self.score
         stages.update.stage._optimize = self.optimize
 

@@ -18,6 +18,7 @@ import stages.verify
 import stages.weigh
 from data.registry import file_digest, judge, open_task
 from flows.beginning import initial_policy, surroundings, teacher_settings
+from flows.engines import Engines, remarks
 from flows.questions import (
     Questions,
     check_evaluation_context,
@@ -34,7 +35,6 @@ from pipeline.health.records import Records
 from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.policy import Policy
 from pipeline.process import settle
-from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import load_snapshot, save_snapshot
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run, is_taken
@@ -62,6 +62,7 @@ class Session:
         self._questions = questions
         self._policy = policy
         self._records = Records(run)
+        self._engines = Engines(run.config)
         self._renderer: Render | None = None
         self._writer: Writer | None = None
         self._task = open_task(run.config.data.task)
@@ -229,22 +230,18 @@ class Session:
         """Return accuracy and more of an evaluated state."""
         return self._records.evaluation(steps_done)
 
-    def slow_paths(self) -> list[str]:
-        """Say what the resident policy can't do the quick way."""
-        if self._policy is None or not self._policy.unshared:
-            return []
-        return [
-            f"prompts are encoded once per rollout, not once per group ({self._policy.unshared}): "
-            "same results, only slower"
-        ]
+    def remarks(self) -> list[str]:
+        """Return what a user should know before training."""
+        return remarks(self.config, self._policy)
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
     def close(self) -> None:
-        """End the verifier's child processes."""
+        """End the verifier's child processes, and the engines."""
         self._verifier.close()
+        self._engines.close()
 
     def _run(
         self, name: str, step: int, progress: Progress, decisions_only: bool = False
@@ -291,7 +288,10 @@ class Session:
             questions=questions,
             render=self._render() if stage.without_policy else None,
             policy=policy,
-            engine=TransformersEngine(policy) if policy and "engine" in stage.uses else None,
+            engine=self._engines.of(stage.name, policy)
+            if policy and "engine" in stage.uses
+            else None,
+            max_logprob_gap=config.generate.max_logprob_gap,
             verifier=self._verifier if "verifier" in stage.uses else None,
             progress=progress,
         )

@@ -290,6 +290,8 @@ class Config(Section):
                 raise ValueError(f"model.chat_template_kwargs.{key} is ours to set; remove it")
         if self.vllm.urls and self.vllm.servers:
             raise ValueError("vllm.urls names running servers and vllm.servers starts some: one")
+        if self.vllm.sync == "ipc" and (self.vllm.urls or self.vllm.servers):
+            raise ValueError("vllm.sync = ipc is for an engine in the run's process; use nccl")
         if self.vllm.data_parallel > 1 and not self.vllm.servers:
             raise ValueError(
                 f"vllm.data_parallel is {self.vllm.data_parallel}: replicas live in servers that "

@@ -1,0 +1,168 @@
+"""Which arguments and environment vLLM gets, the same in this process and as a server."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pipeline.config import Config, VllmSection
+from pipeline.policy import Policy
+from pipeline.vllm.host import EngineError
+
+Transfer = Literal["file", "ipc", "nccl"]
+FILE_BACKEND = "srpo_file"
+_FEWEST_BATCHED_TOKENS = 8192
+
+
+class Launch(NamedTuple):
+    """What an engine is started with.
+
+    Attributes:
+        folder: holds the model's config.json; weights come by transfer only.
+        length: tokens of prompt and response that fit.
+        rollouts: sampled side by side at most.
+        cuda: whether it runs on GPUs.
+        seconds: time limit for coming up.
+    """
+
+    folder: Path
+    section: VllmSection
+    dtype: Literal["float32", "bfloat16"]
+    transfer: Transfer
+    length: int
+    rollouts: int
+    cuda: bool
+
+    @property
+    def seconds(self) -> float:
+        """Return the time limit for an engine to come up."""
+        return self.section.start_seconds
+
+
+def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
+    """Return how an engine for this run's policy is started; writes the model's config.json.
+
+    Raises:
+        EngineError: prompts and responses are longer than the model's positions.
+    """
+    section, cuda = config.vllm, policy.device.type == "cuda"
+    longest = max(config.generate.max_response_length, config.evaluate.max_response_length)
+    length = config.data.max_prompt_length + longest
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    if positions is not None:
+        length = min(length, int(positions))
+    if length <= longest:
+        raise EngineError(
+            f"{policy.model.name_or_path}: {positions} positions, but responses may have {longest} "
+            "tokens; lower generate.max_response_length or evaluate.max_response_length"
+        )
+    dtype = config.model.precision if section.dtype == "auto" else section.dtype
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.model.config.save_pretrained(folder)
+    return Launch(
+        folder=folder,
+        section=section,
+        dtype=dtype,
+        transfer=transfer_of(section, cuda),
+        length=length,
+        rollouts=max(config.generate.batch_size, config.evaluate.batch_size),
+        cuda=cuda,
+    )
+
+
+def transfer_of(section: VllmSection, cuda: bool) -> Transfer:
+    """Return how weights get to the engine: as set, else by where both sides are."""
+    if section.sync != "auto":
+        return section.sync
+    if not cuda:
+        return "file"
+    return "nccl" if section.urls or section.servers else "ipc"
+
+
+def backend_of(transfer: Transfer) -> str:
+    """Return the name of a way of transfer in vLLM's registry."""
+    return FILE_BACKEND if transfer == "file" else transfer
+
+
+def engine_arguments(launch: Launch) -> dict[str, Any]:
+    """Return vLLM's engine arguments.
+
+    Log-probabilities are those after temperature, top-p and top-k. Prompts are never split, which
+    seeded requests don't survive. Weights start as noise, so that none can be forgotten unseen.
+    """
+    section = launch.section
+    arguments: dict[str, Any] = {
+        "model": str(launch.folder),
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "generation_config": "vllm",
+        "dtype": launch.dtype,
+        "max_model_len": launch.length,
+        "max_num_seqs": launch.rollouts,
+        "max_num_batched_tokens": max(launch.length, _FEWEST_BATCHED_TOKENS),
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "tensor_parallel_size": section.tensor_parallel,
+        "weight_transfer_config": {"backend": backend_of(launch.transfer)},
+    }
+    if launch.cuda:
+        arguments["gpu_memory_utilization"] = section.gpu_memory_utilization
+        if sleeps(launch):
+            arguments["enable_sleep_mode"] = True
+    else:
+        arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": section.cpu_cache_gb << 30}
+    return arguments
+
+
+def sleeps(launch: Launch) -> bool:
+    """Tell whether the engine shares a GPU with the policy and so sleeps while that learns."""
+    return launch.cuda and not launch.section.servers and not launch.section.urls
+
+
+def server_options(launch: Launch, port: int) -> list[str]:
+    """Return the command line of vLLM's server."""
+    arguments = {
+        **engine_arguments(launch),
+        "data_parallel_size": launch.section.data_parallel,
+        "served_model_name": "policy",
+        "host": "127.0.0.1",
+        "port": port,
+        "disable_uvicorn_access_log": True,
+    }
+    options: list[str] = []
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(flag if value else "--no-" + flag[2:])
+        else:
+            options += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return options
+
+
+def environment(launch: Launch, server: bool) -> dict[str, str]:
+    """Return environment variables for vLLM, on top of those that are set."""
+    variables = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    }
+    if server:
+        variables["VLLM_SERVER_DEV_MODE"] = "1"
+    if launch.transfer == "ipc":
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    if not launch.cuda:
+        variables |= {
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if server else "0",
+        }
+        if server:
+            variables["OMP_NUM_THREADS"] = str(launch.section.threads)
+    return variables
+
+
+def server_environment(launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the whole environment of a server of ours."""
+    return {**inherited, **environment(launch, server=True)}

@@ -1,0 +1,155 @@
+"""vLLM inside the run's process: no HTTP, no second copy of Python; on a CPU no process at all."""
+
+import importlib.util
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pipeline.vllm.host import Ask, EngineError, Group, Work, checked_sample
+from pipeline.vllm.launch import Launch, engine_arguments, environment, sleeps
+
+
+class LocalHost:
+    """A host inside this process."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._llm: Any = None
+        self._version: str | None = None
+        self.workers = launch.section.tensor_parallel
+
+    @property
+    def label(self) -> str:
+        """Name it."""
+        return "vLLM in this process"
+
+    def start(self) -> bool:
+        """Import vLLM and build the engine, if that isn't done (see `Host.start`).
+
+        Its CPU worker takes torch's thread setting out of everybody's hands; it is put back.
+        """
+        if self._llm is not None:
+            return False
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineError(
+                "the engine is vllm, which is not installed; see `srpo doctor`, or set "
+                "generate.engine = transformers"
+            )
+        os.environ.update(environment(self._launch, server=False))
+        threads, setter = torch.get_num_threads(), torch.set_num_threads
+        try:
+            self._llm = _build(self._launch)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise EngineError(f"{self.label} did not start: {reason}") from error
+        finally:
+            torch.set_num_threads = setter
+            torch.set_num_threads(threads)
+        return True
+
+    def sample(self, work: Work, ask: Ask) -> None:
+        """Give the engine all groups at once and step it until they are answered."""
+        groups: dict[str, Group] = {}
+        engine = self._llm.llm_engine
+        while (group := work.take()) is not None:
+            name = str(group.number)
+            groups[name] = group
+            prompt = {"prompt_token_ids": list(group.prompt_ids)}
+            engine.add_request(name, prompt, _parameters(ask, group))
+        threads = torch.get_num_threads()
+        if not self._launch.cuda:
+            torch.set_num_threads(self._launch.section.threads)
+        try:
+            self._drain(groups, work, ask)
+        except BaseException:
+            engine.abort_request(list(groups))
+            raise
+        finally:
+            torch.set_num_threads(threads)
+
+    def _drain(self, groups: dict[str, Group], work: Work, ask: Ask) -> None:
+        engine, last = self._llm.llm_engine, time.monotonic()
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    answers = sorted(output.outputs, key=lambda answer: answer.index)
+                    samples = [
+                        checked_sample(a.token_ids, _logprobs(a), a.finish_reason, ask)
+                        for a in answers
+                    ]
+                    work.give(groups.pop(output.request_id), samples)
+                    last = time.monotonic()
+            if time.monotonic() - last > ask.timeout:
+                raise EngineError(
+                    f"{self.label} answered none of {len(groups)} groups within "
+                    f"generate.timeout = {ask.timeout:g} s"
+                )
+
+    def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
+        """See `WeightClient`."""
+        self._llm.init_weight_transfer_engine({"init_info": dict(init_info)})
+
+    def start_weight_update(self) -> None:
+        """See `WeightClient`."""
+        self._llm.start_weight_update()
+
+    def update_weights(self, update_info: Any) -> None:
+        """See `WeightClient`."""
+        self._llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """See `WeightClient`."""
+        self._llm.finish_weight_update(weight_version)
+        self._version = weight_version
+
+    def weight_version(self) -> str | None:
+        """See `Host.weight_version`."""
+        return self._version
+
+    def reset_prefix_cache(self) -> None:
+        """See `Host.reset_prefix_cache`."""
+        if not self._llm.reset_prefix_cache():
+            raise EngineError(f"{self.label} could not reset its prefix cache; requests are open")
+
+    def sleep(self) -> None:
+        """See `Host.sleep`."""
+        if sleeps(self._launch):
+            self._llm.sleep(level=2)
+            self._version = None
+
+    def wake(self) -> None:
+        """See `Host.wake`."""
+        if sleeps(self._launch) and self._version is None:
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        """End the engine and what processes it has."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+
+def _build(launch: Launch) -> Any:
+    from vllm import LLM
+    from vllm.config import WeightTransferConfig
+
+    arguments = engine_arguments(launch)
+    transfer = WeightTransferConfig(**arguments.pop("weight_transfer_config"))
+    return LLM(**arguments, weight_transfer_config=transfer)
+
+
+def _parameters(ask: Ask, group: Group) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        **ask.parameters(group), detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+
+
+def _logprobs(answer: Any) -> list[float]:
+    pairs = zip(answer.token_ids, answer.logprobs, strict=True)
+    return [float(found[token].logprob) for token, found in pairs]
