@@ -117,7 +117,7 @@ def _train(session: "Session", run: Path, console: Console, profile: bool) -> "O
     from flows.questions import warnings_of
     from flows.train import run_training
 
-    print_warnings(warnings_of(session.config, session.questions) + session.remarks())
+    print_warnings(warnings_of(session.config, session.questions) + session.slow_paths())
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(profiled(session, console)) if profile else []
         if not console.is_terminal:

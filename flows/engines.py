@@ -1,4 +1,4 @@
-"""The sampling engines of a session, and what a user should know of how it samples."""
+"""The sampling engines of a session, and what its policy can't do the quick way."""
 
 from pipeline.config import Config
 from pipeline.engine import Engine
@@ -32,18 +32,11 @@ class Engines:
             self._vllm = None
 
 
-def remarks(config: Config, policy: Policy | None) -> list[str]:
-    """Return what to tell before training: slower ways, and sampling that biases the ratio."""
-    found = []
-    if policy is not None and policy.unshared:
-        found.append(
-            f"prompts are encoded once per rollout, not once per group ({policy.unshared}): "
-            "same results, only slower"
-        )
-    sampling = config.generate
-    if sampling.top_p < 1 or sampling.top_k:
-        found.append(
-            f"generate.top_p = {sampling.top_p:g}, top_k = {sampling.top_k}: rollouts are drawn "
-            "from a cut distribution, the trainer's ratio is of the whole one, so it is biased"
-        )
-    return found
+def slow_paths(policy: Policy | None) -> list[str]:
+    """Say what a resident policy can't do the quick way."""
+    if policy is None or not policy.unshared:
+        return []
+    return [
+        f"prompts are encoded once per rollout, not once per group ({policy.unshared}): "
+        "same results, only slower"
+    ]

@@ -18,7 +18,7 @@ import stages.verify
 import stages.weigh
 from data.registry import file_digest, judge, open_task
 from flows.beginning import initial_policy, surroundings, teacher_settings
-from flows.engines import Engines, remarks
+from flows.engines import Engines, slow_paths
 from flows.questions import (
     Questions,
     check_evaluation_context,
@@ -230,9 +230,9 @@ class Session:
         """Return accuracy and more of an evaluated state."""
         return self._records.evaluation(steps_done)
 
-    def remarks(self) -> list[str]:
-        """Return what a user should know before training."""
-        return remarks(self.config, self._policy)
+    def slow_paths(self) -> list[str]:
+        """Say what the resident policy can't do the quick way."""
+        return slow_paths(self._policy)
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
