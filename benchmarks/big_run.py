@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -169,6 +169,7 @@ class Engine:
     """A sampling engine that writes words, and the right answer to some share of a question."""
 
     name = "made-up"
+    facts: ClassVar[dict[str, object]] = {}
 
     def __init__(self, policy: Policy, prototypes: Prototypes) -> None:
         self._policy, self._prototypes = policy, prototypes

@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -73,6 +73,7 @@ class CannedEngine:
     """
 
     name = "canned"
+    facts: ClassVar[dict[str, object]] = {}
 
     def __init__(self, samples: list[list[Sample]], rehearsal: Engine | None = None) -> None:
         self._samples, self._rehearsal = samples, rehearsal

@@ -1,7 +1,7 @@
 """What a sampling engine is: token ids in, token ids and their log-probabilities out."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pipeline.config import EvaluateSection, GenerateSection
 
@@ -44,9 +44,14 @@ class Sample(NamedTuple):
 
 
 class Engine(Protocol):
-    """A sampling engine. Text never passes through it."""
+    """A sampling engine. Text never passes through it.
+
+    Attributes:
+        facts: what a stage's manifest shall say of the engine's last work.
+    """
 
     name: str
+    facts: Mapping[str, Any]
 
     def sample(
         self,
@@ -57,6 +62,7 @@ class Engine(Protocol):
     ) -> list[list[Sample]]:
         """Sample len(seeds[i]) responses to prompt i.
 
-        What a response draws depends on its own seed only, not on its neighbours in the batch.
+        What a response draws depends on its own seed only, not on its neighbours in the batch. The
+        seeds of a prompt are numbers in a row.
         `progress` gets (responses done, responses in all).
         """

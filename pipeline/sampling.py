@@ -4,7 +4,8 @@ Each response draws one uniform number per position from its own generator and i
 cumulative distribution with it; so a rollout does not depend on who shares its batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class TransformersEngine:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self.facts: Mapping[str, Any] = {}
 
     def sample(
         self,

@@ -17,7 +17,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     settings = config.generate
     columns = sample_columns("", settings.rollouts, sampling_settings(settings), handles)
     tokens = sum(map(len, columns["response_ids"]))
-    return Output({"rollouts": pa.table(columns, schema=ROLLOUTS)}, _facts(columns), tokens)
+    facts = {**_facts(columns), **(handles.engine.facts if handles.engine else {})}
+    return Output({"rollouts": pa.table(columns, schema=ROLLOUTS)}, facts, tokens)
 
 
 def _facts(columns: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ class VllmEngine:
         self._sender = sender_of(self._launch, Path(shared) if shared else self._folder)
         self._hosts = _hosts(self._launch, self._folder)
         self._keep_logs = False
-        self.facts: dict[str, Any] = {}
+        self.facts: Mapping[str, Any] = {}
 
     def sample(
         self,
@@ -172,7 +172,7 @@ class VllmEngine:
                         self._timeout,
                     )
                 )
-        self.facts = {"probe_gap": max(gaps)}
+        self.facts = {"engine_probe_gap": max(gaps)}
 
     def _expect_version(self, host: Host) -> None:
         found, expected = host.weight_version(), self.policy.version

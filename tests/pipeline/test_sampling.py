@@ -338,6 +338,7 @@ class FixedEngine:
     """Gives every response its seed's last digit as text and notes what it was asked."""
 
     name = "fixed"
+    facts: dict[str, object] = {}
 
     def sample(
         self,

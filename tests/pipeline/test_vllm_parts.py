@@ -1,5 +1,6 @@
 """The engine's parts that need no vLLM: what is asked, what is refused, how processes end."""
 
+import itertools
 import json
 import os
 import signal
@@ -96,7 +97,7 @@ def test_how_vllm_is_started(tiny_policy: OpenPolicy, tmp_path: Path) -> None:
     launch = launch_of(config, tiny_policy(), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "qwen3"
     options = server_options(launch, 1234)
-    said = dict(zip(options, options[1:], strict=False))
+    said = dict(itertools.pairwise(options))
     assert said["--max-model-len"] == "224"  # prompts of 128, responses of 96
     assert said["--logprobs-mode"] == "processed_logprobs"
     assert said["--kv-cache-memory-bytes"] == str(2 * 2**30)

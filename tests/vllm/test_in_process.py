@@ -1,4 +1,4 @@
-"""A live engine in this process: exact weights after every update, and mistakes that it stops at."""
+"""A live engine in this process: exact weights after every update, mistakes that stop it."""
 
 from collections.abc import Iterator
 
@@ -42,7 +42,7 @@ def test_log_probabilities_are_the_policys_after_each_of_20_updates(pair: Pair) 
         learn(policy, f"{update + 1:06d}-learned")
         answers = sample(engine, asked, of)
         gaps.append(largest_gap(policy, asked, answers))
-        assert engine.facts["probe_gap"] < 1e-4
+        assert engine.facts["engine_probe_gap"] < 1e-4
     assert max(gaps) < 1e-4
     assert len({tuple(a.response_ids) for group in answers for a in group}) > 6
 
