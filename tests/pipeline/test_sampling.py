@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -338,7 +339,7 @@ class FixedEngine:
     """Gives every response its seed's last digit as text and notes what it was asked."""
 
     name = "fixed"
-    facts: dict[str, object] = {}
+    facts: ClassVar[dict[str, object]] = {}
 
     def sample(
         self,
