@@ -146,7 +146,9 @@ def environment(launch: Launch, server: bool) -> dict[str, str]:
     variables = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_LOGGING_LEVEL": os.environ.get(
+            "VLLM_LOGGING_LEVEL", "WARNING" if server else "ERROR"
+        ),
     }
     if server:
         variables["VLLM_SERVER_DEV_MODE"] = "1"

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,12 +134,14 @@ class LocalHost:
 
 
 def _build(launch: Launch) -> Any:
-    from vllm import LLM
-    from vllm.config import WeightTransferConfig
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
 
-    arguments = engine_arguments(launch)
-    transfer = WeightTransferConfig(**arguments.pop("weight_transfer_config"))
-    return LLM(**arguments, weight_transfer_config=transfer)
+        arguments = engine_arguments(launch)
+        transfer = WeightTransferConfig(**arguments.pop("weight_transfer_config"))
+        return LLM(**arguments, weight_transfer_config=transfer)
 
 
 def _parameters(ask: Ask, group: Group) -> Any:
