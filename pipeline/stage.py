@@ -48,6 +48,8 @@ class Handles:
         verifier_version: name and version of the task's verifier.
         verifier_digest: SHA-256 of the task's source.
         render: prompt text and ids of a conversation, without a policy.
+        max_logprob_gap: nats by which engine and trainer may differ in a token. A guard: it stops
+            an update or leaves no trace, so it is in no digest.
     """
 
     seed: int
@@ -60,6 +62,7 @@ class Handles:
     policy: Policy | None = None
     engine: Engine | None = None
     verifier: VerifierPool | None = None
+    max_logprob_gap: float | None = None
     progress: Progress = silent
 
     def the_policy(self) -> Policy:
