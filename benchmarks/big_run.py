@@ -150,6 +150,7 @@ class MadeUp:
         kept: int,
         settings: UpdateSection,
         report: Callable[[int], None],
+        max_gap: float | None,
     ) -> MiniBatchResult:
         """Say what an update with ratios of 1 says, as `stages.update.stage._optimize` does."""
         statistics = {r.rollout_id: self._statistics(r) for r in rollouts if r.computed}
@@ -162,7 +163,7 @@ class MadeUp:
         if rollout.taught is not None:
             jsd = self._jsd[rollout.rollout_id].astype(np.float64)
             loss, divergence = float(jsd @ rollout.taught.weight_T), float(jsd.mean())
-        return Statistics(loss, 1.0, 0.0, 1.0, 0.0, divergence)
+        return Statistics(loss, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, divergence)
 
 
 class Engine:

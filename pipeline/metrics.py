@@ -185,6 +185,7 @@ def _update_metrics(updates: pa.Table, facts: Mapping[str, Any]) -> dict[str, An
     frame = pl.DataFrame({name: updates[name].to_numpy() for name in ("tokens", "computed")})
     gaps = [gap for gap in updates["max_logprob_gap"].to_pylist() if gap is not None]
     clipped = [c for c in updates["clipped_fraction"].to_pylist() if c is not None]
+    own = updates.filter(pc.is_valid(updates["max_logprob_gap"]))
     return {
         "loss": _mean(facts["loss"]),
         "grad_norm": _mean(facts["grad_norm"]),
@@ -194,6 +195,9 @@ def _update_metrics(updates: pa.Table, facts: Mapping[str, Any]) -> dict[str, An
         "computed_tokens": int(frame.filter("computed")["tokens"].sum()),
         "logprob_gap_max": max(gaps, default=None),
         "logprob_gap_mean": _mean(gaps),
+        "logprob_gap_token_mean": _token_mean(own, "mean_logprob_gap"),
+        "engine_kl": _token_mean(own, "engine_kl"),
+        "tis_cut_share": _token_mean(own, "tis_cut_fraction"),
         "clipped_fraction": _mean(clipped),
     }
 
@@ -209,6 +213,13 @@ def _work_metrics(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     naive = sum(facts["tokens_naive"] for facts in stages)
     share = computed / naive if naive else None
     return {"tokens_computed": computed, "tokens_naive": naive, "work_share": share}
+
+
+def _token_mean(updates: pa.Table, name: str) -> float | None:
+    """Return the mean over tokens of a column of means over each rollout's tokens."""
+    tokens = updates["tokens"].to_numpy().astype(np.float64)
+    values = updates[name].to_numpy().astype(np.float64)
+    return float(values @ tokens / tokens.sum()) if tokens.sum() else None
 
 
 def _mean(values: npt.ArrayLike | pl.Series) -> float | None:

@@ -172,6 +172,14 @@ UPDATES = pa.schema(
             "largest |log pi_old - log pi_engine|, nats",
             nullable=True,
         ),
+        _column("mean_logprob_gap", pa.float32(), "mean of the same, nats", nullable=True),
+        _column(
+            "engine_kl",
+            pa.float32(),
+            "estimate of KL(engine || pi_old) per token, nats",
+            nullable=True,
+        ),
+        _column("tis_cut_fraction", pa.float32(), "tokens whose correction is cut", nullable=True),
         _column(
             "mean_divergence",
             pa.float32(),

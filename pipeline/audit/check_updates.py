@@ -12,6 +12,7 @@ from pipeline.audit.check_rows import StepTables
 from pipeline.invariants import Broken, Mask, in_group, require, within
 
 Doubles = npt.NDArray[np.float64]
+_MISMATCH = ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
 _STATISTICS = ("mean_ratio", "clipped_fraction", "mean_tis")
 _DIVERGENCE_SLACK = 1e-4
 
@@ -62,7 +63,9 @@ def _has_gradient(step: StepTables, taught: Mask) -> Mask:
 
 def _statistics_fit(table: pa.Table, computed: Mask) -> Mask:
     sampled = _flags(pc.equal(table["old_source"], "sampled"))
-    fine = _filled(table, "max_logprob_gap") == (computed & ~sampled)
+    fine = np.ones(table.num_rows, dtype=bool)
+    for name in _MISMATCH:
+        fine = fine & (_filled(table, name) == (computed & ~sampled))
     for name in _STATISTICS:
         fine = fine & (_filled(table, name) == computed)
     return np.asarray(fine)
@@ -88,6 +91,9 @@ def _ranges(step: StepTables, table: pa.Table) -> Iterator[tuple[str, Mask]]:
         "clipped_fraction": (0.0, 1.0),
         "mean_tis": (0.0, settings["tis_clip"] * (1 + 1e-6)),
         "max_logprob_gap": (0.0, np.inf),
+        "mean_logprob_gap": (0.0, np.inf),
+        "engine_kl": (0.0, np.inf),
+        "tis_cut_fraction": (0.0, 1.0),
     }
     if settings["divergence"] != "sampled_token":
         highest = np.log(2) + 1e-3 if settings["divergence"] == "jsd" else np.inf
@@ -95,6 +101,9 @@ def _ranges(step: StepTables, table: pa.Table) -> Iterator[tuple[str, Mask]]:
     for name, (low, high) in ranges.items():
         values = _doubles(table, name)
         yield f"{name} in range", within(values, low, high) | ~_filled(table, name)
+    largest = _doubles(table, "max_logprob_gap") * (1 + 1e-6)
+    below = _doubles(table, "mean_logprob_gap") <= largest
+    yield "mean_logprob_gap is at most the largest", below | ~_filled(table, "mean_logprob_gap")
 
 
 def _live_losses(step: StepTables, table: pa.Table, computed: Mask) -> Iterator[tuple[str, Mask]]:

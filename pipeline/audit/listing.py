@@ -54,6 +54,8 @@ COLUMNS = (
     Column("clipped_fraction", "updates", "clipped_fraction", _REAL),
     Column("mean_tis", "updates", "mean_tis", _REAL),
     Column("max_logprob_gap", "updates", "max_logprob_gap", _REAL),
+    Column("engine_kl", "updates", "engine_kl", _REAL),
+    Column("tis_cut_fraction", "updates", "tis_cut_fraction", _REAL),
     Column("computed", "updates", "computed", _FLAG),
     Column("old_source", "updates", "old_source", _TEXT),
     Column("verifier", "verdicts", "verifier", _TEXT),

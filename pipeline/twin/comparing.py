@@ -179,6 +179,19 @@ def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], f
     return [float(x.double().mean()) for x in (outside, active)], float(near.double().mean())
 
 
+def _mismatch(twin: StepTwin, gap: Tensor, slack: float) -> dict[str, tuple[Tensor, float]]:
+    """Engine against trainer, with what rounding of the gap (`slack`, nats) makes of each."""
+    tilt = float((gap.exp() - 1).abs().max())
+    over = gap.exp() / twin.settings.tis_clip
+    near = float(((over - 1).abs() < 1e-4).double().mean())
+    return {
+        "max_logprob_gap": (gap.abs().max(), slack),
+        "mean_logprob_gap": (gap.abs().mean(), slack),
+        "engine_kl": (formulas.engine_kl(gap).mean(), slack * (tilt + slack)),
+        "tis_cut_fraction": ((over > 1).double().mean(), near + 1e-6),
+    }
+
+
 def _compare_statistics(report: Report, twin: StepTwin, row: RolloutTwin, found: Row) -> None:
     """The nullable columns of `updates`; null where the rollout was not computed."""
     assert row.update is not None
@@ -186,7 +199,7 @@ def _compare_statistics(report: Report, twin: StepTwin, row: RolloutTwin, found:
     expected: dict[str, tuple[Tensor, float]] = {
         "mean_ratio": (update.ratios.mean(), 2 * logs * float(update.ratios.mean())),
         "mean_tis": (update.tis.mean(), 2 * logs * float(update.tis.mean())),
-        "max_logprob_gap": (update.logprob_gap.max(), 2 * logs),
+        **_mismatch(twin, update.logprob_gap, 2 * logs),
     }
     if row.teacher is not None and twin.settings.divergence != ESTIMATOR:
         values = update.divergences

@@ -127,6 +127,11 @@ def tis_weight(log_old: Tensor, log_engine: Tensor, clip: float) -> Tensor:
     return torch.exp(log_old - log_engine).clamp(max=clip).detach()
 
 
+def engine_kl(gap: Tensor) -> Tensor:
+    """Section 7's gap g: exp(g) - 1 - g, which estimates KL(engine || pi_old), [T]."""
+    return torch.exp(gap) - 1.0 - gap
+
+
 def sdpo_ratio(log_new: Tensor, log_old: Tensor, clip: float) -> Tensor:
     """Section 5: stopgrad(min(exp(log s - log s_old), clip)), [T]; the same form as TIS."""
     return torch.exp(log_new - log_old).clamp(max=clip).detach()

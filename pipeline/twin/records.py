@@ -36,7 +36,7 @@ class UpdateTwin:
     loss_sum: Tensor
     ratios: Tensor  # pi / pi_old
     tis: Tensor
-    logprob_gap: Tensor  # |log pi_old - log pi_engine|
+    logprob_gap: Tensor  # log pi_old - log pi_engine
     divergences: Tensor  # before weight, ratio and TIS; 0 without a teacher
 
 

@@ -246,7 +246,7 @@ def _update(row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
     share = {"grpo": 1.0, "mix": settings.mix_lambda, "sdpo": 0.0}[row.route]
     reinforced = formulas.grpo_loss(new, old, row.advantage, settings) * tis
     losses = share * reinforced + (1.0 - share) * distilled
-    gap = (old - row.sampled_logprobs).abs()
+    gap = (old - row.sampled_logprobs).detach()
     ratios = formulas.ratio(new, old).detach()
     return UpdateTwin(losses, losses.sum(), ratios, tis, gap, divergences)
 

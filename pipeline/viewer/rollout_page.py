@@ -119,6 +119,9 @@ def _facts(row: Row, record: RolloutRecord) -> list[tuple[str, str]]:
         ("Clip decides", percent(clipped)),
         ("Engine correction, mean", number(row["mean_tis"])),
         ("Engine gap, largest", _nats(row["max_logprob_gap"])),
+        ("Engine gap, mean", _nats(update.get("mean_logprob_gap"))),
+        ("KL from engine, mean", _nats(row["engine_kl"])),
+        ("Engine correction cut", percent(row["tis_cut_fraction"])),
         ("Optimizer update", number(row["mini_batch"])),
     ]
     return [(label, value) for label, value in facts if value != "-"]

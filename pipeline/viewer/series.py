@@ -63,6 +63,8 @@ CHARTS = (
     Chart("loss", "Loss", "number"),
     Chart("grad_norm", "Gradient norm, unclipped", "number"),
     Chart("logprob_gap_max", "Engine-trainer gap, max", "number", "nats"),
+    Chart("engine_kl", "Engine-trainer KL, mean", "number", "nats"),
+    Chart("tis_cut_share", "Engine correction cut", "percent"),
     Chart("format_rate", "Format kept", "percent"),
     Chart("truncated_share", "Cut at the length limit", "percent"),
     Chart("response_tokens_mean", "Response length, mean", "count", "tokens"),

@@ -23,6 +23,15 @@ def truncated_weight_N(log_ratio_N: Tensor, cap: float) -> Tensor:
     return torch.exp(log_ratio_N.detach()).clamp(max=cap)
 
 
+def engine_kl_N(gap_N: Tensor) -> Tensor:
+    """Return exp(g) - 1 - g for gaps g = log pi_old - log pi_engine, in nats.
+
+    Of tokens that the engine drew, its mean estimates KL(engine || pi_old) without bias, and no
+    token's share is negative (Schulman's k3 estimator).
+    """
+    return torch.expm1(gap_N) - gap_N
+
+
 def grpo_loss_N(
     ratio_N: Tensor,
     advantage_N: Tensor,

@@ -23,7 +23,8 @@ from stages.update.losses import (
 class TokenLosses(NamedTuple):
     """Per-token results; only `loss_N` has a gradient.
 
-    `divergence_N` is NaN where there is no teacher, the gap where the trainer has no value.
+    `divergence_N` is NaN where there is no teacher; the gap, log pi_old - log pi_engine, where the
+    trainer has no value of its own.
     """
 
     loss_N: Tensor
@@ -84,7 +85,7 @@ def token_losses(
         ratio_N=rho_N.detach(),
         clipped_N=torch.where(by_teacher_N, capped_N, by_clip_N),
         tis_N=tis_N,
-        gap_N=torch.where(own_N, gap_N.abs(), torch.nan),
+        gap_N=torch.where(own_N, gap_N.detach(), torch.nan),
         divergence_N=found_N,
     )
 

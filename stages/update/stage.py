@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from pipeline.arithmetic import TRAINING, forward_flops, projection_flops
 from pipeline.config import Config, UpdateSection
@@ -21,6 +22,8 @@ from pipeline.schemas import UPDATES
 from pipeline.scoring import Forward, response_hidden_ND
 from pipeline.stage import Handles, Output, ProgressCounter, Stage
 from stages.update.batch import FlatBatch, Rollout, flatten, rollouts_of
+from stages.update.gate import expect_near
+from stages.update.losses import engine_kl_N
 from stages.update.objective import TokenLosses, token_losses
 
 
@@ -33,7 +36,16 @@ class Statistics:
     clipped_fraction: float
     mean_tis: float
     max_logprob_gap: float | None
+    mean_logprob_gap: float | None
+    engine_kl: float | None
+    tis_cut_fraction: float | None
     mean_divergence: float | None
+
+
+_UNKNOWN: dict[str, float | None] = dict.fromkeys(
+    ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
+)
+"""Of a rollout whose log pi_old is the engine's own word."""
 
 
 class Accumulated(NamedTuple):
@@ -73,7 +85,12 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     report = ProgressCounter(handles, sum(r.tokens for r in rollouts if r.computed))
     results = {
         index: _optimize(
-            policy, [r for r in rollouts if r.mini_batch == index], kept, settings, report
+            policy,
+            [r for r in rollouts if r.mini_batch == index],
+            kept,
+            settings,
+            report,
+            handles.max_logprob_gap,
         )
         for index in sorted({r.mini_batch for r in rollouts})
     }
@@ -114,11 +131,18 @@ def accumulate_gradient(
     kept: int,
     settings: UpdateSection,
     report: ProgressCounter | None = None,
+    max_gap: float | None = None,
 ) -> Accumulated:
     """Set each parameter's gradient to that of L over one mini-batch (METHOD.md, section 8).
 
     L = sum of token losses / N; N counts the response tokens of all routed rollouts, computed or
     not, and is one number for all micro-batches.
+
+    Args:
+        max_gap: nats by which engine and trainer may differ in a token; None: any.
+
+    Raises:
+        NumericalError: a loss is not finite, or a token differs by more.
     """
     for _, parameter in policy.named_parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -130,7 +154,10 @@ def accumulate_gradient(
     passes = forward.batches([r.sequence for r in computed], settings.micro_batch_tokens)
     for members in passes:
         batch = flatten([computed[i] for i in members], kept, policy.device)
-        statistics |= _statistics(batch, _backward(policy, batch, tokens, settings, forward))
+        losses = _backward(policy, batch, tokens, settings, forward)
+        if max_gap is not None:
+            expect_near(batch, losses.gap_N, max_gap, policy.decode)
+        statistics |= _statistics(batch, losses, settings.tis_clip)
         positions += forward.tokens([r.sequence for r in batch.rollouts])
         if report is not None:
             report(len(batch.targets_N))
@@ -170,9 +197,12 @@ def _optimize(
     kept: int,
     settings: UpdateSection,
     report: ProgressCounter,
+    max_gap: float | None,
 ) -> MiniBatchResult:
     """Do one optimizer update; it advances also when no rollout has a gradient."""
-    tokens, positions, statistics = accumulate_gradient(policy, rollouts, kept, settings, report)
+    tokens, positions, statistics = accumulate_gradient(
+        policy, rollouts, kept, settings, report, max_gap
+    )
     parameters = [p for _, p in policy.named_parameters()]
     with phase("clip"):
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
@@ -186,21 +216,32 @@ def _optimize(
     return MiniBatchResult(tokens, positions, loss, norm, statistics)
 
 
-def _statistics(batch: FlatBatch, losses: TokenLosses) -> dict[str, Statistics]:
+def _mismatch(gap_T: Tensor, tis_clip: float) -> dict[str, float | None]:
+    """Return how far engine and trainer are apart over one rollout (METHOD.md, section 7)."""
+    gap_T = gap_T.double()
+    return {
+        "max_logprob_gap": float(gap_T.abs().max()),
+        "mean_logprob_gap": float(gap_T.abs().mean()),
+        "engine_kl": float(engine_kl_N(gap_T).mean()),
+        "tis_cut_fraction": float((gap_T.exp() > tis_clip).double().mean()),
+    }
+
+
+def _statistics(batch: FlatBatch, losses: TokenLosses, tis_clip: float) -> dict[str, Statistics]:
     """Reduce a micro-batch to one record per rollout; a loss that is not finite stops the run."""
     found = {}
     for rollout, part in zip(batch.rollouts, batch.slices(), strict=True):
         total = float(losses.loss_N[part].detach().double().sum())
         if not math.isfinite(total):
             raise NumericalError(f"the loss of rollout {rollout.rollout_id} is {total}")
-        gap = float(losses.gap_N[part].max())
+        own = rollout.old_source != "sampled"
         divergence = float(losses.divergence_N[part].double().mean())
         found[rollout.rollout_id] = Statistics(
             loss_sum=total,
             mean_ratio=float(losses.ratio_N[part].double().mean()),
             clipped_fraction=float(losses.clipped_N[part].double().mean()),
             mean_tis=float(losses.tis_N[part].double().mean()),
-            max_logprob_gap=None if rollout.old_source == "sampled" else gap,
+            **(_mismatch(losses.gap_N[part], tis_clip) if own else _UNKNOWN),
             mean_divergence=None if rollout.taught is None else divergence,
         )
     return found
@@ -224,7 +265,7 @@ def _row(rollout: Rollout, result: MiniBatchResult) -> dict[str, Any]:
 
 STAGE = Stage(
     name="update",
-    version=2,
+    version=3,
     sections=("update",),
     reads=("rollouts", "routes", "scores", "teacher", "weights"),
     writes=("updates",),

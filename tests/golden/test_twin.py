@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from pipeline.twin import formulas
 from pipeline.twin.comparing import compare, compare_gradients, compare_routes
 from pipeline.twin.formulas import Settings
 from pipeline.twin.records import StepTwin
@@ -153,7 +154,10 @@ def make_tables(twin: StepTwin) -> dict[str, list[dict[str, Any]]]:
             "mean_ratio": 1.0,
             "clipped_fraction": 0.0,
             "mean_tis": row.update.tis.mean().item(),
-            "max_logprob_gap": row.update.logprob_gap.max().item(),
+            "max_logprob_gap": row.update.logprob_gap.abs().max().item(),
+            "mean_logprob_gap": row.update.logprob_gap.abs().mean().item(),
+            "engine_kl": formulas.engine_kl(row.update.logprob_gap).mean().item(),
+            "tis_cut_fraction": (row.update.logprob_gap.exp() > 2.0).double().mean().item(),
             "mean_divergence": row.update.divergences.mean().item() if row.teacher else None,
         }
         tables["updates"].append(update)
@@ -203,6 +207,9 @@ FAULTS = {
     "updates.loss_sum": scale("updates", 1, "loss_sum", 1.0001),
     "updates.share": scale("updates", 0, "share", 1.001),
     "updates.mean_tis": scale("updates", 2, "mean_tis", 1.0001),
+    "updates.mean_logprob_gap": scale("updates", 2, "mean_logprob_gap", 1.01),
+    "updates.engine_kl": scale("updates", 2, "engine_kl", 1.01),
+    "updates.tis_cut_fraction": lambda tables: tables["updates"][0].update(tis_cut_fraction=0.99),
     "updates.clipped_fraction": lambda tables: tables["updates"][0].update(clipped_fraction=0.5),
     "updates.route": lambda tables: tables["updates"][0].update(route="grpo"),
     "updates.computed": lambda tables: tables["updates"][0].update(computed=False),

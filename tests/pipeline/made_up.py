@@ -173,6 +173,9 @@ def _updates() -> dict[str, list[Any]]:
         "clipped_fraction": [0.5, 0.0, None, None],
         "mean_tis": [1.0, 1.0, None, None],
         "max_logprob_gap": [0.25, 0.125, None, None],
+        "mean_logprob_gap": [0.125, 0.0625, None, None],
+        "engine_kl": [0.03125, 0.25, None, None],
+        "tis_cut_fraction": [0.0, 0.5, None, None],
         "mean_divergence": [None, 0.25, None, None],
     }
 

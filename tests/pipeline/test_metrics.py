@@ -75,6 +75,9 @@ EXPECTED = {
     "routed_tokens": 10,
     "computed_tokens": 5,  # the first two rollouts
     "logprob_gap_max": 0.25,
+    "logprob_gap_token_mean": 0.1,  # of 3 tokens with 0.125 and 2 with 0.0625
+    "engine_kl": 0.11875,  # of 3 tokens with 0.03125 and 2 with 0.25
+    "tis_cut_share": 0.2,  # of 5 tokens, 1
     "logprob_gap_mean": 0.1875,  # of 0.25 and 0.125
     "clipped_fraction": 0.25,
     "seconds_generate": 4.0,
@@ -122,11 +125,11 @@ def test_a_step_without_taught_or_computed_rollouts() -> None:
     made = tables()
     made["teacher"], made["weights"] = made["teacher"].slice(0, 0), made["weights"].slice(0, 0)
     updates = with_column(made["updates"], "computed", [False] * 4)
-    for column in ("clipped_fraction", "max_logprob_gap"):
+    for column in ("clipped_fraction", "max_logprob_gap", "engine_kl"):
         updates = with_column(updates, column, [None] * 4)
     found = step_metrics({**made, "updates": updates}, manifests())
     assert (found["taught_tokens"], found["computed_tokens"]) == (0, 0)
-    for key in ("teacher_entropy_mean", "jsd_mean", "weight_std", "logprob_gap_max"):
+    for key in ("teacher_entropy_mean", "jsd_mean", "weight_std", "logprob_gap_max", "engine_kl"):
         assert found[key] is None
     assert found["clipped_fraction"] is None
 

@@ -20,7 +20,8 @@ COLUMNS = {
     "student_tail entropy teacher_logprob student_logprob jsd",
     "weights": "rollout_id position entropy raw_weight weight",
     "updates": "rollout_id route mini_batch tokens computed old_source loss_sum share mean_ratio? "
-    "clipped_fraction? mean_tis? max_logprob_gap? mean_divergence?",
+    "clipped_fraction? mean_tis? max_logprob_gap? mean_logprob_gap? engine_kl? "
+    "tis_cut_fraction? mean_divergence?",
 }
 TYPES = {
     "rollout_id": pa.string(),

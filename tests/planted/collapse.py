@@ -18,7 +18,7 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class PlantedEngine:
     """Writes the responses; `step` is set by whoever makes the run."""
 
     name = "planted"
+    facts: ClassVar[dict[str, object]] = {}
 
     def __init__(self, policy: Policy, collapse: Collapse, onset: int, step: int) -> None:
         self._policy, self._collapse = policy, collapse

@@ -155,6 +155,9 @@ def _step(
         "clipped_fraction": [0.0] * len(ids),
         "mean_tis": [1.0] * len(ids),
         "max_logprob_gap": draw.lognormal(np.log(state.gap), 0.5, len(ids)).tolist(),
+        "mean_logprob_gap": [0.0] * len(ids),
+        "engine_kl": [0.0] * len(ids),
+        "tis_cut_fraction": [0.0] * len(ids),
         "mean_divergence": [None] * len(ids),
     }
     norm = float(state.gradient * draw.lognormal(0, 0.4))

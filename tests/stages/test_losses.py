@@ -11,6 +11,7 @@ from torch import Tensor
 from stages.update.losses import (
     clipped_N,
     divergence_N,
+    engine_kl_N,
     grpo_loss_N,
     mixed_loss_N,
     ratio_N,
@@ -46,6 +47,26 @@ def grpo(ratio: float, advantage: float, dual_clip: float | None = 3.0) -> float
 )
 def test_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: float) -> None:
     assert grpo(ratio, advantage) == pytest.approx(loss, abs=1e-12)
+
+
+def test_divergence_from_the_engine_by_hand() -> None:
+    found = engine_kl_N(column(LN2, -LN2, 0.0))
+    assert found.tolist() == pytest.approx([1 - LN2, LN2 - 0.5, 0.0], abs=1e-12)
+
+
+@given(st.floats(-20, 20), st.floats(-20, 20))
+def test_divergence_from_the_engine_is_never_negative_and_grows(one: float, two: float) -> None:
+    near, far = sorted((abs(one), abs(two)))
+    for sign in (1, -1):
+        small, large = engine_kl_N(column(sign * near, sign * far)).tolist()
+        assert 0 <= small <= large
+    assert near == 0 or near < 1e-8 or float(engine_kl_N(column(near))) > 0
+
+
+def test_its_mean_under_the_engine_is_the_divergence() -> None:
+    engine, trainer = column(0.5, 0.3, 0.2), column(0.2, 0.5, 0.3)
+    exact = float((engine * (engine / trainer).log()).sum())
+    assert float((engine * engine_kl_N((trainer / engine).log())).sum()) == pytest.approx(exact)
 
 
 def test_dual_clip_can_be_turned_off() -> None:

@@ -1,7 +1,9 @@
 """The update: where pi_old is from, what advances without a gradient, what stops it."""
 
+import math
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -150,5 +152,60 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(
     assert torch.equal(weights_of(policy), before)
 
 
-def handles(policy: Policy) -> stages.update.stage.Handles:
-    return stages.update.stage.Handles(seed=0, step=0, policy=policy)
+def off_by(tables: dict[str, pa.Table], rollout: int, token: int, nats: float) -> None:
+    """Have the engine claim another log-probability for one token."""
+    rows = tables["rollouts"].to_pylist()
+    rows[rollout]["sampled_logprobs"][token] -= nats
+    tables["rollouts"] = pa.Table.from_pylist(rows, schema=tables["rollouts"].schema)
+
+
+def exact(policy: Policy) -> dict[str, pa.Table]:
+    """Return a step whose engine agrees with the trainer."""
+    tables = routed(policy, config_of(route={"rescore": "all"}), MIXED)
+    rows = tables["rollouts"].to_pylist()
+    for row, score in zip(rows, tables["scores"].to_pylist(), strict=True):
+        row["sampled_logprobs"] = score["old_logprobs"]
+    tables["rollouts"] = pa.Table.from_pylist(rows, schema=tables["rollouts"].schema)
+    return tables
+
+
+def test_the_mismatch_between_engine_and_trainer(policy: Policy) -> None:
+    tables = exact(policy)
+    off_by(tables, 0, 2, 1.0)
+    table = UPDATE.run(tables, config_of(), handles(policy)).tables["updates"]
+    first, second = table.to_pylist()[:2]
+    assert first["max_logprob_gap"] == pytest.approx(1.0, rel=1e-4)
+    assert first["mean_logprob_gap"] == pytest.approx(0.25, rel=1e-4)  # of 4 tokens
+    assert first["engine_kl"] == pytest.approx((math.e - 2) / 4, rel=1e-4)
+    assert first["tis_cut_fraction"] == 0.25  # e > 2
+    assert first["mean_tis"] == pytest.approx(1.25, rel=1e-4)
+    assert second["engine_kl"] == pytest.approx(0, abs=1e-9)
+    assert second["tis_cut_fraction"] == 0
+
+
+def test_the_gate_names_the_worst_tokens_and_stops_before_the_optimizer(policy: Policy) -> None:
+    tables, before = exact(policy), weights_of(policy)
+    off_by(tables, 0, 2, 0.5)
+    off_by(tables, 4, 1, -0.45)
+    engine = tables["rollouts"]["sampled_logprobs"].to_pylist()[0][2]
+    with pytest.raises(NumericalError) as found:
+        UPDATE.run(tables, config_of(), handles(policy, 0.4))
+    said = str(found.value)
+    assert "generate.max_logprob_gap = 0.4 nats in 2 of " in said
+    worst, other = said.index("000000-0000-00 position 2"), said.index("000000-0001-01 position 1")
+    assert worst < other
+    assert f"'c', engine {engine:.4f}, trainer {engine + 0.5:.4f}" in said
+    assert torch.equal(weights_of(policy), before)
+    with pytest.raises(PolicyError, match="failed half-way"):
+        UPDATE.run(tables, config_of(), handles(policy))
+
+
+def test_the_gate_lets_smaller_gaps_pass(policy: Policy) -> None:
+    tables = exact(policy)
+    off_by(tables, 0, 2, 0.5)
+    table = UPDATE.run(tables, config_of(), handles(policy, 0.6)).tables["updates"]
+    assert table["max_logprob_gap"][0].as_py() == pytest.approx(0.5, rel=1e-4)
+
+
+def handles(policy: Policy, gate: float | None = None) -> stages.update.stage.Handles:
+    return stages.update.stage.Handles(seed=0, step=0, policy=policy, max_logprob_gap=gate)
