@@ -138,6 +138,9 @@ METRICS = {
     "computed_tokens": "response tokens that went through forward and backward",
     "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
     "logprob_gap_mean": "mean over rollouts of their largest such gap; null likewise",
+    "logprob_gap_token_mean": "mean over computed tokens of |log pi_old - log pi_engine|, nats",
+    "engine_kl": "mean over computed tokens of their estimate of KL(engine || pi_old), nats",
+    "tis_cut_share": "computed tokens whose correction update.tis_clip cuts",
     "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
     "tokens_computed": "tokens, padding included, that passed through models in route and update",
     "tokens_naive": "tokens of prompts and responses, were each rollout's prompt its own and none "
