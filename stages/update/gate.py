@@ -17,9 +17,11 @@ def expect_near(
 ) -> None:
     """Refuse tokens whose log-probabilities by engine and trainer differ by more than `limit`.
 
+    The first pass with such a token ends the step, so its count is that of the step so far.
+
     Args:
         gap_N: log pi_old - log pi_engine, nats; NaN where the trainer has no value of its own.
-        decode: text of token ids.
+        decode: text of token ids, special ones too.
 
     Raises:
         NumericalError: some do; the worst are named.
@@ -32,8 +34,9 @@ def expect_near(
     tokens = "; ".join(_named(batch, index, float(gap_N[index]), decode) for index in worst)
     raise NumericalError(
         f"engine and trainer differ by more than generate.max_logprob_gap = {limit:g} nats in "
-        f"{beyond} of {len(gap_N)} tokens of a pass, the worst: {tokens}; no update was made and "
-        "the rollouts are saved: check the engine's weights, precision and sampling settings"
+        f"{beyond} of the step's tokens computed so far, the worst: {tokens}; the update is "
+        "discarded, the rollouts are saved: check the engine's weights, precision and sampling "
+        "settings, and look at the rollouts with srpo audit"
     )
 
 

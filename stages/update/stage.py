@@ -156,7 +156,7 @@ def accumulate_gradient(
         batch = flatten([computed[i] for i in members], kept, policy.device)
         losses = _backward(policy, batch, tokens, settings, forward)
         if max_gap is not None:
-            expect_near(batch, losses.gap_N, max_gap, policy.decode)
+            expect_near(batch, losses.gap_N, max_gap, policy.tokenizer.decode)
         statistics |= _statistics(batch, losses, settings.tis_clip)
         positions += forward.tokens([r.sequence for r in batch.rollouts])
         if report is not None:

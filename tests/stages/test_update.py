@@ -191,13 +191,34 @@ def test_the_gate_names_the_worst_tokens_and_stops_before_the_optimizer(policy: 
     with pytest.raises(NumericalError) as found:
         UPDATE.run(tables, config_of(), handles(policy, 0.4))
     said = str(found.value)
-    assert "generate.max_logprob_gap = 0.4 nats in 2 of " in said
+    assert "generate.max_logprob_gap = 0.4 nats in 2 of the step's tokens" in said
+    assert "\n" not in said and "srpo audit" in said
     worst, other = said.index("000000-0000-00 position 2"), said.index("000000-0001-01 position 1")
     assert worst < other
     assert f"'c', engine {engine:.4f}, trainer {engine + 0.5:.4f}" in said
     assert torch.equal(weights_of(policy), before)
     with pytest.raises(PolicyError, match="failed half-way"):
         UPDATE.run(tables, config_of(), handles(policy))
+
+
+def test_the_gate_names_exactly_the_token_that_is_off(policy: Policy) -> None:
+    tables = exact(policy)
+    off_by(tables, 0, 3, 0.5)  # its EOS, whose text is not left out
+    with pytest.raises(NumericalError, match=r"in 1 of the step's") as found:
+        UPDATE.run(tables, config_of(), handles(policy, 0.4))
+    eos = min(policy.eos_ids)
+    text = policy.tokenizer.decode([eos])
+    assert text and f"000000-0000-00 position 3, token {eos} {text!r}, " in str(found.value)
+    assert str(found.value).count("position") == 1
+
+
+def test_without_values_of_its_own_the_trainer_has_no_gate(policy: Policy) -> None:
+    config = config_of(route={"method": "grpo", "rescore": "needed"})
+    tables = routed(policy, config, MIXED)
+    policy.version = "000000-ffffffffffff"
+    rows = UPDATE.run(tables, config, handles(policy, 1e-9)).tables["updates"].to_pylist()
+    assert {r["old_source"] for r in rows if r["computed"]} == {"sampled"}
+    assert {r["engine_kl"] for r in rows} == {r["tis_cut_fraction"] for r in rows} == {None}
 
 
 def test_the_gate_lets_smaller_gaps_pass(policy: Policy) -> None:

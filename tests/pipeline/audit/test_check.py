@@ -167,6 +167,10 @@ SEALED = [
     Sealed("updates", "share", 3, bit(1.001), "share is tokens / N"),
     Sealed("updates", "loss_sum", 3, bit(1.001), "fact loss is"),
     Sealed("updates", "mean_tis", 3, 2.5, "mean_tis in range"),
+    Sealed("updates", "mean_logprob_gap", 3, 9.0, "mean_logprob_gap is at most the largest"),
+    Sealed("updates", "engine_kl", 3, -0.1, "engine_kl in range"),
+    Sealed("updates", "tis_cut_fraction", 3, 1.5, "tis_cut_fraction in range"),
+    Sealed("updates", "engine_kl", 3, None, "statistics exactly where computed"),
     Sealed("updates", "computed", 3, lambda old: not old, "computed exactly if"),
     Sealed("updates", "old_source", 3, "live", "log pi_old is live, stored or sampled"),
 ]
