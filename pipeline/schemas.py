@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.config import KeptDtype
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TOKEN_TABLES = ("teacher", "weights")
 """Tables with one row per response token; their manifests carry an index by rollout."""

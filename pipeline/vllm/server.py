@@ -68,28 +68,28 @@ class ServerProcess:
             if (code := self._process.poll()) is not None:
                 raise EngineError(
                     f"the vLLM server on port {self._port} ended at its start (exit code {code}); "
-                    f"its log {self._log} ends: {self.last_words()}"
+                    f"its log ends: {self.last_words()}"
                 )
             if time.monotonic() > limit:
                 self.end()
                 raise EngineError(
                     f"the vLLM server on port {self._port} did not come up within "
-                    f"vllm.start_seconds = {self._launch.seconds:g} s; its log {self._log} ends: "
+                    f"vllm.start_seconds = {self._launch.seconds:g} s; its log ends: "
                     f"{self.last_words()}"
                 )
             time.sleep(_POLL_SECONDS)
 
     def last_words(self) -> str:
-        """Return what the log says of errors, else its end, on one line."""
+        """Return the log's path and what it says of errors, else its end, on one line."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(0, self._log.stat().st_size - _LOG_BYTES))
                 text = log.read().decode(errors="replace")
         except OSError:
-            return "(no log)"
+            return f"{self._log}: (no log)"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         telling = [line for line in lines if any(mark in line.lower() for mark in _MARKS)]
-        return " | ".join((telling or lines)[-_LOG_LINES:]) or "(empty)"
+        return f"{self._log}: {' | '.join((telling or lines)[-_LOG_LINES:]) or '(empty)'}"
 
     def end(self) -> None:
         """End the server and its children, and wait for it."""

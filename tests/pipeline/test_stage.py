@@ -373,7 +373,7 @@ def test_a_replay_that_gives_other_bytes_is_refused(run: Run, policy: Policy) ->
         {"step": 4},
         {"stage": "other"},
         {"stage_version": 2},
-        {"schema_version": 2},
+        {"schema_version": 3},
         {"inputs": {"questions": "bb"}},
         {"inputs": {"questions": "aa", "more": "cc"}},
         {"settings": {"generate": {"rollouts": 4}}},

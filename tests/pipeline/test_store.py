@@ -354,8 +354,8 @@ def test_no_run_here(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "schema version None"),
         ("{}", "schema version None"),
-        ('{"schema_version": 99}', "schema version 99, this code reads 1"),
-        ('{"schema_version": 1}', "changed since it was written"),
+        ('{"schema_version": 99}', "schema version 99, this code reads 2"),
+        ('{"schema_version": 2}', "changed since it was written"),
     ],
 )
 def test_a_broken_run_file_is_named(run: Run, text: str, message: str) -> None:

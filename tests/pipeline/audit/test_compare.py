@@ -217,7 +217,7 @@ def forked(parent: Run, folder: Path, updates: bool = False) -> Run:
     fork = Fork("../parent", parent.identity, "weigh", 2, 4, changed, updates)
     values = parent.config.model_dump()
     values["weigh"]["beta"] = 3.0
-    record: dict[str, Any] = {"schema_version": 1, "config": values, "fork": fork.to_record()}
+    record: dict[str, Any] = {"schema_version": 2, "config": values, "fork": fork.to_record()}
     write_json(folder / "run.json", {**record, "digest": digest_of(record)})
     return Run.open(folder)
 
