@@ -1,15 +1,17 @@
 """Sampling with vLLM: in the process of the run, on servers of its own, or on servers elsewhere.
 
-    engine.py    what stages call: keeps hosts in step with the policy, shares work among them
-    host.py      what a host is: one vLLM that samples groups and takes weights
-    local.py     a host inside this process
-    remote.py    a host behind HTTP
-    server.py    the process of a server of ours, and its end
-    guard.py     ends a server's processes with the run, however that ended
-    launch.py    which arguments and environment vLLM gets
-    weights.py   names and tensors to send, and how they get there
-    plugin.py    vLLM's side of the file backend
-    probe.py     the check after every transfer: log-probabilities of known sequences
+    engine.py      what stages call: keeps hosts in step with the policy, shares work among them
+    host.py        what a host is: one vLLM that samples groups and takes weights
+    local.py       a host inside this process
+    remote.py      a host behind HTTP
+    server.py      the process of a server of ours, and its end
+    guard.py       ends a server's processes with the run, however that ended
+    launch.py      which arguments and environment vLLM gets
+    weights.py     names and tensors to send, and files as their way
+    collective.py  nccl and ipc as their way
+    plugin.py      vLLM's side of the file backend
+    probe.py       the check after every transfer: log-probabilities of known sequences
+    threads.py     calls side by side
 
-vLLM is imported by `local`, `plugin` and parts of `weights` alone, and only when they are needed.
+vLLM is imported by `local`, `plugin` and `collective` alone, and only when they are needed.
 """

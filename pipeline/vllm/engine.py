@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from pipeline.config import Config
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.errors import PolicyError
@@ -20,7 +22,7 @@ from pipeline.vllm.probe import check_host
 from pipeline.vllm.remote import RemoteHost
 from pipeline.vllm.server import ServerProcess
 from pipeline.vllm.threads import outcomes
-from pipeline.vllm.weights import sender_of
+from pipeline.vllm.weights import FileSender, Sender
 
 _log = logging.getLogger("srpo.vllm")
 _ROUNDS = 3
@@ -50,7 +52,7 @@ class VllmEngine:
         self._folder = Path(tempfile.mkdtemp(prefix="srpo-vllm-"))
         self._launch = launch_of(config, policy, self._folder / "model")
         shared = config.vllm.sync_folder
-        self._sender = sender_of(self._launch, Path(shared) if shared else self._folder)
+        self._sender = _sender(self._launch, Path(shared) if shared else self._folder)
         self._hosts = _hosts(self._launch, self._folder)
         self._keep_logs = False
         self.facts: Mapping[str, Any] = {}
@@ -219,3 +221,13 @@ def _hosts(launch: Launch, folder: Path) -> Sequence[Host]:
         logs = [folder / f"server-{index}.log" for index in range(section.servers)]
         return [remote(None, ServerProcess(launch, log)) for log in logs]
     return [LocalHost(launch)]
+
+
+def _sender(launch: Launch, folder: Path) -> Sender:
+    """Return the way for weights that a launch asks for."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[launch.dtype]
+    if launch.transfer == "file":
+        return FileSender(folder, dtype)
+    from pipeline.vllm.collective import CollectiveSender
+
+    return CollectiveSender(launch.transfer, dtype)

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.vllm.host import Host
-from pipeline.vllm.launch import Launch
 from pipeline.vllm.threads import side_by_side
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -95,13 +94,3 @@ class FileSender:
         fan.start_weight_update()
         fan.update_weights({"path": str(self._path), "tensors": len(weights)})
         fan.finish_weight_update()
-
-
-def sender_of(launch: Launch, folder: Path) -> Sender:
-    """Return the way for weights that a launch asks for."""
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[launch.dtype]
-    if launch.transfer == "file":
-        return FileSender(folder, dtype)
-    from pipeline.vllm.collective import CollectiveSender
-
-    return CollectiveSender(launch.transfer, dtype)

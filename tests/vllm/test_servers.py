@@ -62,6 +62,25 @@ def test_updates_reach_every_server(pair: Pair) -> None:
         assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
 
 
+def test_a_server_at_a_url_serves_whoever_brings_weights(
+    pair: Pair, demo_policy: OpenPolicy
+) -> None:
+    engine, policy = pair
+    asked, of = prompts(policy, 4), seeds(4, 4)
+    mine = sample(engine, asked, of)
+    guest = demo_policy()
+    learn(guest, "000700-a-guest", scale=0.02)
+    urls = [host.url for host in engine._hosts]  # type: ignore[attr-defined]
+    with running(guest, f'vllm.urls=["{urls[0]}", "{urls[1]}"]') as visitor:
+        assert largest_gap(guest, asked, sample(visitor, asked, of)) < 1e-4
+    assert len(servers_of(engine)) == 2  # a guest's engine ends nothing
+    again = sample(engine, asked, of)  # weights of another version are noticed, and replaced
+    assert largest_gap(policy, asked, again) < 1e-4
+    assert [[a.response_ids for a in group] for group in again] == [
+        [a.response_ids for a in group] for group in mine
+    ]
+
+
 def test_a_server_that_dies_in_the_middle_loses_nothing(pair: Pair) -> None:
     engine, policy = pair
     asked, of = prompts(policy, 24), seeds(24, 8)
