@@ -181,7 +181,7 @@ def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], f
 
 def _mismatch(twin: StepTwin, gap: Tensor, slack: float) -> dict[str, tuple[Tensor, float]]:
     """Engine against trainer, with what rounding of the gap (`slack`, nats) makes of each."""
-    tilt = float((gap.exp() - 1).abs().max())
+    tilt = float((gap.clamp(max=20.0).exp() - 1).abs().max())
     over = gap.exp() / twin.settings.tis_clip
     near = float(((over - 1).abs() < 1e-4).double().mean())
     return {

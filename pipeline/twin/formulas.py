@@ -128,8 +128,9 @@ def tis_weight(log_old: Tensor, log_engine: Tensor, clip: float) -> Tensor:
 
 
 def engine_kl(gap: Tensor) -> Tensor:
-    """Section 7's gap g: exp(g) - 1 - g, which estimates KL(engine || pi_old), [T]."""
-    return torch.exp(gap) - 1.0 - gap
+    """Section 7's gap g, within +-20: exp(g) - 1 - g, an estimate of KL(engine || pi_old), [T]."""
+    bounded = gap.clamp(-20.0, 20.0)
+    return torch.exp(bounded) - 1.0 - bounded
 
 
 def sdpo_ratio(log_new: Tensor, log_old: Tensor, clip: float) -> Tensor:

@@ -27,8 +27,9 @@ def engine_kl_N(gap_N: Tensor) -> Tensor:
     """Return exp(g) - 1 - g for gaps g = log pi_old - log pi_engine, in nats.
 
     Of tokens that the engine drew, its mean estimates KL(engine || pi_old) without bias, and no
-    token's share is negative (Schulman's k3 estimator).
+    token's share is negative (Schulman's k3 estimator). Gaps are clamped to +-20 as ratios are.
     """
+    gap_N = gap_N.clamp(-_RATIO_CLAMP, _RATIO_CLAMP)
     return torch.expm1(gap_N) - gap_N
 
 

@@ -51,11 +51,12 @@ def test_the_digest_covers_everything(change: dict[str, Any]) -> None:
 
 def test_a_manifest_from_before_writing_was_timed_is_read_as_it_is(tmp_path: Path) -> None:
     """Its digest covers what it has, and it has no `write_seconds`."""
-    sealed = manifest().sealed()
+    old = origin("teacher").model_copy(update={"schema_version": 1})
+    sealed = manifest(origin=old).sealed()
     sealed.write(tmp_path / "old.json")
     assert "write_seconds" not in (tmp_path / "old.json").read_text()
     assert sealed.digest == OLD_DIGEST
-    timed = manifest(cost=COST.model_copy(update={"write_seconds": 0.5})).sealed()
+    timed = manifest(origin=old, cost=COST.model_copy(update={"write_seconds": 0.5})).sealed()
     timed.write(tmp_path / "new.json")
     assert Manifest.read(tmp_path / "new.json").cost.write_seconds == 0.5
     assert timed.digest != sealed.digest
