@@ -54,6 +54,7 @@ class VllmEngine:
         shared = config.vllm.sync_folder
         self._sender = _sender(self._launch, Path(shared) if shared else self._folder)
         self._hosts = _hosts(self._launch, self._folder)
+        self._checked: dict[Host, str] = {}
         self._keep_logs = False
         self.facts: Mapping[str, Any] = {}
 
@@ -83,7 +84,11 @@ class VllmEngine:
                 before = sum(map(len, answers.values()))
                 left = [group for group in groups if group.number not in answers]
                 work = Work(left, partial(answered, before, [0]))
-                lost = self._round(work, ask)
+                try:
+                    lost = self._round(work, ask)
+                except HostLost as error:
+                    lost = [error]
+                    _log.warning("%s", error)
                 answers |= work.answers
                 if len(answers) == len(groups):
                     break
@@ -147,7 +152,12 @@ class VllmEngine:
         if not ready:
             raise lost[-1]
         hosts = [state.host for state in ready]
-        stale = [s.host for s in ready if s.anew or s.version != self.policy.version]
+        version = self.policy.version
+        stale = [
+            s.host
+            for s in ready
+            if s.anew or s.version != version or self._checked.get(s.host) != version
+        ]
         if stale:
             everybody = self._launch.transfer == "nccl"
             self._synchronise(hosts if everybody else stale, any(s.anew for s in ready))
@@ -164,17 +174,15 @@ class VllmEngine:
         with phase("check of vllm"):
             for host in hosts:
                 self._expect_version(host)
-                gaps.append(
-                    check_host(
-                        host,
-                        policy,
-                        self._launch.length,
-                        self._launch.dtype,
-                        self._stop_ids(),
-                        self._timeout,
-                    )
-                )
+                gaps.append(self._check(host))
+                self._checked[host] = policy.version
         self.facts = {"engine_probe_gap": max(gaps)}
+
+    def _check(self, host: Host) -> float:
+        launch = self._launch
+        return check_host(
+            host, self.policy, launch.length, launch.dtype, self._stop_ids(), self._timeout
+        )
 
     def _expect_version(self, host: Host) -> None:
         found, expected = host.weight_version(), self.policy.version

@@ -125,9 +125,11 @@ def test_a_stale_projection_is_noticed(pair: Pair, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(weights, "named_weights", without_head)
     learn(policy, "000301-stale-head", scale=0.02)
-    with pytest.raises(EngineError, match="tied projection"):
-        sample(engine, asked, of)
+    for _ in range(2):  # trying again makes it no better
+        with pytest.raises(EngineError, match="tied projection"):
+            sample(engine, asked, of)
     monkeypatch.undo()
+    assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
     learn(policy, "000302-fine")
     assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
 
