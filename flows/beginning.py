@@ -10,10 +10,21 @@ from typing import Any
 import torch
 
 from data.random_policy import write_random_policy
-from flows.questions import Questions
+from data.registry import file_digest
+from flows.questions import (
+    Questions,
+    check_evaluation_context,
+    check_training_context,
+    fitting,
+    load_questions,
+)
 from pipeline.config import Config
+from pipeline.errors import StoreError
+from pipeline.files import remove_leftovers
 from pipeline.policy import Policy, TeacherSettings
-from pipeline.snapshots import open_policy
+from pipeline.process import settle
+from pipeline.snapshots import open_policy, save_snapshot
+from pipeline.store import Run, is_taken
 
 _PACKAGES = (
     "srpo",
@@ -26,6 +37,35 @@ _PACKAGES = (
     "prefect",
     "numpy",
 )
+
+
+def begin_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Questions, Policy]:
+    """Write a run's folder; everything that can be wrong is found before anything is written.
+
+    Args:
+        keep_start: take snapshot 0, from which a run can be resumed.
+    """
+    settle(config.run.threads)
+    loaded = load_questions(config)
+    policy = initial_policy(config, loaded)
+    check_evaluation_context(config, policy)
+    if keep_start:
+        check_training_context(config, policy)
+    questions = fitting(loaded, config, policy.render)
+    facts = {
+        **surroundings(policy),
+        "task_digest": file_digest(config.data.task),
+        "questions_digest": questions.digest(),
+        "skipped_questions": questions.skipped,
+        "initial_policy_version": policy.version,
+    }
+    if is_taken(run_dir):
+        raise StoreError(f"{run_dir}: there is something already; choose another --run")
+    remove_leftovers(run_dir / "policy")
+    policy.tokenizer.save_pretrained(run_dir / "tokenizer")
+    if keep_start:
+        save_snapshot(policy, run_dir / "policy" / "000000", 0)
+    return Run.create(run_dir, config, facts), questions, policy
 
 
 def initial_policy(config: Config, questions: Questions) -> Policy:

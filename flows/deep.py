@@ -38,7 +38,7 @@ def check_step(
     routes = run.read("routes", step)
     scorer = run.owner("teacher" if run.has("teacher", step) else "rollouts", step)
     with tempfile.TemporaryDirectory(prefix="srpo-deep-") as folder:
-        with contextlib.closing(Session.resume(scorer.root)) as session:
+        with contextlib.closing(Session.resume(scorer.root, writes=False)) as session:
             policy = session.prepare(step, replayed)
             _expect_small(run, step, policy)
             start = _starting_state(policy, Path(folder) / "policy", step)
@@ -66,7 +66,7 @@ def _starting_state(policy: Policy, folder: Path, step: int) -> StartingState:
 def _before_updates(root: Path, step: int, batches: int, replayed: Progress) -> dict[int, State]:
     """Return the parameters before each optimizer update; all but the first need a replay."""
     found: dict[int, State] = {}
-    with contextlib.closing(Session.resume(root)) as session:
+    with contextlib.closing(Session.resume(root, writes=False)) as session:
         policy = session.prepare(step, replayed)
         if batches == 1:
             return {0: _parameters(policy.model)}

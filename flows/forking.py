@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.lineage import STEP_STAGES, TASK_CODE, Fork, stages_from, tables_before
 from pipeline.loading import apply_override, validate_config
+from pipeline.lock import RunLock
 from pipeline.manifest import flat
 from pipeline.stage import Stage
 from pipeline.store import Run, is_taken
@@ -52,17 +53,18 @@ def fork_run(
         ConfigError: a setting can't be changed here; the line says from which stage it could.
         StoreError: the folder is taken, or a table that the fork would refer to is missing.
     """
-    config, fork = planned_fork(parent, root, stage, start, end, overrides, updates)
-    if (root / "run.json").exists():
-        return Run.open(root)
-    facts = {
-        **{key: parent.record[key] for key in _INHERITED_FACTS},
-        **_questions_facts(parent, config, fork.changed),
-        "task_digest": _task_digest(parent, config, stage),
-        "versions": {name: version(name) for name in parent.record["versions"]},
-        "fork": fork.to_record(),
-    }
-    return Run.create(root, config, facts)
+    with RunLock(root):
+        config, fork = planned_fork(parent, root, stage, start, end, overrides, updates)
+        if (root / "run.json").exists():
+            return Run.open(root)
+        facts = {
+            **{key: parent.record[key] for key in _INHERITED_FACTS},
+            **_questions_facts(parent, config, fork.changed),
+            "task_digest": _task_digest(parent, config, stage),
+            "versions": {name: version(name) for name in parent.record["versions"]},
+            "fork": fork.to_record(),
+        }
+        return Run.create(root, config, facts)
 
 
 def planned_fork(

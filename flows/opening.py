@@ -54,10 +54,9 @@ def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
 
     if not resume:
         return Session.create(run_dir, config)
-    run = Run.open(run_dir)
-    if config != run.config:
-        run.extend(config)
     session = Session.resume(run_dir)
+    if config != session.config:
+        session.run.extend(config)
     _ = session.questions  # what is wrong with them is found before anything is sampled
     return session
 

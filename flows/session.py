@@ -17,27 +17,20 @@ import stages.update
 import stages.verify
 import stages.weigh
 from data.registry import file_digest, judge, open_task
-from flows.beginning import initial_policy, surroundings, teacher_settings
+from flows.beginning import begin_run, teacher_settings
 from flows.engines import Engines, slow_paths
-from flows.questions import (
-    Questions,
-    check_evaluation_context,
-    check_training_context,
-    fitting,
-    load_questions,
-    recorded_questions,
-    tokenizer_render,
-)
+from flows.questions import Questions, recorded_questions, tokenizer_render
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import remove_folder, remove_leftovers
 from pipeline.health.records import Records
 from pipeline.lineage import STEP_STAGES, STEP_TABLES
+from pipeline.lock import RunLock
 from pipeline.policy import Policy
 from pipeline.process import settle
 from pipeline.snapshots import load_snapshot, save_snapshot
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
-from pipeline.store import Run, is_taken
+from pipeline.store import Run
 from pipeline.verification import VerifierPool
 from pipeline.writing import Writer
 
@@ -57,7 +50,9 @@ STAGES: dict[str, Stage] = {
 class Session:
     """One process's work on one run."""
 
-    def __init__(self, run: Run, questions: Questions | None, policy: Policy | None) -> None:
+    def __init__(
+        self, run: Run, questions: Questions | None, policy: Policy | None, writes: bool = True
+    ) -> None:
         self.run = run
         self._questions = questions
         self._policy = policy
@@ -76,6 +71,7 @@ class Session:
             verify.memory_mb,
             prepare=open_task,
         )
+        self._lock = RunLock(run.root) if writes else None
 
     @classmethod
     def create(cls, run_dir: Path, config: Config, keep_start: bool = True) -> "Session":
@@ -84,34 +80,19 @@ class Session:
         Args:
             keep_start: take snapshot 0, from which a run can be resumed.
         """
-        settle(config.run.threads)
-        loaded = load_questions(config)
-        policy = initial_policy(config, loaded)
-        check_evaluation_context(config, policy)
-        if keep_start:
-            check_training_context(config, policy)
-        questions = fitting(loaded, config, policy.render)
-        facts = {
-            **surroundings(policy),
-            "task_digest": file_digest(config.data.task),
-            "questions_digest": questions.digest(),
-            "skipped_questions": questions.skipped,
-            "initial_policy_version": policy.version,
-        }
-        if is_taken(run_dir):
-            raise StoreError(f"{run_dir}: there is something already; choose another --run")
-        remove_leftovers(run_dir / "policy")
-        policy.tokenizer.save_pretrained(run_dir / "tokenizer")
-        if keep_start:
-            save_snapshot(policy, run_dir / "policy" / "000000", 0)
-        return cls(Run.create(run_dir, config, facts), questions, policy)
+        with RunLock(run_dir):
+            return cls(*begin_run(run_dir, config, keep_start))
 
     @classmethod
-    def resume(cls, run_dir: Path) -> "Session":
-        """Open a run where it stands. Questions and policy are opened when a stage needs them."""
+    def resume(cls, run_dir: Path, writes: bool = True) -> "Session":
+        """Open a run where it stands. Questions and policy are opened when a stage needs them.
+
+        Args:
+            writes: be its one writer; False: nothing is made but policies, by replay.
+        """
         run = Run.open(run_dir)
         settle(run.config.run.threads)
-        return cls(run, None, None)
+        return cls(run, None, None, writes)
 
     @property
     def questions(self) -> Questions:
@@ -239,9 +220,11 @@ class Session:
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
     def close(self) -> None:
-        """End the verifier's child processes, and the engines."""
+        """End the verifier's child processes and the engines; others may write then."""
         self._verifier.close()
         self._engines.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _run(
         self, name: str, step: int, progress: Progress, decisions_only: bool = False

@@ -18,6 +18,7 @@ from pipeline.errors import StoreError
 from pipeline.files import digest_of, file_digest, make_folder, move_into_place, write_json
 from pipeline.lineage import Fork
 from pipeline.loading import validate_config
+from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
 from pipeline.writing import write_arrow
@@ -286,7 +287,8 @@ def is_taken(root: Path) -> bool:
 
     run.json is written last: a policy and a tokenizer without it are of a command cut short.
     """
-    return root.exists() and bool({p.name for p in root.iterdir()} - {"policy", "tokenizer"})
+    beginnings = {LOCK_FILE, "policy", "tokenizer"}
+    return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
 
 
 def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:

@@ -30,7 +30,7 @@ def policy(
         raise ConfigError(f"{state}: which state? Give RUN@STEP, for example {state}@10")
     if out.exists():
         raise StoreError(f"{out}: there is something already; choose another folder")
-    with contextlib.closing(Session.resume(run)) as session:
+    with contextlib.closing(Session.resume(run, writes=False)) as session:
         start = max((s for s in session.run.snapshots() if s <= step), default=0)
         with bars(f"replaying updates {start} to {step - 1}") as (replayed,):
             made = session.prepare(step, replayed)
