@@ -7,6 +7,7 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.process import settle
 from pipeline.snapshots import load_snapshot, save_snapshot
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run
+from pipeline.task import Task
 from pipeline.verification import VerifierPool
 from pipeline.writing import Writer
 
@@ -60,8 +62,6 @@ class Session:
         self._engines = Engines(run.config)
         self._renderer: Render | None = None
         self._writer: Writer | None = None
-        self._task = open_task(run.config.data.task)
-        self._task_digest = file_digest(run.config.data.task)
         verify = run.config.verify
         self._verifier = VerifierPool(
             judge,
@@ -72,6 +72,15 @@ class Session:
             prepare=open_task,
         )
         self._lock = RunLock(run.root) if writes else None
+
+    @cached_property
+    def _task(self) -> Task:
+        """The task, whose code is not run before a stage needs it."""
+        return open_task(self.run.config.data.task)
+
+    @cached_property
+    def _task_digest(self) -> str:
+        return file_digest(self.run.config.data.task)
 
     @classmethod
     def create(cls, run_dir: Path, config: Config, keep_start: bool = True) -> "Session":
@@ -260,14 +269,15 @@ class Session:
                 if stage.name == "evaluate"
                 else self.questions.of_step(config, step)
             )
-        if "verifier" in stage.uses and not inherited:
+        judges = "verifier" in stage.uses and not inherited
+        if judges:
             self._expect_same_task()
         return Handles(
             seed=config.run.seed,
             step=step,
             task=config.data.task,
-            verifier_version=self._task.VERIFIER,
-            verifier_digest=self._task_digest,
+            verifier_version=self._task.VERIFIER if judges else "",
+            verifier_digest=self._task_digest if judges else "",
             questions=questions,
             render=self._render() if stage.without_policy else None,
             policy=policy,
@@ -275,7 +285,7 @@ class Session:
             if policy and "engine" in stage.uses
             else None,
             max_logprob_gap=config.generate.max_logprob_gap,
-            verifier=self._verifier if "verifier" in stage.uses else None,
+            verifier=self._verifier if judges else None,
             progress=progress,
         )
 

@@ -1,0 +1,82 @@
+"""Run folders of every schema version that users may have stay readable by every tool."""
+
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from flows.session import Session
+from pipeline.audit.check import check_run
+from pipeline.audit.diff import diff_runs
+from pipeline.audit.listing import samples
+from pipeline.audit.rollout import rollout_record
+from pipeline.lineage import STEP_TABLES
+from pipeline.overview import overview
+from pipeline.schemas import SCHEMA_VERSION
+from pipeline.store import Run
+from pipeline.viewer.app import create_app
+from tests.golden.keep_runs import KEPT
+
+VERSIONS = sorted(path.name for path in KEPT.iterdir())
+RUNS = [KEPT / version / name for version in VERSIONS for name in ("parity", "sharper")]
+
+
+def name_of(root: Path) -> str:
+    return "/".join(root.parts[-2:])
+
+
+@pytest.fixture(params=RUNS, ids=name_of)
+def kept(request: pytest.FixtureRequest) -> Run:
+    return Run.open(request.param)
+
+
+def test_there_is_a_kept_run_of_this_schema_version() -> None:
+    assert str(SCHEMA_VERSION) in VERSIONS
+
+
+def test_every_table_is_read_whole(kept: Run) -> None:
+    for step in range(3):
+        assert kept.metrics(step)["rollouts"] == 12
+        for table in STEP_TABLES:
+            data = kept.read(table, step)
+            assert data.num_rows == kept.manifest(table, step).rows > 0, table
+    assert kept.steps_done() == 3
+    assert kept.steps_of("evaluations") == ([0, 3] if kept.fork is None else [0])
+
+
+def test_check_finds_nothing_broken(kept: Run) -> None:
+    report = check_run(kept)
+    assert not report.findings
+    assert report.tables > 0
+
+
+def test_a_snapshot_opens_with_teacher_and_optimizer(kept: Run) -> None:
+    session = Session.resume(kept.root, writes=False)
+    policy = session.prepare(3)
+    assert policy.version == kept.manifest("updates", 2).facts["next_policy_version"]
+    assert len(policy.optimizer.state) == len(list(policy.named_parameters()))
+    assert policy.teacher_model is not None
+    session.close()
+
+
+def test_audits_show_what_was_decided(kept: Run) -> None:
+    frame = samples(kept).collect()
+    assert frame.height == 36
+    assert set(frame["route"]) == {"grpo", "sdpo"}
+    taught = frame.filter(frame["route"] == "sdpo")["rollout_id"][0]
+    tokens = rollout_record(kept, taught).tokens
+    assert all(token.weight is not None and token.weight > 0 for token in tokens)
+    assert overview(kept.root)["steps"] == 3
+
+
+def test_pages_are_served(kept: Run) -> None:
+    with TestClient(create_app([kept]), base_url="http://127.0.0.1") as client:
+        for page in ("", "steps/1/", "rollouts/000001-0000-00/"):
+            assert client.get(f"/runs/{kept.root.name}/{page}").status_code == 200, page
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_fork_differs_in_the_weights_it_changed(version: str) -> None:
+    parent, fork = (Run.open(KEPT / version / name) for name in ("parity", "sharper"))
+    differing = {s.table: s.differing_rows for s in diff_runs(parent, fork).summaries}
+    assert {t for t, rows in differing.items() if rows} == {"weights", "updates"}
