@@ -126,7 +126,9 @@
       margin: { l: 44, r: 10, t: 8, b: 34 }, hovermode: "x unified", dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
       hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--text"), size: 11 } },
       xaxis: { ...axis, title: { text: axisTitle(unit), font: { size: 10, color: colour("--muted") }, standoff: 4 }, tickformat: choice("x") === "tokens" ? "~s" : "" },
-      yaxis: { ...axis, tickformat: ticks[chart.format], ticksuffix: chart.format === "seconds" ? " s" : "", rangemode: chart.parts.length ? "tozero" : "normal" },
+      yaxis: { ...axis, tickformat: ticks[chart.format], ticksuffix: chart.format === "seconds" ? " s" : "", rangemode: chart.parts.length ? "tozero" : "normal",
+        // A line that never leaves 0% would else be drawn between -100% and 100%.
+        autorangeoptions: chart.format === "percent" ? { clipmin: 0, clipmax: 1 } : {} },
     };
   };
 
