@@ -85,5 +85,9 @@ def remove_leftovers(parent: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented for people."""
     with atomic_path(path) as temporary:
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(json_text(value).encode())
+
+
+def json_text(value: Any) -> str:
+    """Return the text of a JSON file of ours: the only one for a value and its order of keys."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -13,6 +13,7 @@ from pydantic import (
 
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, write_json
+from pipeline.sealed import read_sealed
 
 
 class Origin(BaseModel):
@@ -106,16 +107,11 @@ class Manifest(BaseModel):
             StoreError: the record is missing, malformed, or was changed.
         """
         try:
-            manifest = cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate(read_sealed(path))
         except FileNotFoundError:
             raise StoreError(f"{path}: this table was never committed") from None
-        except (ValidationError, UnicodeDecodeError):
-            raise StoreError(
-                f"{path}: not a manifest; delete it with its .arrow and rerun its stage"
-            ) from None
-        if manifest.digest != manifest._own_digest():
-            raise StoreError(f"{path}: changed since it was written (digest does not match)")
-        return manifest
+        except ValidationError:
+            raise StoreError(f"{path}: not a manifest") from None
 
     def _own_digest(self) -> str:
         return digest_of(self.model_dump(mode="json", exclude={"digest"}))

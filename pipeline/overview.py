@@ -37,7 +37,7 @@ def overview(root: Path) -> dict[str, Any]:
     evaluated = run.steps_of("evaluations")
     accuracy = None
     if evaluated:
-        table = run.peek("evaluations", evaluated[-1])
+        table = run.read("evaluations", evaluated[-1])
         accuracy = evaluation_metrics(table)["accuracy"]
     files = [path.stat() for path in root.rglob("*") if path.is_file()]
     newest = max(status.st_mtime for status in files)

@@ -12,9 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, write_json
 from pipeline.lineage import STEP_STAGES, TABLES_OF_STAGE
 from pipeline.profiling import REST, Row
+from pipeline.sealed import read_sealed, write_sealed
 from pipeline.store import Run
 
 BETWEEN = "between"
@@ -126,9 +126,8 @@ def write_profile(run: Run, step: int, machine: Machine, rows: Sequence[Row]) ->
             bytes=sum(manifest.bytes for manifest in made),
         )
     profile = Profile(step=step, machine=machine, rows=list(rows), stages=stages)
-    sealed = profile.model_copy(update={"digest": _digest(profile)})
-    write_json(profile_path(run, step), sealed.model_dump(mode="json"))
-    return sealed
+    record = write_sealed(profile_path(run, step), profile.model_dump(mode="json"))
+    return profile.model_copy(update={"digest": record["digest"]})
 
 
 def read_profile(run: Run, step: int) -> Profile | None:
@@ -142,12 +141,11 @@ def read_profile(run: Run, step: int) -> Profile | None:
         return None
     advice = "delete it, no other file depends on it"
     try:
-        profile = Profile.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError):
+        return Profile.model_validate(read_sealed(path))
+    except StoreError as error:
+        raise StoreError(f"{error}; {advice}") from None
+    except ValidationError:
         raise StoreError(f"{path}: not a profile; {advice}") from None
-    if profile.digest != _digest(profile):
-        raise StoreError(f"{path}: changed since it was written (digest does not match); {advice}")
-    return profile
 
 
 def lines_of(profiles: Sequence[Profile]) -> list[Line]:
@@ -223,7 +221,3 @@ def _line(
         peak_mb=peak_mb,
         written_mb=written_mb,
     )
-
-
-def _digest(profile: Profile) -> str:
-    return digest_of(profile.model_dump(mode="json", exclude={"digest"}))

@@ -4,7 +4,6 @@ RUN/policy/000020/ is a Hugging Face folder of the policy after 20 steps, with b
 teacher.safetensors (float32), optimizer.safetensors and state.json (versions, SHA-256 of files).
 """
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.config import ModelSection
 from pipeline.errors import PolicyError, StoreError
-from pipeline.files import atomic_path, digest_of, file_digest, write_json
+from pipeline.files import atomic_path, digest_of, file_digest
 from pipeline.policy import Policy, TeacherSettings
+from pipeline.sealed import read_sealed, write_sealed
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -62,7 +62,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
             "teacher": asdict(policy.teacher),
             "sha256": files,
         }
-        write_json(folder / "state.json", {**state, "digest": digest_of(state)})
+        write_sealed(folder / "state.json", state)
 
 
 def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
@@ -95,14 +95,9 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed(path)
     except FileNotFoundError:
         raise StoreError(f"{path.parent}: no snapshot here (state.json is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise StoreError(f"{path}: not valid JSON") from None
-    if not isinstance(state, dict) or state.pop("digest", None) != digest_of(state):
-        raise StoreError(f"{path}: changed since it was written (digest does not match)")
-    return state
 
 
 def _load_pretrained(path: str) -> tuple[Any, Any]:

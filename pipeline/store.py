@@ -3,7 +3,6 @@
 The commit point of a table is its manifest: a table without one does not exist for any reader.
 """
 
-import json
 import os
 import time
 from pathlib import Path
@@ -15,12 +14,13 @@ import pyarrow.ipc
 
 from pipeline.config import Config
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, file_digest, make_folder, move_into_place, write_json
+from pipeline.files import digest_of, file_digest, make_folder, move_into_place
 from pipeline.lineage import Fork
 from pipeline.loading import validate_config
 from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
+from pipeline.sealed import expect_unchanged, read_record, read_sealed, write_sealed
 from pipeline.writing import write_arrow
 
 _METADATA_KEY = b"srpo"
@@ -50,9 +50,7 @@ class Run:
         if is_taken(root):
             raise StoreError(f"{root}: there is something already; choose another --run, or resume")
         record = {"schema_version": SCHEMA_VERSION, "config": config.model_dump(), **facts}
-        record["digest"] = digest_of(record)
-        write_json(root / "run.json", record)
-        return cls(root, record)
+        return cls(root, write_sealed(root / "run.json", record))
 
     @classmethod
     def open(cls, root: Path) -> "Run":
@@ -63,16 +61,15 @@ class Run:
         """
         path = root / "run.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record, text = read_record(path)
         except FileNotFoundError:
             raise StoreError(f"{root}: no run here (run.json is missing)") from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise StoreError(f"{path}: not valid JSON") from None
-        if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-            found = record.get("schema_version") if isinstance(record, dict) else None
-            raise StoreError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}")
-        if record.get("digest") != digest_of({k: v for k, v in record.items() if k != "digest"}):
-            raise StoreError(f"{path}: changed since it was written (digest does not match)")
+        if record.get("schema_version") != SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: schema version {record.get('schema_version')!r:.20}, this code reads "
+                f"{SCHEMA_VERSION}; open it with the version of srpo that made it"
+            )
+        expect_unchanged(path, record, text)
         return cls(root, record)
 
     @property
@@ -85,9 +82,7 @@ class Run:
     def extend(self, config: Config) -> None:
         """Record a longer `run.steps` or `run.max_hours`; nothing else may change in place."""
         record = {**self.record, "config": config.model_dump()}
-        record["digest"] = digest_of({k: v for k, v in record.items() if k != "digest"})
-        write_json(self.root / "run.json", record)
-        self.record, self.config = record, config
+        self.record, self.config = write_sealed(self.root / "run.json", record), config
 
     def owner(self, table: str, step: int) -> "Run":
         """Return the run in whose folder a table is, or will be: this one or an ancestor."""
@@ -119,10 +114,8 @@ class Run:
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the flat record of a complete step."""
-        path = self.metrics_path(step)
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop("digest", None) != digest_of(record):
-            raise StoreError(f"{path}: changed since it was written (digest does not match)")
+        record = read_sealed(self.metrics_path(step))
+        del record["digest"]
         return record
 
     def steps_done(self) -> int:
@@ -197,9 +190,9 @@ class Run:
             )
         return _expect_current(path, table, read_arrow(path))
 
-    def peek_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
+    def read_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
         """Return the rows of one rollout, and read no others; none if it has none there."""
-        data, index = self.peek(table, step), self.manifest(table, step).index
+        data, index = self.read(table, step), self.manifest(table, step).index
         if index is None:
             return data.filter(pc.equal(data.column("rollout_id"), rollout_id))
         first, rows = index.get(rollout_id, (0, 0))

@@ -1,14 +1,14 @@
 """The files of a run: which must be there, their digests, and what does not belong to them."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import sealed
 from pipeline.audit.check_findings import CheckReport
-from pipeline.files import digest_of
+from pipeline.errors import StoreError
 from pipeline.lineage import STEP_TABLES, TABLES_OF_STAGE
 from pipeline.manifest import Manifest
 from pipeline.profiles import profile_path
@@ -253,16 +253,13 @@ def read_state(folder: Path, report: CheckReport) -> dict[str, Any] | None:
 def read_sealed(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return a JSON record that holds its own digest, or None and what is wrong with it."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = sealed.read_sealed(path)
     except FileNotFoundError:
         return None, "no file"
-    except (ValueError, RecursionError):
-        return None, "not valid JSON"
-    try:
-        whole = isinstance(record, dict) and record.pop("digest", None) == digest_of(record)
-    except ValueError:  # NaN has no canonical text
-        whole = False
-    return (record, "") if whole else (None, "changed since it was written (its digest differs)")
+    except StoreError as error:
+        return None, str(error).removeprefix(f"{path}: ")
+    del record["digest"]
+    return record, ""
 
 
 def check_profiles(run: Run, report: CheckReport) -> None:

@@ -244,7 +244,7 @@ def _same_file(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest,
 
 def _pair(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Manifest]) -> _Pair:
     for run in (a, b):
-        run.peek(table, step)  # refuses another size or schema
+        run.read(table, step)  # refuses another size or schema
     left, right = (MappedTable(run.table_path(table, step)) for run in (a, b))
     index_a, index_b = _index(left.table, manifests[0]), _index(right.table, manifests[1])
     rows_a, rows_b = (None, None) if index_a == index_b else _matched(index_a, index_b)

@@ -219,7 +219,7 @@ def _range(steps: Sequence[int]) -> str:
 
 def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
     """Join one step's tables; all have the rollouts' order, so columns stand side by side."""
-    tables = {t: run.peek(t, step) for t in _TABLES if run.has(t, step)}
+    tables = {t: run.read(t, step) for t in _TABLES if run.has(t, step)}
     rollouts = tables["rollouts"]
     ids = rollouts["rollout_id"]
     for name, table in tables.items():
@@ -252,7 +252,7 @@ def _weight_columns(
     index = run.manifest("weights", step).index if run.has("weights", step) else None
     if not index:
         return found
-    table = run.peek("weights", step)
+    table = run.read("weights", step)
     weight, entropy = table["weight"].to_numpy(), table["entropy"].to_numpy()
     for row, rollout_id in enumerate(ids):
         if rollout_id not in index:

@@ -96,7 +96,7 @@ def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | No
             "the engine-to-trainer correction of each token was not recorded (its mean was): "
             'route.rescore = "all" records it'
         )
-    first = run.peek("updates", step)["mini_batch"].to_numpy().min()
+    first = run.read("updates", step)["mini_batch"].to_numpy().min()
     if update["mini_batch"] > first:
         found.append(
             f"optimizer update {update['mini_batch'] - first + 1} of the step: earlier ones had "
@@ -117,7 +117,7 @@ def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | No
 
 
 def _batch_tokens(run: Run, step: int, mini_batch: int) -> int:
-    columns = run.peek("updates", step).select(["mini_batch", "route", "tokens"])
+    columns = run.read("updates", step).select(["mini_batch", "route", "tokens"])
     frame = pl.DataFrame(columns).filter(mini_batch=mini_batch).filter(pl.col("route") != "none")
     return int(frame["tokens"].sum())
 

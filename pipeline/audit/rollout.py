@@ -179,14 +179,14 @@ def _place(run: Run, rollout_id: str) -> tuple[str, int]:
 def _row(run: Run, table: str, step: int, rollout_id: str) -> Row | None:
     if not run.has(table, step):
         return None
-    rows: list[Row] = run.peek_rollout(table, step, rollout_id).to_pylist()
+    rows: list[Row] = run.read_rollout(table, step, rollout_id).to_pylist()
     return rows[0] if rows else None
 
 
 def _token_rows(run: Run, table: str, step: int, rollout_id: str) -> pa.Table | None:
     if not run.has(table, step):
         return None
-    rows = run.peek_rollout(table, step, rollout_id)
+    rows = run.read_rollout(table, step, rollout_id)
     return rows if rows.num_rows else None
 
 

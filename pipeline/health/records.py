@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, write_json
 from pipeline.health.alarms import Finding, alarm_of, findings_at_evaluation, findings_at_step
 from pipeline.lineage import STEP_TABLES
 from pipeline.metrics import evaluation_metrics, step_metrics
+from pipeline.sealed import write_sealed
 from pipeline.store import Run
 
 
@@ -37,7 +37,7 @@ class Records:
         )
         found = findings_at_step([*self.before(step), record], self._evaluated(step))
         record["alarms"] = self._alarms(found, tables, step)
-        write_json(path, {**record, "digest": digest_of(record)})
+        write_sealed(path, record)
         return record
 
     def before(self, step: int) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def evaluation_records(run: Run) -> dict[int, Record]:
 def _evaluation(run: Run, step: int) -> Record:
     digest = run.manifest("evaluations", step).sha256
     if digest not in _EVALUATIONS:
-        _EVALUATIONS[digest] = evaluation_metrics(run.peek("evaluations", step))
+        _EVALUATIONS[digest] = evaluation_metrics(run.read("evaluations", step))
     return _EVALUATIONS[digest]
 
 
@@ -77,12 +77,12 @@ def _of_tables(run: Run, step: int) -> Record:
     """Return the routes' shares and the spread of weights, where these tables are there."""
     record: Record = {}
     if run.has("routes", step):
-        routes = run.peek("routes", step)
+        routes = run.read("routes", step)
         names = routes["route"].to_pylist()
         for route in ("grpo", "sdpo", "mix", "none"):
             record[f"share_{route}"] = names.count(route) / len(names)
         record["teacher_available"] = float(np.mean(routes["teacher_available"].to_numpy()))
     if run.has("weights", step):
-        weights = run.peek("weights", step)["weight"].to_numpy()
+        weights = run.read("weights", step)["weight"].to_numpy()
         record["weight_std"] = float(weights.std()) if len(weights) else None
     return record

@@ -96,7 +96,7 @@ def _rows_of_step(run: Run, record: RolloutRecord) -> list[dict[str, Any]]:
 
 def _evaluation(run: Run, step: int) -> pl.DataFrame:
     """Return the columns of the listing that an evaluation has; the others are null."""
-    frame = pl.from_arrow(run.peek("evaluations", step).select(_EVALUATED))
+    frame = pl.from_arrow(run.read("evaluations", step).select(_EVALUATED))
     assert isinstance(frame, pl.DataFrame)
     kinds = samples(run, []).collect_schema()
     others = [pl.lit(None, dtype=kinds[name]).alias(name) for name in kinds if name not in frame]
@@ -198,13 +198,13 @@ def _elsewhere(run: Run, record: RolloutRecord, prompt_id: str) -> list[dict[str
 @lru_cache(maxsize=4096)
 def _questions(run: Run, table: str, step: int, path: Path) -> frozenset[str]:
     """Return the questions of a step; tables never change, so it is remembered by its path."""
-    ids: list[str] = run.peek(table, step)["prompt_id"].unique().to_pylist()
+    ids: list[str] = run.read(table, step)["prompt_id"].unique().to_pylist()
     return frozenset(ids)
 
 
 def _pages(run: Run) -> Iterator[str]:
     for step in exported_steps(run):
-        ids = run.peek("rollouts", step)["rollout_id"].to_pylist()
+        ids = run.read("rollouts", step)["rollout_id"].to_pylist()
         yield from (name for name in ids if ROLLOUT_ID.fullmatch(name))
 
 

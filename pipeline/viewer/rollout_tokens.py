@@ -110,7 +110,7 @@ def _tops(run: Run, record: RolloutRecord, tokens: int) -> tuple[int, str, list[
     """Return K, what of it is held here (all, top or none), and [id, log s, log q] per token."""
     if record.not_recorded.get("teacher_top") or record.route is None:
         return 0, "none", []
-    rows = run.peek_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
+    rows = run.read_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
     ids_TK, teacher_TK = kept_TK(rows, "topk_ids"), kept_TK(rows, "teacher_logprobs")
     kept = ids_TK.shape[1]
     student_TK = kept_TK(rows, "student_logprobs") if keeps_student(rows) else None
@@ -134,7 +134,7 @@ def _best(logprobs: Sequence[npt.NDArray[np.floating]]) -> list[list[int]]:
 def _tails(run: Run, record: RolloutRecord, tokens: int) -> Mapping[str, list[float | None]]:
     if record.not_recorded.get("teacher_top") or record.route is None:
         return {}
-    rows = run.peek_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
+    rows = run.read_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
     names = {"student": "student_tail", "teacher": "teacher_tail"}
     return {who: [_brief(v) for v in rows[name].to_pylist()] for who, name in names.items()}
 

@@ -15,8 +15,8 @@ from flows.session import Session
 from pipeline.audit.diff import diff_runs
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import digest_of
 from pipeline.lineage import STEP_STAGES, TABLES_OF_STAGE, Fork
+from pipeline.sealed import write_sealed
 from pipeline.store import Run
 from tests.golden.run import golden_config
 
@@ -400,8 +400,7 @@ def test_a_policy_rebuilt_from_another_state_is_noticed(copied: Run) -> None:
     )
     digest = hashlib.sha256((folder / "optimizer.safetensors").read_bytes()).hexdigest()
     state["sha256"]["optimizer.safetensors"] = digest
-    state.pop("digest")
-    (folder / "state.json").write_text(json.dumps({**state, "digest": digest_of(state)}))
+    write_sealed(folder / "state.json", state)
     session = Session.resume(copied.root)
     with pytest.raises(StoreError, match="recomputing gave another checksum"):
         session.prepare(3)

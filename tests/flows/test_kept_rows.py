@@ -78,7 +78,7 @@ def variant(
 
 
 def taught(run: Run, step: int = 1) -> str:
-    return str(run.peek("teacher", step)["rollout_id"][0])
+    return str(run.read("teacher", step)["rollout_id"][0])
 
 
 def values(table: pa.Table, name: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 
 import pipeline.manifest
 from pipeline.errors import StoreError
-from pipeline.files import file_digest
+from pipeline.files import digest_of, file_digest, json_text
 from pipeline.manifest import Origin
 from pipeline.store import Run, read_arrow
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
@@ -272,11 +272,21 @@ def test_a_changed_manifest_is_noticed(run: Run, key: str) -> None:
         reopened(run).read("rollouts", STEP)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\x00"])
-def test_a_broken_manifest_is_named(run: Run, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("\x00", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "changed since"),
+        (json_text({"digest": digest_of({})}), "not a manifest"),
+    ],
+)
+def test_a_broken_manifest_is_named(run: Run, text: str, problem: str) -> None:
     path = commit(run, "rollouts").with_suffix(".json")
     path.write_text(text)
-    with pytest.raises(StoreError, match=r"rollouts\.json: not a manifest"):
+    with pytest.raises(StoreError, match=rf"rollouts\.json: {problem}"):
         reopened(run).manifest("rollouts", STEP)
 
 
@@ -352,7 +362,7 @@ def test_no_run_here(tmp_path: Path) -> None:
     [
         ("", "not valid JSON"),
         ("{", "not valid JSON"),
-        ("[]", "schema version None"),
+        ("[]", "not a JSON object"),
         ("{}", "schema version None"),
         ('{"schema_version": 99}', "schema version 99, this code reads 2"),
         ('{"schema_version": 2}', "changed since it was written"),

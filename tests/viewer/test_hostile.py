@@ -34,9 +34,9 @@ def hostile(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def pages(run: Run) -> list[str]:
     """Return the address of a page of each kind, and of one rollout of each route."""
-    routes = run.peek("routes", 0)
+    routes = run.read("routes", 0)
     of_route = dict(zip(routes["route"].to_pylist(), routes["rollout_id"].to_pylist(), strict=True))
-    evaluated = run.peek("evaluations", 0)["rollout_id"][0].as_py()
+    evaluated = run.read("evaluations", 0)["rollout_id"][0].as_py()
     rollouts = [f"/runs/bad/rollouts/{key}/" for key in (*of_route.values(), evaluated)]
     assert set(of_route) == {"grpo", "sdpo"}
     return ["/", "/runs/bad/", "/runs/bad/steps/0/", "/runs/bad/steps/1/", *rollouts]
@@ -53,7 +53,7 @@ def test_no_text_leaves_its_place_or_acts_on_the_eye(hostile: Run) -> None:
 
 
 def test_the_long_text_is_folded_and_counted(hostile: Run) -> None:
-    rollout = hostile.peek("rollouts", 0)["rollout_id"][0].as_py()
+    rollout = hostile.read("rollouts", 0)["rollout_id"][0].as_py()
     (kind,) = [kind for kind in KINDS if "rollouts" in kind.address]
     html = kind.html(named([hostile]), "bad", rollout)
     assert html.count("<summary>The rest: 100,") >= 4

@@ -20,7 +20,7 @@ from tests.viewer.test_run_page import Open
 
 def first(run: Run, route: str, step: int = 0) -> str:
     """Return the first rollout of a step that went this way and has a gradient."""
-    routes, updates = run.peek("routes", step), run.peek("updates", step)
+    routes, updates = run.read("routes", step), run.read("updates", step)
     rows = zip(routes["rollout_id"], routes["route"], updates["computed"], strict=True)
     return next(key.as_py() for key, name, on in rows if name.as_py() == route and on.as_py())
 
@@ -35,7 +35,7 @@ def test_a_taught_rollout_shows_both_distributions(trained: Run) -> None:
     rollout = first(trained, "sdpo")
     found = context(named([trained]), "demo", rollout)
     data = found["data"]
-    rows = trained.peek_rollout("teacher", 0, rollout)
+    rows = trained.read_rollout("teacher", 0, rollout)
     kept = trained.config.route.top_k
     assert data["held"] == "all" and data["kept"] == kept
     assert len(data["tops"]) == rows.num_rows == len(data["ids"])
@@ -45,7 +45,7 @@ def test_a_taught_rollout_shows_both_distributions(trained: Run) -> None:
         tail = data["tails"]["student"][position]
         assert student + math.exp(tail) == pytest.approx(1, abs=2e-3)
     assert data["values"]["weight"] == pytest.approx(
-        trained.peek_rollout("weights", 0, rollout)["weight"].to_pylist(), rel=1e-3
+        trained.read_rollout("weights", 0, rollout)["weight"].to_pylist(), rel=1e-3
     )
     assert {layer["key"] for layer in data["layers"] if not layer["missing"]} >= {
         "teacher_entropy", "weight", "jsd", "advantage", "student_logprob", "share",
@@ -82,7 +82,7 @@ def test_long_responses_hold_the_top_5_and_fetch_the_rest(
 def test_it_says_who_taught_whom(trained: Run) -> None:
     rollout = first(trained, "sdpo")
     found = context(named([trained]), "demo", rollout)
-    teacher = trained.peek_rollout("routes", 0, rollout)["teacher_rollout_id"][0].as_py()
+    teacher = trained.read_rollout("routes", 0, rollout)["teacher_rollout_id"][0].as_py()
     assert found["teacher"] == teacher
     assert rollout in context(named([trained]), "demo", teacher)["taught"]
     assert any(part.differs for part in found["sides"].left)
@@ -101,7 +101,7 @@ def test_other_positions_are_missing(trained: Run, position: str) -> None:
 
 
 def test_an_evaluation_has_no_route(trained: Run) -> None:
-    rollout = trained.peek("evaluations", 3)["rollout_id"][0].as_py()
+    rollout = trained.read("evaluations", 3)["rollout_id"][0].as_py()
     html = ROLLOUT.html(named([trained]), "demo", rollout)
     assert "An answer to a test question after 3 steps" in html
     assert "after 6 steps" in html  # the same question at the other evaluations
@@ -157,7 +157,7 @@ def test_links_to_the_group_the_teacher_and_the_same_question(
     opened = watched()
     page = opened.page
     rollout = first(run, "sdpo")
-    teacher = run.peek_rollout("routes", 0, rollout)["teacher_rollout_id"][0].as_py()
+    teacher = run.read_rollout("routes", 0, rollout)["teacher_rollout_id"][0].as_py()
     page.goto(f"{serve([run])}/runs/again/rollouts/{rollout}/")
     page.locator(".reason a").click()
     expect(page).to_have_url(re.compile(f"/rollouts/{teacher}/$"))

@@ -56,7 +56,7 @@ def test_shares_of_the_loss_are_of_the_sum_of_sizes_of_each_update() -> None:
 
 def test_the_parts_are_those_of_the_tables(trained: Run) -> None:
     found = context(named([trained]), "demo", "0")
-    updates = trained.peek("updates", 0)
+    updates = trained.read("updates", 0)
     manifest = trained.manifest("updates", 0)
     assert sum(part["share"] for part in found["shares"]) == pytest.approx(1)
     assert sum(part["loss_share"] for part in found["shares"]) == pytest.approx(1)
@@ -103,7 +103,7 @@ def test_filters_leave_what_fits_and_stay_in_the_address(
     page.goto(address)
     left = page.locator("#left")
     expect(left).to_have_text("16 of 16 rollouts, 4 of 4 questions")
-    routes = trained.peek("routes", 0)["route"].to_pylist()
+    routes = trained.read("routes", 0)["route"].to_pylist()
     page.select_option("[name=route]", "sdpo")
     expect(left).to_contain_text(f"{routes.count('sdpo')} of 16")
     assert page.locator(".cell.sdpo.out").count() == 0

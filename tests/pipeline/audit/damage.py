@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from pipeline.files import digest_of
+from pipeline.files import json_text
 from pipeline.manifest import Manifest
+from pipeline.sealed import write_sealed
 from tests.pipeline.made_up import with_value
 
 
@@ -26,8 +27,9 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None], seal: bool =
     record = json.loads(path.read_text())
     change(record)
     if seal:
-        record["digest"] = digest_of({k: v for k, v in record.items() if k != "digest"})
-    path.write_text(json.dumps(record))
+        write_sealed(path, record)
+    else:
+        path.write_text(json_text(record))
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from flows.session import Session
 from pipeline.audit.check import check_run
 from pipeline.audit.check_findings import CheckReport, Finding
+from pipeline.files import json_text
 from pipeline.lineage import STEP_TABLES
 from pipeline.store import Run
 from tests.golden.run import make_run
@@ -322,12 +323,12 @@ def test_no_damage_makes_a_traceback(run: Path) -> None:
     for table in STEP_TABLES:
         path = run / f"steps/000001/{table}.arrow"
         manifest = json.loads(path.with_suffix(".json").read_text())
-        data = Run.open(run).peek(table, STEP)
+        data = Run.open(run).read(table, STEP)
         for column in data.column_names:
             rewrite(path, lambda rows, name=column: nonsense(rows, name))
         edit_json(path.with_suffix(".json"), lambda m: m.update(facts={}))
         assert findings(run)
-        path.with_suffix(".json").write_text(json.dumps(manifest))
+        path.with_suffix(".json").write_text(json_text(manifest))
 
 
 def nonsense(data: pa.Table, column: str) -> pa.Table:

@@ -117,7 +117,7 @@ def test_a_planted_mistake_is_named(
     """The first value that is not null or empty; what follows from it may be named after it."""
     run = make_run(tmp_path, {})
     path = run / "steps" / "000001" / f"{table}.arrow"
-    values = Run.open(run).peek(table, 1).column(column).to_pylist()
+    values = Run.open(run).read(table, 1).column(column).to_pylist()
     row = next(i for i, value in enumerate(values) if value)
     old = values[row]
     value = [old[0] - 0.01, *old[1:]] if factor is None else old * factor

@@ -187,8 +187,8 @@ class Watched(Run):
 
     kept: list[Any]
 
-    def peek(self, table: str, step: int) -> Any:
-        data = super().peek(table, step)
+    def read(self, table: str, step: int) -> Any:
+        data = super().read(table, step)
         if table == "teacher":
             self.kept.append(data)
         return data
