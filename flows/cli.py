@@ -21,7 +21,8 @@ from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
 from flows.options import Set
-from pipeline.errors import SrpoError
+from pipeline.disk import explained, is_trouble
+from pipeline.errors import SrpoError, StoreError
 
 if TYPE_CHECKING:
     from flows.loop import Outcome
@@ -45,12 +46,20 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
-        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {' '.join(_text(error).split())}", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, typer.TyperException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        again = "; then run the same command again" if is_trouble(error) else ""
+        return f"{explained(error)}{again}"
+    return str(error)
 
 
 @app.command()
@@ -98,6 +107,10 @@ def train(
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
                 outcome = _train(session, run, console, profile)
                 print_summary(console, session, outcome)
+    except OSError as error:
+        begun = (run / "run.json").exists()
+        on = f"then go on: {go_on(str(run))}" if begun else "then run the same command again"
+        raise StoreError(f"{explained(error)}; {on}") from error
     except KeyboardInterrupt:
         known = (run / "run.json").exists()
         hint = f"; go on: {go_on(str(run))}" if known else "; nothing was written"

@@ -29,6 +29,7 @@ from flows.questions import (
     tokenizer_render,
 )
 from pipeline.config import Config
+from pipeline.disk import naming
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import remove_folder, remove_leftovers
 from pipeline.health.records import Records
@@ -101,7 +102,8 @@ class Session:
         if is_taken(run_dir):
             raise StoreError(f"{run_dir}: there is something already; choose another --run")
         remove_leftovers(run_dir / "policy")
-        policy.tokenizer.save_pretrained(run_dir / "tokenizer")
+        with naming(run_dir / "tokenizer"):
+            policy.tokenizer.save_pretrained(run_dir / "tokenizer")
         if keep_start:
             save_snapshot(policy, run_dir / "policy" / "000000", 0)
         return cls(Run.create(run_dir, config, facts), questions, policy)

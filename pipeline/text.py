@@ -29,3 +29,14 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def size(bytes_: float | None) -> str:
+    """Return 12300000 as 12.3 MB, 950 as 950 bytes; decimal units."""
+    if bytes_ is None:
+        return NOTHING
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(bytes_) >= unit:
+            shown = bytes_ / unit
+            return f"{shown:.1f} {name}" if shown < 100 else f"{shown:,.0f} {name}"
+    return f"{bytes_:.0f} bytes"

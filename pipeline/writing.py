@@ -11,6 +11,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 import pyarrow.ipc
 
+from pipeline.disk import in_words, naming
 from pipeline.errors import StoreError
 
 RETRY_SECONDS = 1.0
@@ -55,7 +56,7 @@ class HashingFile:
 
 def write_arrow(path: Path, data: pa.Table) -> str:
     """Write an Arrow IPC file and return its SHA-256; nothing is read back."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         sink = HashingFile(file)
         with pa.ipc.new_file(sink, data.schema) as writer:
             writer.write_table(data.combine_chunks())
@@ -136,6 +137,7 @@ def _twice(path: Path, commit: Commit) -> None:
             commit()
         except OSError as error:
             raise StoreError(
-                f"{path}: not written, also at a second try: {error.strerror or error}; no table "
-                "after it was written; mend that, then go on with --resume"
+                f"{path}: not written, also at a second try: {in_words(error, path)}; no table after it was "
+                "written; then go on with --resume"
             ) from error
+
