@@ -128,15 +128,18 @@ def _train(session: "Session", run: Path, console: Console, profile: bool) -> "O
     from flows.profile import profiled
     from flows.progress import Lines, Screen, print_warnings
     from flows.questions import warnings_of
+    from flows.room import RoomWatcher, room_line, room_warnings
     from flows.train import run_training
 
-    print_warnings(warnings_of(session.config, session.questions) + session.slow_paths())
+    warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
+    print_warnings([*warnings, *room_warnings(session)])
+    print(f"{run}: {room_line(session)}")
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(profiled(session, console)) if profile else []
         if not console.is_terminal:
-            return run_training(session, [*first, Lines(session)])
+            return run_training(session, [*first, RoomWatcher(session), Lines(session)])
         with Screen(session, run.name, console) as screen:
-            return run_training(session, [*first, screen])
+            return run_training(session, [*first, RoomWatcher(session), screen])
 
 
 @app.command()

@@ -28,6 +28,7 @@ from flows.questions import (
     recorded_questions,
     tokenizer_render,
 )
+from flows.room import expect_room
 from pipeline.config import Config
 from pipeline.disk import naming
 from pipeline.errors import ConfigError, StoreError
@@ -37,6 +38,7 @@ from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.policy import Policy
 from pipeline.process import settle
 from pipeline.snapshots import load_snapshot, save_snapshot
+from pipeline.space import Facts
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run, is_taken
 from pipeline.verification import VerifierPool
@@ -99,6 +101,10 @@ class Session:
             "skipped_questions": questions.skipped,
             "initial_policy_version": policy.version,
         }
+        if keep_start:
+            parameters = sum(p.numel() for _, p in policy.named_parameters())
+            facts_ = Facts(parameters, len(policy.tokenizer), _answers(config, questions))
+            expect_room(config, facts_, run_dir)
         if is_taken(run_dir):
             raise StoreError(f"{run_dir}: there is something already; choose another --run")
         remove_leftovers(run_dir / "policy")
@@ -236,6 +242,10 @@ class Session:
         """Say what the resident policy can't do the quick way."""
         return slow_paths(self._policy)
 
+    def space_facts(self) -> Facts:
+        """Return what a projection of the room that the run needs has to know of it."""
+        return Facts.of(self.run, _answers(self.config, self.questions))
+
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
@@ -344,6 +354,10 @@ class Session:
         return [
             s for s in found if s not in newest and s not in (0, self._records.best(set(found)))
         ]
+
+
+def _answers(config: Config, questions: Questions) -> int:
+    return len(questions.of_evaluation(config)) * config.evaluate.rollouts
 
 
 def _steps_of(policy: Policy) -> int | None:

@@ -60,14 +60,25 @@ def _advice(number: int, path: Path) -> tuple[str, str] | None:
     """Return how things stand at `path` and what to do, for errors that a disk can cause."""
     if number == errno.ENOSPC:
         return _room(path), "make room there"
-    files, bytes_ = (resource.getrlimit(k)[0] for k in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE))
+    files, bytes_ = (
+        resource.getrlimit(k)[0] for k in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
+    )
     largest = "no limit here" if bytes_ == resource.RLIM_INFINITY else f"limit {size(bytes_)}"
     known = {
         errno.EDQUOT: ("your quota there is used up", "make room there, or have it raised"),
-        errno.EROFS: ("nothing can be written there", "mount it writable, or choose another folder"),
+        errno.EROFS: (
+            "nothing can be written there",
+            "mount it writable, or choose another folder",
+        ),
         errno.EACCES: (f"user {os.geteuid()} may not do that there", "mend owner or mode"),
-        errno.EPERM: (f"user {os.geteuid()} may not do that there", "mend owner, mode or attributes"),
-        errno.EIO: ("the disk or its connection failed", "look at the kernel's log, then mend that"),
+        errno.EPERM: (
+            f"user {os.geteuid()} may not do that there",
+            "mend owner, mode or attributes",
+        ),
+        errno.EIO: (
+            "the disk or its connection failed",
+            "look at the kernel's log, then mend that",
+        ),
         errno.ESTALE: ("its file server forgot it", "mount it anew"),
         errno.EFBIG: (f"{largest}, ulimit -f", "raise that limit"),
         errno.EMFILE: (f"limit {files:,} per process, ulimit -n", "raise that limit"),

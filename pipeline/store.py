@@ -25,6 +25,8 @@ from pipeline.writing import write_arrow
 _METADATA_KEY = b"srpo"
 MAY_GROW = ("steps", "max_hours")
 """Settings of the section `run` that may grow in place."""
+MAY_CHANGE = ("keep_teacher_tables",)
+"""Settings of the section `run` that may become any other in place."""
 
 
 class Run:
@@ -77,12 +79,13 @@ class Run:
     @property
     def identity(self) -> str:
         """Return the SHA-256 of what never changes about a run, by which forks know it."""
-        settings = {k: v for k, v in self.record["config"]["run"].items() if k not in MAY_GROW}
+        changing = (*MAY_GROW, *MAY_CHANGE)
+        settings = {k: v for k, v in self.record["config"]["run"].items() if k not in changing}
         config = {**self.record["config"], "run": settings}
         return digest_of({**self.record, "config": config, "digest": None})
 
     def extend(self, config: Config) -> None:
-        """Record a longer `run.steps` or `run.max_hours`; nothing else may change in place."""
+        """Record settings of which MAY_GROW and MAY_CHANGE say that they may change in place."""
         record = {**self.record, "config": config.model_dump()}
         record["digest"] = digest_of({k: v for k, v in record.items() if k != "digest"})
         write_json(self.root / "run.json", record)

@@ -137,7 +137,6 @@ def _twice(path: Path, commit: Commit) -> None:
             commit()
         except OSError as error:
             raise StoreError(
-                f"{path}: not written, also at a second try: {in_words(error, path)}; no table after it was "
-                "written; then go on with --resume"
+                f"{path}: not written, also at a second try: {in_words(error, path)}; no table "
+                "after it was written; then go on with --resume"
             ) from error
-
