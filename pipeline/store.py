@@ -19,6 +19,7 @@ from pipeline.files import digest_of, file_digest, make_folder, move_into_place,
 from pipeline.lineage import Fork
 from pipeline.loading import validate_config
 from pipeline.manifest import Cost, Manifest, Origin
+from pipeline.pruned import expect_present, forget_removal
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
 from pipeline.writing import write_arrow
 
@@ -193,10 +194,9 @@ class Run:
         Columns and slices that nobody touches are never read. `srpo check` verifies the bytes.
         """
         path, manifest = self.table_path(table, step), self.manifest(table, step)
-        if not path.exists() or path.stat().st_size != manifest.bytes:
-            raise StoreError(
-                f"{path}: missing or of another size than its manifest says; run check"
-            )
+        expect_present(path, manifest)
+        if path.stat().st_size != manifest.bytes:
+            raise StoreError(f"{path}: of another size than its manifest says; run check")
         return _expect_current(path, table, read_arrow(path))
 
     def peek_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
@@ -238,6 +238,7 @@ class Run:
             temporary.unlink()
             return committed
         move_into_place(temporary, path)
+        forget_removal(path)
         if committed is not None:
             return committed
         manifest = Manifest(
@@ -254,8 +255,7 @@ class Run:
         return manifest
 
     def _verify(self, path: Path, manifest: Manifest) -> None:
-        if not path.exists():
-            raise StoreError(f"{path}: committed but missing; rerun stage {manifest.origin.stage}")
+        expect_present(path, manifest)
         identity = _identity(path)
         if self._verified.get(path) == identity:
             return

@@ -1,6 +1,7 @@
 """Tables on their way to the disk: hashed as they are written, in order, beside other work."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,15 +27,18 @@ class HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
+        self._written = 0
 
     def write(self, data: pa.Buffer | bytes) -> int:
         """Write bytes; hashing and writing both let other threads work."""
         self._digest.update(data)
-        return self._file.write(data)
+        written = self._file.write(data)
+        self._written += written
+        return written
 
     def tell(self) -> int:
         """Return the number of bytes written."""
-        return self._file.tell()
+        return self._written
 
     def flush(self) -> None:
         """Give the bytes to the operating system."""
@@ -57,10 +61,19 @@ class HashingFile:
 def write_arrow(path: Path, data: pa.Table) -> str:
     """Write an Arrow IPC file and return its SHA-256; nothing is read back."""
     with naming(path), path.open("wb") as file:
-        sink = HashingFile(file)
-        with pa.ipc.new_file(sink, data.schema) as writer:
-            writer.write_table(data.combine_chunks())
-        return sink.hexdigest()
+        return _write(HashingFile(file), data)
+
+
+def digest_arrow(data: pa.Table) -> str:
+    """Return the SHA-256 of the file that `write_arrow` would write."""
+    with Path(os.devnull).open("wb") as nothing:
+        return _write(HashingFile(nothing), data)
+
+
+def _write(sink: HashingFile, data: pa.Table) -> str:
+    with pa.ipc.new_file(sink, data.schema) as writer:
+        writer.write_table(data.combine_chunks())
+    return sink.hexdigest()
 
 
 class Writer:
