@@ -16,6 +16,7 @@ from flows.commands.check import check
 from flows.commands.compare import compare
 from flows.commands.diff import diff
 from flows.commands.policy import policy
+from flows.commands.prune import prune, restore
 from flows.commands.replay import replay
 from flows.commands.runs import runs
 from flows.commands.stage import stage
@@ -226,6 +227,8 @@ app.command()(stage)
 app.command()(replay)
 app.command()(runs)
 app.command()(policy)
+app.command()(prune)
+app.command()(restore)
 
 
 def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 
 from flows.loop import Trainable, Watcher
 from flows.progress import print_warnings
+from flows.questions import Questions
 from pipeline.config import Config
 from pipeline.disk import free_bytes
 from pipeline.errors import StoreError
+from pipeline.policy import Policy
 from pipeline.space import Facts, Need, needed
 from pipeline.store import Run
 from pipeline.text import size
@@ -21,6 +23,17 @@ class Roomy(Trainable, Protocol):
 
     def space_facts(self) -> Facts:
         """Return what a projection needs besides the configuration."""
+
+
+def facts_of(policy: Policy, config: Config, questions: Questions) -> Facts:
+    """Return what a projection needs to know of a run that has not begun."""
+    parameters = sum(p.numel() for _, p in policy.named_parameters())
+    return Facts(parameters, len(policy.tokenizer), answers(config, questions))
+
+
+def answers(config: Config, questions: Questions) -> int:
+    """Return how many answers an evaluation samples."""
+    return len(questions.of_evaluation(config)) * config.evaluate.rollouts
 
 
 def room_line(session: Roomy) -> str:

@@ -19,6 +19,7 @@ import stages.weigh
 from data.registry import file_digest, judge, open_task
 from flows.beginning import initial_policy, surroundings, teacher_settings
 from flows.engines import Engines, slow_paths
+from flows.keeping import keep_state
 from flows.questions import (
     Questions,
     check_evaluation_context,
@@ -28,11 +29,11 @@ from flows.questions import (
     recorded_questions,
     tokenizer_render,
 )
-from flows.room import expect_room
+from flows.room import answers, expect_room, facts_of
 from pipeline.config import Config
 from pipeline.disk import naming
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import remove_folder, remove_leftovers
+from pipeline.files import remove_leftovers
 from pipeline.health.records import Records
 from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.policy import Policy
@@ -102,9 +103,7 @@ class Session:
             "initial_policy_version": policy.version,
         }
         if keep_start:
-            parameters = sum(p.numel() for _, p in policy.named_parameters())
-            facts_ = Facts(parameters, len(policy.tokenizer), _answers(config, questions))
-            expect_room(config, facts_, run_dir)
+            expect_room(config, facts_of(policy, config, questions), run_dir)
         if is_taken(run_dir):
             raise StoreError(f"{run_dir}: there is something already; choose another --run")
         remove_leftovers(run_dir / "policy")
@@ -225,14 +224,7 @@ class Session:
 
     def snapshot(self, steps_done: int) -> Path:
         """Keep the state after so many steps, and drop snapshots that are over the number kept."""
-        policy = self.prepare(steps_done)
-        target = self.run.snapshot_path(steps_done)
-        if not target.exists():
-            remove_leftovers(target.parent)
-            save_snapshot(policy, target, steps_done)
-        for old in self._superfluous():
-            remove_folder(self.run.own_snapshot_path(old))
-        return target
+        return keep_state(self.run, self._records, self.prepare(steps_done), steps_done)
 
     def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
         """Return accuracy and more of an evaluated state."""
@@ -244,7 +236,7 @@ class Session:
 
     def space_facts(self) -> Facts:
         """Return what a projection of the room that the run needs has to know of it."""
-        return Facts.of(self.run, _answers(self.config, self.questions))
+        return Facts.of(self.run, answers(self.config, self.questions))
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
@@ -346,18 +338,6 @@ class Session:
         owner = self.run.snapshot_owner(steps_done)
         folder = self.run.snapshot_path(steps_done)
         return load_snapshot(folder, self.config.model, teacher_settings(owner.config))
-
-    def _superfluous(self) -> list[int]:
-        """Return snapshots beyond the newest kept; the start, the best and the last stay."""
-        found = self.run.own_snapshots()
-        newest = found[-self.config.run.keep_snapshots :]
-        return [
-            s for s in found if s not in newest and s not in (0, self._records.best(set(found)))
-        ]
-
-
-def _answers(config: Config, questions: Questions) -> int:
-    return len(questions.of_evaluation(config)) * config.evaluate.rollouts
 
 
 def _steps_of(policy: Policy) -> int | None:

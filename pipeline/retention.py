@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import remove_folder, remove_leftovers, sync
+from pipeline.files import digest_of, file_digest, remove_folder, remove_leftovers, sync
 from pipeline.health.records import Records
 from pipeline.lineage import tables_before
 from pipeline.overview import find_runs
-from pipeline.pruned import PRUNABLE, Removal
+from pipeline.pruned import PRUNABLE, Removal, removal
 from pipeline.store import Run
 
 _REPLAYED = ("rollouts", "routes", "scores", "teacher", "weights")
@@ -117,6 +117,35 @@ def plan(
         claims=claims,
         claimed=frozenset(found & claimed),
     )
+
+
+def expect_sound_start(run: Run) -> None:
+    """Refuse to go on if the newest snapshot, from which the run would resume, is not whole."""
+    newest = max(run.snapshots(), default=0)
+    folder = run.snapshot_path(newest)
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        whole = state.pop("digest") == digest_of(state) and all(
+            file_digest(folder / name) == digest for name, digest in state["sha256"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise StoreError(
+            f"{folder}: damaged, and it is what the run resumes from; nothing was removed; srpo "
+            f"check {run.root} says more"
+        )
+
+
+def pruned_tables(run: Run) -> dict[Piece, Removal]:
+    """Return the tables of a run's own folder that were removed on purpose, in order of flow."""
+    found = {}
+    for path in sorted(run.root.glob("steps/*/*.pruned.json")):
+        table = path.name.removesuffix(".pruned.json")
+        record = removal(path.with_name(f"{table}.arrow"))
+        if record is not None and table in PRUNABLE and path.parent.name.isdecimal():
+            found[Piece(table, int(path.parent.name))] = record
+    return found
 
 
 def remove(run: Run, piece: Piece, reason: str, archive: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """Numbers as people read them: on the terminal, in Prefect's pages and in the viewer alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
 NOTHING = "-"
@@ -40,3 +41,14 @@ def size(bytes_: float | None) -> str:
             shown = bytes_ / unit
             return f"{shown:.1f} {name}" if shown < 100 else f"{shown:,.0f} {name}"
     return f"{bytes_:.0f} bytes"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers 1, 2, 3, 7 as "1 to 3, 7"."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1][1:] = [n]
+        else:
+            parts.append([n])
+    return ", ".join(" to ".join(map(str, part)) for part in parts)
