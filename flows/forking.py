@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.lineage import STEP_STAGES, TASK_CODE, Fork, stages_from, tables_before
 from pipeline.loading import apply_override, validate_config
 from pipeline.manifest import flat
+from pipeline.pruned import removal
 from pipeline.stage import Stage
 from pipeline.store import Run, is_taken
 
@@ -196,6 +197,12 @@ def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:
 def _expect_tables(parent: Run, stage: str, start: int, end: int) -> None:
     for step in range(start, end):
         for table in tables_before(stage):
+            if (gone := removal(parent.table_path(table, step))) is not None:
+                owner = parent.owner(table, step).root
+                raise StoreError(
+                    f"{parent.root}: table {table} of step {step}, which a fork from {stage} would "
+                    f"refer to, was {gone.described(owner)}"
+                )
             if not parent.has(table, step):
                 raise StoreError(
                     f"{parent.root}: no table {table} of step {step}, which a fork from {stage} "

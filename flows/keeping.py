@@ -1,4 +1,4 @@
-"""What a training keeps of its past: the new snapshot, and the old ones and tables it is told to."""
+"""What a training keeps of its past: which snapshots, and which tables."""
 
 from pathlib import Path
 
