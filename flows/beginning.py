@@ -18,7 +18,9 @@ from flows.questions import (
     fitting,
     load_questions,
 )
+from flows.room import expect_room, facts_of
 from pipeline.config import Config
+from pipeline.disk import naming
 from pipeline.errors import StoreError
 from pipeline.files import remove_leftovers
 from pipeline.policy import Policy, TeacherSettings
@@ -59,10 +61,13 @@ def begin_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Que
         "skipped_questions": questions.skipped,
         "initial_policy_version": policy.version,
     }
+    if keep_start:
+        expect_room(config, facts_of(policy, config, questions), run_dir)
     if is_taken(run_dir):
         raise StoreError(f"{run_dir}: there is something already; choose another --run")
     remove_leftovers(run_dir / "policy")
-    policy.tokenizer.save_pretrained(run_dir / "tokenizer")
+    with naming(run_dir / "tokenizer"):
+        policy.tokenizer.save_pretrained(run_dir / "tokenizer")
     if keep_start:
         save_snapshot(policy, run_dir / "policy" / "000000", 0)
     return Run.create(run_dir, config, facts), questions, policy

@@ -16,12 +16,14 @@ from flows.commands.check import check
 from flows.commands.compare import compare
 from flows.commands.diff import diff
 from flows.commands.policy import policy
+from flows.commands.prune import prune, restore
 from flows.commands.replay import replay
 from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
 from flows.options import Set
-from pipeline.errors import SrpoError
+from pipeline.disk import explained, is_trouble
+from pipeline.errors import SrpoError, StoreError
 
 if TYPE_CHECKING:
     from flows.loop import Outcome
@@ -45,12 +47,20 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
-        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {' '.join(_text(error).split())}", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, typer.TyperException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        again = "; then run the same command again" if is_trouble(error) else ""
+        return f"{explained(error)}{again}"
+    return str(error)
 
 
 @app.command()
@@ -98,6 +108,10 @@ def train(
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
                 outcome = _train(session, run, console, profile)
                 print_summary(console, session, outcome)
+    except OSError as error:
+        begun = (run / "run.json").exists()
+        on = f"then go on: {go_on(str(run))}" if begun else "then run the same command again"
+        raise StoreError(f"{explained(error)}; {on}") from error
     except KeyboardInterrupt:
         known = (run / "run.json").exists()
         hint = f"; go on: {go_on(str(run))}" if known else "; nothing was written"
@@ -115,15 +129,18 @@ def _train(session: "Session", run: Path, console: Console, profile: bool) -> "O
     from flows.profile import profiled
     from flows.progress import Lines, Screen, print_warnings
     from flows.questions import warnings_of
+    from flows.room import RoomWatcher, room_line, room_warnings
     from flows.train import run_training
 
-    print_warnings(warnings_of(session.config, session.questions) + session.slow_paths())
+    warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
+    print_warnings([*warnings, *room_warnings(session)])
+    print(f"{run}: {room_line(session)}")
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(profiled(session, console)) if profile else []
         if not console.is_terminal:
-            return run_training(session, [*first, Lines(session)])
+            return run_training(session, [*first, RoomWatcher(session), Lines(session)])
         with Screen(session, run.name, console) as screen:
-            return run_training(session, [*first, screen])
+            return run_training(session, [*first, RoomWatcher(session), screen])
 
 
 @app.command()
@@ -210,6 +227,8 @@ app.command()(stage)
 app.command()(replay)
 app.command()(runs)
 app.command()(policy)
+app.command()(prune)
+app.command()(restore)
 
 
 def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:

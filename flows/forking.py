@@ -16,6 +16,7 @@ from pipeline.lineage import STEP_STAGES, TASK_CODE, Fork, stages_from, tables_b
 from pipeline.loading import apply_override, validate_config
 from pipeline.lock import RunLock
 from pipeline.manifest import flat
+from pipeline.pruned import removal
 from pipeline.stage import Stage
 from pipeline.store import Run, is_taken
 
@@ -198,6 +199,12 @@ def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:
 def _expect_tables(parent: Run, stage: str, start: int, end: int) -> None:
     for step in range(start, end):
         for table in tables_before(stage):
+            if (gone := removal(parent.table_path(table, step))) is not None:
+                owner = parent.owner(table, step).root
+                raise StoreError(
+                    f"{parent.root}: table {table} of step {step}, which a fork from {stage} would "
+                    f"refer to, was {gone.described(owner)}"
+                )
             if not parent.has(table, step):
                 raise StoreError(
                     f"{parent.root}: no table {table} of step {step}, which a fork from {stage} "

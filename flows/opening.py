@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flows.session import Session
 
 MAY_GROW = tuple(f"run.{name}" for name in store.MAY_GROW)
+MAY_CHANGE = tuple(f"run.{name}" for name in store.MAY_CHANGE)
 
 
 def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:
@@ -81,7 +82,8 @@ def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Co
         changes = "; ".join(f"{k} is {before.get(k)}, not {after.get(k)}" for k in refused)
         raise ConfigError(
             f"{run.root} was made with other settings: {changes}. Only {' and '.join(MAY_GROW)} "
-            "may grow on resume; for anything else start another run"
+            f"may grow on resume, and {' and '.join(MAY_CHANGE)} change; for anything else start "
+            "another run"
         )
     return wanted
 
@@ -92,6 +94,8 @@ def past_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def _grows(key: str, before: Any, after: Any) -> bool:
+    if key in MAY_CHANGE:
+        return True
     if key not in MAY_GROW or before is None:
         return False
     return after is None or after > before

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+from pipeline.disk import naming, trouble_at
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class Lease:
         if reason is None:
             return
         place = f"its log is {self._log}" if self._log else "it is what PREFECT_API_URL names"
+        if self._log is not None and (trouble := trouble_at(self._log.parent)):
+            place = f"{trouble}: make room there, its database needs some 5 MB; {place}"
         raise SrpoError(
             f"no Prefect server at {self.url}/health after {time.monotonic() - started:.0f} s "
             f"(limit {limit_seconds:g} s): {reason}; {place}"
@@ -148,7 +151,8 @@ def open_server(root: Path) -> Lease:
     home.mkdir(parents=True, exist_ok=True)
     lock = (home / "lease").open("a+")
     fcntl.lockf(lock, fcntl.LOCK_SH)
-    url = _running_or_new(home)
+    with naming(home):
+        url = _running_or_new(home)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
     os.environ["NO_PROXY"] = ",".join(filter(None, [previous.get("NO_PROXY"), "127.0.0.1"]))

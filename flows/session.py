@@ -20,16 +20,18 @@ import stages.weigh
 from data.registry import file_digest, judge, open_task
 from flows.beginning import begin_run, teacher_settings
 from flows.engines import Engines, slow_paths
+from flows.keeping import keep_state
 from flows.questions import Questions, recorded_questions, tokenizer_render
+from flows.room import answers
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import remove_folder, remove_leftovers
 from pipeline.health.records import Records
 from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.lock import RunLock
 from pipeline.policy import Policy
 from pipeline.process import settle
-from pipeline.snapshots import load_snapshot, save_snapshot
+from pipeline.snapshots import load_snapshot
+from pipeline.space import Facts
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run
 from pipeline.task import Task
@@ -207,14 +209,7 @@ class Session:
 
     def snapshot(self, steps_done: int) -> Path:
         """Keep the state after so many steps, and drop snapshots that are over the number kept."""
-        policy = self.prepare(steps_done)
-        target = self.run.snapshot_path(steps_done)
-        if not target.exists():
-            remove_leftovers(target.parent)
-            save_snapshot(policy, target, steps_done)
-        for old in self._superfluous():
-            remove_folder(self.run.own_snapshot_path(old))
-        return target
+        return keep_state(self.run, self._records, self.prepare(steps_done), steps_done)
 
     def evaluation_summary(self, steps_done: int) -> dict[str, Any]:
         """Return accuracy and more of an evaluated state."""
@@ -223,6 +218,10 @@ class Session:
     def slow_paths(self) -> list[str]:
         """Say what the resident policy can't do the quick way."""
         return slow_paths(self._policy)
+
+    def space_facts(self) -> Facts:
+        """Return what a projection of the room that the run needs has to know of it."""
+        return Facts.of(self.run, answers(self.config, self.questions))
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""
@@ -327,14 +326,6 @@ class Session:
         owner = self.run.snapshot_owner(steps_done)
         folder = self.run.snapshot_path(steps_done)
         return load_snapshot(folder, self.config.model, teacher_settings(owner.config))
-
-    def _superfluous(self) -> list[int]:
-        """Return snapshots beyond the newest kept; the start, the best and the last stay."""
-        found = self.run.own_snapshots()
-        newest = found[-self.config.run.keep_snapshots :]
-        return [
-            s for s in found if s not in newest and s not in (0, self._records.best(set(found)))
-        ]
 
 
 def _steps_of(policy: Policy) -> int | None:

@@ -26,6 +26,7 @@ from flows.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.opening import checked_config, open_session
 from flows.progress import Lines, print_warnings
 from flows.questions import warnings_of
+from flows.room import RoomWatcher, room_warnings
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def train_flow(
     session: Session | None = open_session(config, Path(run), resume)
     while session is not None:
         with contextlib.closing(session):
-            print_warnings(warnings_of(session.config, session.questions))
-            watchers = [Lines(session)]
+            print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))
+            watchers = [RoomWatcher(session), Lines(session)]
             outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
             state = _final_state(outcome, str(session.run.root))
             session = session_after_alarm(session, outcome)

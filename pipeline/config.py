@@ -42,6 +42,11 @@ class RunSection(Section):
     keep_snapshots: PositiveInt = Field(
         3, description="newest snapshots kept; the best by evaluation and the last always stay"
     )
+    keep_teacher_tables: PositiveInt | None = Field(
+        None,
+        description="steps, the newest, whose teacher tables are kept once a snapshot covers them; "
+        "unset: all (docs/disk.md)",
+    )
     threads: PositiveInt = Field(2, description="CPU threads of torch")
     on_alarm: Literal["continue", "stop", "fork"] = Field(
         "continue",

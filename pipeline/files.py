@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import naming
+
 
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no white space, no NaN."""
@@ -32,7 +34,8 @@ def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -46,7 +49,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.tmp")
-    yield temporary
+    with naming(target):
+        yield temporary
     move_into_place(temporary, target)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import ModelSection
+from pipeline.disk import naming
 from pipeline.errors import PolicyError, StoreError
 from pipeline.files import atomic_path, digest_of, file_digest
 from pipeline.policy import Policy, TeacherSettings
@@ -45,7 +46,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
     """Write a snapshot; it appears whole, under its final name, or not at all."""
     if target.exists():
         return
-    with atomic_path(target) as folder:
+    with atomic_path(target) as folder, naming(target):
         shutil.rmtree(folder, ignore_errors=True)
         policy.model.save_pretrained(folder, safe_serialization=True)
         policy.tokenizer.save_pretrained(folder)

@@ -19,6 +19,7 @@ from pipeline.lineage import Fork
 from pipeline.loading import validate_config
 from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
+from pipeline.pruned import expect_present, forget_removal
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
 from pipeline.sealed import expect_unchanged, read_record, read_sealed, write_sealed
 from pipeline.writing import write_arrow
@@ -26,6 +27,8 @@ from pipeline.writing import write_arrow
 _METADATA_KEY = b"srpo"
 MAY_GROW = ("steps", "max_hours")
 """Settings of the section `run` that may grow in place."""
+MAY_CHANGE = ("keep_teacher_tables",)
+"""Settings of the section `run` that may become any other in place."""
 
 
 class Run:
@@ -75,12 +78,13 @@ class Run:
     @property
     def identity(self) -> str:
         """Return the SHA-256 of what never changes about a run, by which forks know it."""
-        settings = {k: v for k, v in self.record["config"]["run"].items() if k not in MAY_GROW}
+        changing = (*MAY_GROW, *MAY_CHANGE)
+        settings = {k: v for k, v in self.record["config"]["run"].items() if k not in changing}
         config = {**self.record["config"], "run": settings}
         return digest_of({**self.record, "config": config, "digest": None})
 
     def extend(self, config: Config) -> None:
-        """Record a longer `run.steps` or `run.max_hours`; nothing else may change in place."""
+        """Record settings of which MAY_GROW and MAY_CHANGE say that they may change in place."""
         record = {**self.record, "config": config.model_dump()}
         self.record, self.config = write_sealed(self.root / "run.json", record), config
 
@@ -184,10 +188,9 @@ class Run:
         Columns and slices that nobody touches are never read. `srpo check` verifies the bytes.
         """
         path, manifest = self.table_path(table, step), self.manifest(table, step)
-        if not path.exists() or path.stat().st_size != manifest.bytes:
-            raise StoreError(
-                f"{path}: missing or of another size than its manifest says; run check"
-            )
+        expect_present(path, manifest)
+        if path.stat().st_size != manifest.bytes:
+            raise StoreError(f"{path}: of another size than its manifest says; run check")
         return _expect_current(path, table, read_arrow(path))
 
     def read_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
@@ -229,6 +232,7 @@ class Run:
             temporary.unlink()
             return committed
         move_into_place(temporary, path)
+        forget_removal(path)
         if committed is not None:
             return committed
         manifest = Manifest(
@@ -245,8 +249,7 @@ class Run:
         return manifest
 
     def _verify(self, path: Path, manifest: Manifest) -> None:
-        if not path.exists():
-            raise StoreError(f"{path}: committed but missing; rerun stage {manifest.origin.stage}")
+        expect_present(path, manifest)
         identity = _identity(path)
         if self._verified.get(path) == identity:
             return

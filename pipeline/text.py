@@ -1,5 +1,6 @@
 """Numbers as people read them: on the terminal, in Prefect's pages and in the viewer alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
 NOTHING = "-"
@@ -29,3 +30,25 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def size(bytes_: float | None) -> str:
+    """Return 12300000 as 12.3 MB, 950 as 950 bytes; decimal units."""
+    if bytes_ is None:
+        return NOTHING
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(bytes_) >= unit:
+            shown = bytes_ / unit
+            return f"{shown:.1f} {name}" if shown < 100 else f"{shown:,.0f} {name}"
+    return f"{bytes_:.0f} bytes"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers 1, 2, 3, 7 as "1 to 3, 7"."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1][1:] = [n]
+        else:
+            parts.append([n])
+    return ", ".join(" to ".join(map(str, part)) for part in parts)

@@ -1,6 +1,7 @@
 """Tables on their way to the disk: hashed as they are written, in order, beside other work."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 import pyarrow.ipc
 
+from pipeline.disk import in_words, naming
 from pipeline.errors import StoreError
 
 RETRY_SECONDS = 1.0
@@ -25,15 +27,18 @@ class HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
+        self._written = 0
 
     def write(self, data: pa.Buffer | bytes) -> int:
         """Write bytes; hashing and writing both let other threads work."""
         self._digest.update(data)
-        return self._file.write(data)
+        written = self._file.write(data)
+        self._written += written
+        return written
 
     def tell(self) -> int:
         """Return the number of bytes written."""
-        return self._file.tell()
+        return self._written
 
     def flush(self) -> None:
         """Give the bytes to the operating system."""
@@ -55,11 +60,20 @@ class HashingFile:
 
 def write_arrow(path: Path, data: pa.Table) -> str:
     """Write an Arrow IPC file and return its SHA-256; nothing is read back."""
-    with path.open("wb") as file:
-        sink = HashingFile(file)
-        with pa.ipc.new_file(sink, data.schema) as writer:
-            writer.write_table(data.combine_chunks())
-        return sink.hexdigest()
+    with naming(path), path.open("wb") as file:
+        return _write(HashingFile(file), data)
+
+
+def digest_arrow(data: pa.Table) -> str:
+    """Return the SHA-256 of the file that `write_arrow` would write."""
+    with Path(os.devnull).open("wb") as nothing:
+        return _write(HashingFile(nothing), data)
+
+
+def _write(sink: HashingFile, data: pa.Table) -> str:
+    with pa.ipc.new_file(sink, data.schema) as writer:
+        writer.write_table(data.combine_chunks())
+    return sink.hexdigest()
 
 
 class Writer:
@@ -136,6 +150,6 @@ def _twice(path: Path, commit: Commit) -> None:
             commit()
         except OSError as error:
             raise StoreError(
-                f"{path}: not written, also at a second try: {error.strerror or error}; no table "
-                "after it was written; mend that, then go on with --resume"
+                f"{path}: not written, also at a second try: {in_words(error, path)}; no table "
+                "after it was written; then go on with --resume"
             ) from error

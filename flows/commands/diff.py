@@ -105,7 +105,10 @@ def _print_summaries(found: "RunDiff", console: "Console") -> None:
 
 def _alone(summary: "TableSummary") -> str:
     sides = (("a", summary.only_a), ("b", summary.only_b))
-    return "; ".join(f"{name}: {_spans(steps)}" for name, steps in sides if steps)
+    alone = [f"{name}: {_spans(steps)}" for name, steps in sides if steps]
+    if summary.unread:
+        alone.append(f"differ, but were pruned: {_spans(summary.unread)}")
+    return "; ".join(alone)
 
 
 def _spans(steps: tuple[int, ...]) -> str:

@@ -24,6 +24,7 @@ from pipeline.audit.check_files import (
     list_tables,
     missing_tables,
     note_leftovers,
+    note_pruned,
     read_sealed,
     recompute_advice,
     snapshot_advice,
@@ -84,6 +85,7 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
     report = CheckReport()
     note_leftovers(run, report)
     tables = list_tables(run, report)
+    note_pruned(tables, report)
     missing_tables(run, tables, report)
     if not run.tokenizer_path().is_dir():
         report.add(run.tokenizer_path(), "the run's tokenizer", "no folder", "copy it from policy/")
@@ -165,6 +167,7 @@ class _Step:
         self.run, self.step, self.entries = run, step, entries
         self.vocabulary, self.hashing, self.report = vocabulary, hashing, report
         self.whole: dict[str, MappedTable] = {}
+        self.pruned = {entry.table for entry in entries if entry.pruned}
 
     def check(self, tables: Mapping[tuple[int, str], TableFile]) -> None:
         for entry in self.entries:
@@ -226,6 +229,8 @@ class _Step:
 
     def _rows(self, entry: TableFile, mapped: MappedTable) -> None:
         absent = [name for name in NEEDS[entry.table] if name not in self.whole]
+        if absent and set(absent) <= self.pruned:
+            return  # noted once, for all steps
         if absent:
             text = f"its rows are not checked: {', '.join(absent)} missing or broken"
             self.report.notes.append(f"{entry.path}: {text}")
@@ -274,7 +279,10 @@ class _Step:
             self.report.add(path, "the record of a step as it was written", problem, advice)
             return
         manifests = {e.table: e.manifest for e in self.entries if e.manifest is not None}
-        if not set(STEP_TABLES) <= self.whole.keys() & manifests.keys():
+        missing = set(STEP_TABLES) - (self.whole.keys() & manifests.keys())
+        if missing and missing <= self.pruned:
+            return
+        if missing:
             self.report.notes.append(f"{path}: not checked against tables, some are broken")
             return
         try:

@@ -12,7 +12,9 @@ from pipeline.errors import StoreError
 from pipeline.lineage import STEP_TABLES, TABLES_OF_STAGE
 from pipeline.manifest import Manifest
 from pipeline.profiles import profile_path
+from pipeline.pruned import PRUNABLE, record_path, removal
 from pipeline.store import Run
+from pipeline.text import ranges
 
 TABLES = (*STEP_TABLES, "evaluations")
 STAGE_OF = {t: stage for stage, tables in TABLES_OF_STAGE.items() for t in tables}
@@ -29,6 +31,7 @@ class TableFile:
 
     Attributes:
         manifest: None if it is missing or broken; the finding is noted already.
+        pruned: whether it was removed on purpose.
     """
 
     step: int
@@ -36,6 +39,7 @@ class TableFile:
     owner: Run
     path: Path
     manifest: Manifest | None
+    pruned: bool = False
 
     @property
     def advice(self) -> str:
@@ -111,9 +115,37 @@ def _entry(step: int, table: str, owner: Run, path: Path, report: CheckReport) -
         problem = str(error).removeprefix(f"{beside}: ").partition(";")[0]
         report.add(beside, "a manifest as it was written", problem, whole.advice)
         return whole
-    if not path.exists():
+    pruned = _is_pruned(path, manifest, report)
+    if not pruned and not path.exists():
         report.add(path, f"a table of {manifest.rows} rows", "no file", whole.advice)
-    return TableFile(step, table, owner, path, manifest)
+    return TableFile(step, table, owner, path, manifest, pruned)
+
+
+def note_pruned(tables: dict[Key, TableFile], report: CheckReport) -> None:
+    """Say which tables were removed on purpose, and what can't be checked without them."""
+    for table in PRUNABLE:
+        gone = [entry for entry in tables.values() if entry.pruned and entry.table == table]
+        if gone:
+            report.notes.append(
+                f"table {table} of steps {ranges([entry.step for entry in gone])}: pruned on "
+                "purpose (srpo restore brings it back); what follows from its rows is checked by "
+                "digest only"
+            )
+
+
+def _is_pruned(path: Path, manifest: Manifest, report: CheckReport) -> bool:
+    """Tell whether a table is missing on purpose; a record that does not say so is a finding."""
+    beside = record_path(path)
+    try:
+        record = removal(path)
+    except StoreError as error:
+        problem = str(error).removeprefix(f"{beside}: ").partition(";")[0]
+        report.add(beside, "the record of a pruned table", problem, "restore it from a copy")
+        return True
+    if record is not None and record.sha256 != manifest.sha256:
+        advice = f"delete it, then: srpo check {path.parents[2]}"
+        report.add(beside, f"SHA-256 {manifest.sha256[:12]}…", record.sha256[:12], advice)
+    return record is not None
 
 
 def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) -> None:

@@ -9,13 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.audit.diff_rows import Mask, differing_rows, one_array
+from pipeline.audit.diff_rows import (
+    Mask,
+    Rows,
+    differing_rows,
+    matched_rows,
+    one_array,
+    row_index,
+)
 from pipeline.audit.pages import MappedTable
 from pipeline.lineage import STEP_TABLES
 from pipeline.manifest import Manifest, flat
+from pipeline.pruned import PRUNABLE, removal
 from pipeline.store import Run
 from pipeline.text import count
 
@@ -28,8 +35,6 @@ _DECISIONS = {
 }
 _OF_THE_RUN = ("task_digest", "questions_digest", "initial_policy_version")
 _SLICE_BYTES = 8 << 20
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,11 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class TableSummary:
-    """One table over all steps: how many of those that both runs have differ."""
+    """One table over all steps: how many of those that both runs have differ.
+
+    Attributes:
+        unread: steps whose tables differ by their manifests, and were pruned in one of the runs.
+    """
 
     table: str
     steps: int
@@ -62,6 +71,7 @@ class TableSummary:
     differing_rows: int
     only_a: tuple[int, ...]
     only_b: tuple[int, ...]
+    unread: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class RunDiff:
     @property
     def equal(self) -> bool:
         """Tell whether both runs have the same tables with the same data."""
-        return not self.tables and not any(s.only_a or s.only_b for s in self.summaries)
+        return not self.tables and not any(s.only_a or s.only_b or s.unread for s in self.summaries)
 
     @property
     def sentence(self) -> str:
@@ -212,13 +222,16 @@ def _changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def _compare_steps(a: Run, b: Run, table: str, found: _Found) -> None:
-    in_a, in_b = a.steps_of(table), b.steps_of(table)
+    in_a, in_b = _steps(a, table), _steps(b, table)
     both = sorted(set(in_a) & set(in_b))
-    rows, differing = 0, []
+    rows, differing, unread = 0, [], []
     for step in both:
         manifests = a.manifest(table, step), b.manifest(table, step)
         rows += max(m.rows for m in manifests)
         if _same_file(a, b, table, step, manifests):
+            continue
+        if not (a.has(table, step) and b.has(table, step)):
+            unread.append(step)
             continue
         difference = _compare(_pair(a, b, table, step, manifests), found)
         if difference is not None:
@@ -233,8 +246,18 @@ def _compare_steps(a: Run, b: Run, table: str, found: _Found) -> None:
             differing_rows=sum(d.differing for d in differing),
             only_a=tuple(sorted(set(in_a) - set(in_b))),
             only_b=tuple(sorted(set(in_b) - set(in_a))),
+            unread=tuple(unread),
         )
     )
+
+
+def _steps(run: Run, table: str) -> list[int]:
+    """Return the steps of which a run has, or had, a table."""
+    there = run.steps_of(table)
+    if table not in PRUNABLE:
+        return there
+    gone = [s for s in run.steps_of("rollouts") if removal(run.table_path(table, s)) is not None]
+    return sorted([*there, *gone])
 
 
 def _same_file(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Manifest]) -> bool:
@@ -246,31 +269,9 @@ def _pair(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Mani
     for run in (a, b):
         run.read(table, step)  # refuses another size or schema
     left, right = (MappedTable(run.table_path(table, step)) for run in (a, b))
-    index_a, index_b = _index(left.table, manifests[0]), _index(right.table, manifests[1])
-    rows_a, rows_b = (None, None) if index_a == index_b else _matched(index_a, index_b)
+    index_a, index_b = row_index(left.table, manifests[0]), row_index(right.table, manifests[1])
+    rows_a, rows_b = (None, None) if index_a == index_b else matched_rows(index_a, index_b)
     return _Pair(step, table, manifests[0].origin.stage, (left, right), rows_a, rows_b)
-
-
-def _index(data: pa.Table, manifest: Manifest) -> Mapping[str, tuple[int, int]]:
-    """Return first row and number of rows of each rollout."""
-    if manifest.index is not None:
-        return manifest.index
-    return {name: (row, 1) for row, name in enumerate(data["rollout_id"].to_pylist())}
-
-
-def _matched(
-    index_a: Mapping[str, tuple[int, int]], index_b: Mapping[str, tuple[int, int]]
-) -> tuple[Rows, Rows]:
-    """Return the rows of both tables that belong to the same rollout and position."""
-    common = [name for name in index_a if name in index_b]
-    counts = [min(index_a[name][1], index_b[name][1]) for name in common]
-    steps = [np.arange(n, dtype=np.int64) for n in counts]
-
-    def rows(index: Mapping[str, tuple[int, int]]) -> Rows:
-        parts = [index[name][0] + step for name, step in zip(common, steps, strict=True)]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-
-    return rows(index_a), rows(index_b)
 
 
 def _part(data: pa.Table, rows: Rows | None, start: int, size: int) -> pa.Table:

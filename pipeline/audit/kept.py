@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.audit.diff_rows import one_array
+from pipeline.pruned import removal
 from pipeline.schemas import STUDENT_LOGPROBS
+from pipeline.store import Run
 
 NOT_KEPT = "not kept (route.keep_student_logprobs = false)"
 
@@ -21,6 +23,16 @@ _HALF = np.float32(1.05 * 2**-11)
 _SMALLEST = np.float32(2**-24)
 _LOWEST = np.float32(-65504)
 """The range of float16 ends there."""
+
+_OF_LOSSES = ("tis", "loss", "share")
+_OF_TABLE = {
+    "weights": ("weight", "raw_weight", *_OF_LOSSES),
+    "teacher": (
+        "teacher_entropy", "jsd", "student_logprob", "teacher_logprob", "student_top",
+        "teacher_top", *_OF_LOSSES,
+    ),
+}  # fmt: skip
+"""Which fields of tokens need a table that may be pruned."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -59,4 +71,15 @@ def jsd_rounding_T(student_TK: Floats, teacher_TK: Floats) -> Floats:
     moved = rounding(logs)
     parts = masses * moved * (np.abs(logs - mixture) / 2 + moved)
     found: Floats = parts.sum(axis=(0, 2), dtype=np.float32)
+    return found
+
+
+def pruned_fields(run: Run, step: int, rollout_id: str) -> dict[str, str]:
+    """Say what is missing of a taught rollout since tables of its step were removed on purpose."""
+    found = {}
+    for table, names in _OF_TABLE.items():
+        record = removal(run.table_path(table, step))
+        if record is not None and rollout_id in (run.manifest(table, step).index or {}):
+            owner = run.owner(table, step).root
+            found |= dict.fromkeys(names, f"table {table} {record.described(owner)}")
     return found

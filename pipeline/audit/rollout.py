@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.audit.contributions import shares_T
-from pipeline.audit.kept import NOT_KEPT, keeps_student, kept_TK
+from pipeline.audit.kept import NOT_KEPT, keeps_student, kept_TK, pruned_fields
 from pipeline.audit.losses import losses_of
 from pipeline.audit.plain import printable
 from pipeline.audit.tokens import TokenTexts
@@ -117,7 +117,8 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
     teacher = _token_rows(run, "teacher", step, rollout_id)
     weights = _token_rows(run, "weights", step, rollout_id)
     columns = _token_columns(row, scores, teacher, weights)
-    losses = losses_of(run, row, route, update, columns, teacher)
+    gone = pruned_fields(run, step, rollout_id)
+    losses = None if gone else losses_of(run, row, route, update, columns, teacher)
     if losses is not None:
         if losses.loss_T is not None:
             columns |= {"loss": losses.loss_T, "share": shares_T(losses.loss_T)}
@@ -135,7 +136,11 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         batch_tokens=losses.batch_tokens if losses else None,
         loss_difference=losses.difference if losses else None,
         loss_note=losses.note if losses else "",
-        not_recorded=_not_recorded(columns, route, update) | _dropped(columns, update, teacher),
+        not_recorded={
+            **_not_recorded(columns, route, update),
+            **_dropped(columns, update, teacher),
+            **gone,
+        },
         tokens=_tokens(TokenTexts(run.tokenizer_path()), row["response_ids"], columns, teacher),
     )
 

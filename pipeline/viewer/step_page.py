@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.audit.listing import samples
 from pipeline.audit.plain import printable
 from pipeline.lineage import STEP_TABLES
+from pipeline.pruned import removal
 from pipeline.store import Run
 from pipeline.text import count, duration, number, percent
 from pipeline.viewer.cells import Row, cell, short, small_share, verdict, with_loss_shares
@@ -45,7 +46,7 @@ def context(runs: Runs, name: str, step: str) -> dict[str, Any]:
         "shares": (shares := _shares(rows)),
         "several": len({part["mini_batch"] for part in shares}) > 1,
         "largest": _largest(rows),
-        "tables": [_table(run, t, number_of) for t in STEP_TABLES if run.has(t, number_of)],
+        "tables": [_table(run, t, number_of) for t in STEP_TABLES if _known(run, t, number_of)],
         "metrics": [(key, str(value)) for key, value in record.items() if key not in _APART],
         "in_export": in_export(run),
         "data": {
@@ -196,6 +197,10 @@ def _off_policy(run: Run, step: int) -> str:
     return fork.note if fork.off_policy_from <= step < fork.end else ""
 
 
+def _known(run: Run, table: str, step: int) -> bool:
+    return run.has(table, step) or removal(run.table_path(table, step)) is not None
+
+
 def _table(run: Run, table: str, step: int) -> dict[str, Any]:
     manifest, owner = run.manifest(table, step), run.owner(table, step)
     return {
@@ -205,7 +210,7 @@ def _table(run: Run, table: str, step: int) -> dict[str, Any]:
         "owner": short(owner.root.resolve().name),
         "inherited": owner is not run,
         "rows": manifest.rows,
-        "size": f"{manifest.bytes / 1e6:,.2f} MB",
+        "size": f"{manifest.bytes / 1e6:,.2f} MB{'' if run.has(table, step) else ', pruned'}",
         "seconds": manifest.cost.seconds,
         "tokens": manifest.cost.tokens,
         "policy": manifest.origin.policy_version,

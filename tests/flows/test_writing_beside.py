@@ -139,7 +139,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_later(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.writing, "RETRY_SECONDS", 0.0)
         patch.setattr(os, "fsync", failing_sync(name))
-        message = rf"{table}\.arrow: not written, .*: No space left on device; .* --resume"
+        said = r"No space left on device \(.* free there\); make room there; .* --resume"
+        message = rf"{table}\.arrow: not written, .*: {said}"
         with pytest.raises(StoreError, match=message) as caught:
             go_on(session)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,113 @@
+"""`srpo prune` and `srpo restore`: room on the disk, what it costs, and all of it back again."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.bars import bars
+from pipeline.text import size
+
+if TYPE_CHECKING:
+    from pipeline.retention import Plan
+
+
+def prune(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, change nothing.")] = False,
+    tables: Annotated[str, typer.Option(help="Which tables: teacher, weights.")] = "teacher",
+    before: Annotated[int | None, typer.Option(min=0, help="Only steps before this one.")] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(min=0, help="Keep the tables of so many newest steps.")
+    ] = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Snapshots too, but start, best and newest.")
+    ] = False,
+    archive: Annotated[
+        Path | None, typer.Option(help="Folder to keep the tables in, as Parquet, first.")
+    ] = None,
+) -> None:
+    """Remove big tables of a run, and say what becomes impossible without them.
+
+    What resuming needs never goes: the newest snapshot and the tables since. Nor does what a fork
+    needs, of those in the folders that hold this run and its ancestors; forks elsewhere are not
+    known. Rollouts, verdicts, routes, scores, updates, evaluations, manifests and records always
+    stay: they are small, audits read them, and what goes is made anew from them by srpo restore.
+    Cut short, it can be run again.
+
+    Example: srpo prune runs/first --keep-last 10 --archive /archive/first --dry-run
+    """
+    from rich.console import Console
+
+    from flows.commands.prune_text import print_plan
+    from pipeline.retention import expect_sound_start, plan
+    from pipeline.store import Run
+
+    names = [name.strip() for name in tables.split(",")]
+    found = plan(Run.open(run), names, before, keep_last, snapshots)
+    print_plan(Console(), found, dry_run)
+    if dry_run or not found.bytes:
+        return
+    expect_sound_start(found.run)
+    kept = _remove(found, archive)
+    print(f"{run}: {size(found.bytes)} removed{kept}")
+
+
+def restore(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The archive, if it was moved.")
+    ] = None,
+) -> None:
+    """Bring back the tables that were pruned: from their archive, else made anew.
+
+    Each must have the SHA-256 of its manifest. What was never archived is computed, step by step:
+    the teacher's passes for `teacher`, and stage weigh for `weights`.
+
+    Example: srpo restore runs/first /archive/first
+    """
+    from flows.session import Session
+    from pipeline.archive import archive_path
+    from pipeline.archive import restore as from_archive
+    from pipeline.retention import pruned_tables
+    from pipeline.store import Run
+
+    gone = pruned_tables(Run.open(run))
+    anew: dict[int, set[str]] = {}
+    with bars("restoring") as (progress,):
+        for number, (piece, record) in enumerate(gone.items()):
+            place = folder or (Path(record.archive).parents[2] if record.archive else None)
+            if place is None:
+                anew.setdefault(piece.step, set()).add(piece.table)
+            else:
+                from_archive(Run.open(run), *piece, archive_path(place, *piece))
+            progress(number + 1, len(gone))
+    if anew:
+        with contextlib.closing(Session.resume(run)) as session, bars("computing") as (progress,):
+            for number, step in enumerate(sorted(anew)):
+                for name in ("route", "weigh", "update"):
+                    session.run_stage(name, step)
+                progress(number + 1, len(anew))
+    computed = sum(map(len, anew.values()))
+    print(f"{run}: {len(gone) - computed} tables restored from an archive, {computed} made anew")
+
+
+def _remove(found: "Plan", folder: Path | None) -> str:
+    """Remove what the plan says, each table once its archive is sound; say what that takes."""
+    from pipeline.archive import archive
+    from pipeline.retention import remove, remove_snapshots
+
+    written = 0
+    with bars("removing") as (progress,):
+        for number, piece in enumerate(found.pieces):
+            kept = None
+            if folder is not None:
+                kept = archive(found.run, *piece, folder)
+                written += kept.stat().st_size
+            remove(found.run, piece, "srpo prune", kept)
+            progress(number + 1, len(found.pieces))
+    remove_snapshots(found.run, found.snapshots)
+    whole = sum(found.pieces.values())
+    share = f" ({written / whole:.0%} of the tables)" if whole else ""
+    return f"; {size(written)} in {folder}{share}" if folder is not None else ""

@@ -1,0 +1,30 @@
+"""What a training keeps of its past: which snapshots, and which tables."""
+
+from pathlib import Path
+
+from pipeline.files import remove_folder, remove_leftovers
+from pipeline.health.records import Records
+from pipeline.policy import Policy
+from pipeline.retention import after_snapshot, may_go
+from pipeline.snapshots import save_snapshot
+from pipeline.store import Run
+
+
+def keep_state(run: Run, records: Records, policy: Policy, steps_done: int) -> Path:
+    """Keep the state after so many steps, and drop snapshots and tables over the number kept."""
+    target = run.snapshot_path(steps_done)
+    if not target.exists():
+        remove_leftovers(target.parent)
+        save_snapshot(policy, target, steps_done)
+    for old in _superfluous(run, records):
+        if may_go(run, old):
+            remove_folder(run.own_snapshot_path(old))
+    after_snapshot(run)
+    return target
+
+
+def _superfluous(run: Run, records: Records) -> list[int]:
+    """Return snapshots beyond the newest kept; the start, the best and the last stay."""
+    found = run.own_snapshots()
+    newest = found[-run.config.run.keep_snapshots :]
+    return [s for s in found if s not in newest and s not in (0, records.best(set(found)))]

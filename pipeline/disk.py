@@ -1,0 +1,115 @@
+"""The disk under a run: its room, and what the operating system says of it, in words."""
+
+import errno
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.text import size
+
+LITTLE = 8 << 20
+"""Bytes below which a disk is called full: databases fail before the last block is taken."""
+
+_IN_RUST = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors of the operating system name a file: `path`, where they name none.
+
+    Libraries in Rust raise errors of their own with the system's inside; they become OSErrors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = _IN_RUST.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def explained(error: OSError) -> str:
+    """Return which file it was, what happened, and what to do about it; one line."""
+    name = error.filename.decode() if isinstance(error.filename, bytes) else error.filename
+    where = f"{name}: " if name is not None and error.strerror else ""
+    return f"{where}{in_words(error, Path(str(name or '.')))}"
+
+
+def in_words(error: OSError, path: Path) -> str:
+    """Return what happened at `path`, how things stand there, and what to do."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    known = _advice(error.errno, path)
+    return f"{error.strerror} ({known[0]}); {known[1]}" if known else error.strerror
+
+
+def is_trouble(error: OSError) -> bool:
+    """Tell whether the machine failed, rather than the file that was asked for."""
+    return error.errno is not None and _advice(error.errno, Path(".")) is not None
+
+
+def _advice(number: int, path: Path) -> tuple[str, str] | None:
+    """Return how things stand at `path` and what to do, for errors that a disk can cause."""
+    if number == errno.ENOSPC:
+        return _room(path), "make room there"
+    files, bytes_ = (
+        resource.getrlimit(k)[0] for k in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
+    )
+    largest = "no limit here" if bytes_ == resource.RLIM_INFINITY else f"limit {size(bytes_)}"
+    known = {
+        errno.EDQUOT: ("your quota there is used up", "make room there, or have it raised"),
+        errno.EROFS: (
+            "nothing can be written there",
+            "mount it writable, or choose another folder",
+        ),
+        errno.EACCES: (f"user {os.geteuid()} may not do that there", "mend owner or mode"),
+        errno.EPERM: (
+            f"user {os.geteuid()} may not do that there",
+            "mend owner, mode or attributes",
+        ),
+        errno.EIO: (
+            "the disk or its connection failed",
+            "look at the kernel's log, then mend that",
+        ),
+        errno.ESTALE: ("its file server forgot it", "mount it anew"),
+        errno.EFBIG: (f"{largest}, ulimit -f", "raise that limit"),
+        errno.EMFILE: (f"limit {files:,} per process, ulimit -n", "raise that limit"),
+        errno.ENFILE: ("the machine's limit on open files", "raise that limit"),
+    }
+    return known.get(number)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the room that a user has on the disk which holds `path`, or will hold it."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def trouble_at(path: Path) -> str:
+    """Say that the disk which holds `path` is full or read-only; empty: it is not."""
+    status = os.statvfs(_existing(path))
+    if status.f_flag & os.ST_RDONLY:
+        return f"{path} is on a disk that is mounted read-only"
+    if status.f_bavail * status.f_frsize < LITTLE:
+        return f"the disk that holds {path} is full ({_room(path)})"
+    return ""
+
+
+def _room(path: Path) -> str:
+    """Say what is left: bytes, or names of files, of which a disk can run out as well."""
+    status = os.statvfs(_existing(path))
+    if status.f_files and not status.f_favail:
+        return "no room for another file there, whatever its size: 0 inodes free"
+    return f"{size(status.f_bavail * status.f_frsize)} free there"
+
+
+def _existing(path: Path) -> Path:
+    absolute = path.absolute()
+    return next(p for p in [absolute, *absolute.parents] if p.exists())

@@ -1,0 +1,220 @@
+"""Disks that are full, read-only or limited: one clear line, nothing half-made, the run goes on."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline.writing
+from flows.loop import Outcome, Watcher, train
+from flows.session import Session
+from pipeline.audit.check import check_run
+from pipeline.config import Config
+from pipeline.disk import explained, naming
+from pipeline.errors import StoreError
+from pipeline.store import Run, is_taken
+from tests.faults.small_disk import SmallDisk, mounted
+from tests.flows.test_session import digests
+from tests.golden.run import golden_config
+
+STEPS = 3
+PROJECT = Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    overrides = {
+        "run": {"steps": STEPS, "snapshot_every": 2},
+        "generate": {"questions": 3, "rollouts": 4},
+    }
+    return golden_config(tmp_path_factory.mktemp("input"), overrides)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("runs") / "undisturbed"
+    go_on(Session.create(root, config))
+    return everything(root)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    found = mounted(tmp_path / "disk", 40)
+    yield found
+    found.unmount()
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.writing, "RETRY_SECONDS", 0.0)
+
+
+def everything(root: Path) -> dict[str, str]:
+    """The SHA-256 of every table, and of the last policy."""
+    last = Run.open(root).own_snapshot_path(STEPS) / "state.json"
+    return {**digests(root), "policy": last.read_text(encoding="utf-8")}
+
+
+class At(Watcher):
+    """Does something once, when a stage of a step begins."""
+
+    def __init__(self, stage: str, step: int, action: Callable[[], object]) -> None:
+        self._place, self._action = (stage, step), action
+
+    def stage_started(self, name: str, step: int) -> None:
+        if (name, step) == self._place:
+            self._action()
+
+
+def go_on(session: Session, watcher: Watcher | None = None) -> Outcome:
+    try:
+        return train(session, session.run_stage, [watcher or Watcher()], lambda: False)
+    finally:
+        session.close()
+
+
+def line_of(session: Session, watcher: Watcher) -> str:
+    """Train into the trouble and return the line that a user would see."""
+    with pytest.raises((OSError, StoreError)) as caught:
+        go_on(session, watcher)
+    error = caught.value
+    return explained(error) if isinstance(error, OSError) else str(error)
+
+
+def expect_sound_and_finish(root: Path, undisturbed: dict[str, str]) -> None:
+    """What is there is whole; the rest follows, bit for bit."""
+    assert not check_run(Run.open(root)).findings
+    assert go_on(Session.resume(root)) == Outcome(STEPS, "steps")
+    assert everything(root) == undisturbed
+    assert not check_run(Run.open(root)).findings
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "left", "names"),
+    [
+        ("evaluate", 0, 4096, "evaluations"),
+        ("generate", 0, 4096, "steps/000000"),
+        ("route", 1, 8192, "steps/000001"),
+        ("update", 1, 4096, "steps/000001"),
+        ("snapshot", 2, 0, "policy"),
+        ("snapshot", 2, 65536, "policy/000002"),
+        ("snapshot", 2, 200_000, "policy/000002"),
+    ],
+)
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on(
+    stage: str,
+    step: int,
+    left: int,
+    names: str,
+    disk: SmallDisk,
+    config: Config,
+    undisturbed: dict[str, str],
+) -> None:
+    root = disk.root / "run"
+    line = line_of(Session.create(root, config), At(stage, step, lambda: disk.fill(left)))
+    assert line.startswith(f"{root}/{names}")
+    assert "No space left on device" in line
+    assert "free there); make room there" in line
+    assert "\n" not in line
+    disk.free()
+    expect_sound_and_finish(root, undisturbed)
+
+
+@pytest.mark.parametrize("left", [4096, 32768, 200_000])
+def test_a_run_that_finds_no_room_to_begin_is_no_run(
+    left: int, disk: SmallDisk, config: Config
+) -> None:
+    root = disk.root / "run"
+    disk.fill(left)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        Session.create(root, config)
+    assert explained(caught.value).startswith(f"{root}")
+    assert not is_taken(root)
+    with pytest.raises(StoreError, match="no run here"):
+        Run.open(root)
+    disk.free()
+    Session.create(root, config).close()
+    assert not check_run(Run.open(root)).findings
+
+
+@pytest.mark.parametrize(("stage", "step"), [("verify", 1), ("snapshot", 2)])
+def test_a_disk_that_turns_read_only(
+    stage: str, step: int, disk: SmallDisk, config: Config, undisturbed: dict[str, str]
+) -> None:
+    root = disk.root / "run"
+    line = line_of(Session.create(root, config), At(stage, step, lambda: disk.remount("ro")))
+    assert "Read-only file system (nothing can be written there); mount it writable" in line
+    before = sorted(root.rglob("*"))
+    line = line_of(Session.resume(root), Watcher())
+    assert "Read-only file system" in line
+    assert sorted(root.rglob("*")) == before
+    disk.remount("rw")
+    expect_sound_and_finish(root, undisturbed)
+
+
+def test_a_limit_on_the_size_of_files(
+    tmp_path: Path, config: Config, undisturbed: dict[str, str]
+) -> None:
+    root, known = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, known[1]))
+
+    session = Session.create(root, config)
+    try:
+        line = line_of(session, At("route", 0, limit))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+    assert "File too large" in line
+    assert "raise that limit" in line
+    expect_sound_and_finish(root, undisturbed)
+
+
+def test_what_rust_says_becomes_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, naming(tmp_path):
+        raise RuntimeError("Error while serializing: I/O error: nothing left (os error 28)")
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(RuntimeError, match="another"), naming(tmp_path):
+        raise RuntimeError("another error")
+
+
+COMMAND = [sys.executable, "-m", "flows.cli", "train"]
+SMALL = ["run.steps=4", "run.snapshot_every=1", "run.threads=1", "generate.questions=4"]
+SMALL += ["evaluate.questions=2", "evaluate.rollouts=2", "evaluate.every=9", "verify.workers=1"]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**environment, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_says_it_in_one_line(disk: SmallDisk) -> None:
+    """First there is no room to begin, then none for Prefect, then none for a snapshot."""
+    run, settings = disk.root / "run", [part for one in SMALL for part in ("--set", one)]
+    lines = []
+    for megabytes, arguments in ((1, settings), (4, settings), (14, ["--resume"])):
+        disk.remount(f"size={megabytes}m")
+        done = command(*(["demo"] if arguments is settings else []), "--run", str(run), *arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        lines.append(done.stderr)
+    assert "No space left on device" in lines[0]
+    assert lines[0].endswith("then run the same command again\n")
+    assert f"the disk that holds {disk.root}/.prefect is full" in lines[1]
+    assert f"then go on: srpo train --resume --run {run}" in lines[2]
+    disk.remount("size=60m")
+    assert command("--resume", "--run", str(run)).returncode == 0
+    assert not check_run(Run.open(run)).findings
