@@ -20,12 +20,11 @@ from flows.questions import (
 )
 from flows.room import expect_room, facts_of
 from pipeline.config import Config
-from pipeline.disk import naming
 from pipeline.errors import StoreError
 from pipeline.files import remove_leftovers
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.process import settle
-from pipeline.snapshots import open_policy, save_snapshot
+from pipeline.snapshots import keep_tokenizer, open_policy, save_snapshot
 from pipeline.store import Run, is_taken
 
 _PACKAGES = (
@@ -66,8 +65,7 @@ def begin_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Que
     if is_taken(run_dir):
         raise StoreError(f"{run_dir}: there is something already; choose another --run")
     remove_leftovers(run_dir / "policy")
-    with naming(run_dir / "tokenizer"):
-        policy.tokenizer.save_pretrained(run_dir / "tokenizer")
+    facts["tokenizer_sha256"] = keep_tokenizer(policy, run_dir / "tokenizer")
     if keep_start:
         save_snapshot(policy, run_dir / "policy" / "000000", 0)
     return Run.create(run_dir, config, facts), questions, policy

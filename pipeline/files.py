@@ -71,6 +71,16 @@ def make_folder(folder: Path) -> None:
     sync(folder.parent)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to a name that no reader looks at, and return that."""
+    number = 1
+    while (kept := path.with_name(f".{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.replace(kept)
+    sync(path.parent)
+    return kept
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder; cut short, what is left of it has a name that no reader looks at."""
     doomed = folder.with_name(f".{folder.name}.old")

@@ -18,7 +18,8 @@ TABLES_OF_STAGE = {
     "update": ("updates",),
 }
 STEP_TABLES = tuple(table for stage in STEP_STAGES for table in TABLES_OF_STAGE[stage])
-_STAGE_OF_TABLE = {table: stage for stage, tables in TABLES_OF_STAGE.items() for table in tables}
+STAGE_OF = {table: stage for stage, tables in TABLES_OF_STAGE.items() for table in tables}
+STAGE_OF["evaluations"] = "evaluate"
 TASK_CODE = "code of the task"
 """Key under which a fork records that the task's source is another one."""
 _OF_EVALUATIONS = ("data.", "verify.", "evaluate.", "run.seed", TASK_CODE, "version of evaluate")
@@ -54,7 +55,7 @@ class Fork:
             return same and step <= self.start
         if step < self.start:
             return True
-        return step < self.end and _place(_STAGE_OF_TABLE[table]) < _place(self.stage)
+        return step < self.end and _place(STAGE_OF[table]) < _place(self.stage)
 
     @property
     def off_policy_from(self) -> int | None:

@@ -4,13 +4,12 @@ The manifest stays, so that lineage holds; a table that is there is there, whate
 """
 
 from pathlib import Path
-from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, sync, write_json
-from pipeline.manifest import Manifest
+from pipeline.files import sync
+from pipeline.sealed import read_sealed, write_sealed
 
 PRUNABLE = ("teacher", "weights")
 """Tables that can be made anew, bit for bit, from those that stay."""
@@ -38,13 +37,9 @@ class Removal(BaseModel):
     archive: str | None
     digest: str = ""
 
-    def sealed(self) -> Self:
-        """Return this record with its own digest filled in."""
-        return self.model_copy(update={"digest": self._own_digest()})
-
     def write(self, table_path: Path) -> None:
         """Write the record, durably; the table may go then."""
-        write_json(record_path(table_path), self.sealed().model_dump(mode="json"))
+        write_sealed(record_path(table_path), self.model_dump(mode="json"))
 
     def described(self, run: Path) -> str:
         """Say in words that the table is gone, and how to get it back."""
@@ -52,9 +47,6 @@ class Removal(BaseModel):
         return f"pruned on purpose on {self.removed[:10]} ({self.reason}); to have it back: " + (
             f"srpo restore {run}{where}"
         )
-
-    def _own_digest(self) -> str:
-        return digest_of(self.model_dump(mode="json", exclude={"digest"}))
 
 
 def record_path(table_path: Path) -> Path:
@@ -72,21 +64,18 @@ def removal(table_path: Path) -> Removal | None:
     if table_path.exists() or not path.exists():
         return None
     try:
-        found = Removal.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError):
+        return Removal.model_validate(read_sealed(path))
+    except ValidationError:
         raise StoreError(f"{path}: no record of a pruned table; restore it from a copy") from None
-    if found.digest != found._own_digest():
-        raise StoreError(f"{path}: changed since it was written (digest does not match)")
-    return found
 
 
-def expect_present(table_path: Path, manifest: Manifest) -> None:
+def expect_present(table_path: Path, repair: str) -> None:
     """Refuse a table that is not there: removed on purpose, or lost."""
     if table_path.exists():
         return
     if (found := removal(table_path)) is not None:
         raise StoreError(f"{table_path}: {found.described(table_path.parents[2])}")
-    raise StoreError(f"{table_path}: committed but missing; rerun stage {manifest.origin.stage}")
+    raise StoreError(f"{table_path}: committed but missing; {repair}")
 
 
 def forget_removal(table_path: Path) -> None:

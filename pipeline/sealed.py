@@ -34,6 +34,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return record
 
 
+def is_sealed(path: Path) -> bool:
+    """Tell whether a record is there and as it was written."""
+    try:
+        read_sealed(path)
+    except (FileNotFoundError, StoreError):
+        return False
+    return True
+
+
 def read_record(path: Path) -> tuple[dict[str, Any], str]:
     """Return a record that may have been changed, and the text of its file.
 

@@ -19,6 +19,7 @@ from pipeline.config import ModelSection
 from pipeline.disk import naming
 from pipeline.errors import PolicyError, StoreError
 from pipeline.files import atomic_path, digest_of, file_digest
+from pipeline.listed import expect_files, snapshot_repair
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.sealed import read_sealed, write_sealed
 
@@ -66,6 +67,15 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
         write_sealed(folder / "state.json", state)
 
 
+def keep_tokenizer(policy: Policy, folder: Path) -> dict[str, str]:
+    """Write the policy's tokenizer, durably, and return the SHA-256 of its files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_path(folder) as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
+        policy.tokenizer.save_pretrained(temporary)
+        return {f.name: file_digest(f) for f in sorted(temporary.iterdir())}
+
+
 def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     """Open a snapshot with its teacher and optimizer.
 
@@ -78,10 +88,7 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         raise StoreError(
             f"{folder}: a snapshot with teacher {state['teacher']}, wanted {asdict(teacher)}"
         )
-    for name, expected in state["sha256"].items():
-        path = folder / name
-        if not path.exists() or file_digest(path) != expected:
-            raise StoreError(f"{path}: missing or damaged (SHA-256 differs from state.json)")
+    expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder))
     if state["steps_done"] > 0 and "optimizer.safetensors" not in state["sha256"]:
         raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
     model, tokenizer = _load_pretrained(str(folder))

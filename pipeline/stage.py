@@ -23,7 +23,8 @@ from pipeline.memory import PeakMemory
 from pipeline.policy import Policy
 from pipeline.profiling import beside, phase
 from pipeline.schemas import SCHEMA_VERSION
-from pipeline.store import Run, expect_schema
+from pipeline.store import Run
+from pipeline.tables import expect_schema
 from pipeline.task import Message, Question
 from pipeline.verification import VerifierPool
 from pipeline.writing import Writer

@@ -10,19 +10,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
 
 from pipeline.config import Config
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, file_digest, make_folder, move_into_place
-from pipeline.lineage import Fork
+from pipeline.files import atomic_path, digest_of, file_digest
+from pipeline.lineage import STAGE_OF, Fork
+from pipeline.listed import expect_files
 from pipeline.loading import validate_config
 from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.pruned import expect_present, forget_removal
-from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
+from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES
 from pipeline.sealed import expect_unchanged, read_record, read_sealed, write_sealed
-from pipeline.writing import write_arrow
+from pipeline.tables import expect_current, expect_schema, read_arrow, row_index
+from pipeline.writing import digest_arrow, write_arrow
 
 _METADATA_KEY = b"srpo"
 MAY_GROW = ("steps", "max_hours")
@@ -46,6 +47,7 @@ class Run:
         self.fork = Fork.from_record(record["fork"]) if "fork" in record else None
         self.parent = _open_parent(root, self.fork) if self.fork else None
         self._verified: dict[Path, tuple[int, int, int]] = {}
+        self._tokenizer_whole = False
 
     @classmethod
     def create(cls, root: Path, config: Config, facts: dict[str, Any]) -> "Run":
@@ -105,10 +107,25 @@ class Run:
             return self.root / "evaluations" / f"{step:06d}.arrow"
         return self.root / "steps" / f"{step:06d}" / f"{table}.arrow"
 
+    @property
+    def lists_tokenizer(self) -> bool:
+        """Tell whether the digests of the tokenizer are known; runs made before lack them."""
+        made_by = self.parent if self.parent and not (self.root / "tokenizer").exists() else self
+        return made_by.lists_tokenizer if made_by is not self else "tokenizer_sha256" in self.record
+
     def tokenizer_path(self) -> Path:
-        """Return the folder of the tokenizer that shows tokens without the model."""
-        own = self.root / "tokenizer"
-        return self.parent.tokenizer_path() if self.parent and not own.exists() else own
+        """Return the folder of the tokenizer; its files are verified on first use.
+
+        Raises:
+            StoreError: one is missing, damaged or a stranger.
+        """
+        own, listed = self.root / "tokenizer", self.record.get("tokenizer_sha256")
+        if self.parent and not own.exists():
+            return self.parent.tokenizer_path()
+        if listed is not None and not self._tokenizer_whole:
+            expect_files(own, listed, "run.json", f"copy it from {self.own_snapshot_path(0)}")
+            self._tokenizer_whole = True
+        return own
 
     def metrics_path(self, step: int) -> Path:
         """Return where the flat record of a step lives."""
@@ -173,25 +190,29 @@ class Run:
         return path.exists() and _manifest_path(path).exists()
 
     def manifest(self, table: str, step: int) -> Manifest:
-        """Return the record of a committed table."""
-        return Manifest.read(_manifest_path(self.table_path(table, step)))
+        """Return the record of a committed table.
+
+        Raises:
+            StoreError: there is none, or it is damaged.
+        """
+        path = _manifest_path(self.table_path(table, step))
+        try:
+            return Manifest.read(path)
+        except StoreError as error:
+            if not path.exists():
+                raise
+            raise StoreError(f"{error}; {self.repair(table, step)}") from None
+
+    def repair(self, table: str, step: int) -> str:
+        """Say which command makes a damaged table anew."""
+        root = self.owner(table, step).root
+        return f"repair it: srpo stage {STAGE_OF[table]} --run {root} --step {step}"
 
     def read(self, table: str, step: int) -> pa.Table:
         """Return a table, memory-mapped; size, SHA-256 and schema are verified on first use."""
         path = self.table_path(table, step)
         self._verify(path, self.manifest(table, step))
-        return _expect_current(path, table, read_arrow(path))
-
-    def peek(self, table: str, step: int) -> pa.Table:
-        """Return a table, memory-mapped, without reading it all: only size and schema are verified.
-
-        Columns and slices that nobody touches are never read. `srpo check` verifies the bytes.
-        """
-        path, manifest = self.table_path(table, step), self.manifest(table, step)
-        expect_present(path, manifest)
-        if path.stat().st_size != manifest.bytes:
-            raise StoreError(f"{path}: of another size than its manifest says; run check")
-        return _expect_current(path, table, read_arrow(path))
+        return expect_current(path, table, read_arrow(path))
 
     def read_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
         """Return the rows of one rollout, and read no others; none if it has none there."""
@@ -211,27 +232,18 @@ class Run:
         path = self.table_path(origin.table, origin.step)
         started = time.perf_counter()
         expected = expect_schema(origin.stage, origin.table, data)
-        index = _row_index(data) if origin.table in TOKEN_TABLES else None
+        index = row_index(data) if origin.table in TOKEN_TABLES else None
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
         known = _manifest_path(path).exists()
         committed = self.manifest(origin.table, origin.step) if known else None
-        make_folder(path.parent)
-        temporary = path.with_name(f".{path.name}.tmp")
-        digest = write_arrow(temporary, data)
-        other = _other_fact(committed.facts, facts) if committed is not None else None
-        if committed is not None and committed.sha256 != digest:
-            other = f"file: SHA-256 {digest[:12]}, committed {committed.sha256[:12]}"
-        if other is not None:
-            temporary.unlink()
-            raise StoreError(
-                f"{path}: recomputing gave another {other}; same machine, threads and versions as "
-                "before?"
-            )
-        if committed is not None and path.exists():
-            temporary.unlink()
-            return committed
-        move_into_place(temporary, path)
+        if committed is not None:
+            _expect_same(path, committed, digest_arrow(data), facts)
+            if path.exists():
+                self._verify(path, committed)
+                return committed
+        with atomic_path(path) as temporary:
+            digest = write_arrow(temporary, data)
         forget_removal(path)
         if committed is not None:
             return committed
@@ -249,14 +261,16 @@ class Run:
         return manifest
 
     def _verify(self, path: Path, manifest: Manifest) -> None:
-        expect_present(path, manifest)
+        """Refuse a table whose bytes are not its manifest's; they are read once."""
+        repair = self.repair(manifest.origin.table, manifest.origin.step)
+        expect_present(path, repair)
         identity = _identity(path)
         if self._verified.get(path) == identity:
             return
         if identity[1] != manifest.bytes or file_digest(path) != manifest.sha256:
             raise StoreError(
                 f"{path}: bytes differ from its manifest (SHA-256 {manifest.sha256[:12]}…): the "
-                f"file is damaged; delete it with its .json and rerun stage {manifest.origin.stage}"
+                f"file is damaged; {repair}"
             )
         self._verified[path] = identity
 
@@ -287,36 +301,19 @@ def is_taken(root: Path) -> bool:
     return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
 
 
-def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:
-    """Return the schema of `table`; refuse data that has another one, or nulls it must not have."""
-    expected = schema_of(table, data.schema)
-    if not data.schema.equals(expected):
-        raise StoreError(f"{stage} made {table} with a schema that differs")
-    if nulls := [f.name for f in expected if not f.nullable and data[f.name].null_count]:
-        raise StoreError(f"{stage} made {table} with nulls in {', '.join(nulls)}")
-    return expected
-
-
-def _expect_current(path: Path, table: str, data: pa.Table) -> pa.Table:
-    """Return the table; refuse another schema than this version's."""
-    if not data.schema.equals(schema_of(table, data.schema)):
-        raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")
-    return data
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """Memory-map an Arrow IPC file."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid as error:
-        raise StoreError(f"{path}: not a readable Arrow file: {error}") from None
-
-
-def _other_fact(committed: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Return the first committed fact that was found to be another one."""
-    other = (k for k in sorted(committed) if committed[k] != found.get(k))
-    return next((f"{k}: {found.get(k)}, committed {committed[k]}" for k in other), None)
+def _expect_same(path: Path, committed: Manifest, digest: str, facts: dict[str, Any]) -> None:
+    """Refuse a recomputed table, or a fact about it, that is another than the committed one."""
+    known = committed.facts
+    other = [
+        f"{k}: {facts.get(k)}, committed {known[k]}" for k in known if known[k] != facts.get(k)
+    ]
+    if committed.sha256 != digest:
+        other = [f"file: SHA-256 {digest[:12]}, committed {committed.sha256[:12]}"]
+    if other:
+        raise StoreError(
+            f"{path}: recomputing gave another {other[0]}; same machine, threads and versions as "
+            "before?"
+        )
 
 
 def _manifest_path(table_path: Path) -> Path:
@@ -326,19 +323,3 @@ def _manifest_path(table_path: Path) -> Path:
 def _identity(path: Path) -> tuple[int, int, int]:
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _row_index(data: pa.Table) -> dict[str, tuple[int, int]]:
-    """Return first row and number of rows of each rollout, whose rows must stand together."""
-    encoded = data.column("rollout_id").combine_chunks()
-    runs = pc.run_end_encode(encoded)
-    if isinstance(runs, pa.ChunkedArray):
-        runs = runs.combine_chunks()
-    ends = runs.run_ends.to_pylist()
-    names = runs.values.to_pylist()
-    if len(set(names)) != len(names):
-        raise StoreError("the rows of a rollout do not stand together in a token table")
-    starts = [0, *ends][: len(ends)]
-    return {
-        name: (start, end - start) for name, start, end in zip(names, starts, ends, strict=True)
-    }

@@ -28,17 +28,24 @@ def stage(
     """Run one stage on saved tables: in place where its own tables are missing.
 
     With other settings, other code, or --fork, the result goes to a new run, which refers to the
-    tables of RUN upstream and copies none. Nothing is ever overwritten.
+    tables of RUN upstream and copies none. Nothing is ever overwritten. Damaged tables of the stage
+    are set aside and made anew; they must come out as they were.
 
     Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
     """
     from flows.session import STAGES, Session
+    from pipeline.lock import RunLock
+    from pipeline.repair import expect_readers_agree, set_aside_damage
     from pipeline.store import Run
 
     if name not in STAGES:
         raise SrpoError(f"no stage {name}; there are {', '.join(STAGES)}")
     parent = Run.open(run)
     root = run
+    if fork is None and not overrides:
+        with RunLock(run):
+            for path in set_aside_damage(parent, STAGES[name], step):
+                print(f"damaged, set aside: {path}")
     if name == "evaluate":
         if overrides or fork:
             raise SrpoError(
@@ -50,6 +57,7 @@ def stage(
     names = (f"policy after {step} steps, by replaying updates", name)
     with contextlib.closing(Session.resume(root)) as session, bars(*names) as (replayed, own):
         reference = session.run_stage(name, step, own, replayed, decisions)
+        expect_readers_agree(session.run, STAGES[name], step)
         session.finish_if_complete(step)
         _report(session, reference, decisions)
 

@@ -20,6 +20,7 @@ from pipeline.audit.check_chain import check_chain, check_snapshots, vocabulary
 from pipeline.audit.check_files import (
     TableFile,
     check_profiles,
+    check_tokenizer,
     file_sha256,
     list_tables,
     missing_tables,
@@ -27,7 +28,6 @@ from pipeline.audit.check_files import (
     note_pruned,
     read_sealed,
     recompute_advice,
-    snapshot_advice,
     snapshot_files,
 )
 from pipeline.audit.check_findings import CheckReport
@@ -46,6 +46,7 @@ from pipeline.audit.pages import MappedTable
 from pipeline.errors import StoreError
 from pipeline.invariants import NEEDS, Broken, Runs, broken_invariants
 from pipeline.lineage import STEP_TABLES
+from pipeline.listed import snapshot_repair
 from pipeline.metrics import step_metrics
 from pipeline.schemas import TOKEN_TABLES, schema_of
 from pipeline.store import Run
@@ -87,8 +88,7 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
     tables = list_tables(run, report)
     note_pruned(tables, report)
     missing_tables(run, tables, report)
-    if not run.tokenizer_path().is_dir():
-        report.add(run.tokenizer_path(), "the run's tokenizer", "no folder", "copy it from policy/")
+    check_tokenizer(run, report)
     snapshots = dict(snapshot_files(run, report))
     sound = [entry.path for entry in tables.values() if _right_size(entry)]
     size = vocabulary(run)
@@ -99,7 +99,7 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
         for path, expected in snapshots.items():
             found = hashing.result(path)
             if found != expected:
-                advice = snapshot_advice(path.parent)
+                advice = snapshot_repair(path.parent)
                 report.add(path, f"SHA-256 {expected[:12]}…", _short(found), advice)
     check_snapshots(run, report)
     check_profiles(run, report)

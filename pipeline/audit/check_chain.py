@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.audit.check_files import (
-    STAGE_OF,
     Key,
     TableFile,
     read_state,
-    snapshot_advice,
     snapshot_folders,
 )
 from pipeline.audit.check_findings import CheckReport
 from pipeline.files import canonical_json, digest_of
+from pipeline.lineage import STAGE_OF
+from pipeline.listed import snapshot_repair
 from pipeline.manifest import Manifest, Origin
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.store import Run
@@ -162,7 +162,7 @@ def check_snapshots(run: Run, report: CheckReport) -> None:
         for key, expected in known.items():
             if state is not None and expected is not None and state.get(key) != expected:
                 text = f"{key} {expected}"
-                advice = snapshot_advice(folder)
+                advice = snapshot_repair(folder)
                 report.add(folder / "state.json", text, state.get(key), advice)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from pipeline import sealed
 from pipeline.audit.check_findings import CheckReport
 from pipeline.errors import StoreError
-from pipeline.lineage import STEP_TABLES, TABLES_OF_STAGE
+from pipeline.lineage import STAGE_OF, STEP_TABLES
+from pipeline.listed import snapshot_repair
 from pipeline.manifest import Manifest
 from pipeline.profiles import profile_path
 from pipeline.pruned import PRUNABLE, record_path, removal
@@ -17,8 +18,6 @@ from pipeline.store import Run
 from pipeline.text import ranges
 
 TABLES = (*STEP_TABLES, "evaluations")
-STAGE_OF = {t: stage for stage, tables in TABLES_OF_STAGE.items() for t in tables}
-STAGE_OF["evaluations"] = "evaluate"
 _BUFFER = 4 << 20
 
 Key = tuple[int, str]
@@ -46,7 +45,7 @@ class TableFile:
         """Say how to get this table back."""
         stage = STAGE_OF[self.table]
         return (
-            "restore both files from a copy, or delete them and run: "
+            "restore both files from a copy, or run: "
             f"srpo stage {stage} --run {self.owner.root} --step {self.step}"
         )
 
@@ -221,7 +220,7 @@ def snapshot_files(run: Run, report: CheckReport) -> Iterator[tuple[Path, str]]:
             continue
         listed = state.get("sha256")
         if not isinstance(listed, dict):
-            report.add(folder / "state.json", "a list of files", listed, snapshot_advice(folder))
+            report.add(folder / "state.json", "a list of files", listed, snapshot_repair(folder))
             continue
         _expect_whole(run.snapshot_owner(steps), steps, folder, set(listed), report)
         for name, digest in listed.items():
@@ -229,7 +228,7 @@ def snapshot_files(run: Run, report: CheckReport) -> Iterator[tuple[Path, str]]:
             if path.is_file():
                 yield path, str(digest)
             else:
-                report.add(path, f"a file of snapshot {steps}", "no file", snapshot_advice(folder))
+                report.add(path, f"a file of snapshot {steps}", "no file", snapshot_repair(folder))
 
 
 def _expect_whole(
@@ -243,14 +242,14 @@ def _expect_whole(
         needed.add("model.safetensors")
     for name in sorted(needed - listed):
         expected = f"a file in the list of snapshot {steps}"
-        report.add(folder / name, expected, "not in state.json", snapshot_advice(folder))
+        report.add(folder / name, expected, "not in state.json", snapshot_repair(folder))
     found = {path.name for path in folder.iterdir()} - {"state.json"}
     for name in sorted(found - listed):
         report.add(
             folder / name,
             "only files of the list",
             "a file that state.json does not know",
-            snapshot_advice(folder),
+            snapshot_repair(folder),
         )
 
 
@@ -266,19 +265,12 @@ def snapshot_folders(run: Run) -> list[tuple[int, Path]]:
     return sorted(found.items())
 
 
-def snapshot_advice(folder: Path) -> str:
-    """Say what to do about a broken snapshot; nothing rebuilds the first."""
-    if not int(folder.name):
-        return "restore it from a copy"
-    return "restore it from a copy, or delete the folder: the tables rebuild it from an earlier one"
-
-
 def read_state(folder: Path, report: CheckReport) -> dict[str, Any] | None:
     """Return the record of a snapshot; note it if it is missing or changed."""
     path = folder / "state.json"
     state, problem = read_sealed(path)
     if state is None:
-        report.add(path, "the record of a snapshot", problem, snapshot_advice(folder))
+        report.add(path, "the record of a snapshot", problem, snapshot_repair(folder))
     return state
 
 
@@ -294,6 +286,20 @@ def read_sealed(path: Path) -> tuple[dict[str, Any] | None, str]:
     return record, ""
 
 
+def check_tokenizer(run: Run, report: CheckReport) -> None:
+    """Note a tokenizer that is not as it was written, or of which that isn't known."""
+    try:
+        folder = run.tokenizer_path()
+    except StoreError as error:
+        path, _, problem = str(error).partition(": ")
+        report.add(Path(path), "a file of the run's tokenizer", *problem.split("; ", 1))
+        return
+    if not folder.is_dir():
+        report.add(folder, "the run's tokenizer", "no folder", "copy it from policy/000000")
+    elif not run.lists_tokenizer:
+        report.notes.append(f"{folder}: of a run that has no digests of it, so not checked")
+
+
 def check_profiles(run: Run, report: CheckReport) -> None:
     """Note profiles that are not as they were written; a step need not have one."""
     for step in run.steps_of("rollouts"):
@@ -306,8 +312,12 @@ def check_profiles(run: Run, report: CheckReport) -> None:
 def note_leftovers(run: Run, report: CheckReport) -> None:
     """Note what commands that were cut short have left, and runs inside this run."""
     for folder in (".", "steps/*", "evaluations", "policy"):
-        for pattern in (".*.tmp", ".*.old"):
+        for pattern, what in (
+            (".*.tmp", "left by a command that was cut short"),
+            (".*.old", "left by a command that was cut short"),
+            (".*.damaged-*", "damaged, set aside by a repair"),
+        ):
             for path in sorted(run.root.glob(f"{folder}/{pattern}")):
-                report.notes.append(f"{path}: left by a command that was cut short; no reader")
+                report.notes.append(f"{path}: {what}; no reader")
     for record in sorted(run.root.glob("evaluations/*/run.json")):
         report.notes.append(f"{record.parent}: a run of its own; check it by itself")
