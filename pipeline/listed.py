@@ -28,6 +28,6 @@ def expect_files(folder: Path, listed: Mapping[str, str], record: str, repair: s
 
 def snapshot_repair(folder: Path) -> str:
     """Say what to do about a broken snapshot; nothing rebuilds the first."""
-    if not int(folder.name):
+    if not (folder.name.isdecimal() and int(folder.name)):
         return "restore it from a copy"
     return "restore it from a copy, or delete the folder: the tables rebuild it from an earlier one"

@@ -13,7 +13,7 @@ from pipeline.store import Run
 def set_aside_damage(run: Run, stage: Stage, step: int) -> list[Path]:
     """Set aside what is damaged of a stage's own tables, or of its step's record.
 
-    Nothing is deleted. A table whose manifest is whole must come out the same when it is made
+    Nothing is deleted. With a manifest, the record of its step goes too. A table whose manifest is whole must come out the same when it is made
     anew; `expect_readers_agree` says what holds for the others.
 
     Returns:
@@ -21,8 +21,9 @@ def set_aside_damage(run: Run, stage: Stage, step: int) -> list[Path]:
     """
     found = [path for table in stage.writes for path in _damaged(run, table, step)]
     record = run.metrics_path(step)
-    if stage.name != "evaluate" and record.exists() and not is_sealed(record):
-        found.append(record)
+    follows = is_sealed(record) and not any(path.suffix == ".json" for path in found)
+    if stage.name != "evaluate" and record.exists() and not follows:
+        found.append(record)  # it repeats what manifests say of costs
     return [set_aside(path) for path in found]
 
 

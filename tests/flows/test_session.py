@@ -128,7 +128,9 @@ def test_replay_refuses_tables_that_do_not_follow(finished: Path, tmp_path: Path
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(bytes(damaged))
     session = Session.resume(run_dir)
-    with pytest.raises(StoreError, match=r"weights\.arrow: bytes differ.*rerun stage weigh"):
+    with pytest.raises(
+        StoreError, match=r"weights\.arrow: bytes differ.*repair it: srpo stage weigh"
+    ):
         session.prepare(STEPS)
     session.close()
 
@@ -266,7 +268,7 @@ def test_a_lost_table_is_made_again(finished: Path, tmp_path: Path) -> None:
     lost = run_dir / "steps" / "000001" / "verdicts.arrow"
     lost.unlink()
     session = Session.resume(run_dir)
-    with pytest.raises(StoreError, match="committed but missing; rerun stage verify"):
+    with pytest.raises(StoreError, match="committed but missing; repair it: srpo stage verify"):
         session.run.read("verdicts", 1)
     assert session.run_stage("verify", 1)["skipped"] is False
     session.close()

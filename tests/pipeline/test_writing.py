@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import pipeline.store
+import pipeline.files
 import pipeline.writing
 from pipeline.errors import StoreError
 from pipeline.files import file_digest, move_into_place
@@ -43,7 +43,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         assert opened.wait(30)
         move_into_place(temporary, target)
 
-    monkeypatch.setattr(pipeline.store, "move_into_place", wait_and_move)
+    monkeypatch.setattr(pipeline.files, "move_into_place", wait_and_move)
     return opened
 
 
