@@ -2,9 +2,9 @@
 
     python -m benchmarks.flips RUN [--flips 500] [--seed 0]
 
-RUN is copied first. Every file is hit at least once, the others by their size. A flip counts as found
-if `srpo check` names the file, and as refused if what training, audits and pages read it with stops
-with an error that names it.
+RUN is copied first. Every file is hit at least once, the others by their size. A flip counts as
+found if `srpo check` names the file, and as refused if what training, audits and pages read it with
+stops with an error that names it.
 """
 
 import argparse

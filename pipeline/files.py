@@ -86,6 +86,7 @@ def remove_folder(folder: Path) -> None:
     doomed = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
+    sync(folder.parent)
     shutil.rmtree(doomed)
 
 

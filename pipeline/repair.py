@@ -13,8 +13,8 @@ from pipeline.store import Run
 def set_aside_damage(run: Run, stage: Stage, step: int) -> list[Path]:
     """Set aside what is damaged of a stage's own tables, or of its step's record.
 
-    Nothing is deleted. With a manifest, the record of its step goes too. A table whose manifest is whole must come out the same when it is made
-    anew; `expect_readers_agree` says what holds for the others.
+    Nothing is deleted. With a manifest, the record of its step goes too. A table whose manifest is
+    whole must come out the same when it is made anew; `expect_readers_agree` checks the others.
 
     Returns:
         The new names.

@@ -297,7 +297,7 @@ def is_taken(root: Path) -> bool:
 
     run.json is written last: a policy and a tokenizer without it are of a command cut short.
     """
-    beginnings = {LOCK_FILE, "policy", "tokenizer"}
+    beginnings = {LOCK_FILE, ".run.json.tmp", ".tokenizer.tmp", "policy", "tokenizer"}
     return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
 
 
