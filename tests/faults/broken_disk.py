@@ -7,10 +7,10 @@ write, fsync, rename, unlink, mkdir, rmdir. At the chosen one the disk does what
     short    a write stores half of its bytes, then raises ENOSPC
     cut      the power goes: nothing happens any more, and what was not synced is lost. Contents
              that were not synced are emptied; names that were not synced in their folder are
-             kept (`keeps_names`) or taken back, both of which real file systems do.
+             kept ("cut, names kept") or taken back, both of which real file systems do.
 
-Libraries that write without Python (safetensors, tokenizers) are not counted, but what they wrote is lost
-like everything else unless it was synced.
+Libraries that write without Python (safetensors, tokenizers) are not counted, but what they wrote is
+lost like everything else unless it was synced.
 """
 
 import errno
@@ -49,7 +49,7 @@ class BrokenDisk:
     _before: dict[int, bytes] = field(default_factory=dict)
     _synced: set[int] = field(default_factory=set)
     _unsure: list[tuple[Path | None, Path, Path | None]] = field(default_factory=list)
-    """Names that no sync of their folder made durable: former name, name, copy of what was there."""
+    """Names that no sync of their folder made durable: former name, name, copy of the old file."""
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
