@@ -32,8 +32,8 @@ from pipeline.errors import SrpoError
 if TYPE_CHECKING:
     import uvicorn
 
-START_LIMIT_SECONDS = 60.0
-END_LIMIT_SECONDS = 15.0
+LIMIT_SECONDS = 60.0
+"""What a server may take to start or to end where no configuration says otherwise."""
 POLL_SECONDS = 1.0
 IDLE_POLLS = 3
 GRACE_SECONDS = 5.0
@@ -46,9 +46,10 @@ CLIENT_SETTINGS = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
 }
-"""For the commands. The console level keeps Prefect's tracebacks out of our display; the API has
-them, and the command prints the error itself."""
+"""For the commands. The two levels keep Prefect's tracebacks and its complaints about a lost server
+out of our display; the API has the first, and the command prints the error itself."""
 
 SERVER_SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -88,8 +89,16 @@ class Lease:
     One lease per process and root: POSIX locks belong to the process, not to the file handle.
     """
 
-    def __init__(self, url: str, log: Path | None, lock: IO[str] | None, previous: dict[str, str]):
+    def __init__(
+        self,
+        url: str,
+        log: Path | None,
+        lock: IO[str] | None,
+        previous: dict[str, str],
+        limit_seconds: float,
+    ) -> None:
         self.url = url
+        self._limit_seconds = limit_seconds
         self._log = log
         self._lock = lock
         self._previous = previous
@@ -99,13 +108,13 @@ class Lease:
         """Tell whether the server is one of ours, on its way up."""
         return self._log is not None
 
-    def wait(self, limit_seconds: float = START_LIMIT_SECONDS) -> None:
+    def wait(self) -> None:
         """Block until the API answers.
 
         Raises:
             SrpoError: it does not answer within the limit, or its process ended.
         """
-        started = time.monotonic()
+        started, limit_seconds = time.monotonic(), self._limit_seconds
         reason = _health(self.url, limit_seconds)
         while reason is not None and self._log is None:
             left = started + limit_seconds - time.monotonic()
@@ -118,7 +127,7 @@ class Lease:
         place = f"its log is {self._log}" if self._log else "it is what PREFECT_API_URL names"
         raise SrpoError(
             f"no Prefect server at {self.url}/health after {time.monotonic() - started:.0f} s "
-            f"(limit {limit_seconds:g} s): {reason}; {place}"
+            f"(run.prefect_seconds is {limit_seconds:g}): {reason}; {place}"
         )
 
     def release(self) -> None:
@@ -133,26 +142,29 @@ class Lease:
                 os.environ.pop(name, None)
 
 
-def open_server(root: Path) -> Lease:
+def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
     """Take a lease on the Prefect API for the runs in `root`, without waiting for its answer.
 
     Sets the environment for Prefect's client, so call it before anything imports prefect.
+
+    Args:
+        limit_seconds: within which the last server must have ended and this one must answer.
     """
     previous = dict(os.environ)
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        return Lease(given.rstrip("/"), None, None, previous)
+        return Lease(given.rstrip("/"), None, None, previous, limit_seconds)
     home = (root / ".prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
     lock = (home / "lease").open("a+")
     fcntl.lockf(lock, fcntl.LOCK_SH)
-    url = _running_or_new(home)
+    url = _running_or_new(home, limit_seconds)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
     os.environ["NO_PROXY"] = ",".join(filter(None, [previous.get("NO_PROXY"), "127.0.0.1"]))
-    return Lease(url, home / "server.log", lock, previous)
+    return Lease(url, home / "server.log", lock, previous, limit_seconds)
 
 
 def server_state(root: Path) -> ServerState:
@@ -164,25 +176,33 @@ def server_state(root: Path) -> ServerState:
     return ServerState(url, own=True, alive=url is not None and _health(url, 5.0) is None)
 
 
-def _running_or_new(home: Path) -> str:
+def _running_or_new(home: Path, limit_seconds: float) -> str:
     """Return the address of the live server of `home`, starting one where there is none."""
-    deadline = time.monotonic() + END_LIMIT_SECONDS
+    deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
         with (home / "start.lock").open("w") as start, (home / "server.lock").open("w") as alive:
-            fcntl.flock(start, fcntl.LOCK_EX)
-            try:
-                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                url = _announced(home)
-            else:
-                url = _start(home, alive)
-        if url is not None:
-            return url
-        time.sleep(0.1)  # the last server is on its way out and has withdrawn its address
+            if not _take(start):
+                waiting_for = "another command to start a Prefect server"
+            elif _take(alive):
+                return _start(home, alive)
+            elif (url := _announced(home)) is not None:
+                return url
+            else:  # it is on its way out and has withdrawn its address
+                waiting_for = "the last Prefect server to end"
+        time.sleep(0.1)
     raise SrpoError(
-        f"waited {END_LIMIT_SECONDS:g} s for the last Prefect server of {home} to end; its log is "
+        f"waited {limit_seconds:g} s (run.prefect_seconds) for {waiting_for} in {home}; its log is "
         f"{home / 'server.log'}"
     )
+
+
+def _take(lock: IO[str]) -> bool:
+    """Take a lock if nobody has it, and tell; it is given up when the file is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start(home: Path, alive: IO[str]) -> str:

@@ -1,0 +1,56 @@
+"""Calls of Prefect's client, each within a limit, and what becomes of a run when they fail.
+
+Prefect records a training; it is not needed for one. A server that is gone, or hangs, costs a
+training the time limit of a call, not its life: the tables are made to the end, and then one line
+says that the record is incomplete.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+)
+
+from flows.summary import go_on
+from pipeline.errors import SrpoError
+
+RETRIES = 3
+BACKOFF_SECONDS = 17.0
+"""What the client waits between its tries: 2, 4 and 8 seconds, and up to a fifth more."""
+
+
+def client_settings(limit_seconds: float) -> dict[Any, Any]:
+    """Return settings under which a call ends within some `limit_seconds`, its retries included.
+
+    Prefect reads the environment when it is imported, which may have been before the lease.
+    """
+    each = max(1.0, (limit_seconds - BACKOFF_SECONDS) / (RETRIES + 1))
+    return {
+        PREFECT_API_URL: os.environ["PREFECT_API_URL"],
+        PREFECT_API_REQUEST_TIMEOUT: each,
+        PREFECT_CLIENT_MAX_RETRIES: RETRIES,
+    }
+
+
+def warn(error: httpx.HTTPError) -> None:
+    """Say that Prefect failed while the training goes on."""
+    print(f"warning: {_trouble(error)}; the training goes on without it", file=sys.stderr)
+
+
+def unrecorded(error: httpx.HTTPError, run: Path) -> SrpoError:
+    """Return the error of a training whose end Prefect did not record."""
+    return SrpoError(
+        f"{_trouble(error)}, so it has no record of how this training ended; what was trained is "
+        f"on the disk; go on, or have the end recorded: {go_on(str(run))}"
+    )
+
+
+def _trouble(error: httpx.HTTPError) -> str:
+    reason = " ".join(f"{type(error).__name__} {error}".split())
+    return f"Prefect's API at {os.environ.get('PREFECT_API_URL')} does not answer ({reason})"
