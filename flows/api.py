@@ -5,6 +5,7 @@ training the time limit of a call, not its life: the tables are made to the end,
 says that the record is incomplete.
 """
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -20,21 +21,23 @@ from prefect.settings import (
 from flows.summary import go_on
 from pipeline.errors import SrpoError
 
-RETRIES = 3
-BACKOFF_SECONDS = 17.0
-"""What the client waits between its tries: 2, 4 and 8 seconds, and up to a fifth more."""
+_JITTER = 1.2
+"""Between its tries the client waits 2, 4, 8 … seconds, and up to a fifth more."""
 
 
 def client_settings(limit_seconds: float) -> dict[Any, Any]:
     """Return settings under which a call ends within some `limit_seconds`, its retries included.
 
-    Prefect reads the environment when it is imported, which may have been before the lease.
+    A third of them at most is for the waits between tries: three retries in a minute. Prefect reads
+    the environment when it is imported, which may have been before the lease.
     """
-    each = max(1.0, (limit_seconds - BACKOFF_SECONDS) / (RETRIES + 1))
+    retries = int(math.log2(limit_seconds / 3 / _JITTER + 2)) - 1
+    waits = _JITTER * (2 ** (retries + 1) - 2)
+    each = max(1.0, (limit_seconds - waits) / (retries + 1))
     return {
         PREFECT_API_URL: os.environ["PREFECT_API_URL"],
         PREFECT_API_REQUEST_TIMEOUT: each,
-        PREFECT_CLIENT_MAX_RETRIES: RETRIES,
+        PREFECT_CLIENT_MAX_RETRIES: retries,
     }
 
 

@@ -25,7 +25,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import SrpoError
 
@@ -124,7 +124,10 @@ class Lease:
             reason = _health(self.url, left)
         if reason is None:
             return
-        place = f"its log is {self._log}" if self._log else "it is what PREFECT_API_URL names"
+        place = "it is what PREFECT_API_URL names"
+        if self._log is not None:
+            pid = _announcement(self._log.parent).get("pid")
+            place = f"its log is {self._log}; if it hangs, end it: kill -9 {pid}"
         raise SrpoError(
             f"no Prefect server at {self.url}/health after {time.monotonic() - started:.0f} s "
             f"(run.prefect_seconds is {limit_seconds:g}): {reason}; {place}"
@@ -233,10 +236,15 @@ def _start(home: Path, alive: IO[str]) -> str:
 
 def _announced(home: Path) -> str | None:
     """Return the address in server.json, if there is one."""
+    return _announcement(home).get("url")
+
+
+def _announcement(home: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((home / "server.json").read_text(encoding="utf-8"))["url"])
+        found: dict[str, Any] = json.loads((home / "server.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        return {}
+    return found
 
 
 def _health(url: str, limit_seconds: float) -> str | None:

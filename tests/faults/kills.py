@@ -29,6 +29,7 @@ SETTINGS = (
     "run.snapshot_every=2",
     "run.keep_snapshots=10",
     "evaluate.questions=10",
+    "run.prefect_seconds=40",
 )
 END_SECONDS = 300.0
 """Within this a command must end that was not killed itself, or lost its server or a verifier."""
@@ -46,8 +47,8 @@ class Kill:
 
     Attributes:
         number: from which, with the seed, `kind` and `after` are drawn.
-        after: seconds from the start of the command.
-        hit: who was there to be hit; a kind that had no process then means the command.
+        after: seconds from the start of the command; later, if there is nobody of its kind yet.
+        hit: who was there to be hit.
         moment: when it was done, by the clock.
         ended: exit code of the command.
         gone: seconds until no process was left; None: the next command began at once.
@@ -72,9 +73,13 @@ class Kill:
 
     @classmethod
     def drawn(cls, seed: int, number: int, life: float) -> "Kill":
-        """Draw a kill; `life` is how long an undisturbed command takes."""
+        """Draw a kill; `life` is how long an undisturbed command takes.
+
+        The last fifth is left to commands that resume, which reach it earlier: a moment that no
+        command lives to see would hold up all later kills.
+        """
         source = random.Random(f"{seed}-{number}")
-        return cls(number, source.choice(KINDS), round(source.uniform(0.0, life), 2))
+        return cls(number, source.choice(KINDS), round(source.uniform(0.0, 0.8 * life), 2))
 
 
 def fingerprint(run: Path) -> dict[str, str]:
@@ -186,10 +191,13 @@ def _disturbed(family: Family, kill: Kill) -> bool:
 
     One time in four the next command shall begin at once, while the server may still be there.
     """
-    if (code := family.wait(kill.after)) is not None:
+    code = family.wait(kill.after)
+    victims: list[psutil.Process] = []
+    while code is None and not (victims := family.find(kill.kind)):
+        code = family.wait(0.1)
+    if code is not None:
         return _expect_end(family, code, disturbed=False)
     source = random.Random(kill.number)
-    victims = family.find(kill.kind) or family.find("command")
     chosen = victims if kill.kind == "everything" else [source.choice(victims)]
     kill.hit = "+".join(sorted(family.kind(process) for process in chosen))
     kill.moment = time.time()
