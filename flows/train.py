@@ -27,6 +27,7 @@ from flows.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.opening import checked_config, open_session
 from flows.progress import Lines, print_warnings
 from flows.questions import warnings_of
+from flows.watchdog import Watchdog
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -105,6 +106,12 @@ def run_training(session: "Session", watchers: Sequence[Watcher]) -> Outcome:
     Raises:
         SrpoError: from a stage, as it was raised; or the flow run's records did not arrive.
     """
+    settings = session.config.run
+    with Watchdog(session.run.root, settings.stall_seconds) as watchdog:
+        return _run_training(session, [*watchers, watchdog], settings.prefect_seconds)
+
+
+def _run_training(session: "Session", watchers: Sequence[Watcher], limit_seconds: float) -> Outcome:
     outcomes: list[Outcome] = []
     failures: list[SrpoError] = []
     runs: list[str] = []
@@ -125,12 +132,12 @@ def run_training(session: "Session", watchers: Sequence[Watcher]) -> Outcome:
             raise
         return _final_state(outcomes[0], run)
 
-    folder, limit = session.run.root.resolve(), session.config.run.prefect_seconds
+    folder = session.run.root.resolve()
     try:
-        with temporary_settings(client_settings(limit)):
+        with temporary_settings(client_settings(limit_seconds)):
             with contextlib.suppress(CancelledRun):  # how a training that was stopped is recorded
                 train_open_session(str(folder), session.config.model_dump(mode="json"))
-            _wait_for_records(runs[0], tasks.calls, limit)
+            _wait_for_records(runs[0], tasks.calls, limit_seconds)
     except httpx.HTTPError as error:
         raise (failures or [unrecorded(error, session.run.root)])[0] from None
     return outcomes[0]
@@ -158,8 +165,9 @@ def train_flow(
     while session is not None:
         with contextlib.closing(session):
             print_warnings(warnings_of(session.config, session.questions))
-            watchers = [Lines(session)]
-            outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
+            with Watchdog(session.run.root, session.config.run.stall_seconds) as watchdog:
+                watchers = [Lines(session), watchdog]
+                outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
             state = _final_state(outcome, str(session.run.root))
             session = session_after_alarm(session, outcome)
     return state

@@ -23,7 +23,7 @@ from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
 from pipeline.writing import write_arrow
 
 _METADATA_KEY = b"srpo"
-MAY_GROW = ("steps", "max_hours", "prefect_seconds")
+MAY_GROW = ("steps", "max_hours", "prefect_seconds", "stall_seconds")
 """Settings of the section `run` that may grow in place."""
 
 
