@@ -5,13 +5,16 @@ training the time limit of a call, not its life: the tables are made to the end,
 says that the record is incomplete.
 """
 
+import contextlib
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.exceptions import PrefectException
 from prefect.settings import (
     PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
@@ -41,19 +44,36 @@ def client_settings(limit_seconds: float) -> dict[Any, Any]:
     }
 
 
-def warn(error: httpx.HTTPError) -> None:
+class ApiError(Exception):
+    """A call of Prefect's client failed."""
+
+
+@contextlib.contextmanager
+def calling() -> Iterator[None]:
+    """Turn each way in which a call of Prefect's client may fail into an `ApiError`."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        raise ApiError(_described(error)) from error
+    except RuntimeError as error:  # the client wraps what happens on its first contact
+        if isinstance(error.__cause__, httpx.HTTPError):
+            raise ApiError(_described(error.__cause__)) from error
+        raise
+
+
+def warn(error: ApiError) -> None:
     """Say that Prefect failed while the training goes on."""
-    print(f"warning: {_trouble(error)}; the training goes on without it", file=sys.stderr)
+    print(f"warning: {error}; the training goes on without it", file=sys.stderr)
 
 
-def unrecorded(error: httpx.HTTPError, run: Path) -> SrpoError:
+def unrecorded(error: ApiError, run: Path) -> SrpoError:
     """Return the error of a training whose end Prefect did not record."""
     return SrpoError(
-        f"{_trouble(error)}, so it has no record of how this training ended; what was trained is "
+        f"{error}, so it has no record of how this training ended; what was trained is "
         f"on the disk; go on, or have the end recorded: {go_on(str(run))}"
     )
 
 
-def _trouble(error: httpx.HTTPError) -> str:
+def _described(error: Exception) -> str:
     reason = " ".join(f"{type(error).__name__} {error}".split())
-    return f"Prefect's API at {os.environ.get('PREFECT_API_URL')} does not answer ({reason})"
+    return f"Prefect's API at {os.environ.get('PREFECT_API_URL')} fails ({reason})"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, cast
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
@@ -15,7 +14,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.api import warn
+from flows.api import ApiError, calling, warn
 from flows.loop import Watcher
 from flows.opening import past_metrics
 from flows.text import percent, step_line
@@ -68,8 +67,9 @@ class Artifacts(Watcher):
 
     def _try(self, call: Callable[[], None]) -> None:
         try:
-            call()
-        except httpx.HTTPError as error:
+            with calling():
+                call()
+        except ApiError as error:
             if not self._failed:
                 warn(error)
             self._failed = True

@@ -106,6 +106,10 @@ def train(
         with contextlib.closing(opened) as session:
             with console.status(f"{run}: starting Prefect"):
                 lease.wait()
+            if lease.own:
+                from flows.orphans import end_orphans
+
+                end_orphans(lease.url, run, settings.run.prefect_seconds)
             outcome = _train(session, run, console, profile)
             print_summary(console, session, outcome)
             following = session_after_alarm(session, outcome)

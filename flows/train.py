@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import httpx
 from prefect import State, Task, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -21,7 +20,7 @@ from prefect.runtime import flow_run
 from prefect.settings import temporary_settings
 from prefect.states import Cancelled
 
-from flows.api import client_settings, unrecorded
+from flows.api import ApiError, calling, client_settings, unrecorded
 from flows.artifacts import Artifacts
 from flows.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.opening import checked_config, open_session
@@ -134,11 +133,11 @@ def _run_training(session: "Session", watchers: Sequence[Watcher], limit_seconds
 
     folder = session.run.root.resolve()
     try:
-        with temporary_settings(client_settings(limit_seconds)):
+        with temporary_settings(client_settings(limit_seconds)), calling():
             with contextlib.suppress(CancelledRun):  # how a training that was stopped is recorded
                 train_open_session(str(folder), session.config.model_dump(mode="json"))
             _wait_for_records(runs[0], tasks.calls, limit_seconds)
-    except httpx.HTTPError as error:
+    except ApiError as error:
         raise (failures or [unrecorded(error, session.run.root)])[0] from None
     return outcomes[0]
 

@@ -2,8 +2,11 @@
 
     python -m tests.faults.journal JOURNAL train …
 
-The lines say what a killed command had computed, whether it had reached the disk or not.
+The lines say what a killed command had computed, whether it had reached the disk or not. Nothing is
+imported earlier than `srpo` does it: the server shall start as early as ever.
 """
+
+from __future__ import annotations
 
 import os
 import sys
@@ -11,14 +14,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flows.opening
 from flows.cli import main
-from pipeline.config import Config
-from pipeline.stage import Handles, Output, Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.config import Config
+    from pipeline.stage import Handles, Output, Stage
 
 
 class Entry(NamedTuple):
