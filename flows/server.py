@@ -5,13 +5,11 @@
     server ──── asks for the exclusive lock, once a second; got it for 3 s: it ends
 
 The locks vanish with the process that holds them, however it ended, so no command can leave a
-server behind. `python -m flows.server` is the server: Prefect's own application under uvicorn plus
-the watch over the lease, in a session of its own, so that Ctrl-C in a terminal does not reach it.
-The command that starts it binds the port and passes it the socket: the address is known at once,
-can't be taken by anybody else, and connections queue until the server answers.
+server behind. The server (`flows.serving`) has a session of its own, so that Ctrl-C in a terminal
+does not reach it. The command that starts it binds the port and passes it the socket: the address
+is known at once, can't be taken by anybody else, and connections queue until the server answers.
 """
 
-import contextlib
 import fcntl
 import http.client
 import json
@@ -19,26 +17,16 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pipeline.errors import SrpoError
 
-if TYPE_CHECKING:
-    import uvicorn
-
 LIMIT_SECONDS = 60.0
 """What a server may take to start or to end where no configuration says otherwise."""
-POLL_SECONDS = 1.0
-IDLE_POLLS = 3
-GRACE_SECONDS = 5.0
-READY = "ready"
-"""Marks a folder whose database was created in full."""
 
 CLIENT_SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -161,8 +149,7 @@ def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
         return Lease(given.rstrip("/"), None, None, previous, limit_seconds)
     home = (root / ".prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
-    lock = (home / "lease").open("a+")
-    fcntl.lockf(lock, fcntl.LOCK_SH)
+    lock = _leased(home, limit_seconds)
     url = _running_or_new(home, limit_seconds)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
@@ -177,6 +164,25 @@ def server_state(root: Path) -> ServerState:
         return ServerState(given, own=False, alive=_health(given.rstrip("/"), 5.0) is None)
     url = _announced(root / ".prefect")
     return ServerState(url, own=True, alive=url is not None and _health(url, 5.0) is None)
+
+
+def _leased(home: Path, limit_seconds: float) -> IO[str]:
+    """Return the lease, held; a server holds it alone for a moment, when it looks at it."""
+    lease = (home / "lease").open("a+")
+    deadline = time.monotonic() + limit_seconds
+    while True:
+        try:
+            fcntl.lockf(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return lease
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > deadline:
+                lease.close()
+                pid = _announcement(home).get("pid")
+                raise SrpoError(
+                    f"waited {limit_seconds:g} s (run.prefect_seconds) for {home / 'lease'}: a "
+                    f"Prefect server keeps it; if it hangs, end it: kill -9 {pid}"
+                ) from None
+            time.sleep(0.05)
 
 
 def _running_or_new(home: Path, limit_seconds: float) -> str:
@@ -219,7 +225,7 @@ def _start(home: Path, alive: IO[str]) -> str:
     arguments = [str(home), str(listening.fileno())]
     with listening, (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.server", *arguments],
+            [sys.executable, "-m", "flows.serving", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -264,72 +270,3 @@ def _health(url: str, limit_seconds: float) -> str | None:
         return f"no connection ({error.reason})"
     except (ConnectionError, http.client.HTTPException) as error:
         return f"its process ended ({type(error).__name__})"
-
-
-@contextlib.contextmanager
-def _exclusive(lease: IO[str]) -> Iterator[bool]:
-    """Hold the lease alone, if nobody else has it."""
-    try:
-        fcntl.lockf(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        fcntl.lockf(lease, fcntl.LOCK_UN)
-
-
-def _watch(home: Path, server: "uvicorn.Server") -> None:
-    """End the process once nobody has held the lease for a while, or the folder is gone."""
-    try:
-        _until_idle(home, server)
-    finally:
-        if server.started:
-            server.should_exit = True
-            time.sleep(GRACE_SECONDS)
-        os._exit(0)
-
-
-def _until_idle(home: Path, server: "uvicorn.Server") -> None:
-    """Return when the server is not needed any more.
-
-    An upgrade of an existing database is never cut short. The first creation may be: as long as
-    the marker is missing, the next server begins with a new file.
-    """
-    polls = 0
-    with (home / "lease").open("a+") as lease:
-        while home.exists():
-            time.sleep(POLL_SECONDS)
-            if server.started and home.exists():
-                (home / READY).touch()
-            with _exclusive(lease) as idle:
-                polls = polls + 1 if idle else 0
-                interruptible = server.started or not (home / READY).exists()
-                if polls > IDLE_POLLS and interruptible:
-                    (home / "server.json").unlink(missing_ok=True)
-                    return
-
-
-def serve(home: Path, listening: socket.socket) -> None:
-    """Run Prefect's server on `listening` until the lease of `home` has been free for a while."""
-    import uvicorn
-
-    if not (home / READY).exists():
-        for left_over in home.glob("prefect.db*"):
-            left_over.unlink()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            "prefect.server.api.server:create_app",
-            factory=True,
-            lifespan="on",
-            log_level="warning",
-            timeout_graceful_shutdown=int(GRACE_SECONDS / 2),
-        )
-    )
-    threading.Thread(target=_watch, args=(home, server), name="lease", daemon=True).start()
-    server.run(sockets=[listening])
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))

@@ -69,7 +69,7 @@ class Family:
             return "command"
         with contextlib.suppress(*_GONE):
             line = " ".join(process.cmdline())
-            if "flows.server" in line:
+            if "flows.serving" in line:
                 return "server"
             if "verification_child" in line:
                 return "verifier"

@@ -1,8 +1,8 @@
 """A campaign of SIGKILLs: a demo run is killed at random moments and resumed until it is complete.
 
-Kill number n is drawn from (seed, n) alone: whom it hits, and how many seconds after the start of a
-command. After each kill it is noted how long the last process lived on and what was computed in
-vain; after each completed run its files are compared with those of a run that nobody disturbed.
+Kill number n is drawn from (seed, n) alone: whom it hits, and after which share of a command's
+life. After each kill it is noted how long the last process lived on and what was computed in vain;
+after each completed run its files are compared with those of a run that nobody disturbed.
 """
 
 import hashlib
@@ -47,7 +47,8 @@ class Kill:
 
     Attributes:
         number: from which, with the seed, `kind` and `after` are drawn.
-        after: seconds from the start of the command; later, if there is nobody of its kind yet.
+        share: of an undisturbed command's life, after which it is made.
+        after: the same in seconds; later, if there is nobody of its kind yet.
         hit: who was there to be hit.
         moment: when it was done, by the clock.
         ended: exit code of the command.
@@ -60,7 +61,8 @@ class Kill:
 
     number: int
     kind: Kind
-    after: float
+    share: float
+    after: float = 0.0
     run: str = ""
     hit: str = ""
     moment: float = 0.0
@@ -72,14 +74,13 @@ class Kill:
     replay_seconds: float = 0.0
 
     @classmethod
-    def drawn(cls, seed: int, number: int, life: float) -> "Kill":
-        """Draw a kill; `life` is how long an undisturbed command takes.
+    def drawn(cls, seed: int, number: int) -> "Kill":
+        """Draw a kill. The last fifth of a life is left to commands that resume, and are shorter.
 
-        The last fifth is left to commands that resume, which reach it earlier: a moment that no
-        command lives to see would hold up all later kills.
+        A moment that no command lives to see would hold up all later kills.
         """
         source = random.Random(f"{seed}-{number}")
-        return cls(number, source.choice(KINDS), round(source.uniform(0.0, 0.8 * life), 2))
+        return cls(number, source.choice(KINDS), round(source.uniform(0.0, 0.8), 3))
 
 
 def fingerprint(run: Path) -> dict[str, str]:
@@ -93,7 +94,7 @@ def fingerprint(run: Path) -> dict[str, str]:
                 k: v for k, v in record.items() if not k.startswith("seconds") and k != "digest"
             }
             found[name] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-        elif path.suffix == ".arrow" or path.relative_to(run).parts[0] in ("policy", "tokenizer"):
+        elif path.suffix in (".arrow", ".safetensors") or path.name == "state.json":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -107,7 +108,11 @@ def train(run: Path) -> list[str]:
 
 
 class Campaign:
-    """Kills and resumes runs in one folder, which all share its Prefect database."""
+    """Kills and resumes runs in one folder, which all share its Prefect database.
+
+    Attributes:
+        life: seconds that the last undisturbed command took which made a whole run.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._seed = folder, seed
@@ -123,7 +128,7 @@ class Campaign:
     def kills(self, first: int, count: int) -> Iterator[Kill]:
         """Make kills, of as many runs as it takes; yield each when its consequences are known."""
         numbers = range(first, first + count)
-        drawn = deque(Kill.drawn(self._seed, number, self.life) for number in numbers)
+        drawn = deque(Kill.drawn(self._seed, number) for number in numbers)
         while drawn:
             self._runs += 1
             yield from self._until_complete(self._folder / f"run-{self._runs:03d}", drawn)
@@ -137,10 +142,14 @@ class Campaign:
         last: Kill | None = None
         done = False
         while not done:
-            known = _committed(run)
+            known, fresh = _committed(run), not run.exists()
             family, path = self._start(run)
             kill = drawn[0] if drawn else None
+            if kill is not None:
+                kill.after = kill.share * self.life
             done = _disturbed(family, kill) if kill else _undisturbed(family)
+            if fresh and done and not (kill and kill.hit):
+                self.life = time.time() - family.started
             entries = journal.read(path)
             if last is not None:
                 _note_replay(last, entries, known)

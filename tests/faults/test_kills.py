@@ -22,7 +22,7 @@ def test_ten_kills_leave_the_tables_and_the_policy_of_an_undisturbed_run(tmp_pat
 
 
 def test_a_kill_is_drawn_from_its_seed_and_number_alone() -> None:
-    drawn = [Kill.drawn(0, number, 20.0) for number in range(200)]
-    assert drawn[57] == Kill.drawn(0, 57, 20.0) != Kill.drawn(1, 57, 20.0)
+    drawn = [Kill.drawn(0, number) for number in range(200)]
+    assert drawn[57] == Kill.drawn(0, 57) != Kill.drawn(1, 57)
     assert {kill.kind for kill in drawn} == {"command", "server", "verifier", "everything"}
-    assert 0 <= min(k.after for k in drawn) < 1 and 15 < max(k.after for k in drawn) <= 16
+    assert 0 <= min(k.share for k in drawn) < 0.05 and 0.75 < max(k.share for k in drawn) <= 0.8

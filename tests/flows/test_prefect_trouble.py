@@ -4,6 +4,7 @@ Trainings are of a session that does no work; the limits are short.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -64,6 +65,24 @@ class Hitting(Watcher):
             os.kill(self._pid, self._number)
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Have another process hold a POSIX lock."""
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        yield
+    finally:
+        holder.communicate()
+
+
 def run_flow(session: FakeSession, watcher: Watcher) -> Any:
     from flows.train import run_training
 
@@ -101,19 +120,8 @@ def test_flow_runs_of_killed_commands_are_recorded_as_crashed(
                 "state": {"type": "RUNNING"},
             }
             made[name] = api.post("/flow_runs/", json=record).json()["id"]
-        code = (
-            "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
-            "print(flush=True); sys.stdin.read()"
-        )
-        holder = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "trained-elsewhere" / ".lock")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        assert end_orphans(server.url, tmp_path / "ours", LIMIT) == 2
-        holder.communicate()
+        with held(tmp_path / "trained-elsewhere" / ".lock"):
+            assert end_orphans(server.url, tmp_path / "ours", LIMIT) == 2
         states = {n: api.get(f"/flow_runs/{i}").json()["state"]["type"] for n, i in made.items()}
     assert states == {"killed": "CRASHED", "trained-elsewhere": "RUNNING", "ours": "CRASHED"}
 
@@ -148,6 +156,17 @@ def test_another_command_that_never_gets_its_server_up_is_waited_for_with_a_limi
         with pytest.raises(SrpoError, match=r"waited 1 s .*for another command to start") as caught:
             open_server(tmp_path, limit_seconds=1.0)
     assert str(home / "server.log") in str(caught.value)
+
+
+def test_a_server_that_hangs_while_it_holds_the_lease_is_waited_for_with_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    home = tmp_path / ".prefect"
+    home.mkdir()
+    (home / "server.json").write_text('{"url": "http://127.0.0.1:9/api", "pid": 4242}')
+    with held(home / "lease"), pytest.raises(SrpoError, match=r"waited 1 s .*kill -9 4242$"):
+        open_server(tmp_path, limit_seconds=1.0)
 
 
 def test_an_error_of_ours_is_told_although_the_server_is_gone(
