@@ -27,6 +27,7 @@ from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
     from flows.loop import Outcome
+    from flows.server import Lease
     from flows.session import Session
 
 INTERRUPTED = 130
@@ -105,11 +106,7 @@ def train(
             from flows.recovery import session_after_alarm
         with contextlib.closing(opened) as session:
             with console.status(f"{run}: starting Prefect"):
-                lease.wait()
-            if lease.own:
-                from flows.orphans import end_orphans
-
-                end_orphans(lease.url, run, settings.run.prefect_seconds)
+                _wait_for_prefect(lease, session)
             outcome = _train(session, run, console, profile)
             print_summary(console, session, outcome)
             following = session_after_alarm(session, outcome)
@@ -130,6 +127,14 @@ def train(
         raise typer.Exit(INTERRUPTED)
     if outcome.ended == "alarm":
         raise typer.Exit(ALARMED)
+
+
+def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
+    lease.wait()
+    if lease.own:
+        from flows.orphans import end_orphans
+
+        end_orphans(lease.url, session.run.root, session.config.run.prefect_seconds)
 
 
 def _train(session: "Session", run: Path, console: Console, profile: bool) -> "Outcome":
