@@ -1,4 +1,4 @@
-"""Threads and open files of a training do not grow; `python -m benchmarks.flatness` shows memory."""
+"""Threads and open files of a training do not grow; benchmarks.flatness shows memory, too."""
 
 import contextlib
 from pathlib import Path
