@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Callable
 from typing import Any, cast
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.api import ApiError, calling, warn
 from flows.loop import Watcher
 from flows.opening import past_metrics
 from flows.text import percent, step_line
@@ -31,28 +33,28 @@ LINES = [("reward_mean", "#e65100", "mean reward")]
 
 
 class Artifacts(Watcher):
-    """Keeps the artifacts of one flow run up to date; lives inside a flow run."""
+    """Keeps the artifacts of one flow run up to date; lives inside a flow run.
+
+    After a call that failed there is no other until the end, when it is tried once more.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._records = past_metrics(run)
         self._evaluations: list[dict[str, Any]] = []
-        folder = run.root.resolve()
-        create_link_artifact(folder.as_uri(), str(folder), key="run-folder")
-        made = create_progress_artifact(
-            self._share_done(), key="progress", description=f"run {folder.name}"
-        )
-        self._progress = cast(UUID, made)
+        self._progress: UUID | None = None
+        self._failed = False
         self._next_update = time.monotonic()
+        self._try(self._begin)
 
     def step_ended(self, steps_done: int, metrics: dict[str, Any]) -> None:
         """Move the progress artifact on; its description is the step's line."""
         self._records.append(metrics)
-        if time.monotonic() < self._next_update:
+        if self._failed or time.monotonic() < self._next_update:
             return
         self._next_update = time.monotonic() + SECONDS_BETWEEN_UPDATES
         line = step_line(steps_done, self._run.config.run.steps, metrics)
-        update_progress_artifact(self._progress, self._share_done(), description=line)
+        self._try(lambda: self._show_progress(line))
 
     def evaluated(self, steps_done: int, summary: dict[str, Any]) -> None:
         """Remember an evaluation for the table at the end."""
@@ -61,7 +63,31 @@ class Artifacts(Watcher):
 
     def finish(self) -> None:
         """Leave the tables and the plot."""
-        update_progress_artifact(self._progress, self._share_done())
+        self._try(self._finish)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            with calling():
+                call()
+        except ApiError as error:
+            if not self._failed:
+                warn(error)
+            self._failed = True
+
+    def _begin(self) -> None:
+        folder = self._run.root.resolve()
+        create_link_artifact(folder.as_uri(), str(folder), key="run-folder")
+        self._show_progress(f"run {folder.name}")
+
+    def _show_progress(self, text: str | None = None) -> None:
+        if self._progress is None:
+            made = create_progress_artifact(self._share_done(), key="progress", description=text)
+            self._progress = cast(UUID, made)
+        else:
+            update_progress_artifact(self._progress, self._share_done(), description=text)
+
+    def _finish(self) -> None:
+        self._show_progress()
         if self._records:
             rows = [{k: v for k, v in r.items() if k != "alarms"} for r in self._records]
             create_table_artifact(rows, key="metrics", description="one row per step")

@@ -1,10 +1,12 @@
 """The command line `srpo`. Heavy libraries are imported by the commands that need them."""
 
 import contextlib
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,10 +29,14 @@ from pipeline.errors import SrpoError, StoreError
 
 if TYPE_CHECKING:
     from flows.loop import Outcome
+    from flows.server import Lease
     from flows.session import Session
 
 INTERRUPTED = 130
 ALARMED = 3
+LEAVE_SECONDS = 5.0
+"""What Prefect's client may take at the end to send what it has; the run's records are there."""
+
 RUNS = Path("runs")
 
 app = typer.Typer(
@@ -44,6 +50,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run a command; an error of ours is one line and exit code 2."""
+    logging.raiseExceptions = False  # Prefect would print that it can't send its logs
     try:
         code = app(standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
@@ -51,6 +58,16 @@ def main() -> None:
         code = 2
     except typer.Abort:
         code = INTERRUPTED
+    _leave(code)
+
+
+def _leave(code: int | None) -> NoReturn:
+    """End the process. Prefect's client would wait without limit for a server that is gone."""
+    events = sys.modules.get("prefect.events.worker")
+    if events is not None and events.EventsWorker.drain_all(timeout=LEAVE_SECONDS).not_done:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code)
 
 
@@ -89,7 +106,8 @@ def train(
         run = default_run_dir(config, RUNS)
     settings = checked_config(config, run, overrides or [], resume)
     console = Console()
-    lease = open_server(run.parent)  # starts in the background, while the model loads
+    # It starts in the background, while the model loads.
+    lease = open_server(run.parent, settings.run.prefect_seconds)
     try:
         if not lease.own:
             lease.wait()  # somebody else's server: before anything is written
@@ -98,7 +116,7 @@ def train(
             from flows.recovery import session_after_alarm
         with contextlib.closing(opened) as session:
             with console.status(f"{run}: starting Prefect"):
-                lease.wait()
+                _wait_for_prefect(lease, session)
             outcome = _train(session, run, console, profile)
             print_summary(console, session, outcome)
             following = session_after_alarm(session, outcome)
@@ -123,6 +141,14 @@ def train(
         raise typer.Exit(INTERRUPTED)
     if outcome.ended == "alarm":
         raise typer.Exit(ALARMED)
+
+
+def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
+    lease.wait()
+    if lease.own:
+        from flows.orphans import end_orphans
+
+        end_orphans(lease.url, session.run.root, session.config.run.prefect_seconds)
 
 
 def _train(session: "Session", run: Path, console: Console, profile: bool) -> "Outcome":

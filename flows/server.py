@@ -5,13 +5,11 @@
     server ──── asks for the exclusive lock, once a second; got it for 3 s: it ends
 
 The locks vanish with the process that holds them, however it ended, so no command can leave a
-server behind. `python -m flows.server` is the server: Prefect's own application under uvicorn plus
-the watch over the lease, in a session of its own, so that Ctrl-C in a terminal does not reach it.
-The command that starts it binds the port and passes it the socket: the address is known at once,
-can't be taken by anybody else, and connections queue until the server answers.
+server behind. The server (`flows.serving`) has a session of its own, so that Ctrl-C in a terminal
+does not reach it. The command that starts it binds the port and passes it the socket: the address
+is known at once, can't be taken by anybody else, and connections queue until the server answers.
 """
 
-import contextlib
 import fcntl
 import http.client
 import json
@@ -19,27 +17,17 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pipeline.disk import naming, trouble_at
 from pipeline.errors import SrpoError
 
-if TYPE_CHECKING:
-    import uvicorn
-
-START_LIMIT_SECONDS = 60.0
-END_LIMIT_SECONDS = 15.0
-POLL_SECONDS = 1.0
-IDLE_POLLS = 3
-GRACE_SECONDS = 5.0
-READY = "ready"
-"""Marks a folder whose database was created in full."""
+LIMIT_SECONDS = 60.0
+"""What a server may take to start or to end where no configuration says otherwise."""
 
 CLIENT_SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -47,9 +35,10 @@ CLIENT_SETTINGS = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
 }
-"""For the commands. The console level keeps Prefect's tracebacks out of our display; the API has
-them, and the command prints the error itself."""
+"""For the commands. The two levels keep Prefect's tracebacks and its complaints about a lost server
+out of our display; the API has the first, and the command prints the error itself."""
 
 SERVER_SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -89,8 +78,16 @@ class Lease:
     One lease per process and root: POSIX locks belong to the process, not to the file handle.
     """
 
-    def __init__(self, url: str, log: Path | None, lock: IO[str] | None, previous: dict[str, str]):
+    def __init__(
+        self,
+        url: str,
+        log: Path | None,
+        lock: IO[str] | None,
+        previous: dict[str, str],
+        limit_seconds: float,
+    ) -> None:
         self.url = url
+        self._limit_seconds = limit_seconds
         self._log = log
         self._lock = lock
         self._previous = previous
@@ -100,13 +97,13 @@ class Lease:
         """Tell whether the server is one of ours, on its way up."""
         return self._log is not None
 
-    def wait(self, limit_seconds: float = START_LIMIT_SECONDS) -> None:
+    def wait(self) -> None:
         """Block until the API answers.
 
         Raises:
             SrpoError: it does not answer within the limit, or its process ended.
         """
-        started = time.monotonic()
+        started, limit_seconds = time.monotonic(), self._limit_seconds
         reason = _health(self.url, limit_seconds)
         while reason is not None and self._log is None:
             left = started + limit_seconds - time.monotonic()
@@ -116,12 +113,15 @@ class Lease:
             reason = _health(self.url, left)
         if reason is None:
             return
-        place = f"its log is {self._log}" if self._log else "it is what PREFECT_API_URL names"
-        if self._log is not None and (trouble := trouble_at(self._log.parent)):
-            place = f"{trouble}: make room there, its database needs some 5 MB; {place}"
+        place = "it is what PREFECT_API_URL names"
+        if self._log is not None:
+            pid = _announcement(self._log.parent).get("pid")
+            place = f"its log is {self._log}; if it hangs, end it: kill -9 {pid}"
+            if trouble := trouble_at(self._log.parent):
+                place = f"{trouble}: make room there, its database needs some 5 MB; {place}"
         raise SrpoError(
             f"no Prefect server at {self.url}/health after {time.monotonic() - started:.0f} s "
-            f"(limit {limit_seconds:g} s): {reason}; {place}"
+            f"(run.prefect_seconds is {limit_seconds:g}): {reason}; {place}"
         )
 
     def release(self) -> None:
@@ -136,27 +136,29 @@ class Lease:
                 os.environ.pop(name, None)
 
 
-def open_server(root: Path) -> Lease:
+def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
     """Take a lease on the Prefect API for the runs in `root`, without waiting for its answer.
 
     Sets the environment for Prefect's client, so call it before anything imports prefect.
+
+    Args:
+        limit_seconds: within which the last server must have ended and this one must answer.
     """
     previous = dict(os.environ)
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        return Lease(given.rstrip("/"), None, None, previous)
+        return Lease(given.rstrip("/"), None, None, previous, limit_seconds)
     home = (root / ".prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
-    lock = (home / "lease").open("a+")
-    fcntl.lockf(lock, fcntl.LOCK_SH)
+    lock = _leased(home, limit_seconds)
     with naming(home):
-        url = _running_or_new(home)
+        url = _running_or_new(home, limit_seconds)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
     os.environ["NO_PROXY"] = ",".join(filter(None, [previous.get("NO_PROXY"), "127.0.0.1"]))
-    return Lease(url, home / "server.log", lock, previous)
+    return Lease(url, home / "server.log", lock, previous, limit_seconds)
 
 
 def server_state(root: Path) -> ServerState:
@@ -168,25 +170,52 @@ def server_state(root: Path) -> ServerState:
     return ServerState(url, own=True, alive=url is not None and _health(url, 5.0) is None)
 
 
-def _running_or_new(home: Path) -> str:
+def _leased(home: Path, limit_seconds: float) -> IO[str]:
+    """Return the lease, held; a server holds it alone for a moment, when it looks at it."""
+    lease = (home / "lease").open("a+")
+    deadline = time.monotonic() + limit_seconds
+    while True:
+        try:
+            fcntl.lockf(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return lease
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > deadline:
+                lease.close()
+                pid = _announcement(home).get("pid")
+                raise SrpoError(
+                    f"waited {limit_seconds:g} s (run.prefect_seconds) for {home / 'lease'}: a "
+                    f"Prefect server keeps it; if it hangs, end it: kill -9 {pid}"
+                ) from None
+            time.sleep(0.05)
+
+
+def _running_or_new(home: Path, limit_seconds: float) -> str:
     """Return the address of the live server of `home`, starting one where there is none."""
-    deadline = time.monotonic() + END_LIMIT_SECONDS
+    deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
         with (home / "start.lock").open("w") as start, (home / "server.lock").open("w") as alive:
-            fcntl.flock(start, fcntl.LOCK_EX)
-            try:
-                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                url = _announced(home)
-            else:
-                url = _start(home, alive)
-        if url is not None:
-            return url
-        time.sleep(0.1)  # the last server is on its way out and has withdrawn its address
+            if not _take(start):
+                waiting_for = "another command to start a Prefect server"
+            elif _take(alive):
+                return _start(home, alive)
+            elif (url := _announced(home)) is not None:
+                return url
+            else:  # it is on its way out and has withdrawn its address
+                waiting_for = "the last Prefect server to end"
+        time.sleep(0.1)
     raise SrpoError(
-        f"waited {END_LIMIT_SECONDS:g} s for the last Prefect server of {home} to end; its log is "
+        f"waited {limit_seconds:g} s (run.prefect_seconds) for {waiting_for} in {home}; its log is "
         f"{home / 'server.log'}"
     )
+
+
+def _take(lock: IO[str]) -> bool:
+    """Take a lock if nobody has it, and tell; it is given up when the file is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start(home: Path, alive: IO[str]) -> str:
@@ -200,7 +229,7 @@ def _start(home: Path, alive: IO[str]) -> str:
     arguments = [str(home), str(listening.fileno())]
     with listening, (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.server", *arguments],
+            [sys.executable, "-m", "flows.serving", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -217,10 +246,15 @@ def _start(home: Path, alive: IO[str]) -> str:
 
 def _announced(home: Path) -> str | None:
     """Return the address in server.json, if there is one."""
+    return _announcement(home).get("url")
+
+
+def _announcement(home: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((home / "server.json").read_text(encoding="utf-8"))["url"])
+        found: dict[str, Any] = json.loads((home / "server.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        return {}
+    return found
 
 
 def _health(url: str, limit_seconds: float) -> str | None:
@@ -240,72 +274,3 @@ def _health(url: str, limit_seconds: float) -> str | None:
         return f"no connection ({error.reason})"
     except (ConnectionError, http.client.HTTPException) as error:
         return f"its process ended ({type(error).__name__})"
-
-
-@contextlib.contextmanager
-def _exclusive(lease: IO[str]) -> Iterator[bool]:
-    """Hold the lease alone, if nobody else has it."""
-    try:
-        fcntl.lockf(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        fcntl.lockf(lease, fcntl.LOCK_UN)
-
-
-def _watch(home: Path, server: "uvicorn.Server") -> None:
-    """End the process once nobody has held the lease for a while, or the folder is gone."""
-    try:
-        _until_idle(home, server)
-    finally:
-        if server.started:
-            server.should_exit = True
-            time.sleep(GRACE_SECONDS)
-        os._exit(0)
-
-
-def _until_idle(home: Path, server: "uvicorn.Server") -> None:
-    """Return when the server is not needed any more.
-
-    An upgrade of an existing database is never cut short. The first creation may be: as long as
-    the marker is missing, the next server begins with a new file.
-    """
-    polls = 0
-    with (home / "lease").open("a+") as lease:
-        while home.exists():
-            time.sleep(POLL_SECONDS)
-            if server.started and home.exists():
-                (home / READY).touch()
-            with _exclusive(lease) as idle:
-                polls = polls + 1 if idle else 0
-                interruptible = server.started or not (home / READY).exists()
-                if polls > IDLE_POLLS and interruptible:
-                    (home / "server.json").unlink(missing_ok=True)
-                    return
-
-
-def serve(home: Path, listening: socket.socket) -> None:
-    """Run Prefect's server on `listening` until the lease of `home` has been free for a while."""
-    import uvicorn
-
-    if not (home / READY).exists():
-        for left_over in home.glob("prefect.db*"):
-            left_over.unlink()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            "prefect.server.api.server:create_app",
-            factory=True,
-            lifespan="on",
-            log_level="warning",
-            timeout_graceful_shutdown=int(GRACE_SECONDS / 2),
-        )
-    )
-    threading.Thread(target=_watch, args=(home, server), name="lease", daemon=True).start()
-    server.run(sockets=[listening])
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))

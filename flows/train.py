@@ -6,7 +6,6 @@ cache; our manifests decide what is done. A stage is tried once more when the ma
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,21 +17,21 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 from prefect.states import Cancelled
 
+from flows.api import ApiError, calling, client_settings, unrecorded
 from flows.artifacts import Artifacts
 from flows.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.opening import checked_config, open_session
 from flows.progress import Lines, print_warnings
 from flows.questions import warnings_of
 from flows.room import RoomWatcher, room_warnings
+from flows.watchdog import Watchdog
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
     from flows.session import Session
-
-RECORD_LIMIT_SECONDS = 15.0
 
 
 def machine_failed(task_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -107,7 +106,14 @@ def run_training(session: "Session", watchers: Sequence[Watcher]) -> Outcome:
     Raises:
         SrpoError: from a stage, as it was raised; or the flow run's records did not arrive.
     """
+    settings = session.config.run
+    with Watchdog(session.run.root, settings.stall_seconds) as watchdog:
+        return _run_training(session, [*watchers, watchdog], settings.prefect_seconds)
+
+
+def _run_training(session: "Session", watchers: Sequence[Watcher], limit_seconds: float) -> Outcome:
     outcomes: list[Outcome] = []
+    failures: list[SrpoError] = []
     runs: list[str] = []
     tasks = StageTasks(session, watchers)
 
@@ -119,15 +125,21 @@ def run_training(session: "Session", watchers: Sequence[Watcher]) -> Outcome:
     )
     def train_open_session(run: str, config: dict[str, Any]) -> State[Any] | None:
         runs.append(str(flow_run.get_id()))
-        outcomes.append(train_in_flow(session, tasks, watchers))
+        try:
+            outcomes.append(train_in_flow(session, tasks, watchers))
+        except SrpoError as error:
+            failures.append(error)
+            raise
         return _final_state(outcomes[0], run)
 
-    folder = str(session.run.root.resolve())
-    # Prefect reads the environment when it is imported, which may have been before the lease.
-    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
-        with contextlib.suppress(CancelledRun):  # how a training that was stopped is recorded
-            train_open_session(folder, session.config.model_dump(mode="json"))
-        _wait_for_records(runs[0], tasks.calls)
+    folder = session.run.root.resolve()
+    try:
+        with temporary_settings(client_settings(limit_seconds)), calling():
+            with contextlib.suppress(CancelledRun):  # how a training that was stopped is recorded
+                train_open_session(str(folder), session.config.model_dump(mode="json"))
+            _wait_for_records(runs[0], tasks.calls, limit_seconds)
+    except ApiError as error:
+        raise (failures or [unrecorded(error, session.run.root)])[0] from None
     return outcomes[0]
 
 
@@ -153,8 +165,9 @@ def train_flow(
     while session is not None:
         with contextlib.closing(session):
             print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))
-            watchers = [RoomWatcher(session), Lines(session)]
-            outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
+            with Watchdog(session.run.root, session.config.run.stall_seconds) as watchdog:
+                watchers = [RoomWatcher(session), Lines(session), watchdog]
+                outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
             state = _final_state(outcome, str(session.run.root))
             session = session_after_alarm(session, outcome)
     return state
@@ -171,14 +184,14 @@ def _final_state(outcome: Outcome, run: str) -> State[Any] | None:
     )
 
 
-def _wait_for_records(run: str, expected: int) -> None:
+def _wait_for_records(run: str, expected: int, limit_seconds: float) -> None:
     """Wait until the server has recorded the end of all task runs of a flow run.
 
     Task runs are reported as events and recorded by and by; a server of ours ends with the run.
     """
     ended = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
     wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": ended}
-    deadline = time.monotonic() + RECORD_LIMIT_SECONDS
+    deadline = time.monotonic() + limit_seconds
     with get_client(sync_client=True) as client:
         while True:
             recorded = int(client.request("POST", "/task_runs/count", json=wanted).json())
@@ -188,6 +201,6 @@ def _wait_for_records(run: str, expected: int) -> None:
                 break
             time.sleep(0.1)
     raise SrpoError(
-        f"waited {RECORD_LIMIT_SECONDS:g} s for Prefect to record flow run {run}: {recorded} of "
-        f"{expected} task runs are there; the run itself is complete on disk"
+        f"waited {limit_seconds:g} s (run.prefect_seconds) for Prefect to record flow run {run}: "
+        f"{recorded} of {expected} task runs are there; the run itself is complete on disk"
     )

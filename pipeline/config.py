@@ -56,6 +56,16 @@ class RunSection(Section):
     alarm_rate_factor: PositiveFloat = Field(
         0.5, description="on_alarm fork: the fork's learning rate over this run's"
     )
+    prefect_seconds: PositiveFloat = Field(
+        60.0,
+        description="time limit for Prefect: for its server's start and end, for a call with its "
+        "retries, and for the record of a flow run",
+    )
+    stall_seconds: PositiveFloat | None = Field(
+        3600.0,
+        description="without progress in a stage, after which the process ends with exit code 2 "
+        "and leaves RUN/stalled-<n>.txt; unset: never",
+    )
 
 
 class DataSection(Section):

@@ -26,7 +26,7 @@ from pipeline.tables import expect_current, expect_schema, read_arrow, row_index
 from pipeline.writing import digest_arrow, write_arrow
 
 _METADATA_KEY = b"srpo"
-MAY_GROW = ("steps", "max_hours")
+MAY_GROW = ("steps", "max_hours", "prefect_seconds", "stall_seconds")
 """Settings of the section `run` that may grow in place."""
 MAY_CHANGE = ("keep_teacher_tables",)
 """Settings of the section `run` that may become any other in place."""

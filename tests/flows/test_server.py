@@ -120,7 +120,7 @@ def test_a_server_that_cannot_start_is_one_line_that_names_its_log(tmp_path: Pat
     lease = open_server(tmp_path)
     try:
         pid = server_pid(tmp_path)
-        with pytest.raises(SrpoError, match=r"limit 60 s.*its process ended") as caught:
+        with pytest.raises(SrpoError, match=r"prefect_seconds is 60.*its process ended") as caught:
             lease.wait()
     finally:
         lease.release()
@@ -135,12 +135,12 @@ def test_a_given_server_is_used_and_no_own_one_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    lease = open_server(tmp_path)
+    lease = open_server(tmp_path, limit_seconds=2.0)
     try:
         assert lease.url == "http://127.0.0.1:9/api"
         assert not (tmp_path / ".prefect").exists()
         with pytest.raises(SrpoError, match="PREFECT_API_URL"):
-            lease.wait(2.0)
+            lease.wait()
     finally:
         lease.release()
 

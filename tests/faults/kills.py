@@ -1,0 +1,281 @@
+"""A campaign of SIGKILLs: a demo run is killed at random moments and resumed until it is complete.
+
+Kill number n is drawn from (seed, n) alone: whom it hits, and after which share of a command's
+life. After each kill it is noted how long the last process lived on and what was computed in vain;
+after each completed run its files are compared with those of a run that nobody disturbed.
+"""
+
+import hashlib
+import json
+import random
+import signal
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows.session import STAGES
+from tests.faults import journal
+from tests.faults.family import Family, Kind
+
+SETTINGS = (
+    "run.steps=6",
+    "run.snapshot_every=2",
+    "run.keep_snapshots=10",
+    "evaluate.questions=10",
+    "run.prefect_seconds=40",
+)
+END_SECONDS = 300.0
+"""Within this a command must end that was not killed itself, or lost its server or a verifier."""
+GONE_SECONDS = 60.0
+KINDS: tuple[Kind, ...] = ("command", "command", "server", "verifier", "everything")
+
+
+class CampaignError(AssertionError):
+    """Something that must not happen after a kill did."""
+
+
+@dataclass
+class Kill:
+    """One kill: as it was drawn, and what came of it.
+
+    Attributes:
+        number: from which, with the seed, `kind` and `after` are drawn.
+        share: of an undisturbed command's life, after which it is made.
+        after: the same in seconds; later, if there is nobody of its kind yet.
+        hit: who was there to be hit.
+        moment: when it was done, by the clock.
+        ended: exit code of the command.
+        gone: seconds until no process was left; None: the next command began at once.
+        lost: stages that were computed, but not on the disk, and the one that was running.
+        lost_seconds: what these had taken.
+        replayed: updates that the next command replayed from the last snapshot.
+        replay_seconds: what these took.
+    """
+
+    number: int
+    kind: Kind
+    share: float
+    after: float = 0.0
+    run: str = ""
+    hit: str = ""
+    moment: float = 0.0
+    ended: int | None = None
+    gone: float | None = None
+    lost: list[str] = field(default_factory=list)
+    lost_seconds: float = 0.0
+    replayed: int = 0
+    replay_seconds: float = 0.0
+
+    @classmethod
+    def drawn(cls, seed: int, number: int) -> "Kill":
+        """Draw a kill. The last fifth of a life is left to commands that resume, and are shorter.
+
+        A moment that no command lives to see would hold up all later kills.
+        """
+        source = random.Random(f"{seed}-{number}")
+        return cls(number, source.choice(KINDS), round(source.uniform(0.0, 0.8), 3))
+
+
+def fingerprint(run: Path) -> dict[str, str]:
+    """Return a digest of each file of a run that must be equal in equal runs."""
+    found = {}
+    for path in sorted(p for p in run.rglob("*") if p.is_file()):
+        name = path.relative_to(run).as_posix()
+        if path.name == "metrics.json":
+            record = json.loads(path.read_text(encoding="utf-8"))
+            kept = {
+                k: v for k, v in record.items() if not k.startswith("seconds") and k != "digest"
+            }
+            found[name] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+        elif path.suffix in (".arrow", ".safetensors") or path.name == "state.json":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def train(run: Path) -> list[str]:
+    """Return the arguments that begin a run, or go on with it if it has begun."""
+    if (run / "run.json").exists():
+        return ["train", "--resume", "--run", run.name]
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    return ["train", "demo", "--run", run.name, *settings]
+
+
+class Campaign:
+    """Kills and resumes runs in one folder, which all share its Prefect database.
+
+    Attributes:
+        life: seconds that the last undisturbed command took which made a whole run.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder, self._seed = folder, seed
+        self._runs = self._commands = 0
+        self._family: Family | None = None
+        run = folder / "undisturbed"
+        family, _ = self._start(run)
+        _expect_end(family, family.wait(END_SECONDS), disturbed=False)
+        self.life = time.time() - family.started
+        self._settle(family)
+        self._expected = fingerprint(run)
+
+    def kills(self, first: int, count: int) -> Iterator[Kill]:
+        """Make kills, of as many runs as it takes; yield each when its consequences are known."""
+        numbers = range(first, first + count)
+        drawn = deque(Kill.drawn(self._seed, number) for number in numbers)
+        while drawn:
+            self._runs += 1
+            yield from self._until_complete(self._folder / f"run-{self._runs:03d}", drawn)
+
+    def close(self) -> None:
+        """Kill whoever is left."""
+        if self._family is not None:
+            self._family.end()
+
+    def _until_complete(self, run: Path, drawn: deque[Kill]) -> Iterator[Kill]:
+        last: Kill | None = None
+        done = False
+        while not done:
+            known, fresh = _committed(run), not run.exists()
+            family, path = self._start(run)
+            kill = drawn[0] if drawn else None
+            if kill is not None:
+                kill.after = kill.share * self.life
+            done = _disturbed(family, kill) if kill else _undisturbed(family)
+            if fresh and done and not (kill and kill.hit):
+                self.life = time.time() - family.started
+            entries = journal.read(path)
+            if last is not None:
+                _note_replay(last, entries, known)
+                yield last
+                last = None
+            if kill is not None and kill.hit:
+                last = drawn.popleft()
+                last.run = run.name
+                _note_losses(last, entries, _committed(run))
+        self._settle(family)
+        self._compare(run)
+        if last is not None:
+            yield last
+
+    def _start(self, run: Path) -> tuple[Family, Path]:
+        """Start the next command on a run; return its family and where its journal will be."""
+        self._commands += 1
+        path = self._folder / f"{run.name}-{self._commands:04d}.journal"
+        arguments = ["-m", "tests.faults.journal", str(path), *train(run)]
+        self._family = Family(arguments, self._folder, path.with_suffix(".log"))
+        return self._family, path
+
+    def _settle(self, family: Family) -> None:
+        """Wait until the server has ended, and look at its database."""
+        _expect_nobody(family)
+        with closing(sqlite3.connect(self._folder / ".prefect" / "prefect.db")) as database:
+            found = database.execute("PRAGMA integrity_check").fetchone()[0]
+        if found != "ok":
+            raise CampaignError(f"Prefect's database is damaged: {found}")
+
+    def _compare(self, run: Path) -> None:
+        found = fingerprint(run)
+        names = found.keys() ^ self._expected.keys()
+        names |= {name for name in found if found[name] != self._expected.get(name)}
+        if names:
+            raise CampaignError(f"{run} differs from the undisturbed run in {sorted(names)}")
+        left = [str(path) for end in ("tmp", "old") for path in run.rglob(f".*.{end}")]
+        if left:
+            raise CampaignError(f"left in {run}: {left}")
+
+
+def _undisturbed(family: Family) -> bool:
+    return _expect_end(family, family.wait(END_SECONDS), disturbed=False)
+
+
+def _disturbed(family: Family, kill: Kill) -> bool:
+    """Wait for the moment, kill, and wait for what comes of it; tell whether the run is complete.
+
+    One time in four the next command shall begin at once, while the server may still be there.
+    """
+    code = family.wait(kill.after)
+    victims: list[psutil.Process] = []
+    while code is None and not (victims := family.find(kill.kind)):
+        code = family.wait(0.1)
+    if code is not None:
+        return _expect_end(family, code, disturbed=False)
+    source = random.Random(kill.number)
+    chosen = victims if kill.kind == "everything" else [source.choice(victims)]
+    kill.hit = "+".join(sorted(family.kind(process) for process in chosen))
+    kill.moment = time.time()
+    for victim in source.sample(chosen, len(chosen)):
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    kill.ended = family.wait(END_SECONDS)
+    done = kill.ended != -signal.SIGKILL and _expect_end(family, kill.ended, disturbed=True)
+    if done or source.random() < 0.75:
+        kill.gone = _expect_nobody(family)
+    return done
+
+
+def _expect_end(family: Family, code: int | None, disturbed: bool) -> bool:
+    """Tell whether a command came to its end; one that lost a child may fail, in one line.
+
+    Raises:
+        CampaignError: it hangs, failed with nobody to blame, or failed in another way.
+    """
+    if code == 0:
+        return True
+    lines = family.log.read_text(encoding="utf-8").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    traces = [line for line in lines if "Traceback" in line]
+    if code is None:
+        raise CampaignError(f"still there after {END_SECONDS:g} s: see {family.log}")
+    if not disturbed or code != 2 or len(errors) != 1 or traces:
+        raise CampaignError(f"exit code {code}, {len(errors)} errors: see {family.log}")
+    return False
+
+
+def _expect_nobody(family: Family) -> float:
+    """Return after how many seconds no process was left."""
+    seconds = family.wait_until_gone(GONE_SECONDS)
+    if seconds is None:
+        left = [" ".join(process.cmdline()) for process in family.members()]
+        raise CampaignError(f"still there after {GONE_SECONDS:g} s: {left}; see {family.log}")
+    return seconds
+
+
+def _committed(run: Path) -> set[tuple[str, int]]:
+    """Return the stages all of whose tables are on the disk, with their steps."""
+    tables = {(path.stem, int(path.parent.name)) for path in run.glob("steps/*/*.json")}
+    tables |= {("evaluations", int(path.stem)) for path in run.glob("evaluations/*.json")}
+    steps = {step for _, step in tables}
+    return {
+        (stage.name, step)
+        for stage in STAGES.values()
+        for step in steps
+        if all((table, step) in tables for table in stage.writes)
+    }
+
+
+def _note_losses(kill: Kill, entries: list[journal.Entry], committed: set[tuple[str, int]]) -> None:
+    """Note what the command had computed, or begun, that is not on the disk."""
+    for entry in entries:
+        if (entry.name, entry.step) not in committed:
+            kill.lost.append(f"{entry.name} {entry.step}")
+            kill.lost_seconds += (entry.ended or kill.moment) - entry.began
+
+
+def _note_replay(kill: Kill, entries: list[journal.Entry], committed: set[tuple[str, int]]) -> None:
+    """Note which updates the next command computed though they were on the disk."""
+    replays = [e for e in entries if e.name == "update" and (e.name, e.step) in committed]
+    kill.replayed = len(replays)
+    kill.replay_seconds = sum(e.ended - e.began for e in replays if e.ended is not None)
+
+
+def as_line(kill: Kill) -> str:
+    """Return a kill as a line of JSON."""
+    record: dict[str, Any] = asdict(kill)
+    return json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in record.items()})

@@ -1,0 +1,28 @@
+"""Ten seeded kills of a demo run, resumed each time; `python -m benchmarks.kills` makes 200."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import Campaign, Kill
+
+KILLS, SEED = 10, 4
+SNAPSHOT_EVERY = 2
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_the_tables_and_the_policy_of_an_undisturbed_run(tmp_path: Path) -> None:
+    with contextlib.closing(Campaign(tmp_path, SEED)) as campaign:
+        kills = list(campaign.kills(0, KILLS))
+    assert len(kills) == KILLS
+    for kill in kills:
+        assert len(kill.lost) <= 2, f"more than a running and an unwritten stage: {kill}"
+        assert kill.replayed <= SNAPSHOT_EVERY, kill
+
+
+def test_a_kill_is_drawn_from_its_seed_and_number_alone() -> None:
+    drawn = [Kill.drawn(0, number) for number in range(200)]
+    assert drawn[57] == Kill.drawn(0, 57) != Kill.drawn(1, 57)
+    assert {kill.kind for kill in drawn} == {"command", "server", "verifier", "everything"}
+    assert 0 <= min(k.share for k in drawn) < 0.05 and 0.75 < max(k.share for k in drawn) <= 0.8
