@@ -24,15 +24,14 @@ from pipeline.task import Verdict
 MAX_TEXT = 10_000
 # What the dynamic linker says when a compiled library does not fit into the address space.
 _NO_ROOM = "failed to map segment"
+# The guard's init is 1 and forks this process next. On a machine 2 is a thread of the kernel, and in
+# a container it is older than we are: nothing but a PID namespace of our own gives us this number.
+# Signals to "all processes" depend on it.
+_IN_NAMESPACE = 2
 
 
-def serve(settings: dict[str, Any], own_processes: bool) -> None:
-    """Set the limits, import the verifier, judge until the parent closes the socket.
-
-    Args:
-        settings: what `VerifierPool` sends.
-        own_processes: all that this process can see was started by it, but for PID 1.
-    """
+def serve(settings: dict[str, Any]) -> None:
+    """Set the limits, import the verifier, judge until the parent closes the socket."""
     connection = socket.socket(fileno=settings["socket"])
     # Programs the verifier starts must not inherit it.
     connection.set_inheritable(False)
@@ -52,8 +51,8 @@ def serve(settings: dict[str, Any], own_processes: bool) -> None:
         connection.sendall(_line({"failed": text}))
         return
     # What a verifier started when it was imported, it needs for every verdict.
-    sweeps = own_processes and not _others(0)
     me = os.getpid()
+    sweeps = me == _IN_NAMESPACE and not _others(0)
     connection.sendall(_line({"ready": True}))
     # Made beforehand: there may be no memory left when it is needed.
     out_of_memory = _line(
@@ -83,7 +82,13 @@ def _restrict(memory_mb: int, folder: str) -> None:
 
 
 def _others(number: int) -> bool:
-    """Send a signal (0: none) to all processes here but PID 1 and this one; say if there are any."""
+    """Send a signal (0: none) to all of a PID namespace but its PID 1 and this; say if there are any.
+
+    Raises:
+        RuntimeError: this process is in no PID namespace of its own.
+    """
+    if os.getpid() != _IN_NAMESPACE:
+        raise RuntimeError("expected a PID namespace of our own: nothing is signalled outside of one")
     try:
         os.kill(-1, number)
     except OSError:

@@ -31,7 +31,7 @@ def guard(settings: dict[str, Any]) -> NoReturn:
     """Start the verifier, wait for its end or for the signal to end it, and clear up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "linux":
-        serve(settings, own_processes=False)
+        serve(settings)
         os._exit(0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
     sandbox.prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -46,7 +46,7 @@ def guard(settings: dict[str, Any]) -> NoReturn:
         _tie(theirs)
         if own:
             _init(settings, theirs)
-        _verify(settings, theirs, own)
+        _verify(settings, theirs)
     theirs.close()
     os.close(settings["socket"])
     status = _watch(first)
@@ -72,7 +72,7 @@ def _init(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
     sandbox.own_proc()
     verifier = os.fork()
     if verifier == 0:
-        _verify(settings, guard, True)
+        _verify(settings, guard)
     os.close(settings["socket"])
     while True:
         ended, status = os.wait()
@@ -81,12 +81,12 @@ def _init(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
             os._exit(0)
 
 
-def _verify(settings: dict[str, Any], guard: socket.socket, own: bool) -> NoReturn:
+def _verify(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
     """Be the verifier."""
     guard.close()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
     os.setsid()
-    serve(settings, own)
+    serve(settings)
     os._exit(0)
 
 
