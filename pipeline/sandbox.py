@@ -117,9 +117,7 @@ def no_network() -> bool:
     ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in program))
     head = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
-    return prctl(_NO_NEW_PRIVILEGES, 1) and prctl(
-        _SET_SECCOMP, 2, ctypes.c_char_p(head)
-    )
+    return prctl(_NO_NEW_PRIVILEGES, 1) and prctl(_SET_SECCOMP, 2, ctypes.c_char_p(head))
 
 
 def read_only(folder: str) -> bool:
@@ -153,17 +151,16 @@ def _call(number: int, *arguments: int | bytes | None) -> int:
 
 def holds(name: str, response: str, reference: str) -> Verdict:
     """A judge that says what it is held to itself, for `srpo doctor`."""
-    found = []
     own = os.getppid() == 1
-    found.append("own processes (PID namespace)" if own else "processes ended one by one")
+    found = ["own PID namespace" if own else "no PID namespace: what it starts is ended one by one"]
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
-        found.append("NETWORK OPEN")
+        found.append("NETWORK OPEN: no seccomp")
     except PermissionError:
         found.append("no network (seccomp)")
     try:
         with tempfile.TemporaryFile(dir=Path(tempfile.gettempdir()).parent):
-            found.append("FILES WRITABLE")
+            found.append("FILES WRITABLE: no Landlock")
     except PermissionError:
         found.append("files read-only (Landlock)")
     return Verdict(1.0, True, ", ".join(found))

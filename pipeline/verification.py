@@ -64,7 +64,9 @@ class _Child:
     def __init__(self, settings: dict[str, object]) -> None:
         self.socket, theirs = socket.socketpair()
         with theirs:
-            folder = f"{tempfile.gettempdir()}/srpo-verifier-{secrets.token_hex(8)}"
+            folder = os.path.join(
+                tempfile.gettempdir(), f"srpo-verifier-{os.getpid()}-{secrets.token_hex(8)}"
+            )
             text = json.dumps({**settings, "socket": theirs.fileno(), "folder": folder})
             # One thread each, since threads' stacks count as memory; a fixed hash seed, so that
             # equal runs get equal verdicts from verifiers that iterate over sets.

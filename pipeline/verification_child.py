@@ -88,7 +88,9 @@ def _others(number: int) -> bool:
         RuntimeError: this process is in no PID namespace of its own.
     """
     if os.getpid() != _IN_NAMESPACE:
-        raise RuntimeError("expected a PID namespace of our own: nothing is signalled outside of one")
+        raise RuntimeError(
+            "expected a PID namespace of our own: nothing is signalled outside of one"
+        )
     try:
         os.kill(-1, number)
     except OSError:
