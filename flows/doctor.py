@@ -16,6 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.server import server_state
+from pipeline.config import VerifySection
+from pipeline.sandbox import holds
+from pipeline.verification import VerifierPool
 
 PYTHON = (3, 11)
 LITTLE_DISK_GB = 5
@@ -32,7 +35,14 @@ Row = tuple[str, str, bool]
 
 def print_report(console: Console, root: Path) -> bool:
     """Print the report; True: nothing stands in the way of a run in `root`."""
-    rows = [*machine(root), *packages(), *accelerator(), *engines(), prefect_server(root)]
+    rows = [
+        *machine(root),
+        *packages(),
+        *accelerator(),
+        *engines(),
+        verifiers(),
+        prefect_server(root),
+    ]
     table = Table(show_header=False, box=None)
     for name, found, well in rows:
         table.add_row("ok" if well else "[red]!![/red]", name, escape(found))
@@ -165,6 +175,14 @@ def misfits(there: Mapping[str, str]) -> Iterator[Row]:
             f"exist); pip uninstall -y {' '.join(wrong)}",
             False,
         )
+
+
+def verifiers() -> Row:
+    """Start a verifier that tries what it should not be able to do."""
+    section = VerifySection()
+    with VerifierPool(holds, "doctor", 1, section.timeout_seconds, section.memory_mb) as pool:
+        (verdict,) = pool.verify([("", "")])
+    return "verifier", verdict.prediction or f"{verdict.error}", verdict.error is None
 
 
 def prefect_server(root: Path) -> Row:

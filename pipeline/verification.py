@@ -21,10 +21,12 @@ import base64
 import json
 import os
 import pickle
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -36,18 +38,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.sandbox import MAX_PROCESSES
 from pipeline.task import Verdict
+from pipeline.verification_guard import TOO_MANY
 
 Judge = Callable[[str, str, str], Verdict]
 
 START_SECONDS = 60.0
+# How long a guard may take to end all that a verifier started, and to remove its files.
+END_SECONDS = 10.0
 # How often exits are looked for that no closed socket shows: a grandchild may hold the socket open.
 LOOK_SECONDS = 0.2
+CLOSED_SECONDS = 3.0
 MAX_FRAME_BYTES = 1 << 20
 
 _BOOT = (
     "import json, sys; settings = json.loads(sys.argv[1]); sys.path[:] = settings['path']; "
-    "from pipeline.verification_child import serve; serve(settings)"
+    "from pipeline.verification_guard import guard; guard(settings)"
 )
 
 
@@ -57,7 +64,10 @@ class _Child:
     def __init__(self, settings: dict[str, object]) -> None:
         self.socket, theirs = socket.socketpair()
         with theirs:
-            text = json.dumps({**settings, "socket": theirs.fileno()})
+            folder = os.path.join(
+                tempfile.gettempdir(), f"srpo-verifier-{os.getpid()}-{secrets.token_hex(8)}"
+            )
+            text = json.dumps({**settings, "socket": theirs.fileno(), "folder": folder})
             # One thread each, since threads' stacks count as memory; a fixed hash seed, so that
             # equal runs get equal verdicts from verifiers that iterate over sets.
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -76,6 +86,7 @@ class _Child:
         self.task: int | None = None
         self.deadline = time.monotonic() + START_SECONDS
         self.closed = False
+        self.broken = False
         self._received = b""
 
     def send(self, task: int, pair: tuple[str, str], seconds: float) -> None:
@@ -98,6 +109,7 @@ class _Child:
                 self._received += data
         line, newline, rest = self._received.partition(b"\n")
         if not newline:
+            self.broken = len(line) >= MAX_FRAME_BYTES
             return None
         self._received = rest
         # A verifier may have written to our socket: such a child can't be trusted any more.
@@ -105,32 +117,48 @@ class _Child:
             message = json.loads(line)
             if isinstance(message, dict):
                 return message
-        self.closed = True
+        self.broken = True
         return None
 
     def has_exited(self) -> bool:
         """Say whether the process is gone."""
         return self.process.poll() is not None
 
+    def is_lost(self) -> bool:
+        """Say whether a child that was asked nothing is gone, or speaks all the same."""
+        said = self.receive()
+        return said is not None or self.closed or self.broken or self.has_exited()
+
     def ending(self) -> str:
         """Return how the process ended, for messages."""
-        # The socket closes a moment before the exit can be seen.
+        if self.broken:
+            return "broke its connection"
+        # The socket closes before the exit can be seen: what the verifier started ends first.
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(1.0)
+            self.process.wait(CLOSED_SECONDS)
         code = self.process.returncode
         if code is None:
             return "broke its connection"
+        if code == TOO_MANY:
+            return f"started more than {MAX_PROCESSES} processes"
         if code >= 0:
             return f"ended with exit code {code}"
         with suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"
         return f"was ended by signal {-code}"
 
+    def end(self) -> None:
+        """Have the process end, and what it started, without waiting for it."""
+        self.process.terminate()
+
     def kill(self) -> None:
-        """End the process and what it started, and wait until it is gone."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """End the process and what it started, and wait until all are gone."""
+        self.end()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.socket.close()
 
 
@@ -201,6 +229,8 @@ class VerifierPool:
     def close(self) -> None:
         """End all children. A closed pool can't be used again."""
         with self._lock:
+            for child in self._children:
+                child.end()
             for child in list(self._children):
                 self._dismiss(child)
             if self._starter is not None:
@@ -222,7 +252,7 @@ class VerifierPool:
         """Replace children that left while they waited, and start more up to a number."""
         if self._starter is None:
             raise ConfigError("the verifier pool is closed: open a new one")
-        for child in [c for c in self._children if c.task is None and c.ready and c.has_exited()]:
+        for child in [c for c in self._children if c.task is None and c.ready and c.is_lost()]:
             self._dismiss(child)
         while len(self._children) < number:
             # The path is taken now, not when the pool was made: it may have grown since.
@@ -255,7 +285,7 @@ class VerifierPool:
         if message is not None:
             child.ready = True
             return None
-        gone = exited or child.closed
+        gone = exited or child.closed or child.broken
         late = time.monotonic() > child.deadline
         if (child.ready and child.task is None) or not (gone or late):
             return None

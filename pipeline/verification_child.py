@@ -2,35 +2,42 @@
 
 It is kept small because it runs beside untrusted texts and starts often: it imports the verifier
 and nothing of the pipeline but the vocabulary. Messages are lines of JSON, in both directions.
+`verification_guard.py` starts it and clears up after it.
 """
 
 import base64
-import ctypes
 import json
 import os
 import pickle
-import resource
+import re
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from pipeline import sandbox
 from pipeline.task import Verdict
 
 MAX_TEXT = 10_000
-_PR_SET_PDEATHSIG = 1
+# What the dynamic linker says when a compiled library does not fit into the address space.
+_NO_ROOM = "failed to map segment"
+# The guard's init is 1 and forks this process next. On a machine 2 is a thread of the kernel, and in
+# a container it is older than we are: nothing but a PID namespace of our own gives us this number.
+# Signals to "all processes" depend on it.
+_IN_NAMESPACE = 2
 
 
 def serve(settings: dict[str, Any]) -> None:
     """Set the limits, import the verifier, judge until the parent closes the socket."""
-    _restrict(settings["memory_mb"], settings["parent"])
     connection = socket.socket(fileno=settings["socket"])
     # Programs the verifier starts must not inherit it.
     connection.set_inheritable(False)
     name: str = settings["name"]
     try:
+        _restrict(settings["memory_mb"], settings["folder"])
         judge, prepare = pickle.loads(base64.b64decode(settings["judge"]))
         if prepare is not None:
             prepare(name)
@@ -38,8 +45,14 @@ def serve(settings: dict[str, Any]) -> None:
         os._exit(1)  # the parent sees a child that ended too early and names the limit
     except BaseException as error:
         # Importing runs code of the user's, which may raise anything, SystemExit included.
-        connection.sendall(_line({"failed": _one_line(error)}))
+        text = _one_line(error)
+        if _NO_ROOM in text:
+            os._exit(1)
+        connection.sendall(_line({"failed": text}))
         return
+    # What a verifier started when it was imported, it needs for every verdict.
+    me = os.getpid()
+    sweeps = me == _IN_NAMESPACE and not _others(0)
     connection.sendall(_line({"ready": True}))
     # Made beforehand: there may be no memory left when it is needed.
     out_of_memory = _line(
@@ -51,21 +64,45 @@ def serve(settings: dict[str, Any]) -> None:
             answer = _line({"verdict": _judged(judge, name, response, reference), "last": False})
         except MemoryError:
             answer = out_of_memory
+        if os.getpid() != me:
+            os._exit(0)  # a verifier forked, and both returned: one verdict is enough
+        if sweeps and _others(signal.SIGKILL):
+            _collect()
         connection.sendall(answer)
 
 
-def _restrict(memory_mb: int, parent: int) -> None:
-    """Limit what this process may do, and tie its life to the parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _restrict(memory_mb: int, folder: str) -> None:
+    """Limit what this process and all that it starts may do."""
+    os.mkdir(folder, 0o700)
+    os.environ["TMPDIR"] = folder
+    sandbox.bound(memory_mb)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # the parent was gone before the line above took effect
-    wanted = memory_mb << 20
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    size = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sandbox.no_network()
+        sandbox.read_only(folder)
+
+
+def _others(number: int) -> bool:
+    """Send a signal (0: none) to all of a PID namespace but its PID 1 and this; say if there are any.
+
+    Raises:
+        RuntimeError: this process is in no PID namespace of its own.
+    """
+    if os.getpid() != _IN_NAMESPACE:
+        raise RuntimeError(
+            "expected a PID namespace of our own: nothing is signalled outside of one"
+        )
+    try:
+        os.kill(-1, number)
+    except OSError:
+        return False
+    return True
+
+
+def _collect() -> None:
+    """Wait until all children of this process, which are being killed, are gone."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 def _judged(
@@ -105,7 +142,17 @@ def _checked(verdict: object) -> dict[str, object]:
 
 def _error(text: str) -> dict[str, object]:
     """Return the fields of an error verdict."""
-    return asdict(Verdict(0.0, format_ok=False, error=_bounded(" ".join(text.split()))))
+    return asdict(Verdict(0.0, format_ok=False, error=_bounded(_repeatable(text))))
+
+
+def _repeatable(text: str) -> str:
+    """Return an error text as one line, without what differs between equal runs.
+
+    That is addresses of objects, and the names of files in the temporary folder.
+    """
+    text = re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x…", " ".join(text.split()))
+    folder = os.environ.get("TMPDIR")
+    return re.sub(re.escape(folder) + r"(/[^\s'\"]*)?", "$TMPDIR", text) if folder else text
 
 
 def _bounded(text: str) -> str:
@@ -119,7 +166,14 @@ def _bounded(text: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     """Return an error's type and message as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        text = str(error)
+    except MemoryError:
+        raise
+    except BaseException as another:
+        # Its text is code of the verifier's too.
+        text = f"(its text can't be had: {type(another).__name__})"
+    return " ".join(f"{type(error).__name__}: {text}".split())
 
 
 def _line(message: dict[str, object]) -> bytes:

@@ -161,5 +161,5 @@ def test_doctor_says_what_will_run_where(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     srpo(monkeypatch, "doctor", "--run-root", str(tmp_path))
     report = capsys.readouterr().out
-    for word in ("python", "cores", "memory", "disk", "policy", "engine", "prefect"):
+    for word in ("python", "cores", "memory", "disk", "policy", "engine", "verifier", "prefect"):
         assert word in report

@@ -1,0 +1,166 @@
+"""What the Linux kernel holds a verifier's process to. Each is tried; `holds` says what took effect.
+
+    own_processes   a PID namespace: no process outside can be seen, and all inside end together
+    no_network      a seccomp filter: no socket but Unix ones
+    read_only       Landlock: files are written in one folder only, and no signal leaves
+
+They need no privileges, and no library: three small tables for the kernel, filled in by hand.
+`own_processes` needs user namespaces, or root with CAP_SYS_ADMIN; many containers refuse both.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import socket
+import struct
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.task import Verdict
+
+MAX_PROCESSES = 64
+MAX_DESCRIPTORS = 256
+MAX_FILE_MB = 64
+
+WRITABLE = ("/dev/null", "/dev/zero", "/dev/full", "/dev/shm")
+"""What programs expect to write: multiprocessing keeps its locks in /dev/shm."""
+
+_NEW_MOUNTS, _NEW_USER, _NEW_PIDS = 0x00020000, 0x10000000, 0x20000000
+_NO_NEW_PRIVILEGES, _SET_SECCOMP = 38, 22
+# The number of socket(2), and how the kernel names the machine to filters.
+_MACHINES = {"x86_64": (41, 0xC000003E), "aarch64": (198, 0xC00000B7)}
+_IO_URING_SETUP, _X32 = 425, 0x40000000
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+# Landlock's rights: to write and cut a file; then all that changes folders, REFER the last.
+_WRITE_FILE, _TRUNCATE, _REFER = 1 << 1, 1 << 14, 1 << 13
+_CHANGE_FOLDER = sum(1 << bit for bit in range(4, 13))
+_SCOPES = 0b11  # abstract Unix sockets and signals
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, argument: int, pointer: object = None) -> bool:
+    """Set something of this process; False: the kernel does not know it or refuses."""
+    zero = ctypes.c_ulong(0)
+    return _libc.prctl(option, ctypes.c_ulong(argument), pointer, zero, zero) == 0
+
+
+def own_processes() -> bool:
+    """Give the next child of this process, and all that come of it, a PID namespace of their own."""
+    user, group = os.geteuid(), os.getegid()
+    if _libc.unshare(_NEW_PIDS) == 0:
+        return True
+    # Users can't have it without a user namespace. Whether they may have that one is found out in
+    # a child, since a process whose ids can't be mapped any more would be of no use.
+    probe = os.fork()
+    if probe == 0:
+        os._exit(0 if _own_users(user, group) else 1)
+    return os.waitpid(probe, 0)[1] == 0 and _own_users(user, group)
+
+
+def _own_users(user: int, group: int) -> bool:
+    """Enter a user namespace, with PIDs, in which this user is who it was."""
+    if _libc.unshare(_NEW_USER | _NEW_PIDS) != 0:
+        return False
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    except OSError:
+        return False
+    return True
+
+
+def own_proc() -> None:
+    """Show the processes of this PID namespace only under /proc, where that is allowed."""
+    private_and_recursive, safe = 0x44000, 0xE
+    if _libc.unshare(_NEW_MOUNTS) == 0:
+        _libc.mount(None, b"/", None, ctypes.c_ulong(private_and_recursive), None)
+        _libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(safe), None)
+
+
+def bound(memory_mb: int) -> None:
+    """Limit address space, files, descriptors and core dumps of this process and of its children."""
+    limits = {
+        resource.RLIMIT_AS: memory_mb << 20,
+        resource.RLIMIT_FSIZE: MAX_FILE_MB << 20,
+        resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+        resource.RLIMIT_CORE: 0,
+    }
+    for limit, wanted in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        size = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(limit, (size, size))
+
+
+def no_network() -> bool:
+    """Refuse this process and its children every socket but Unix ones; pairs stay allowed."""
+    if platform.machine() not in _MACHINES:
+        return False
+    number, machine = _MACHINES[platform.machine()]
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EACCES
+    program = [
+        (load, 0, 0, 4),
+        (equal, 0, 7, machine),
+        (load, 0, 0, 0),
+        (at_least, 5, 0, _X32),
+        (equal, 4, 0, _IO_URING_SETUP),  # which makes sockets too
+        (equal, 0, 2, number),
+        (load, 0, 0, 16),
+        (equal, 0, 1, socket.AF_UNIX),
+        (end, 0, 0, allow),
+        (end, 0, 0, refuse),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in program))
+    head = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+    return prctl(_NO_NEW_PRIVILEGES, 1) and prctl(_SET_SECCOMP, 2, ctypes.c_char_p(head))
+
+
+def read_only(folder: str) -> bool:
+    """Let this process and its children change files below `folder` and `WRITABLE` only."""
+    version = _call(_CREATE_RULESET, None, 0, 1)
+    if version < 1:
+        return False
+    file = _WRITE_FILE | (_TRUNCATE if version >= 3 else 0)
+    rights = file | _CHANGE_FOLDER | (_REFER if version >= 2 else 0)
+    # The kernel refuses a longer table than it knows, unless the rest is zero.
+    table = struct.pack("QQQ", rights, 0, _SCOPES if version >= 6 else 0)
+    rules = _call(_CREATE_RULESET, table, len(table), 0)
+    if rules < 0:
+        return False
+    for path in (folder, *WRITABLE):
+        with suppress(OSError):
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            allowed = rights if os.path.isdir(path) else file
+            _call(_ADD_RULE, rules, 1, struct.pack("=Qi", allowed, opened), 0)
+            os.close(opened)
+    held = prctl(_NO_NEW_PRIVILEGES, 1) and _call(_RESTRICT_SELF, rules, 0) == 0
+    os.close(rules)
+    return held
+
+
+def _call(number: int, *arguments: int | bytes | None) -> int:
+    """Make a system call that has no function in the C library."""
+    longs = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return int(_libc.syscall(ctypes.c_long(number), *longs))
+
+
+def holds(name: str, response: str, reference: str) -> Verdict:
+    """A judge that says what it is held to itself, for `srpo doctor`."""
+    own = os.getppid() == 1
+    found = ["own PID namespace" if own else "no PID namespace: what it starts is ended one by one"]
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+        found.append("NETWORK OPEN: no seccomp")
+    except PermissionError:
+        found.append("no network (seccomp)")
+    try:
+        with tempfile.TemporaryFile(dir=Path(tempfile.gettempdir()).parent):
+            found.append("FILES WRITABLE: no Landlock")
+    except PermissionError:
+        found.append("files read-only (Landlock)")
+    return Verdict(1.0, True, ", ".join(found))
