@@ -21,6 +21,7 @@ from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
 from flows.options import Set
+from pipeline.audit.plain import printable
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 ALARMED = 3
+ERROR_LIMIT = 2000
+"""Characters of an error line: it may quote what came from outside."""
 RUNS = Path("runs")
 
 app = typer.Typer(
@@ -46,7 +49,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(text.split()), ERROR_LIMIT)}", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = INTERRUPTED
