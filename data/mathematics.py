@@ -6,12 +6,14 @@ no answer in either form is 0. Gold answers are parsed when they are loaded: one
 can't read is an error there, never a question everybody passes.
 
 math-verify limits its own time by signals, which work in main threads only and can't interrupt C;
-they are switched off, since `pipeline/verification.py` bounds the whole verdict.
+they are switched off in verdicts, which `pipeline/verification.py` bounds. Gold answers are parsed
+in the run's own process, so they must be short, and have the limit where there can be one.
 """
 
 import json
 import logging
 import re
+from threading import current_thread, main_thread
 
 from math_verify import parse as parse_mathematics
 from math_verify import verify as equivalent
@@ -20,6 +22,9 @@ from data.rows import Row, gold_error, load_questions
 from pipeline.task import Question, Split, Verdict
 
 VERIFIER = "mathematics/1"
+LONGEST_GOLD = 500
+"""Characters of a gold answer: time to parse one grows faster than its length."""
+GOLD_SECONDS = 10
 
 # It warns that its time limits are off, which is the intention.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -38,18 +43,26 @@ def _reference(row: Row) -> str:
     answer = row.fields.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = json.dumps(answer)
-    if not isinstance(answer, str) or not _parse(answer):
-        raise gold_error(row, answer, "LaTeX or plain text that math-verify can parse")
+    if (
+        not isinstance(answer, str)
+        or len(answer) > LONGEST_GOLD
+        or not _parse(answer, GOLD_SECONDS if current_thread() is main_thread() else None)
+    ):
+        raise gold_error(
+            row,
+            answer,
+            f"LaTeX or plain text of at most {LONGEST_GOLD} characters that math-verify can parse",
+        )
     return json.dumps(answer)
 
 
-def _parse(text: str) -> list[object]:
-    """Return what math-verify reads in an answer, empty if nothing.
+def _parse(text: str, seconds: int | None = None) -> list[object]:
+    """Return what math-verify reads in an answer, empty if nothing, or not in so many seconds.
 
     The box makes it read the answer as a whole: outside of one it picks the 2 of `2^{10}`.
     """
     found: list[object] = parse_mathematics(
-        f"\\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=None
+        f"\\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=seconds
     )
     return found
 

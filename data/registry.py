@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -88,7 +89,7 @@ def _source(name: str) -> Path:
             f"there is no task {name!r}: expected one of {', '.join(task_names())}, or the path of "
             "a Python file that ends in .py"
         )
-    path = Path(name).expanduser().resolve()
+    path = Path(os.path.expanduser(name)).resolve()
     if not path.is_file():
         raise DataError(f"task file {path} does not exist")
     return path

@@ -13,17 +13,26 @@ Each row carries the place it came from, so that every complaint can name file a
 
 import importlib
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+from pipeline.audit.plain import printable
 from pipeline.errors import DataError
 from pipeline.task import Message, Question, Split
 
 SPLIT_SEED = 42
 SUFFIXES = (".json", ".jsonl")
 HUB_LIBRARY = "datasets>=4"
+LONGEST_ROW = 16 * 2**20
+"""Bytes of one line of a file."""
+LARGEST_FILE = 4 * 2**30
+"""Bytes of a file, all of which is held in memory."""
+LONGEST_ID = 200
+"""Characters of a prompt id."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -77,10 +86,10 @@ def read_rows(path: str | None, split: Split) -> list[Row]:
             "data.path is not set but this task reads its questions from a file: give a folder "
             "with train.json and test.json, a JSON-lines file or the name of a Hugging Face dataset"
         )
-    place = Path(path).expanduser()
-    if place.is_dir():
+    place = Path(os.path.expanduser(path))
+    if os.path.isdir(place):  # False also for names that no file can have
         return read_file(_file_of_split(place, split))
-    if place.is_file():
+    if os.path.isfile(place):
         return split_rows(read_file(place), split)
     if _HUB_NAME.fullmatch(path) is None or path.endswith(SUFFIXES):
         raise DataError(f"data.path {path}: there is no such file or folder")
@@ -108,32 +117,75 @@ def _file_of_split(folder: Path, split: Split) -> Path:
 
 
 def read_file(path: Path) -> list[Row]:
-    """Return the rows of a JSON-lines file; empty lines are skipped but counted."""
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from error
-    rows = []
-    # Only \n ends a line: JSON strings may hold the other characters str.splitlines splits at.
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, row {number}: not valid JSON ({' '.join(str(error).split())}); "
-                "expected one JSON object per line"
-            ) from error
-        if not isinstance(fields, dict):
-            raise DataError(
-                f"{path}, row {number}: got a {type(fields).__name__}, expected one JSON object "
-                "per line"
-            )
-        rows.append(Row(fields, str(path), number))
+    """Return the rows of a JSON-lines file; empty lines are skipped but counted.
+
+    Raises:
+        DataError: it can't be read, is too large, or a line is no JSON object of its own.
+    """
+    rows = [
+        Row(_fields(line, path, number), str(path), number)
+        for number, line in enumerate(_lines(path), start=1)
+        if line.strip()
+    ]
     if not rows:
         raise DataError(f"{path} has no rows: expected one JSON object per line")
     return rows
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, never more in memory than the longest that is allowed.
+
+    Only \\n ends a line: JSON strings may hold the other characters str.splitlines splits at.
+    """
+    number = size = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LONGEST_ROW + 1):
+                number, size = number + 1, size + len(line)
+                if len(line) > LONGEST_ROW:
+                    raise DataError(
+                        f"{path}, row {number}: over {LONGEST_ROW // 2**20} MiB; expected one JSON "
+                        "object per line"
+                    )
+                if size > LARGEST_FILE:
+                    raise DataError(
+                        f"{path}, row {number}: over {LARGEST_FILE // 2**30} GiB up to here, which "
+                        "a run would hold in memory; take fewer rows"
+                    )
+                yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _fields(line: bytes, path: Path, number: int) -> dict[str, object]:
+    """Return what one line says."""
+    try:
+        fields = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = printable(" ".join(str(error).split()), LONGEST_ID)
+        raise DataError(
+            f"{path}, row {number}: not valid JSON ({reason}); expected one JSON object per line"
+        ) from error
+    if not isinstance(fields, dict):
+        raise DataError(
+            f"{path}, row {number}: got a {type(fields).__name__}, expected one JSON object per "
+            "line"
+        )
+    return fields
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object; of a key that comes twice nobody knows which value was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def split_rows(rows: Sequence[Row], split: Split) -> list[Row]:
@@ -189,11 +241,19 @@ def prompt_id(row: Row, task: str) -> str:
     """
     dataset = row.fields.get("dataset") or task
     index = row.fields.get("idx")
+    if not isinstance(dataset, str):
+        raise DataError(f"{row.place}: dataset is {_short(dataset)}, expected a text")
     if index is None:
-        return f"{dataset}-{re.split('[/:]', row.source)[-1].split('.')[0]}-{row.number}"
+        index = f"{re.split('[/:]', row.source)[-1].split('.')[0]}-{row.number}"
     if isinstance(index, bool) or not isinstance(index, int | str):
-        raise DataError(f"{row.place}: idx is {index!r}, expected a whole number or a text")
-    return f"{dataset}-{index}"
+        raise DataError(f"{row.place}: idx is {_short(index)}, expected a whole number or a text")
+    name = f"{dataset}-{index}"
+    if len(name) > LONGEST_ID or printable(name) != name:
+        raise DataError(
+            f"{row.place}: dataset and idx make the prompt id {_short(name)}, expected at most "
+            f"{LONGEST_ID} characters that can be seen and typed"
+        )
+    return name
 
 
 def check_unique(rows: Sequence[Row], names: Sequence[str]) -> None:
@@ -234,5 +294,8 @@ def gold_error(row: Row, found: object, expected: str) -> DataError:
 
 def _short(value: object) -> str:
     """Return a value as one line of bounded length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 120 else f"{text[:120]}…"

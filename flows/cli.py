@@ -24,6 +24,7 @@ from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
 from flows.options import Set
+from pipeline.audit.plain import printable
 from pipeline.disk import explained, is_trouble
 from pipeline.errors import SrpoError, StoreError
 
@@ -37,6 +38,8 @@ ALARMED = 3
 LEAVE_SECONDS = 5.0
 """What Prefect's client may take at the end to send what it has; the run's records are there."""
 
+ERROR_LIMIT = 2000
+"""Characters of an error line: it may quote what came from outside."""
 RUNS = Path("runs")
 
 app = typer.Typer(
@@ -54,7 +57,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
-        print(f"error: {' '.join(_text(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(_text(error).split()), ERROR_LIMIT)}", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = INTERRUPTED

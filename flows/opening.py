@@ -20,7 +20,7 @@ MAY_CHANGE = tuple(f"run.{name}" for name in store.MAY_CHANGE)
 
 def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:
     """Return the first free folder runs/<preset or file>-<n>."""
-    stem = Path(source).stem
+    stem = Path(source).stem[:100]
     taken = 1
     while (parent / f"{stem}-{taken}").exists():
         taken += 1

@@ -7,6 +7,8 @@ from functools import partial
 from transformers import AutoTokenizer
 
 from data.registry import open_task
+from data.rows import LONGEST_ID
+from pipeline.audit.plain import encodable, printable
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, SrpoError, StoreError
 from pipeline.files import digest_of
@@ -14,7 +16,10 @@ from pipeline.policy import Policy, render_prompt
 from pipeline.seeds import epoch_positions
 from pipeline.stage import Render
 from pipeline.store import Run
-from pipeline.task import Question, Split, Task
+from pipeline.task import Message, Question, Split, Task
+
+LONGEST_TOKEN = 1024
+"""Characters of a token at most: no longer prompt than that is given to a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,38 @@ def _load(task: Task, config: Config, split: Split) -> list[Question]:
         raise DataError(f"task {name}: load must return a list of pipeline.task.Question")
     if not questions:
         raise DataError(f"task {name}: its {split} split has no questions")
+    _check_questions(questions, f"task {name}: {split} split")
     return questions
+
+
+def _check_questions(questions: Sequence[Question], place: str) -> None:
+    """Refuse questions that tables could not hold or tell apart."""
+    seen: set[object] = set()
+    for number, question in enumerate(questions, start=1):
+        where, name = f"{place}, question {number}", question.prompt_id
+        typable = isinstance(name, str) and printable(name) == name
+        if not typable or not 0 < len(name) <= LONGEST_ID:
+            raise DataError(
+                f"{where}: prompt_id is {printable(repr(name), 60)}, expected 1 to {LONGEST_ID} "
+                "characters that can be seen and typed"
+            )
+        if name in seen:
+            raise DataError(f"{where}: prompt_id {name} comes twice")
+        seen.add(name)
+        turns = question.messages
+        texts = [t for turn in turns if isinstance(turn, Message) for t in turn]
+        shaped = isinstance(turns, tuple) and len(texts) == 2 * len(turns) > 0
+        if not shaped or not all(isinstance(t, str) for t in texts):
+            raise DataError(
+                f"{where}: messages are {printable(repr(turns), 60)}, expected a tuple of Message"
+            )
+        if not isinstance(question.reference, str):
+            raise DataError(
+                f"{where}: reference is {printable(repr(question.reference), 60)}, expected JSON "
+                "text"
+            )
+        if any(encodable(text) != text for text in (*texts, question.reference)):
+            raise DataError(f"{where}: a text has half of a surrogate pair")
 
 
 def fitting(questions: Questions, config: Config, render: Render) -> Questions:
@@ -78,7 +114,7 @@ def fitting(questions: Questions, config: Config, render: Render) -> Questions:
     skipped = {}
     limit = config.data.max_prompt_length
     for split, found in (("train", questions.train), ("test", questions.test)):
-        lengths = [len(render(question.messages)[1]) for question in found]
+        lengths = [_tokens(question, render, limit) for question in found]
         kept[split] = [q for q, n in zip(found, lengths, strict=True) if n <= limit]
         skipped[split] = len(found) - len(kept[split])
         if not kept[split]:
@@ -89,9 +125,17 @@ def fitting(questions: Questions, config: Config, render: Render) -> Questions:
     return Questions(kept["train"], kept["test"], skipped)
 
 
+def _tokens(question: Question, render: Render, limit: int) -> int:
+    """Return the length of a prompt; of one that is absurdly long, only that it is over."""
+    characters = sum(len(message.content) for message in question.messages)
+    if characters > LONGEST_TOKEN * limit:
+        return max(limit + 1, characters // LONGEST_TOKEN)
+    return len(render(question.messages)[1])
+
+
 def tokenizer_render(run: Run) -> Render:
     """Return the function that renders prompts, by the tokenizer that a run keeps."""
-    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_path())
+    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_path(), trust_remote_code=False)
     return partial(render_prompt, tokenizer, run.config.model.chat_template_kwargs)
 
 

@@ -4,9 +4,25 @@ Defaults are the paper's SRPO column (METHOD.md, section 10) and the constants o
 each number stands here and nowhere else. Presets and user files name only what differs.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.settings import (
+    LARGEST_INT,
+    OF_THE_TEMPLATE,
+    Count,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Seconds,
+    Section,
+    TopK,
+    TopP,
+    Workers,
+)
 
 Method = Literal[
     "srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"
@@ -17,24 +33,14 @@ Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
 KeptDtype = Literal["float32", "float16"]
 EngineName = Literal["transformers", "vllm"]
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys are errors, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
 
 class RunSection(Section):
     """The run as a whole."""
 
-    steps: PositiveInt = Field(100, description="training steps")
-    seed: int = Field(0, ge=0, description="seed from which every random choice is derived")
+    steps: Count = Field(100, description="training steps")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="seed from which every random choice is derived"
+    )
     max_hours: PositiveFloat | None = Field(
         None, description="stop after this much training time (evaluation is not counted)"
     )
@@ -47,7 +53,7 @@ class RunSection(Section):
         description="steps, the newest, whose teacher tables are kept once a snapshot covers them; "
         "unset: all (docs/disk.md)",
     )
-    threads: PositiveInt = Field(2, description="CPU threads of torch")
+    threads: Workers = Field(2, description="CPU threads of torch")
     on_alarm: Literal["continue", "stop", "fork"] = Field(
         "continue",
         description="after a severe alarm: go on, stop after the step, or fork once from the last "
@@ -102,7 +108,7 @@ class GenerateSection(Section):
     """Sampling of training rollouts."""
 
     engine: EngineName = Field("transformers", description="sampling engine")
-    timeout: PositiveFloat = Field(
+    timeout: Seconds = Field(
         1800.0,
         description="vllm: seconds within which a group must be answered, else the run ends",
     )
@@ -110,11 +116,11 @@ class GenerateSection(Section):
         None,
         description="nats; an update stops where engine and trainer differ by more in any token",
     )
-    questions: PositiveInt = Field(32, description="questions per step")
-    rollouts: PositiveInt = Field(8, description="rollouts per question, the group size G")
+    questions: Count = Field(32, description="questions per step")
+    rollouts: Count = Field(8, description="rollouts per question, the group size G")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     top_p: TopP = Field(1.0, description="nucleus mass; below 1 it biases the ratios")
-    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens, 0: all")
+    top_k: TopK = Field(0, description="keep the k likeliest tokens, 0: all")
     max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
     batch_size: PositiveInt = Field(256, description="rollouts sampled side by side")
 
@@ -123,7 +129,10 @@ class VllmSection(Section):
     """How vLLM runs, where it is the engine; nothing here decides what is sampled."""
 
     servers: int = Field(
-        0, ge=0, description="servers to start on this machine; 0: inside the run's process"
+        0,
+        ge=0,
+        le=1024,
+        description="servers to start on this machine; 0: inside the run's process",
     )
     urls: list[str] = Field(
         default_factory=list,
@@ -144,16 +153,29 @@ class VllmSection(Section):
         0.5, gt=0, le=1, description="share of a GPU's memory that an engine may take"
     )
     cpu_cache_gb: PositiveInt = Field(1, description="GiB for keys and values on a CPU")
-    threads: PositiveInt = Field(1, description="CPU threads of an engine on a CPU")
-    start_seconds: PositiveFloat = Field(300.0, description="time limit for an engine to come up")
+    threads: Workers = Field(1, description="CPU threads of an engine on a CPU")
+    start_seconds: Seconds = Field(300.0, description="time limit for an engine to come up")
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        """Refuse what is no address of a server, and passwords, which run.json would keep."""
+        for url in urls:
+            parts = urlsplit(url)
+            named = parts.hostname and parts.port != 0  # a port that is no number raises
+            if parts.scheme not in ("http", "https") or not named:
+                raise ValueError("expected http://HOST:PORT")
+            if parts.username is not None or parts.query or parts.fragment:
+                raise ValueError("expected http://HOST:PORT without user, query or fragment")
+        return urls
 
 
 class VerifySection(Section):
     """Judging of responses."""
 
     success_threshold: Probability = Field(0.5, description="correct means reward >= this")
-    workers: PositiveInt = Field(2, description="child processes")
-    timeout_seconds: PositiveFloat = Field(10.0, description="time limit of one verdict")
+    workers: Workers = Field(2, description="child processes")
+    timeout_seconds: Seconds = Field(10.0, description="time limit of one verdict")
     memory_mb: PositiveInt = Field(2048, description="address space of one child process")
 
 
@@ -225,7 +247,7 @@ class UpdateSection(Section):
     tis_clip: PositiveFloat = Field(2.0, description="cap of the engine-to-trainer correction")
     sdpo_ratio_clip: PositiveFloat = Field(2.0, description="cap of the SDPO importance ratio")
     learning_rate: PositiveFloat = Field(5e-6, description="AdamW, after warm-up")
-    warmup_steps: int = Field(10, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(10, ge=0, le=LARGEST_INT, description="steps of linear warm-up")
     weight_decay: NonNegativeFloat = Field(0.01, description="AdamW")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
@@ -245,11 +267,11 @@ class EvaluateSection(Section):
 
     engine: EngineName | None = Field(None, description="sampling engine; unset: generate's")
     every: PositiveInt = Field(10, description="steps between evaluations; 0 and last always run")
-    questions: PositiveInt | None = Field(None, description="first questions of test; unset: all")
-    rollouts: PositiveInt = Field(16, description="answers per question, the k of avg@k")
+    questions: Count | None = Field(None, description="first questions of test; unset: all")
+    rollouts: Count = Field(16, description="answers per question, the k of avg@k")
     temperature: PositiveFloat = Field(0.6, description="sampling temperature")
     top_p: TopP = Field(0.95, description="nucleus mass")
-    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens, 0: all")
+    top_k: TopK = Field(0, description="keep the k likeliest tokens, 0: all")
     max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
     batch_size: PositiveInt = Field(256, description="answers sampled side by side")
 
@@ -300,9 +322,13 @@ class Config(Section):
     def _agree(self) -> Self:
         """Check what involves two settings."""
         method, group = self.route.method, self.generate.rollouts
-        for key in ("tokenize", "add_generation_prompt"):
-            if key in self.model.chat_template_kwargs:
+        for key, value in self.model.chat_template_kwargs.items():
+            if key in OF_THE_TEMPLATE or key.endswith("_token"):
                 raise ValueError(f"model.chat_template_kwargs.{key} is ours to set; remove it")
+            if isinstance(value, int) and abs(value) > LARGEST_INT:
+                raise ValueError(f"model.chat_template_kwargs.{key} is beyond {LARGEST_INT}")
+            if any("\ud800" <= c <= "\udfff" for c in f"{key}{value}"):
+                raise ValueError("model.chat_template_kwargs has half of a surrogate pair")
         if self.vllm.urls and self.vllm.servers:
             raise ValueError("vllm.urls names running servers and vllm.servers starts some: one")
         if self.vllm.sync == "ipc" and (self.vllm.urls or self.vllm.servers):

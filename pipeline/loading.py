@@ -12,8 +12,15 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.audit.plain import printable
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+
+LARGEST = 64 * 1024
+"""Bytes of a configuration file."""
+_DOTS = 100
+"""Dots of a key: TOML's reader takes time with the square of its parts."""
+_SHOWN = 100
 
 PRESETS = resources.files("pipeline") / "presets"
 
@@ -47,7 +54,7 @@ def validate_config(values: Mapping[str, Any], source: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         lines = "; ".join(_explain(detail) for detail in error.errors())
-        raise ConfigError(f"{source}: {lines}") from None
+        raise ConfigError(f"{_short(source)}: {lines}") from None
 
 
 def config_keys() -> list[str]:
@@ -60,20 +67,52 @@ def config_keys() -> list[str]:
 
 
 def _read_source(source: str) -> dict[str, Any]:
-    path = Path(source)
+    name = _short(source)
     if source in preset_names():
         text = preset_text(source).encode()
-    elif path.suffix == ".toml" and path.is_file():
-        text = path.read_bytes()
+    elif source.endswith(".toml") and _is_there(source):
+        text = _read_file(Path(source))
     else:
         names = preset_names()
-        near = difflib.get_close_matches(source, names, 1)
+        near = difflib.get_close_matches(source[:_SHOWN], names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{source}: neither a TOML file nor a preset; {hint}{', '.join(names)}")
+        raise ConfigError(f"{name}: neither a TOML file nor a preset; {hint}{', '.join(names)}")
     try:
         return tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # also of integers with thousands of digits
+        raise ConfigError(f"{name}: not valid TOML: {printable(str(error), 200)}") from None
+
+
+def _is_there(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the bytes of a regular file of bounded size."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{_short(str(path))}: not a regular file; expected a TOML file")
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"{_short(str(path))}: can't be read: {error.strerror}") from None
+    if len(text) > LARGEST:
+        raise ConfigError(
+            f"{_short(str(path))}: over {LARGEST // 1024} KiB; a configuration is smaller"
+        )
+    if any(part.count(b".") > _DOTS for line in text.split(b"\n") for part in line.split(b"=")):
+        raise ConfigError(f"{_short(str(path))}: a key of more than {_DOTS} parts; expected 3")
+    return text
+
+
+def _short(text: str) -> str:
+    """Return untrusted text for an error line."""
+    return printable(text, 2 * _SHOWN)
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -85,14 +124,18 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot):
-        raise ConfigError(f"--set {override!r}: expected section.key=value")
+        raise ConfigError(f"--set '{_short(override)}': expected section.key=value")
     _known_key(f"{section}.{name.split('.')[0]}")
+    if name.count(".") > 1:
+        raise ConfigError(f"--set '{_short(override)}': no setting is nested as deeply")
     table = values
     *parents, last = f"{section}.{name}".split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is {table!r}, not a table of settings")
+            raise ConfigError(
+                f"--set '{_short(override)}': {parent} is {_shown(table)}, not a table of settings"
+            )
     table[last] = _parse_value(f"{section}.{name}", text.strip())
 
 
@@ -106,7 +149,7 @@ def _parse_value(key: str, text: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -126,19 +169,31 @@ def _known_key(key: str) -> None:
     keys = config_keys()
     if key in keys:
         return
-    near = difflib.get_close_matches(key, keys, 1, cutoff=0.0)
-    raise ConfigError(f"unknown key {key}; the nearest valid one is {near[0]}")
+    raise ConfigError(_unknown(key, keys))
+
+
+def _unknown(key: str, keys: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key[:_SHOWN], keys, 1, cutoff=0.0)
+    return f"unknown key {_short(key)}; the nearest valid one is {near[0]}"
+
+
+def _shown(value: Any) -> str:
+    """Return a setting's value for an error line."""
+    try:
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):
+        text = f"a deeply nested {type(value).__name__}"
+    return printable(text, _SHOWN)
 
 
 def _explain(detail: ErrorDetails) -> str:
     """Turn one of pydantic's details into half a line."""
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(_short(str(part)) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        sections = list(Config.model_fields)
-        near = difflib.get_close_matches(key, config_keys() + sections, 1, cutoff=0.0)
-        return f"unknown key {key}; the nearest valid one is {near[0]}"
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
+        return _unknown(key, config_keys() + list(Config.model_fields))
+    if detail["type"] == "value_error" and not detail["loc"]:
+        return str(detail["ctx"]["error"])
     if detail["type"] == "missing":
         return f"{key} is missing"
-    return f"{key} is {json.dumps(detail['input'], default=str)}: {detail['msg'].lower()}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"{key} is {_shown(detail['input'])}: {reason[:1].lower()}{reason[1:]}"

@@ -44,7 +44,11 @@ class _KeepDouble(TorchFunctionMode):
 
 def _open(policy_dir: Path) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_pretrained(
-        str(policy_dir), dtype=torch.float32, attn_implementation="eager"
+        str(policy_dir),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     opened: torch.nn.Module = model.double().eval()
     return opened
@@ -305,7 +309,8 @@ def recompute(
     rollouts = _rows(tables)
     by_id = {row.rollout_id: row for row in rollouts}
     _route(rollouts, settings)
-    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir or policy_dir))
+    folder = str(tokenizer_dir or policy_dir)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _texts(by_id, tables["rollouts"], tokenizer, settings)
     model = _open(policy_dir)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}

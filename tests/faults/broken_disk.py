@@ -9,8 +9,8 @@ write, fsync, rename, unlink, mkdir, rmdir. At the chosen one the disk does what
              that were not synced are emptied; names that were not synced in their folder are
              kept ("cut, names kept") or taken back, both of which real file systems do.
 
-Libraries that write without Python (safetensors, tokenizers) are not counted, but what they wrote is
-lost like everything else unless it was synced.
+Libraries that write without Python (safetensors, tokenizers) are not counted, but what they wrote
+is lost like everything else unless it was synced.
 """
 
 import errno
@@ -137,9 +137,9 @@ class BrokenDisk:
         """Take back what no sync had made durable."""
         for path in self.root.rglob("*"):
             inode = path.stat().st_ino
-            if path.is_file() and inode not in self._synced:
-                if self._before.get(inode) != path.read_bytes():
-                    path.write_bytes(b"")
+            unsynced = path.is_file() and inode not in self._synced
+            if unsynced and self._before.get(inode) != path.read_bytes():
+                path.write_bytes(b"")
         if self.fault == "cut, names kept":
             return
         for source, target, old in reversed(self._unsure):

@@ -1,5 +1,6 @@
 """Everything that commits something to a run: how it begins, what it does, what a reader sees."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,11 +73,8 @@ def attempt(
     operation.prepare(root)
     old = operation.look(root)
     disk = BrokenDisk(root, at, fault)
-    with disk.in_place():
-        try:
-            operation.act(root)
-        except OSError:
-            pass
+    with disk.in_place(), contextlib.suppress(OSError):
+        operation.act(root)
     seen = _seen(operation, root)
     if seen != old:
         new = seen

@@ -205,4 +205,4 @@ def test_keys_are_all_dotted_and_unique() -> None:
 
 def test_an_override_below_a_text_is_one_clear_line(minimal: str) -> None:
     message = refusal(minimal, "data.task.name=x")
-    assert message == ("--set 'data.task.name=x': task is 'arithmetic', not a table of settings")
+    assert message == ("--set 'data.task.name=x': task is \"arithmetic\", not a table of settings")

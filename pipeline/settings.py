@@ -1,0 +1,69 @@
+"""What a setting may be: ranges that tables and clocks can hold, texts that paths can be."""
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+LARGEST_INT = 2**31 - 1
+"""What the tables' 32-bit columns hold."""
+
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Steps, questions and rollouts, which the ids of rollouts spell out."""
+Workers = Annotated[int, Field(gt=0, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=10_000_000)]
+TopK = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+LONGEST_TEXT = 4096
+"""Characters of a text in a configuration: what a path may have."""
+OF_THE_TEMPLATE = frozenset(
+    [
+        "chat_template",
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "tokenize",
+        "padding",
+        "continue_final_message",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "tokenizer_kwargs",
+        "return_assistant_tokens_mask",
+        "raise_exception",
+        "strftime_now",
+        "self",
+    ]
+)
+"""Names of arguments and variables that `chat_template_kwargs` would shadow."""
+
+_ACTING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys are errors, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _plain_texts(cls, value: object) -> object:
+        """Refuse texts that no path, name or address can be."""
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if not text:
+                raise ValueError("an empty text; leave the setting out or name something")
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(f"{len(text):,} characters; at most {LONGEST_TEXT:,} are allowed")
+            if _ACTING.search(text):
+                raise ValueError("control characters or half a surrogate pair are not allowed")
+        return value
