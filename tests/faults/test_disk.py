@@ -1,9 +1,11 @@
 """Disks that are full, read-only or limited: one clear line, nothing half-made, the run goes on."""
 
+import contextlib
 import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pipeline.audit.check import check_run
 from pipeline.config import Config
 from pipeline.disk import explained, naming
 from pipeline.errors import StoreError
+from pipeline.loading import load_config
 from pipeline.store import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.flows.test_session import digests
@@ -86,6 +89,17 @@ def line_of(session: Session, watcher: Watcher) -> str:
     return explained(error) if isinstance(error, OSError) else str(error)
 
 
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Limit the files that this process writes, as ulimit -f does."""
+    known = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, known[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+
+
 def expect_sound_and_finish(root: Path, undisturbed: dict[str, str]) -> None:
     """What is there is whole; the rest follows, bit for bit."""
     assert not check_run(Run.open(root)).findings
@@ -125,19 +139,17 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on(
     expect_sound_and_finish(root, undisturbed)
 
 
-@pytest.mark.parametrize("left", [4096, 32768, 200_000])
-def test_a_run_that_finds_no_room_to_begin_is_no_run(
-    left: int, disk: SmallDisk, config: Config
+@pytest.mark.parametrize("largest", [100, 4096, 20_000])
+def test_a_run_whose_beginning_can_not_be_written_is_no_run(
+    largest: int, tmp_path: Path, config: Config
 ) -> None:
-    root = disk.root / "run"
-    disk.fill(left)
-    with pytest.raises(OSError, match="No space left on device") as caught:
+    root = tmp_path / "run"
+    with largest_file(largest), pytest.raises(OSError, match="File too large") as caught:
         Session.create(root, config)
-    assert explained(caught.value).startswith(f"{root}")
+    assert explained(caught.value).startswith(f"{root}/")
     assert not is_taken(root)
     with pytest.raises(StoreError, match="no run here"):
         Run.open(root)
-    disk.free()
     Session.create(root, config).close()
     assert not check_run(Run.open(root)).findings
 
@@ -160,16 +172,10 @@ def test_a_disk_that_turns_read_only(
 def test_a_limit_on_the_size_of_files(
     tmp_path: Path, config: Config, undisturbed: dict[str, str]
 ) -> None:
-    root, known = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, known[1]))
-
+    root = tmp_path / "run"
     session = Session.create(root, config)
-    try:
-        line = line_of(session, At("route", 0, limit))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+    with largest_file(4096):
+        line = line_of(session, Watcher())
     assert "File too large" in line
     assert "raise that limit" in line
     expect_sound_and_finish(root, undisturbed)
@@ -184,37 +190,52 @@ def test_what_rust_says_becomes_an_error_of_the_system(tmp_path: Path) -> None:
 
 
 COMMAND = [sys.executable, "-m", "flows.cli", "train"]
-SMALL = ["run.steps=4", "run.snapshot_every=1", "run.threads=1", "generate.questions=4"]
+SMALL = ["run.steps=3", "run.snapshot_every=1", "run.threads=1", "generate.questions=4"]
 SMALL += ["evaluate.questions=2", "evaluate.rollouts=2", "evaluate.every=9", "verify.workers=1"]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+def failing(*arguments: str) -> str:
+    """Run the command, which must fail, and return its one line."""
+    process = started(*arguments)
+    _, said = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 2, said
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    return said
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    return subprocess.run(
+    return subprocess.Popen(
         [*COMMAND, *arguments],
         env={**environment, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=LIMIT_SECONDS,
     )
 
 
 @pytest.mark.slow
 def test_the_command_says_it_in_one_line(disk: SmallDisk) -> None:
-    """First there is no room to begin, then none for Prefect, then none for a snapshot."""
+    """No room to begin; then none for Prefect; then the disk fills up in the middle of a step."""
     run, settings = disk.root / "run", [part for one in SMALL for part in ("--set", one)]
-    lines = []
-    for megabytes, arguments in ((1, settings), (4, settings), (14, ["--resume"])):
-        disk.remount(f"size={megabytes}m")
-        done = command(*(["demo"] if arguments is settings else []), "--run", str(run), *arguments)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith("error: ")
-        lines.append(done.stderr)
-    assert "No space left on device" in lines[0]
-    assert lines[0].endswith("then run the same command again\n")
-    assert f"the disk that holds {disk.root}/.prefect is full" in lines[1]
-    assert f"then go on: srpo train --resume --run {run}" in lines[2]
-    disk.remount("size=60m")
-    assert command("--resume", "--run", str(run)).returncode == 0
+    resume, go_on_ = ["--resume", "--run", str(run)], f"srpo train --resume --run {run}\n"
+    disk.fill(2 << 20)
+    line = failing("demo", "--run", str(run), *settings)
+    assert "likely needs" in line and "run.steps=" in line and not run.exists()
+    disk.free()
+    Session.create(run, load_config("demo", SMALL)).close()
+    disk.fill(1 << 20)
+    assert f"the disk that holds {disk.root}/.prefect is full" in failing(*resume)
+    disk.free()
+    process = started(*resume)
+    while not (run / "steps" / "000000" / "updates.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    disk.fill(0)
+    _, said = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 2 and said.count("\n") <= 2, said
+    assert "No space left on device" in said.splitlines()[-1] and said.endswith(go_on_)
+    disk.free()
+    process = started(*resume)
+    assert process.communicate(timeout=LIMIT_SECONDS) and process.returncode == 0
     assert not check_run(Run.open(run)).findings
