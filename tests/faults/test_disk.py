@@ -18,7 +18,6 @@ from pipeline.audit.check import check_run
 from pipeline.config import Config
 from pipeline.disk import explained, naming
 from pipeline.errors import StoreError
-from pipeline.loading import load_config
 from pipeline.store import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.flows.test_session import digests
@@ -189,53 +188,53 @@ def test_what_rust_says_becomes_an_error_of_the_system(tmp_path: Path) -> None:
         raise RuntimeError("another error")
 
 
-COMMAND = [sys.executable, "-m", "flows.cli", "train"]
 SMALL = ["run.steps=3", "run.snapshot_every=1", "run.threads=1", "generate.questions=4"]
 SMALL += ["evaluate.questions=2", "evaluate.rollouts=2", "evaluate.every=9", "verify.workers=1"]
 
 
-def failing(*arguments: str) -> str:
-    """Run the command, which must fail, and return its one line."""
-    process = started(*arguments)
-    _, said = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 2, said
-    assert said.startswith("error: ") and said.count("\n") == 1, said
-    return said
-
-
-def started(*arguments: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    return subprocess.Popen(
-        [*COMMAND, *arguments],
-        env={**environment, "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.PIPE,
+@pytest.mark.slow
+def test_the_command_says_it_in_one_line(disk: SmallDisk, environment: dict[str, str]) -> None:
+    """The disk fills up in the middle of a step, for Prefect's database as well."""
+    run, settings = disk.root / "run", [part for one in SMALL for part in ("--set", one)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "train", "demo", "--run", str(run), *settings],
+        env=environment,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.mark.slow
-def test_the_command_says_it_in_one_line(disk: SmallDisk) -> None:
-    """No room to begin; then none for Prefect; then the disk fills up in the middle of a step."""
-    run, settings = disk.root / "run", [part for one in SMALL for part in ("--set", one)]
-    resume, go_on_ = ["--resume", "--run", str(run)], f"srpo train --resume --run {run}\n"
-    disk.fill(2 << 20)
-    line = failing("demo", "--run", str(run), *settings)
-    assert "likely needs" in line and "run.steps=" in line and not run.exists()
-    disk.free()
-    Session.create(run, load_config("demo", SMALL)).close()
-    disk.fill(1 << 20)
-    assert f"the disk that holds {disk.root}/.prefect is full" in failing(*resume)
-    disk.free()
-    process = started(*resume)
     while not (run / "steps" / "000000" / "updates.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     disk.fill(0)
     _, said = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 2 and said.count("\n") <= 2, said
-    assert "No space left on device" in said.splitlines()[-1] and said.endswith(go_on_)
+    *before, line = said.splitlines()
+    assert process.returncode == 2, said
+    assert all(text.startswith("warning: the disk of") for text in before), said
+    assert line.startswith(f"error: {run}/") and "No space left on device (" in line, said
+    assert line.endswith(f"go on: srpo train --resume --run {run}"), said
     disk.free()
-    process = started(*resume)
-    assert process.communicate(timeout=LIMIT_SECONDS) and process.returncode == 0
+    assert go_on(Session.resume(run)) == Outcome(3, "steps")
     assert not check_run(Run.open(run)).findings
+
+
+@pytest.mark.slow
+def test_a_server_that_finds_no_room(disk: SmallDisk, environment: dict[str, str]) -> None:
+    disk.fill(500_000)
+    code = "import sys; from pathlib import Path; from flows.server import open_server; "
+    code += "open_server(Path(sys.argv[1])).wait()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(disk.root)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert f"the disk that holds {disk.root}/.prefect is full" in done.stderr
+    assert "make room there" in done.stderr
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    return {**values, "PYTHONPATH": str(PROJECT)}
