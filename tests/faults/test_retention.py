@@ -292,6 +292,19 @@ def test_a_fork_that_can_not_be_read_stops_it(run: Run, srpo: Srpo) -> None:
     assert code == 2 and "may be a fork of" in said and teachers(run) == [0, 1, 2, 3, 4]
 
 
+def test_a_training_goes_on_beside_a_fork_that_can_not_be_read(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps its tables, and says why."""
+    few = run.config.run.model_copy(update={"keep_teacher_tables": 1, "steps": STEPS + 1})
+    run.extend(run.config.model_copy(update={"run": few}))
+    fork = fork_run(run, run.root.with_name("fork"), "weigh", 3, 4, ["weigh.beta=2"])
+    (fork.root / "run.json").write_text("{", encoding="utf-8")
+    assert go_on(Session.resume(run.root)) == Outcome(STEPS + 1, "steps")
+    assert teachers(run) == list(range(STEPS + 1))
+    assert "nothing more is removed" in capsys.readouterr().err
+
+
 def test_nothing_goes_when_the_newest_snapshot_is_damaged(run: Run, srpo: Srpo) -> None:
     path = run.own_snapshot_path(STEPS) / "optimizer.safetensors"
     data = bytearray(path.read_bytes())
