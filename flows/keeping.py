@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from flows.progress import print_warnings
+from pipeline.errors import StoreError
 from pipeline.files import remove_folder, remove_leftovers
 from pipeline.health.records import Records
 from pipeline.policy import Policy
@@ -16,10 +18,13 @@ def keep_state(run: Run, records: Records, policy: Policy, steps_done: int) -> P
     if not target.exists():
         remove_leftovers(target.parent)
         save_snapshot(policy, target, steps_done)
-    for old in _superfluous(run, records):
-        if may_go(run, old):
-            remove_folder(run.own_snapshot_path(old))
-    after_snapshot(run)
+    try:
+        for old in _superfluous(run, records):
+            if may_go(run, old):
+                remove_folder(run.own_snapshot_path(old))
+        after_snapshot(run)
+    except StoreError as error:  # of a run beside this one, which is no reason to stop
+        print_warnings([f"nothing more is removed: {error}"])
     return target
 
 

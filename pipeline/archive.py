@@ -29,8 +29,13 @@ def archive(run: Run, table: str, step: int, folder: Path) -> Path:
     path = archive_path(folder, table, step)
     if not path.exists():
         with atomic_path(path) as temporary, naming(path):
-            pq.write_table(  # item, not element: the schema comes back as it was
-                data, temporary, compression="zstd", use_compliant_nested_type=False
+            pq.write_table(
+                data,
+                temporary,
+                compression="zstd",
+                use_dictionary=["rollout_id"],  # logits hardly repeat
+                use_byte_stream_split=_floats(data.schema),
+                use_compliant_nested_type=False,  # "item" stays so: the schema comes back as it was
             )
     archived(path, manifest)
     return path
@@ -46,7 +51,9 @@ def archived(path: Path, manifest: Manifest) -> pa.Table:
         data = pq.read_table(path)
     except FileNotFoundError:
         raise StoreError(
-            f"{path}: no such archived table; name the folder it was moved to"
+            f"{path}: no such archived table; name the folder it was moved to, or make the table "
+            f"anew: srpo stage {manifest.origin.stage} --step {manifest.origin.step}, in the order "
+            "of steps"
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StoreError(f"{path}: not a readable Parquet file: {error}") from None
@@ -71,3 +78,14 @@ def restore(run: Run, table: str, step: int, path: Path) -> None:
         if write_arrow(temporary, data) != manifest.sha256:
             raise StoreError(f"{target}: other bytes were written than read; check the disk")
     forget_removal(target)
+
+
+def _floats(schema: pa.Schema) -> list[str]:
+    """Return the columns of floats, as Parquet calls them, whose bytes compress better apart."""
+    found = []
+    for field in schema:
+        nested = pa.types.is_fixed_size_list(field.type)
+        kind = field.type.value_type if nested else field.type
+        if pa.types.is_floating(kind):
+            found.append(f"{field.name}.list.item" if nested else field.name)
+    return found

@@ -59,8 +59,10 @@ class Facts:
 
     @classmethod
     def of(cls, run: Run, answers: int) -> "Facts":
-        """Read them from the snapshot that every run keeps."""
+        """Read them from the snapshot that every training keeps; without it, none are known."""
         start = run.snapshot_path(0)
+        if not (start / "config.json").exists():
+            return cls(0, 0, answers)
         weights = sum(path.stat().st_size for path in start.glob("model*.safetensors"))
         config = json.loads((start / "config.json").read_text(encoding="utf-8"))
         return cls(weights // 4, int(config.get("vocab_size", 0)), answers)

@@ -1,5 +1,7 @@
 """What `srpo prune` prints: what goes, for whom the rest stays, and what becomes impossible."""
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.audit.plain import printable
@@ -52,13 +54,13 @@ def stays(plan: "Plan") -> list[str]:
     for claim in plan.claims:
         mine = sorted(piece for piece in claim.pieces & plan.claimed)
         tables = [
-            f"{table} of steps {ranges([p.step for p in mine if p.table == table])}"
+            f"{table} of {_steps([p.step for p in mine if p.table == table])}"
             for table in dict.fromkeys(piece.table for piece in mine)
         ]
         if claim.snapshot:
             tables.append(f"snapshot {claim.snapshot}")
         if tables:
-            found.append(f"{', '.join(tables)}: its fork {claim.fork.root} needs that")
+            found.append(f"{', '.join(tables)}: for the fork {os.path.relpath(claim.fork.root)}")
     newest = max(plan.run.snapshots(), default=0)
     found.append(f"snapshot {newest} and the tables since: resuming starts there")
     return found
@@ -73,12 +75,16 @@ def losses(plan: "Plan") -> list[str]:
             "that begin there"
         )
     if steps := plan.lost_steps("teacher"):
-        found.append(f"forks and replays from weigh or update of steps {ranges(steps)}")
+        found.append(f"forks and replays from weigh or update of {_steps(steps)}")
         found.append(
-            f"audits of taught tokens of steps {ranges(steps)}: candidates, entropies, divergences "
-            "and losses; srpo check --deep of these steps"
+            f"audits of taught tokens of {_steps(steps)}: candidates, entropies, divergences "
+            "and losses; srpo check --deep there"
         )
     elif steps := plan.lost_steps("weights"):
-        found.append(f"forks and replays from update of steps {ranges(steps)}")
-        found.append(f"audits of token weights and losses of steps {ranges(steps)}")
+        found.append(f"forks and replays from update of {_steps(steps)}")
+        found.append(f"audits of token weights and losses of {_steps(steps)}")
     return found
+
+
+def _steps(steps: Sequence[int]) -> str:
+    return f"step{'s' if len(steps) > 1 else ''} {ranges(steps)}"

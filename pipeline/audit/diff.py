@@ -253,11 +253,9 @@ def _compare_steps(a: Run, b: Run, table: str, found: _Found) -> None:
 
 def _steps(run: Run, table: str) -> list[int]:
     """Return the steps of which a run has, or had, a table."""
-    there = run.steps_of(table)
-    if table not in PRUNABLE:
-        return there
-    gone = [s for s in run.steps_of("rollouts") if removal(run.table_path(table, s)) is not None]
-    return sorted([*there, *gone])
+    begun = run.steps_of("rollouts") if table in PRUNABLE else []
+    gone = [step for step in begun if removal(run.table_path(table, step)) is not None]
+    return sorted([*run.steps_of(table), *gone])
 
 
 def _same_file(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Manifest]) -> bool:

@@ -76,7 +76,7 @@ def jsd_rounding_T(student_TK: Floats, teacher_TK: Floats) -> Floats:
 
 def pruned_fields(run: Run, step: int, rollout_id: str) -> dict[str, str]:
     """Say what is missing of a taught rollout since tables of its step were removed on purpose."""
-    found = {}
+    found: dict[str, str] = {}
     for table, names in _OF_TABLE.items():
         record = removal(run.table_path(table, step))
         if record is not None and rollout_id in (run.manifest(table, step).index or {}):

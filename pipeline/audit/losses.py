@@ -23,14 +23,12 @@ class Losses:
         loss_T: None where they need the student's K log-probabilities, which were not kept.
         tis_T: correction from engine to trainer; None if not recorded: then its recorded mean
             stands for it.
-        batch_tokens: N of the rollout's mini-batch.
         difference: sum of `loss_T` less the recorded sum; None without them.
         note: why tables alone don't determine the losses; empty if they do.
     """
 
     loss_T: Floats | None
     tis_T: Floats | None
-    batch_tokens: int
     difference: float | None
     note: str
 
@@ -80,7 +78,6 @@ def losses_of(
     return Losses(
         loss_T=loss_T,
         tis_T=tis_T if known else None,
-        batch_tokens=_batch_tokens(run, row["step"], update["mini_batch"]),
         difference=None if loss_T is None else float(loss_T.sum()) - update["loss_sum"],
         note="; ".join(_doubts(run, row, update, known, teacher)) if doubted else "",
     )
@@ -116,7 +113,8 @@ def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | No
     return found
 
 
-def _batch_tokens(run: Run, step: int, mini_batch: int) -> int:
+def batch_tokens_of(run: Run, step: int, mini_batch: int) -> int:
+    """Return N of a mini-batch: the response tokens of its rollouts that learn."""
     columns = run.read("updates", step).select(["mini_batch", "route", "tokens"])
     frame = pl.DataFrame(columns).filter(mini_batch=mini_batch).filter(pl.col("route") != "none")
     return int(frame["tokens"].sum())

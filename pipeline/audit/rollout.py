@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.audit.contributions import shares_T
 from pipeline.audit.kept import NOT_KEPT, keeps_student, kept_TK, pruned_fields
-from pipeline.audit.losses import losses_of
+from pipeline.audit.losses import batch_tokens_of, losses_of
 from pipeline.audit.plain import printable
 from pipeline.audit.tokens import TokenTexts
 from pipeline.errors import ConfigError
@@ -133,7 +133,7 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         route=_without_tokens(route),
         update=update,
         sibling_text=sibling_row["response_text"] if sibling_row else None,
-        batch_tokens=losses.batch_tokens if losses else None,
+        batch_tokens=batch_tokens_of(run, step, update["mini_batch"]) if update else None,
         loss_difference=losses.difference if losses else None,
         loss_note=losses.note if losses else "",
         not_recorded={

@@ -46,7 +46,7 @@ def context(runs: Runs, name: str, step: str) -> dict[str, Any]:
         "shares": (shares := _shares(rows)),
         "several": len({part["mini_batch"] for part in shares}) > 1,
         "largest": _largest(rows),
-        "tables": [_table(run, t, number_of) for t in STEP_TABLES if _known(run, t, number_of)],
+        "tables": [_table(run, t, number_of) for t in STEP_TABLES if _recorded(run, t, number_of)],
         "metrics": [(key, str(value)) for key, value in record.items() if key not in _APART],
         "in_export": in_export(run),
         "data": {
@@ -197,7 +197,7 @@ def _off_policy(run: Run, step: int) -> str:
     return fork.note if fork.off_policy_from <= step < fork.end else ""
 
 
-def _known(run: Run, table: str, step: int) -> bool:
+def _recorded(run: Run, table: str, step: int) -> bool:
     return run.has(table, step) or removal(run.table_path(table, step)) is not None
 
 

@@ -1,9 +1,11 @@
 """Disks that are full, read-only or limited: one clear line, nothing half-made, the run goes on."""
 
+import contextlib
 import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,6 +88,17 @@ def line_of(session: Session, watcher: Watcher) -> str:
     return explained(error) if isinstance(error, OSError) else str(error)
 
 
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Limit the files that this process writes, as ulimit -f does."""
+    known = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, known[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+
+
 def expect_sound_and_finish(root: Path, undisturbed: dict[str, str]) -> None:
     """What is there is whole; the rest follows, bit for bit."""
     assert not check_run(Run.open(root)).findings
@@ -125,19 +138,17 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on(
     expect_sound_and_finish(root, undisturbed)
 
 
-@pytest.mark.parametrize("left", [4096, 32768, 200_000])
-def test_a_run_that_finds_no_room_to_begin_is_no_run(
-    left: int, disk: SmallDisk, config: Config
+@pytest.mark.parametrize("largest", [100, 4096, 20_000])
+def test_a_run_whose_beginning_can_not_be_written_is_no_run(
+    largest: int, tmp_path: Path, config: Config
 ) -> None:
-    root = disk.root / "run"
-    disk.fill(left)
-    with pytest.raises(OSError, match="No space left on device") as caught:
+    root = tmp_path / "run"
+    with largest_file(largest), pytest.raises(OSError, match="File too large") as caught:
         Session.create(root, config)
-    assert explained(caught.value).startswith(f"{root}")
+    assert explained(caught.value).startswith(f"{root}/")
     assert not is_taken(root)
     with pytest.raises(StoreError, match="no run here"):
         Run.open(root)
-    disk.free()
     Session.create(root, config).close()
     assert not check_run(Run.open(root)).findings
 
@@ -160,16 +171,10 @@ def test_a_disk_that_turns_read_only(
 def test_a_limit_on_the_size_of_files(
     tmp_path: Path, config: Config, undisturbed: dict[str, str]
 ) -> None:
-    root, known = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, known[1]))
-
+    root = tmp_path / "run"
     session = Session.create(root, config)
-    try:
-        line = line_of(session, At("route", 0, limit))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, known)
+    with largest_file(4096):
+        line = line_of(session, Watcher())
     assert "File too large" in line
     assert "raise that limit" in line
     expect_sound_and_finish(root, undisturbed)
@@ -183,38 +188,53 @@ def test_what_rust_says_becomes_an_error_of_the_system(tmp_path: Path) -> None:
         raise RuntimeError("another error")
 
 
-COMMAND = [sys.executable, "-m", "flows.cli", "train"]
-SMALL = ["run.steps=4", "run.snapshot_every=1", "run.threads=1", "generate.questions=4"]
+SMALL = ["run.steps=3", "run.snapshot_every=1", "run.threads=1", "generate.questions=4"]
 SMALL += ["evaluate.questions=2", "evaluate.rollouts=2", "evaluate.every=9", "verify.workers=1"]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env={**environment, "PYTHONPATH": str(PROJECT)},
+@pytest.mark.slow
+def test_the_command_says_it_in_one_line(disk: SmallDisk, environment: dict[str, str]) -> None:
+    """The disk fills up in the middle of a step, for Prefect's database as well."""
+    run, settings = disk.root / "run", [part for one in SMALL for part in ("--set", one)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "train", "demo", "--run", str(run), *settings],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run / "steps" / "000000" / "updates.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    disk.fill(0)
+    _, said = process.communicate(timeout=LIMIT_SECONDS)
+    *before, line = said.splitlines()
+    assert process.returncode == 2, said
+    assert all(text.startswith("warning: the disk of") for text in before), said
+    assert line.startswith(f"error: {run}/") and "No space left on device (" in line, said
+    assert line.endswith(f"go on: srpo train --resume --run {run}"), said
+    disk.free()
+    assert go_on(Session.resume(run)) == Outcome(3, "steps")
+    assert not check_run(Run.open(run)).findings
+
+
+@pytest.mark.slow
+def test_a_server_that_finds_no_room(disk: SmallDisk, environment: dict[str, str]) -> None:
+    disk.fill(500_000)
+    code = "import sys; from pathlib import Path; from flows.server import open_server; "
+    code += "open_server(Path(sys.argv[1])).wait()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(disk.root)],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
     )
+    assert f"the disk that holds {disk.root}/.prefect is full" in done.stderr
+    assert "make room there" in done.stderr
 
 
-@pytest.mark.slow
-def test_the_command_says_it_in_one_line(disk: SmallDisk) -> None:
-    """First there is no room to begin, then none for Prefect, then none for a snapshot."""
-    run, settings = disk.root / "run", [part for one in SMALL for part in ("--set", one)]
-    lines = []
-    for megabytes, arguments in ((1, settings), (4, settings), (14, ["--resume"])):
-        disk.remount(f"size={megabytes}m")
-        done = command(*(["demo"] if arguments is settings else []), "--run", str(run), *arguments)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith("error: ")
-        lines.append(done.stderr)
-    assert "No space left on device" in lines[0]
-    assert lines[0].endswith("then run the same command again\n")
-    assert f"the disk that holds {disk.root}/.prefect is full" in lines[1]
-    assert f"then go on: srpo train --resume --run {run}" in lines[2]
-    disk.remount("size=60m")
-    assert command("--resume", "--run", str(run)).returncode == 0
-    assert not check_run(Run.open(run)).findings
+@pytest.fixture
+def environment() -> dict[str, str]:
+    values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    return {**values, "PYTHONPATH": str(PROJECT)}
