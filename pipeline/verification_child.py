@@ -24,6 +24,10 @@ from pipeline.task import Verdict
 MAX_TEXT = 10_000
 # What the dynamic linker says when a compiled library does not fit into the address space.
 _NO_ROOM = "failed to map segment"
+# A path in a verifier's temporary folder. It is tried where a word begins only: else a long text
+# would be searched again from each of its characters.
+_WORD = r"[^\s'\"=(<:,]"
+_TEMPORARY = re.compile(rf"(?<!{_WORD}){_WORD}*/srpo-verifier-\d+-[0-9a-f]{{16}}(?:/{_WORD}*)?")
 # The guard's init is 1 and forks this process next. Outside of a PID namespace of our own nothing
 # gives us this number: on a machine 2 is a kernel thread, in a container it is older than we are.
 # Signals to "all processes" depend on it.
@@ -151,7 +155,7 @@ def _repeatable(text: str) -> str:
     That is addresses of objects, and the names of files in the temporary folder.
     """
     text = re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x…", " ".join(text.split()))
-    return re.sub(r"[^\s'\"]*/srpo-verifier-\d+-[0-9a-f]{16}[^\s'\"]*", "$TMPDIR", text)
+    return _TEMPORARY.sub("$TMPDIR", text)
 
 
 def _bounded(text: str) -> str:
