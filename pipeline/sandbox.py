@@ -1,4 +1,4 @@
-"""What the Linux kernel holds a verifier's process to. Each is tried; `holds` says what took effect.
+"""What the kernel holds a verifier's process to. Each is tried; `holds` says what took effect.
 
     own_processes   a PID namespace: no process outside can be seen, and all inside end together
     no_network      a seccomp filter: no socket but Unix ones
@@ -45,11 +45,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def prctl(option: int, argument: int, pointer: object = None) -> bool:
     """Set something of this process; False: the kernel does not know it or refuses."""
     zero = ctypes.c_ulong(0)
-    return _libc.prctl(option, ctypes.c_ulong(argument), pointer, zero, zero) == 0
+    return bool(_libc.prctl(option, ctypes.c_ulong(argument), pointer, zero, zero) == 0)
 
 
 def own_processes() -> bool:
-    """Give the next child of this process, and all that come of it, a PID namespace of their own."""
+    """Give the next child of this process, and all it starts, a PID namespace of their own."""
     user, group = os.geteuid(), os.getegid()
     if _libc.unshare(_NEW_PIDS) == 0:
         return True
@@ -83,7 +83,7 @@ def own_proc() -> None:
 
 
 def bound(memory_mb: int) -> None:
-    """Limit address space, files, descriptors and core dumps of this process and of its children."""
+    """Limit address space, files, descriptors and core dumps of this process and its children."""
     limits = {
         resource.RLIMIT_AS: memory_mb << 20,
         resource.RLIMIT_FSIZE: MAX_FILE_MB << 20,

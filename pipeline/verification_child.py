@@ -24,8 +24,12 @@ from pipeline.task import Verdict
 MAX_TEXT = 10_000
 # What the dynamic linker says when a compiled library does not fit into the address space.
 _NO_ROOM = "failed to map segment"
-# The guard's init is 1 and forks this process next. On a machine 2 is a thread of the kernel, and in
-# a container it is older than we are: nothing but a PID namespace of our own gives us this number.
+# A path in a verifier's temporary folder. It is tried where a word begins only: else a long text
+# would be searched again from each of its characters.
+_WORD = r"[^\s'\"=(<:,]"
+_TEMPORARY = re.compile(rf"(?<!{_WORD}){_WORD}*/srpo-verifier-\d+-[0-9a-f]{{16}}(?:/{_WORD}*)?")
+# The guard's init is 1 and forks this process next. Outside of a PID namespace of our own nothing
+# gives us this number: on a machine 2 is a kernel thread, in a container it is older than we are.
 # Signals to "all processes" depend on it.
 _IN_NAMESPACE = 2
 
@@ -82,7 +86,7 @@ def _restrict(memory_mb: int, folder: str) -> None:
 
 
 def _others(number: int) -> bool:
-    """Send a signal (0: none) to all of a PID namespace but its PID 1 and this; say if there are any.
+    """Send a signal (0: none) to all of our PID namespace but 1 and us; say if there are any.
 
     Raises:
         RuntimeError: this process is in no PID namespace of its own.
@@ -151,8 +155,7 @@ def _repeatable(text: str) -> str:
     That is addresses of objects, and the names of files in the temporary folder.
     """
     text = re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x…", " ".join(text.split()))
-    folder = os.environ.get("TMPDIR")
-    return re.sub(re.escape(folder) + r"(/[^\s'\"]*)?", "$TMPDIR", text) if folder else text
+    return _TEMPORARY.sub("$TMPDIR", text)
 
 
 def _bounded(text: str) -> str:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pipeline import sandbox
@@ -96,7 +97,7 @@ def _watch(first: int) -> int:
         news = signal.sigtimedwait(_OURS, LOOK_SECONDS)
         if news is not None and news.si_signo == signal.SIGTERM:
             os.kill(first, signal.SIGKILL)
-            return signal.SIGTERM
+            return int(signal.SIGTERM)
         for ended, status in _collected(os.WNOHANG):
             if ended == first:
                 return status
@@ -105,7 +106,7 @@ def _watch(first: int) -> int:
             return TOO_MANY << 8
 
 
-def _collected(options: int = 0) -> Any:
+def _collected(options: int = 0) -> Iterator[tuple[int, int]]:
     """Yield children that ended and how, until there are none."""
     while True:
         try:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.task import Message, Question, Verdict
 
@@ -30,9 +31,10 @@ class _Unspeakable(Exception):
 
 
 class _Odd(Verdict):
-    @property
-    def reward(self) -> float:  # type: ignore[override]
-        raise KeyError("no reward")
+    def __getattribute__(self, name: str) -> Any:
+        if name == "reward":
+            raise KeyError("no reward")
+        return super().__getattribute__(name)
 
 
 def load(path: str | None, split: str) -> list[Question]:
@@ -171,7 +173,7 @@ def write_much(argument: str) -> None:
 def open_much(argument: str) -> None:
     kept = []
     while True:
-        kept.append(open(os.devnull))
+        kept.append(open(os.devnull))  # noqa: SIM115
 
 
 def disturb(argument: str) -> None:

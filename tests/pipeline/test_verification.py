@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError, DataError
 from pipeline.task import Verdict
 from pipeline.verification import VerifierPool
+from pipeline.verification_child import _repeatable
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+FOLDER = "/srpo-verifier-123-0123456789abcdef"
 
 PoolMaker = Callable[..., VerifierPool]
 
@@ -132,6 +134,20 @@ def test_any_text_passes_unchanged_but_for_lone_surrogates(
         verdicts = shared.verify([(f"echo:{text}", "") for text in texts])
     expected = [text.encode("utf-8", "replace").decode() for text in texts]
     assert [v.prediction for v in verdicts] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<object at 0x7f3a5c> and\n <g at 0xAB>", "<object at 0x…> and <g at 0x…>"),
+        ("the answer is 0xdeadbeef", "the answer is 0xdeadbeef"),
+        (f"no file '/var/tmp{FOLDER}/tmpab12/x': 2", "no file '$TMPDIR': 2"),
+        (f"in {FOLDER}", "in $TMPDIR"),
+        ("in /tmp/others", "in /tmp/others"),
+    ],
+)
+def test_error_texts_are_the_same_in_equal_runs(text: str, said: str) -> None:
+    assert _repeatable(text) == said
 
 
 def test_children_are_silent_small_and_apart(
