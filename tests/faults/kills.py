@@ -120,7 +120,7 @@ class Campaign:
         self._family: Family | None = None
         run = folder / "undisturbed"
         family, _ = self._start(run)
-        _expect_end(family, family.wait(END_SECONDS), disturbed=False)
+        expect_end(family, family.wait(END_SECONDS), disturbed=False)
         self.life = time.time() - family.started
         self._settle(family)
         self._expected = fingerprint(run)
@@ -174,7 +174,7 @@ class Campaign:
 
     def _settle(self, family: Family) -> None:
         """Wait until the server has ended, and look at its database."""
-        _expect_nobody(family)
+        expect_nobody(family)
         with closing(sqlite3.connect(self._folder / ".prefect" / "prefect.db")) as database:
             found = database.execute("PRAGMA integrity_check").fetchone()[0]
         if found != "ok":
@@ -192,7 +192,7 @@ class Campaign:
 
 
 def _undisturbed(family: Family) -> bool:
-    return _expect_end(family, family.wait(END_SECONDS), disturbed=False)
+    return expect_end(family, family.wait(END_SECONDS), disturbed=False)
 
 
 def _disturbed(family: Family, kill: Kill) -> bool:
@@ -205,7 +205,7 @@ def _disturbed(family: Family, kill: Kill) -> bool:
     while code is None and not (victims := family.find(kill.kind)):
         code = family.wait(0.1)
     if code is not None:
-        return _expect_end(family, code, disturbed=False)
+        return expect_end(family, code, disturbed=False)
     source = random.Random(kill.number)
     chosen = victims if kill.kind == "everything" else [source.choice(victims)]
     kill.hit = "+".join(sorted(family.kind(process) for process in chosen))
@@ -214,13 +214,13 @@ def _disturbed(family: Family, kill: Kill) -> bool:
         with suppress(psutil.NoSuchProcess):
             victim.kill()
     kill.ended = family.wait(END_SECONDS)
-    done = kill.ended != -signal.SIGKILL and _expect_end(family, kill.ended, disturbed=True)
+    done = kill.ended != -signal.SIGKILL and expect_end(family, kill.ended, disturbed=True)
     if done or source.random() < 0.75:
-        kill.gone = _expect_nobody(family)
+        kill.gone = expect_nobody(family)
     return done
 
 
-def _expect_end(family: Family, code: int | None, disturbed: bool) -> bool:
+def expect_end(family: Family, code: int | None, disturbed: bool) -> bool:
     """Tell whether a command came to its end; one that lost a child may fail, in one line.
 
     Raises:
@@ -238,7 +238,7 @@ def _expect_end(family: Family, code: int | None, disturbed: bool) -> bool:
     return False
 
 
-def _expect_nobody(family: Family) -> float:
+def expect_nobody(family: Family) -> float:
     """Return after how many seconds no process was left."""
     seconds = family.wait_until_gone(GONE_SECONDS)
     if seconds is None:
