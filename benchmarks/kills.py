@@ -60,7 +60,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if options.others:
         for cut in kill_commands(folder, options.seed, options.kills):
-            print(f"{cut.name} killed after {cut.after:.1f} s, all gone after {cut.gone:.1f} s")
+            print(
+                f"{cut.name} killed after {cut.after:.1f} CPU seconds, all gone after {cut.gone:.1f} s"
+            )
         return
     trainings(folder, options.seed, options.first, options.kills)
 
@@ -69,7 +71,7 @@ def trainings(folder: Path, seed: int, first: int, kills: int) -> None:
     """Kill trainings, and print a table of it."""
     done: list[Kill] = []
     campaign = Campaign(folder, seed)
-    print(f"{folder}: an undisturbed command takes {campaign.life:.1f} s", flush=True)
+    print(f"{folder}: an undisturbed command takes {campaign.work:.1f} CPU seconds", flush=True)
     try:
         for kill in campaign.kills(first, kills):
             done.append(kill)

@@ -4,10 +4,10 @@ Each command runs once undisturbed and once killed several times, on copies of o
 leave must be equal, their parent's tables included.
 """
 
+import math
 import random
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 class Cut(NamedTuple):
-    """A command that was killed: after how many seconds, and when no process was left."""
+    """A command that was killed: after how many CPU seconds, and when no process was left."""
 
     name: str
     after: float
@@ -51,11 +51,11 @@ def kill_commands(folder: Path, seed: int, kills: int) -> Iterator[Cut]:
         shutil.copytree(whole, cut)
         family = _started(whole, command)
         _until_end(family)
-        life = time.time() - family.started
+        work = family.used
         source = random.Random(f"{seed}-{name}")
         for _ in range(kills):
             if not (cut / OUT).exists():
-                yield _killed(name, _started(cut, command), source.uniform(0.0, life))
+                yield _killed(name, _started(cut, command), source.uniform(0.0, work))
         if not (cut / OUT).exists():
             _until_end(_started(cut, command, again=True))
         found, expected = fingerprint(cut), fingerprint(whole)
@@ -70,13 +70,13 @@ def _started(folder: Path, command: str, again: bool = False) -> Family:
 
 
 def _until_end(family: Family) -> None:
-    expect_end(family, family.wait(END_SECONDS), disturbed=False)
+    expect_end(family, family.wait_for_work(math.inf, END_SECONDS), disturbed=False)
     expect_nobody(family)
 
 
 def _killed(name: str, family: Family, after: float) -> Cut:
     """Kill a command, or find that it ended: the next one may then find all done."""
-    if (code := family.wait(after)) is not None:
+    if (code := family.wait_for_work(after, END_SECONDS)) is not None:
         expect_end(family, code, disturbed=False)
     else:
         family.command.send_signal(signal.SIGKILL)
