@@ -60,9 +60,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if options.others:
         for cut in kill_commands(folder, options.seed, options.kills):
-            print(
-                f"{cut.name} killed after {cut.after:.1f} CPU seconds, all gone after {cut.gone:.1f} s"
-            )
+            print(f"{cut.name} killed after {cut.after:.1f} CPU s, gone after {cut.gone:.1f} s")
         return
     trainings(folder, options.seed, options.first, options.kills)
 
