@@ -1,6 +1,7 @@
 """SIGKILL at random moments of demo runs, resumed each time: the campaign of tests/faults, in full.
 
     python -m benchmarks.kills --kills 200 --seed 0 [--first 0] [--folder DIR]
+    python -m benchmarks.kills --kills 5 --others    stage, replay, evaluate, policy: each so often
 
 Kill n is drawn from the seed and n alone, so `--first N --kills 1` makes one of them again. Each
 kill is a line of DIR/kills.jsonl as soon as it is over. What must not happen ends the campaign; the
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.kills import Campaign, Kill, as_line
+from tests.faults.other_kills import kill_commands
 
 
 def report(console: Console, kills: list[Kill]) -> None:
@@ -46,20 +48,30 @@ def report(console: Console, kills: list[Kill]) -> None:
 
 
 def main() -> None:
-    """Run a campaign and print its table."""
+    """Run a campaign."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first kill")
     parser.add_argument("--folder", type=Path, help="an empty folder; unset: a temporary one")
+    parser.add_argument("--others", action="store_true", help="the commands beside train")
     options = parser.parse_args()
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="kills-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if options.others:
+        for cut in kill_commands(folder, options.seed, options.kills):
+            print(f"{cut.name} killed after {cut.after:.1f} CPU s, gone after {cut.gone:.1f} s")
+        return
+    trainings(folder, options.seed, options.first, options.kills)
+
+
+def trainings(folder: Path, seed: int, first: int, kills: int) -> None:
+    """Kill trainings, and print a table of it."""
     done: list[Kill] = []
-    campaign = Campaign(folder, options.seed)
-    print(f"{folder}: an undisturbed command takes {campaign.life:.1f} s", flush=True)
+    campaign = Campaign(folder, seed)
+    print(f"{folder}: an undisturbed command takes {campaign.work:.1f} CPU seconds", flush=True)
     try:
-        for kill in campaign.kills(options.first, options.kills):
+        for kill in campaign.kills(first, kills):
             done.append(kill)
             print(as_line(kill), flush=True)
             with (folder / "kills.jsonl").open("a", encoding="utf-8") as file:

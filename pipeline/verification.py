@@ -2,7 +2,8 @@
 
 Idea: responses are untrusted and verifiers are any code at all, so verdicts are made in child
 processes, one response per child at a time, and a child that misbehaves is killed and replaced. Its
-response alone gets an error verdict with reward 0; nothing that was waiting behind it is lost.
+response alone gets an error verdict with reward 0; nothing that was waiting behind it is lost. One
+that somebody else kills has a successor, once: a verdict must not depend on that.
 
     parent                                child (pipeline/verification_child.py)
     start, with limits       ────────▶    import the verifier
@@ -151,6 +152,10 @@ class _Child:
         """Have the process end, and what it started, without waiting for it."""
         self.process.terminate()
 
+    def was_killed(self) -> bool:
+        """Say whether something ended the process that nothing withstands; we end it later."""
+        return self.process.returncode == -signal.SIGKILL
+
     def kill(self) -> None:
         """End the process and what it started, and wait until all are gone."""
         self.end()
@@ -208,6 +213,7 @@ class VerifierPool:
         with self._lock:
             verdicts: dict[int, Verdict] = {}
             waiting = deque(range(len(pairs)))
+            killed = set[int | None]()
             try:
                 while len(verdicts) < len(pairs):
                     self._hire(min(self._workers, len(pairs) - len(verdicts)))
@@ -217,9 +223,13 @@ class VerifierPool:
                             child.send(task, pairs[task], self._timeout_seconds)
                     self._wait()
                     for child in list(self._children):
-                        task_or_none, verdict = child.task, self._look(child)
-                        if task_or_none is not None and verdict is not None:
+                        task_or_none, verdict = child.task, self._look(child, killed)
+                        if task_or_none is None:
+                            continue
+                        if verdict is not None:
                             verdicts[task_or_none] = verdict
+                        elif child not in self._children:
+                            waiting.appendleft(task_or_none)
             finally:
                 # Only after an error or Ctrl-C: an answer to this call must not meet the next one.
                 for child in [c for c in self._children if c.task is not None]:
@@ -270,8 +280,14 @@ class VerifierPool:
         left = min(child.deadline for child in active) - time.monotonic()
         wait([child.socket for child in active], min(max(left, 0.0), LOOK_SECONDS))
 
-    def _look(self, child: _Child) -> Verdict | None:
-        """Take in a child's news; return the verdict on its task once there is one."""
+    def _look(self, child: _Child, killed: set[int | None]) -> Verdict | None:
+        """Take in a child's news; return the verdict on its task once there is one.
+
+        A child that is killed while it starts or judges gets one successor for the same task.
+
+        Args:
+            killed: tasks whose child was, None among them for a start.
+        """
         # In this order: what a child sent before it left must still be found.
         exited, message = child.has_exited(), child.receive()
         if message is not None and "failed" in message:
@@ -290,7 +306,11 @@ class VerifierPool:
         if (child.ready and child.task is None) or not (gone or late):
             return None
         ending = child.ending() if gone else ""
+        again = gone and child.was_killed() and child.task not in killed
         self._dismiss(child)
+        if again:
+            killed.add(child.task)
+            return None
         if not child.ready:
             raise ConfigError(
                 f"the verifier of task {self._name} can't start: its process "

@@ -23,7 +23,7 @@ class Family:
 
     Attributes:
         command: the process itself.
-        started: when, by the clock.
+        used: CPU seconds of the command when it was last looked at.
         log: what it printed.
     """
 
@@ -33,7 +33,7 @@ class Family:
         self.log = log
         environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
         environment |= {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", MARK: self._mark}
-        self.started = time.time()
+        self.used = 0.0
         with log.open("wb") as output:
             self.command = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -79,6 +79,20 @@ class Family:
         """Return the command's exit code, or None if it still runs after the limit."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.command.wait(limit_seconds)
+        return None
+
+    def wait_for_work(self, cpu_seconds: float, limit_seconds: float) -> int | None:
+        """Wait until the command has worked so long or ended; return as `wait` does.
+
+        CPU time is a measure of how far it is that does not depend on what else the machine does.
+        """
+        deadline = time.monotonic() + limit_seconds
+        while self.used < cpu_seconds and time.monotonic() < deadline:
+            if (code := self.wait(0.05)) is not None:
+                return code
+            with contextlib.suppress(*_GONE):
+                times = psutil.Process(self.command.pid).cpu_times()
+                self.used = times.user + times.system
         return None
 
     def wait_until_gone(self, limit_seconds: float) -> float | None:
