@@ -5,24 +5,28 @@ The commit point of a table is its manifest: a table without one does not exist 
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
 
+from pipeline.audit.plain import printable
 from pipeline.config import Config
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, file_digest, make_folder, move_into_place, write_json
 from pipeline.lineage import Fork
 from pipeline.loading import validate_config
 from pipeline.manifest import Cost, Manifest, Origin
+from pipeline.reading import read_table, row_index, validated
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES, schema_of
 from pipeline.writing import write_arrow
 
+_STEP = re.compile("[0-9]{6,9}")
 _METADATA_KEY = b"srpo"
+MOST_ANCESTORS = 100
 MAY_GROW = ("steps", "max_hours")
 """Settings of the section `run` that may grow in place."""
 
@@ -35,12 +39,14 @@ class Run:
         parent: the run whose tables it refers to.
     """
 
-    def __init__(self, root: Path, record: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path, record: dict[str, Any], descendants: tuple[Path, ...] = ()
+    ) -> None:
         self.root = root
         self.record = record
         self.config: Config = validate_config(record["config"], str(root / "run.json"))
         self.fork = Fork.from_record(record["fork"]) if "fork" in record else None
-        self.parent = _open_parent(root, self.fork) if self.fork else None
+        self.parent = _open_parent(root, self.fork, descendants) if self.fork else None
         self._verified: dict[Path, tuple[int, int, int]] = {}
 
     @classmethod
@@ -54,8 +60,11 @@ class Run:
         return cls(root, record)
 
     @classmethod
-    def open(cls, root: Path) -> "Run":
+    def open(cls, root: Path, descendants: tuple[Path, ...] = ()) -> "Run":
         """Open an existing run folder, and those of its ancestors.
+
+        Args:
+            descendants: the forks by which one came here, none of which can be an ancestor.
 
         Raises:
             StoreError: no run is here, its record was changed, or the parent is missing or another.
@@ -65,14 +74,24 @@ class Run:
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise StoreError(f"{root}: no run here (run.json is missing)") from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             raise StoreError(f"{path}: not valid JSON") from None
         if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
             found = record.get("schema_version") if isinstance(record, dict) else None
-            raise StoreError(f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}")
+            raise StoreError(
+                f"{path}: schema version {printable(repr(found), 40)}, this code reads "
+                f"{SCHEMA_VERSION}; use the srpo version that made the run (its record names it)"
+            )
         if record.get("digest") != digest_of({k: v for k, v in record.items() if k != "digest"}):
             raise StoreError(f"{path}: changed since it was written (digest does not match)")
-        return cls(root, record)
+        try:
+            run = cls(root, record, descendants)
+            _ = run.identity
+            return run
+        except (KeyError, TypeError, AttributeError):
+            raise StoreError(
+                f"{path}: not a run's record, though its digest matches: another program wrote it"
+            ) from None
 
     @property
     def identity(self) -> str:
@@ -119,8 +138,11 @@ class Run:
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the flat record of a complete step."""
         path = self.metrics_path(step)
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop("digest", None) != digest_of(record):
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise StoreError(f"{path}: not valid JSON") from None
+        if not isinstance(record, dict) or record.pop("digest", None) != digest_of(record):
             raise StoreError(f"{path}: changed since it was written (digest does not match)")
         return record
 
@@ -135,7 +157,7 @@ class Run:
         """Return all steps that have a table, the parent's where it is inherited; ascending."""
         folder = "evaluations/*.json" if table == "evaluations" else f"steps/*/{table}.json"
         names = [path.relative_to(self.root).parts[1] for path in self.root.glob(folder)]
-        found = {int(name.split(".")[0]) for name in names}
+        found = {int(n) for n in (name.split(".")[0] for name in names) if _STEP.fullmatch(n)}
         if self.fork and self.parent:
             inherited = self.parent.steps_of(table)
             found |= {step for step in inherited if self.fork.inherits(table, step)}
@@ -159,8 +181,8 @@ class Run:
 
     def own_snapshots(self) -> list[int]:
         """Return the steps of the complete snapshots in this folder, ascending."""
-        found = (self.root / "policy").glob("[0-9]*/state.json")
-        return sorted(int(path.parent.name) for path in found)
+        found = [p.parent.name for p in (self.root / "policy").glob("[0-9]*/state.json")]
+        return sorted(int(name) for name in found if _STEP.fullmatch(name))
 
     def snapshots(self) -> list[int]:
         """Return the steps of all complete snapshots, the parent's up to the fork; ascending."""
@@ -181,20 +203,25 @@ class Run:
     def read(self, table: str, step: int) -> pa.Table:
         """Return a table, memory-mapped; size, SHA-256 and schema are verified on first use."""
         path = self.table_path(table, step)
-        self._verify(path, self.manifest(table, step))
-        return _expect_current(path, table, read_arrow(path))
+        manifest = self.manifest(table, step)
+        known = self._verified.get(path)
+        self._verify(path, manifest)
+        data = read_table(path, table)
+        return data if self._verified[path] == known else validated(path, data)
 
     def peek(self, table: str, step: int) -> pa.Table:
-        """Return a table, memory-mapped, without reading it all: only size and schema are verified.
+        """Return a table, memory-mapped, without its SHA-256: size, schema and form are verified.
 
-        Columns and slices that nobody touches are never read. `srpo check` verifies the bytes.
+        Of token tables, columns and slices that nobody touches are never read. `srpo check`
+        verifies the bytes.
         """
         path, manifest = self.table_path(table, step), self.manifest(table, step)
         if not path.exists() or path.stat().st_size != manifest.bytes:
             raise StoreError(
                 f"{path}: missing or of another size than its manifest says; run check"
             )
-        return _expect_current(path, table, read_arrow(path))
+        data = read_table(path, table)
+        return data if table in TOKEN_TABLES else validated(path, data)
 
     def peek_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
         """Return the rows of one rollout, and read no others; none if it has none there."""
@@ -202,7 +229,9 @@ class Run:
         if index is None:
             return data.filter(pc.equal(data.column("rollout_id"), rollout_id))
         first, rows = index.get(rollout_id, (0, 0))
-        return data.slice(first, rows)
+        if not 0 <= first <= first + rows <= data.num_rows:
+            raise StoreError(f"{self.table_path(table, step)}: its manifest's index is of others")
+        return validated(self.table_path(table, step), data.slice(first, rows))
 
     def commit(self, origin: Origin, data: pa.Table, facts: dict[str, Any], cost: Cost) -> Manifest:
         """Write a table and its manifest; an equal committed table is left as it is.
@@ -214,7 +243,7 @@ class Run:
         path = self.table_path(origin.table, origin.step)
         started = time.perf_counter()
         expected = expect_schema(origin.stage, origin.table, data)
-        index = _row_index(data) if origin.table in TOKEN_TABLES else None
+        index = row_index(data) if origin.table in TOKEN_TABLES else None
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
         known = _manifest_path(path).exists()
@@ -264,7 +293,7 @@ class Run:
         self._verified[path] = identity
 
 
-def _open_parent(root: Path, fork: Fork) -> Run:
+def _open_parent(root: Path, fork: Fork, descendants: tuple[Path, ...]) -> Run:
     """Open the run that `root` was forked from; it must be the one that it was."""
     folder = Path(os.path.normpath(root / fork.parent))
     if not (folder / "run.json").exists():
@@ -272,7 +301,13 @@ def _open_parent(root: Path, fork: Fork) -> Run:
             f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
             f"{fork.start} are there; move it back, or move both together"
         )
-    parent = Run.open(folder)
+    line = (*descendants, Path(os.path.abspath(root)))
+    if Path(os.path.abspath(folder)) in line or len(line) > MOST_ANCESTORS:
+        raise StoreError(
+            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
+            "ours is like that"
+        )
+    parent = Run.open(folder, line)
     if parent.identity != fork.identity:
         raise StoreError(
             f"{root}: forked from run {fork.identity[:12]}, but {folder} is now run "
@@ -299,22 +334,6 @@ def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:
     return expected
 
 
-def _expect_current(path: Path, table: str, data: pa.Table) -> pa.Table:
-    """Return the table; refuse another schema than this version's."""
-    if not data.schema.equals(schema_of(table, data.schema)):
-        raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")
-    return data
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """Memory-map an Arrow IPC file."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid as error:
-        raise StoreError(f"{path}: not a readable Arrow file: {error}") from None
-
-
 def _other_fact(committed: dict[str, Any], found: dict[str, Any]) -> str | None:
     """Return the first committed fact that was found to be another one."""
     other = (k for k in sorted(committed) if committed[k] != found.get(k))
@@ -328,19 +347,3 @@ def _manifest_path(table_path: Path) -> Path:
 def _identity(path: Path) -> tuple[int, int, int]:
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _row_index(data: pa.Table) -> dict[str, tuple[int, int]]:
-    """Return first row and number of rows of each rollout, whose rows must stand together."""
-    encoded = data.column("rollout_id").combine_chunks()
-    runs = pc.run_end_encode(encoded)
-    if isinstance(runs, pa.ChunkedArray):
-        runs = runs.combine_chunks()
-    ends = runs.run_ends.to_pylist()
-    names = runs.values.to_pylist()
-    if len(set(names)) != len(names):
-        raise StoreError("the rows of a rollout do not stand together in a token table")
-    starts = [0, *ends][: len(ends)]
-    return {
-        name: (start, end - start) for name, start, end in zip(names, starts, ends, strict=True)
-    }

@@ -14,7 +14,8 @@ import pipeline.manifest
 from pipeline.errors import StoreError
 from pipeline.files import file_digest
 from pipeline.manifest import Origin
-from pipeline.store import Run, read_arrow
+from pipeline.reading import read_arrow
+from pipeline.store import Run
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
 
 FACTS = {"skipped": 2}
