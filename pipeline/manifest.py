@@ -113,6 +113,22 @@ class Manifest(BaseModel):
         except ValidationError:
             raise StoreError(f"{path}: not a manifest") from None
 
+    def expect_same(self, table_path: Path, digest: str, facts: dict[str, Any]) -> None:
+        """Refuse a recomputed table, or a fact about it, that is another than the committed one.
+
+        Args:
+            digest: SHA-256 of the recomputed table.
+        """
+        changed = [key for key in sorted(self.facts) if self.facts[key] != facts.get(key)]
+        other = [f"{key}: {facts.get(key)}, committed {self.facts[key]}" for key in changed]
+        if self.sha256 != digest:
+            other = [f"file: SHA-256 {digest[:12]}, committed {self.sha256[:12]}"]
+        if other:
+            raise StoreError(
+                f"{table_path}: recomputing gave another {other[0]}; same machine, threads and "
+                "versions as before?"
+            )
+
     def _own_digest(self) -> str:
         return digest_of(self.model_dump(mode="json", exclude={"digest"}))
 

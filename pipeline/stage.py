@@ -22,9 +22,9 @@ from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.memory import PeakMemory
 from pipeline.policy import Policy
 from pipeline.profiling import beside, phase
+from pipeline.reading import expect_schema
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.store import Run
-from pipeline.tables import expect_schema
 from pipeline.task import Message, Question
 from pipeline.verification import VerifierPool
 from pipeline.writing import Writer

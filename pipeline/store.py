@@ -4,6 +4,7 @@ The commit point of a table is its manifest: a table without one does not exist 
 """
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.audit.plain import printable
 from pipeline.config import Config
 from pipeline.errors import StoreError
 from pipeline.files import atomic_path, digest_of, file_digest
@@ -20,12 +22,14 @@ from pipeline.loading import validate_config
 from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.pruned import expect_present, forget_removal
+from pipeline.reading import expect_schema, read_table, row_index, validated
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES
 from pipeline.sealed import expect_unchanged, read_record, read_sealed, write_sealed
-from pipeline.tables import expect_current, expect_schema, read_arrow, row_index
 from pipeline.writing import digest_arrow, write_arrow
 
+_STEP = re.compile("[0-9]{6,9}")
 _METADATA_KEY = b"srpo"
+MOST_ANCESTORS = 100
 MAY_GROW = ("steps", "max_hours", "prefect_seconds", "stall_seconds")
 """Settings of the section `run` that may grow in place."""
 MAY_CHANGE = ("keep_teacher_tables",)
@@ -40,12 +44,14 @@ class Run:
         parent: the run whose tables it refers to.
     """
 
-    def __init__(self, root: Path, record: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path, record: dict[str, Any], descendants: tuple[Path, ...] = ()
+    ) -> None:
         self.root = root
         self.record = record
         self.config: Config = validate_config(record["config"], str(root / "run.json"))
         self.fork = Fork.from_record(record["fork"]) if "fork" in record else None
-        self.parent = _open_parent(root, self.fork) if self.fork else None
+        self.parent = _open_parent(root, self.fork, descendants) if self.fork else None
         self._verified: dict[Path, tuple[int, int, int]] = {}
         self._tokenizer_whole = False
 
@@ -58,8 +64,11 @@ class Run:
         return cls(root, write_sealed(root / "run.json", record))
 
     @classmethod
-    def open(cls, root: Path) -> "Run":
+    def open(cls, root: Path, descendants: tuple[Path, ...] = ()) -> "Run":
         """Open an existing run folder, and those of its ancestors.
+
+        Args:
+            descendants: the forks by which one came here, none of which can be an ancestor.
 
         Raises:
             StoreError: no run is here, its record was changed, or the parent is missing or another.
@@ -70,12 +79,20 @@ class Run:
         except FileNotFoundError:
             raise StoreError(f"{root}: no run here (run.json is missing)") from None
         if record.get("schema_version") != SCHEMA_VERSION:
+            found = printable(repr(record.get("schema_version")), 40)
             raise StoreError(
-                f"{path}: schema version {record.get('schema_version')!r:.20}, this code reads "
-                f"{SCHEMA_VERSION}; open it with the version of srpo that made it"
+                f"{path}: schema version {found}, this code reads {SCHEMA_VERSION}; use the srpo "
+                "version that made the run (its record names it)"
             )
         expect_unchanged(path, record, text)
-        return cls(root, record)
+        try:
+            run = cls(root, record, descendants)
+            _ = run.identity
+            return run
+        except (KeyError, TypeError, AttributeError):
+            raise StoreError(
+                f"{path}: not a run's record, though its digest matches: another program wrote it"
+            ) from None
 
     @property
     def identity(self) -> str:
@@ -150,7 +167,7 @@ class Run:
         """Return all steps that have a table, the parent's where it is inherited; ascending."""
         folder = "evaluations/*.json" if table == "evaluations" else f"steps/*/{table}.json"
         names = [path.relative_to(self.root).parts[1] for path in self.root.glob(folder)]
-        found = {int(name.split(".")[0]) for name in names}
+        found = {int(n) for n in (name.split(".")[0] for name in names) if _STEP.fullmatch(n)}
         if self.fork and self.parent:
             inherited = self.parent.steps_of(table)
             found |= {step for step in inherited if self.fork.inherits(table, step)}
@@ -174,8 +191,8 @@ class Run:
 
     def own_snapshots(self) -> list[int]:
         """Return the steps of the complete snapshots in this folder, ascending."""
-        found = (self.root / "policy").glob("[0-9]*/state.json")
-        return sorted(int(path.parent.name) for path in found)
+        found = [p.parent.name for p in (self.root / "policy").glob("[0-9]*/state.json")]
+        return sorted(int(name) for name in found if _STEP.fullmatch(name))
 
     def snapshots(self) -> list[int]:
         """Return the steps of all complete snapshots, the parent's up to the fork; ascending."""
@@ -211,8 +228,11 @@ class Run:
     def read(self, table: str, step: int) -> pa.Table:
         """Return a table, memory-mapped; size, SHA-256 and schema are verified on first use."""
         path = self.table_path(table, step)
-        self._verify(path, self.manifest(table, step))
-        return expect_current(path, table, read_arrow(path))
+        manifest = self.manifest(table, step)
+        known = self._verified.get(path)
+        self._verify(path, manifest)
+        data = read_table(path, table)
+        return data if self._verified[path] == known else validated(path, data)
 
     def read_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
         """Return the rows of one rollout, and read no others; none if it has none there."""
@@ -220,7 +240,9 @@ class Run:
         if index is None:
             return data.filter(pc.equal(data.column("rollout_id"), rollout_id))
         first, rows = index.get(rollout_id, (0, 0))
-        return data.slice(first, rows)
+        if not 0 <= first <= first + rows <= data.num_rows:
+            raise StoreError(f"{self.table_path(table, step)}: its manifest's index is of others")
+        return validated(self.table_path(table, step), data.slice(first, rows))
 
     def commit(self, origin: Origin, data: pa.Table, facts: dict[str, Any], cost: Cost) -> Manifest:
         """Write a table and its manifest; an equal committed table is left as it is.
@@ -238,7 +260,7 @@ class Run:
         known = _manifest_path(path).exists()
         committed = self.manifest(origin.table, origin.step) if known else None
         if committed is not None:
-            _expect_same(path, committed, digest_arrow(data), facts)
+            committed.expect_same(path, digest_arrow(data), facts)
             if path.exists():
                 self._verify(path, committed)
                 return committed
@@ -275,7 +297,7 @@ class Run:
         self._verified[path] = identity
 
 
-def _open_parent(root: Path, fork: Fork) -> Run:
+def _open_parent(root: Path, fork: Fork, descendants: tuple[Path, ...]) -> Run:
     """Open the run that `root` was forked from; it must be the one that it was."""
     folder = Path(os.path.normpath(root / fork.parent))
     if not (folder / "run.json").exists():
@@ -283,7 +305,13 @@ def _open_parent(root: Path, fork: Fork) -> Run:
             f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
             f"{fork.start} are there; move it back, or move both together"
         )
-    parent = Run.open(folder)
+    line = (*descendants, Path(os.path.abspath(root)))
+    if Path(os.path.abspath(folder)) in line or len(line) > MOST_ANCESTORS:
+        raise StoreError(
+            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
+            "ours is like that"
+        )
+    parent = Run.open(folder, line)
     if parent.identity != fork.identity:
         raise StoreError(
             f"{root}: forked from run {fork.identity[:12]}, but {folder} is now run "
@@ -299,21 +327,6 @@ def is_taken(root: Path) -> bool:
     """
     beginnings = {LOCK_FILE, ".run.json.tmp", ".tokenizer.tmp", "policy", "tokenizer"}
     return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
-
-
-def _expect_same(path: Path, committed: Manifest, digest: str, facts: dict[str, Any]) -> None:
-    """Refuse a recomputed table, or a fact about it, that is another than the committed one."""
-    known = committed.facts
-    other = [
-        f"{k}: {facts.get(k)}, committed {known[k]}" for k in known if known[k] != facts.get(k)
-    ]
-    if committed.sha256 != digest:
-        other = [f"file: SHA-256 {digest[:12]}, committed {committed.sha256[:12]}"]
-    if other:
-        raise StoreError(
-            f"{path}: recomputing gave another {other[0]}; same machine, threads and versions as "
-            "before?"
-        )
 
 
 def _manifest_path(table_path: Path) -> Path:

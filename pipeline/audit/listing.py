@@ -154,8 +154,8 @@ def where(frame: pl.LazyFrame, expression: str) -> pl.LazyFrame:
     except (PolarsError, ConfigError) as error:
         reason = printable(str(error).splitlines()[0], 300)  # it may quote values
         raise ConfigError(
-            f"--where {expression}: {reason}; columns: {_names(frame)} (write texts as in "
-            "route = 'sdpo', and \"group\" in double quotes)"
+            f"--where {printable(expression, 300)}: {reason}; columns: {_names(frame)} "
+            "(write texts as in route = 'sdpo', and \"group\" in double quotes)"
         ) from None
 
 

@@ -185,7 +185,7 @@ def test_tasks_and_data_that_are_not_there(refused: Refused, tmp_path: Path) -> 
             Session.create(tmp_path / "run", load_config("demo", [f"data.task={task}"]))
     for path in ("~nobody-of-this-name/rows.json", "/dev/zero", "/proc/self/mem"):
         config = load_config("demo", ["data.task=science_qa", f"data.path={path}"])
-        with pytest.raises(ValueError, match="data.path|can't be read"):
+        with pytest.raises(ValueError, match=r"data\.path|can't be read"):
             Session.create(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -199,8 +199,13 @@ def test_large_groups_keep_ids_unique_and_well_formed(tmp_path: Path) -> None:
     """The widths of a rollout id are the least; a group of more than 100 has longer ones."""
     config = load_config(
         "demo",
-        ["run.steps=1", "generate.questions=1", "generate.rollouts=102", "run.threads=1"]
-        + ["generate.max_response_length=2"],
+        [
+            "run.steps=1",
+            "run.threads=1",
+            "generate.questions=1",
+            "generate.rollouts=102",
+            "generate.max_response_length=2",
+        ],
     )
     with closing(Session.create(tmp_path / "run", config)) as session:
         session.run_stage("generate", 0)
@@ -212,5 +217,5 @@ def test_large_groups_keep_ids_unique_and_well_formed(tmp_path: Path) -> None:
 
 
 def test_the_library_says_the_same_as_the_command() -> None:
-    with pytest.raises(ConfigError, match="run.steps is true"):
+    with pytest.raises(ConfigError, match=r"run\.steps is true"):
         load_config("demo", ["run.steps=true"])

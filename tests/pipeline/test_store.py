@@ -14,8 +14,8 @@ import pipeline.manifest
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, file_digest, json_text
 from pipeline.manifest import Origin
+from pipeline.reading import read_arrow
 from pipeline.store import Run
-from pipeline.tables import read_arrow
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
 
 FACTS = {"skipped": 2}

@@ -12,6 +12,7 @@ import pipeline.files
 import pipeline.writing
 from pipeline.errors import StoreError
 from pipeline.files import file_digest, move_into_place
+from pipeline.reading import read_arrow
 from pipeline.stage import Handles, run_stage
 from pipeline.store import Run
 from pipeline.writing import Writer, write_arrow
@@ -82,7 +83,7 @@ def test_bytes_are_those_of_arrow_and_the_digest_is_theirs(name: str, tmp_path: 
 def test_a_table_larger_than_any_buffer(tmp_path: Path) -> None:
     data = pa.table({"x": pa.array(range(1_000_000), pa.int64())})
     assert write_arrow(tmp_path / "x", data) == file_digest(tmp_path / "x")
-    assert pipeline.store.read_arrow(tmp_path / "x").equals(data)
+    assert read_arrow(tmp_path / "x").equals(data)
 
 
 # --- the writer ------------------------------------------------------------------------------
