@@ -12,6 +12,7 @@
     plugin.py      vLLM's side of the file backend
     probe.py       the check after every transfer: log-probabilities of known sequences
     threads.py     calls side by side
+    settings.py    the section `vllm` of the configuration
 
 vLLM is imported by `local`, `plugin` and `collective` alone, and only when they are needed.
 """

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline.config import Config, VllmSection
+from pipeline.config import Config
 from pipeline.policy import Policy
 from pipeline.vllm.host import EngineError
+from pipeline.vllm.settings import VllmSection
 
 Transfer = Literal["file", "ipc", "nccl"]
 FILE_BACKEND = "srpo_file"
