@@ -5,7 +5,6 @@
 
 import ctypes
 import os
-import random
 import re
 import signal
 import socket
@@ -176,14 +175,6 @@ def open_much(argument: str) -> None:
         kept.append(open(os.devnull))  # noqa: SIM115
 
 
-def disturb(argument: str) -> None:
-    os.chdir("/")
-    os.umask(0o777)
-    os.environ.clear()
-    random.seed(0)
-    sys.modules.clear()
-
-
 def leave_thread(argument: str) -> None:
     threading.Thread(target=hang, args=("",), daemon=True).start()
 
@@ -228,7 +219,6 @@ COMMANDS: dict[str, Callable[[str], Verdict | None]] = {
     "vandal": vandalise,
     "writes much": write_much,
     "opens much": open_much,
-    "disturbs": disturb,
     "leaves thread": leave_thread,
     "infinite": lambda argument: Verdict(float("inf"), True),
     "minus infinite": lambda argument: Verdict(-float("inf"), True),
