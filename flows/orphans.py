@@ -1,7 +1,7 @@
 """Flow runs whose process was killed: Prefect takes them for running until somebody says otherwise.
 
-Only a server of ours is asked: all of its flow runs are trainings in the folders beside it, and
-each of these has a lock (RUN/.lock) that the kernel drops with the process that trains.
+Only a server of ours is asked: its flow runs are trainings in the folders beside it, and each of
+these has a lock (RUN/.lock) that the kernel drops with the process that trains.
 """
 
 import fcntl
@@ -12,7 +12,10 @@ import httpx
 
 from flows.api import ApiError, calling, warn
 
-_RUNNING = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}}
+_RUNNING = {
+    "flows": {"name": {"any_": ["train"]}},
+    "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
+}
 
 
 def end_orphans(url: str, run: Path, limit_seconds: float) -> int:

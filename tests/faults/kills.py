@@ -35,6 +35,7 @@ END_SECONDS = 600.0
 """Within this a command must come to its end, also if it lost its server or a verifier."""
 GONE_SECONDS = 120.0
 MOST_LATE = 0.5
+_OPEN_RUNS = "SELECT name FROM flow_run WHERE state_type IN ('PENDING', 'RUNNING')"
 KINDS: tuple[Kind, ...] = ("command", "command", "server", "verifier", "everything")
 
 
@@ -177,8 +178,9 @@ class Campaign:
         expect_nobody(family)
         with closing(sqlite3.connect(self._folder / ".prefect" / "prefect.db")) as database:
             found = database.execute("PRAGMA integrity_check").fetchone()[0]
-        if found != "ok":
-            raise CampaignError(f"Prefect's database is damaged: {found}")
+            open_runs = database.execute(_OPEN_RUNS).fetchall()
+        if found != "ok" or open_runs:
+            raise CampaignError(f"Prefect's database: {found}, said to be running: {open_runs}")
 
     def _compare(self, run: Path) -> None:
         found = fingerprint(run)
