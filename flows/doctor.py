@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,9 @@ from rich.table import Table
 
 from flows.server import server_state
 from pipeline.config import VerifySection
+from pipeline.disk import free_bytes
 from pipeline.sandbox import holds
+from pipeline.text import size
 from pipeline.verification import VerifierPool
 
 PYTHON = (3, 11)
@@ -58,10 +59,10 @@ def machine(root: Path) -> Iterator[Row]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     yield "memory", f"{memory:.1f} GB", memory >= LITTLE_MEMORY_GB
     existing = next(p for p in [root.resolve(), *root.resolve().parents] if p.exists())
-    disk = shutil.disk_usage(existing).free / 2**30
+    disk = free_bytes(existing)
     writable = os.access(existing, os.W_OK)
     note = "" if writable else ", not writable"
-    yield "disk", f"{disk:.0f} GB free for {root}{note}", writable and disk >= LITTLE_DISK_GB
+    yield "disk", f"{size(disk)} free for {root}{note}", writable and disk >= LITTLE_DISK_GB * 1e9
 
 
 def packages() -> Iterator[Row]:

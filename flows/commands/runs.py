@@ -42,7 +42,7 @@ def runs(
 
 def _print(folder: Path, found: list[dict[str, Any]]) -> None:
     from pipeline.audit.plain import printable
-    from pipeline.text import NOTHING
+    from pipeline.text import NOTHING, size
 
     table = Table(box=None, title=f"runs in {printable(str(folder))}", title_justify="left")
     for name in _COLUMNS:
@@ -57,7 +57,7 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
         if row.get("accuracy") is not None:
             texts["accuracy"] = f"{row['accuracy']:.1%} @{row['accuracy_after']}"
         if row.get("bytes") is not None:
-            texts["size"] = f"{row['bytes'] / 1e6:,.0f} MB"
+            texts["size"] = size(row["bytes"])
         cells = [NOTHING if text is None else printable(str(text)) for text in texts.values()]
         table.add_row(*cells)
     Console().print(table, highlight=False, markup=False)
