@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from transformers import AutoTokenizer
-
 from data.registry import open_task
 from data.rows import LONGEST_ID
 from pipeline.audit.plain import encodable, printable
@@ -13,6 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, SrpoError, StoreError
 from pipeline.files import digest_of
 from pipeline.policy import Policy, render_prompt
+from pipeline.pretrained import open_tokenizer
 from pipeline.seeds import epoch_positions
 from pipeline.stage import Render
 from pipeline.store import Run
@@ -135,7 +134,7 @@ def _tokens(question: Question, render: Render, limit: int) -> int:
 
 def tokenizer_render(run: Run) -> Render:
     """Return the function that renders prompts, by the tokenizer that a run keeps."""
-    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_path(), trust_remote_code=False)
+    tokenizer = open_tokenizer(run.tokenizer_path())
     return partial(render_prompt, tokenizer, run.config.model.chat_template_kwargs)
 
 

@@ -21,5 +21,9 @@ class PolicyError(SrpoError):
     """A model folder or policy can't be used, or has another version than the step needs."""
 
 
+class MemoryShortage(SrpoError):
+    """The machine has too little memory for the settings; the message names those to lower."""
+
+
 class NumericalError(SrpoError):
     """A log-probability, loss or gradient is not finite; the message names the rollouts."""

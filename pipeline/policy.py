@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.attention import UnsupportedAttention, install
+from pipeline.audit.plain import printable
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.errors import PolicyError
 from pipeline.packing import TokenSequence
@@ -23,6 +24,14 @@ from pipeline.scoring import Component, Forward, response_hidden_ND
 from pipeline.task import Message
 
 _IN_FLUX = "in flux"
+_OF_TEMPLATES = (
+    TemplateError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -196,9 +205,17 @@ def render_prompt(
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **template_kwargs
         )
-    except TemplateError as error:
+    except (
+        TemplateError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+    ) as error:
         roles = ", ".join(message.role for message in messages)
-        raise PolicyError(f"the chat template refuses turns of {roles}: {error}") from None
+        reason = printable(" ".join(str(error).split()), 300)
+        raise PolicyError(f"the chat template refuses turns of {roles}: {reason}") from None
     return text, encode_prompt(tokenizer, text)
 
 
@@ -228,7 +245,14 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         found = tokenizer.eos_token_id
     if found is None:
         raise PolicyError(f"{model.name_or_path}: neither model nor tokenizer names an EOS token")
-    return frozenset(found if isinstance(found, list) else [found])
+    ids = found if isinstance(found, list) else [found]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+        shown = printable(repr(found), 60)
+        raise PolicyError(
+            f"{model.name_or_path}: EOS is {shown}, the model has {vocabulary} logits"
+        )
+    return frozenset(ids)
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import ModelSection
 from pipeline.disk import naming
-from pipeline.errors import PolicyError, StoreError
+from pipeline.errors import StoreError
 from pipeline.files import atomic_path, digest_of, file_digest
 from pipeline.listed import expect_files, snapshot_repair
 from pipeline.policy import Policy, TeacherSettings
+from pipeline.pretrained import load_pretrained
 from pipeline.sealed import read_sealed, write_sealed
 
 transformers_logging.disable_progress_bar()
@@ -34,7 +33,7 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
     Its version is 000000 and a digest of the folder's files (weights, configuration, tokenizer,
     chat template) and of the settings.
     """
-    model, tokenizer = _load_pretrained(path)
+    model, tokenizer = load_pretrained(path)
     folder = Path(path)
     files = [f for f in sorted(folder.glob("*")) if f.suffix in _MODEL_FILES]
     identity: Any = {f.name: file_digest(f) for f in files} or [path, model.config._commit_hash]
@@ -91,7 +90,7 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
     expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder))
     if state["steps_done"] > 0 and "optimizer.safetensors" not in state["sha256"]:
         raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
-    model, tokenizer = _load_pretrained(str(folder))
+    model, tokenizer = load_pretrained(str(folder))
     policy = Policy(model, tokenizer, settings, teacher, state["policy_version"])
     policy.initial_version = state["initial_version"]
     if policy.teacher_model is not None:
@@ -106,45 +105,6 @@ def _read_state(path: Path) -> dict[str, Any]:
         return read_sealed(path)
     except FileNotFoundError:
         raise StoreError(f"{path.parent}: no snapshot here (state.json is missing)") from None
-
-
-def _load_pretrained(path: str) -> tuple[Any, Any]:
-    folder = Path(path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise PolicyError(f"{path}: a model folder without weights (no *.safetensors)")
-    if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~"))):
-        raise PolicyError(f"{path}: no such model folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the names
-        )
-        if model.generation_config is not None:
-            model.generation_config.validate(strict=True)  # else it can't be saved later
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PolicyError(f"model.path {path}: can't be opened: {reason}") from None
-    mismatched = {key for key, *_ in loading["mismatched_keys"]}
-    if absent := sorted({*loading["missing_keys"], *mismatched}):
-        names = ", ".join(absent[:3])
-        raise PolicyError(f"{path}: {len(absent)} weights missing or of another shape: {names}")
-    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
-        raise PolicyError(f"{path}: a model folder without a tokenizer")
-    if tokenizer.chat_template is None:
-        raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
-    _detach_from_files(model)
-    return model, tokenizer
-
-
-@torch.no_grad()
-def _detach_from_files(model: Any) -> None:
-    """Copy weights that are views of a memory-mapped file: who edits the file must not train us."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data = tensor.data.clone()
 
 
 def _parameters(model: Any) -> dict[str, torch.Tensor]:

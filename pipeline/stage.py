@@ -24,6 +24,7 @@ from pipeline.policy import Policy
 from pipeline.profiling import beside, phase
 from pipeline.reading import expect_schema
 from pipeline.schemas import SCHEMA_VERSION
+from pipeline.shortage import explained
 from pipeline.store import Run
 from pipeline.task import Message, Question
 from pipeline.verification import VerifierPool
@@ -242,7 +243,8 @@ def _execute(work: _Work, drafts: dict[str, Origin]) -> StageResult:
         tables = {name: work.read(name) for name in stage.reads}
     memory = PeakMemory()
     started = time.perf_counter()
-    with phase("other computing"):
+    shortage = explained(stage.name, handles.step, work.run.root, work.run.config)
+    with phase("other computing"), shortage:
         output = stage.run(tables, cast(Config, Sections(work.run.config, stage)), handles)
     seconds = time.perf_counter() - started
     if set(output.tables) != set(drafts):
