@@ -188,7 +188,7 @@ def _shown(value: Any) -> str:
 
 def _explain(detail: ErrorDetails) -> str:
     """Turn one of pydantic's details into half a line."""
-    key = ".".join(_short(str(part)) for part in detail["loc"])
+    key = ".".join(_short(str(part)) for part in detail["loc"]) or "configuration"
     if detail["type"] == "extra_forbidden":
         return _unknown(key, config_keys() + list(Config.model_fields))
     if detail["type"] == "value_error" and not detail["loc"]:

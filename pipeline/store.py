@@ -305,8 +305,8 @@ def _open_parent(root: Path, fork: Fork, descendants: tuple[Path, ...]) -> Run:
             f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
             f"{fork.start} are there; move it back, or move both together"
         )
-    line = (*descendants, Path(os.path.abspath(root)))
-    if Path(os.path.abspath(folder)) in line or len(line) > MOST_ANCESTORS:
+    line = (*descendants, Path(os.path.realpath(root)))
+    if Path(os.path.realpath(folder)) in line or len(line) > MOST_ANCESTORS:
         raise StoreError(
             f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
             "ours is like that"

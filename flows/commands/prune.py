@@ -41,16 +41,19 @@ def prune(
     from rich.console import Console
 
     from flows.commands.prune_text import print_plan
+    from pipeline.lock import RunLock
     from pipeline.retention import expect_sound_start, plan
     from pipeline.store import Run
 
     names = [name.strip() for name in tables.split(",")]
-    found = plan(Run.open(run), names, before, keep_last, snapshots)
-    print_plan(Console(), found, dry_run)
-    if dry_run or not found.bytes:
-        return
-    expect_sound_start(found.run)
-    kept = _remove(found, archive)
+    opened = Run.open(run)
+    with contextlib.nullcontext() if dry_run else RunLock(run):
+        found = plan(opened, names, before, keep_last, snapshots)
+        print_plan(Console(), found, dry_run)
+        if dry_run or not found.bytes:
+            return
+        expect_sound_start(found.run)
+        kept = _remove(found, archive)
     print(f"{run}: {size(found.bytes)} removed{kept}")
 
 
@@ -70,18 +73,20 @@ def restore(
     from flows.session import Session
     from pipeline.archive import archive_path
     from pipeline.archive import restore as from_archive
+    from pipeline.lock import RunLock
     from pipeline.retention import pruned_tables
     from pipeline.store import Run
 
-    gone = pruned_tables(Run.open(run))
+    opened = Run.open(run)
     anew: dict[int, set[str]] = {}
-    with bars("restoring") as (progress,):
+    with RunLock(run), bars("restoring") as (progress,):
+        gone = pruned_tables(opened)
         for number, (piece, record) in enumerate(gone.items()):
             place = folder or (Path(record.archive).parents[2] if record.archive else None)
             if place is None:
                 anew.setdefault(piece.step, set()).add(piece.table)
             else:
-                from_archive(Run.open(run), *piece, archive_path(place, *piece))
+                from_archive(opened, *piece, archive_path(place, *piece))
             progress(number + 1, len(gone))
     if anew:
         with contextlib.closing(Session.resume(run)) as session, bars("computing") as (progress,):

@@ -109,9 +109,12 @@ def test_commands_that_write_respect_the_lock_and_those_that_read_need_none(tmp_
         "evaluate": ("evaluate", f"{run}@0"),
         "fork": ("stage", "weigh", "--run", str(run), "--step", "0", "--fork", str(fork)),
         "replay": ("replay", str(run), "--from", "weigh", "--fork", str(fork)),
+        "prune": ("prune", str(run)),
+        "restore": ("restore", str(run)),
     }
     reading = [
         ("check", str(run)),
+        ("prune", str(run), "--dry-run"),
         ("audit", str(run), "--format", "csv"),
         ("policy", f"{run}@1", str(tmp_path / "policy")),
         ("runs", str(tmp_path)),

@@ -37,7 +37,7 @@ def reseal(path: Path, change: Change) -> None:
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(SrpoError) as caught:
         overview(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
     return str(caught.value)
@@ -54,7 +54,6 @@ def test_another_schema_version_is_named(folder: Path, version: Any) -> None:
     "change",
     [
         lambda r: r.pop("config"),
-        lambda r: r.update(config=[]),
         lambda r: r.update(config={"data": {"task": "arithmetic"}, "model": {"path": "demo"}}),
         lambda r: r.update(fork="x"),
         lambda r: r.update(fork={"parent": 3}),
@@ -94,7 +93,7 @@ def test_a_run_that_is_its_own_parent(folder: Path, parent: str) -> None:
 @pytest.mark.parametrize("parent", ["/etc", "../../../../../../etc", "nowhere", "x" * 5000])
 def test_parents_that_are_no_runs(folder: Path, parent: str) -> None:
     reseal(folder / "run.json", lambda r: r.update(fork=fork(parent)))
-    with pytest.raises((StoreError, OSError), match=r"parent is not at|name too long"):
+    with pytest.raises((StoreError, OSError), match=r"parent is not at|name too long|come back"):
         Run.open(folder)
 
 
@@ -121,10 +120,13 @@ def test_step_folders_with_odd_names(folder: Path) -> None:
 def table(folder: Path, name: str, data: pa.Table | bytes | None, **manifest: Any) -> None:
     """Replace a table, its manifest sealed for the new bytes."""
     path = folder / "steps" / "000000" / f"{name}.arrow"
+    beside = path.with_name("new")  # the old one may be mapped
     if isinstance(data, bytes):
-        path.write_bytes(data)
+        beside.write_bytes(data)
+        beside.replace(path)
     elif data is not None:
-        write_arrow(path, data)
+        write_arrow(beside, data)
+        beside.replace(path)
     size = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     reseal(path.with_suffix(".json"), lambda record: record.update(size | manifest))
 
@@ -144,9 +146,8 @@ def test_tables_that_are_others(folder: Path) -> None:
         b"ARROW1\0\0" + b"\xff" * 1000 + b"ARROW1",
     ):
         table(folder, "rollouts", data)
-        for read in (Run.open(folder).read,):
-            with pytest.raises(StoreError, match=r"schema differs|not a readable Arrow file"):
-                read("rollouts", 0)
+        with pytest.raises(StoreError, match=r"schema differs|not a readable Arrow file"):
+            Run.open(folder).read("rollouts", 0)
 
 
 @pytest.mark.parametrize("offset", [2**31 - 1, -5, 1])
@@ -161,9 +162,8 @@ def test_offsets_that_lie(folder: Path, offset: int) -> None:
     )
     place = whole.column_names.index("response_text")
     table(folder, "rollouts", whole.set_column(place, whole.schema.field(place), lying))
-    for read in (Run.open(folder).read,):
-        with pytest.raises(StoreError, match=r"no table|not a readable Arrow file"):
-            read("rollouts", 0)
+    with pytest.raises(StoreError, match=r"no table|not a readable Arrow file"):
+        Run.open(folder).read("rollouts", 0)
     with pytest.raises(StoreError):
         samples(Run.open(folder))
 
@@ -172,7 +172,7 @@ def test_offsets_that_lie(folder: Path, offset: int) -> None:
 def test_an_index_that_lies(folder: Path, place: list[int]) -> None:
     index = dict.fromkeys(Run.open(folder).manifest("weights", 0).index or {}, place)
     table(folder, "weights", None, index=index)
-    with pytest.raises(StoreError, match="index is of others"):
+    with pytest.raises(StoreError, match=r"index is of others"):
         Run.open(folder).read_rollout("weights", 0, next(iter(index)))
 
 
