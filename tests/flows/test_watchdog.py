@@ -10,15 +10,25 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 TRAINING = """
 import ctypes, sys
+from functools import partial
 from pathlib import Path
 from flows.loop import train
 from flows.watchdog import Watchdog
+from pipeline.writing import Writer
 from tests.flows.fakes import FakeSession
 
+hang = partial(ctypes.{library}(None).sleep, {seconds})
+
 class Hanging(FakeSession):
+    def writing_beside(self):
+        writer = Writer()
+        if "{where}" == "disk":
+            writer.submit(Path("rollouts.arrow"), None, hang)
+        return writer
+
     def run_stage(self, name, step, progress=None):
-        if (name, step) == ("route", 1):
-            ctypes.{library}(None).sleep({seconds})
+        if "{where}" == "stage" and (name, step) == ("route", 1):
+            hang()
         return super().run_stage(name, step, progress)
 
 session = Hanging(Path(sys.argv[1]), "run.steps=3")
@@ -29,9 +39,9 @@ print("complete")
 
 
 def training(
-    folder: Path, library: str, seconds: int, limit: float | None
+    folder: Path, library: str, seconds: int, limit: float | None, where: str = "stage"
 ) -> "subprocess.Popen[str]":
-    code = TRAINING.format(library=library, seconds=seconds, limit=limit)
+    code = TRAINING.format(library=library, seconds=seconds, limit=limit, where=where)
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
@@ -47,6 +57,7 @@ def test_a_stage_that_hangs_in_c_ends_the_process_and_leaves_its_stacks(tmp_path
     hangs = training(run, "CDLL", 600, 2.0)
     locks = training(tmp_path / "locks", "PyDLL", 600, 2.0)  # no other thread can run meanwhile
     slow = training(tmp_path / "slow", "CDLL", 3, None)
+    disk = training(tmp_path / "disk", "CDLL", 600, 2.0, where="disk")
 
     _, errors = hangs.communicate(timeout=180)
     assert hangs.returncode == 2
@@ -62,3 +73,8 @@ def test_a_stage_that_hangs_in_c_ends_the_process_and_leaves_its_stacks(tmp_path
 
     output, errors = slow.communicate(timeout=180)
     assert (slow.returncode, output, errors) == (0, "complete\n", "")
+
+    _, errors = disk.communicate(timeout=180)
+    assert disk.returncode == 2
+    assert errors.startswith("error: no progress for 2 s (run.stall_seconds) in snapshot of step 3")
+    assert "_twice" in (tmp_path / "disk" / "stalled-1.txt").read_text()
