@@ -29,9 +29,10 @@ from data import science_qa, tool_use
 from pipeline.audit.listing import samples, where
 from pipeline.audit.rollout import rollout_record
 from pipeline.errors import SrpoError
-from pipeline.files import digest_of, file_digest
+from pipeline.files import digest_of, file_digest, json_text
 from pipeline.loading import load_config, preset_names, preset_text
 from pipeline.manifest import Manifest
+from pipeline.sealed import write_sealed
 from pipeline.store import Run
 
 TARGETS = ("configuration", "set", "dataset", "where", "manifest", "run.json", "table")
@@ -159,7 +160,7 @@ class Readers:
         whole = json.loads(beside.read_text())
         changed = {"bytes": len(content), "sha256": file_digest(path)}
         record = {k: v for k, v in {**whole, **changed}.items() if k != "digest"}
-        beside.write_text(json.dumps({**record, "digest": digest_of(record)}))
+        write_sealed(beside, record)
         try:
             run = Run.open(self.table_root)
             rollout = "000000-0000-00"
@@ -172,7 +173,7 @@ class Readers:
                 read()
         finally:
             path.write_bytes(self.originals[path])
-            beside.write_text(json.dumps(whole))
+            beside.write_text(json_text(whole))
 
 
 def sealed(record: dict[str, Any], chance: random.Random) -> bytes:
@@ -181,7 +182,7 @@ def sealed(record: dict[str, Any], chance: random.Random) -> bytes:
     if not isinstance(changed, dict):
         return json.dumps(changed).encode()
     try:
-        return json.dumps({**changed, "digest": digest_of(changed)}).encode()
+        return json_text({**changed, "digest": digest_of(changed)}).encode()
     except ValueError:
         return json.dumps(changed).encode()
 

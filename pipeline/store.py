@@ -152,7 +152,11 @@ class Run:
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the flat record of a complete step."""
-        record = read_sealed(self.metrics_path(step))
+        path = self.metrics_path(step)
+        try:
+            record = read_sealed(path)
+        except FileNotFoundError:
+            raise StoreError(f"{path}: missing, so step {step} is not complete") from None
         del record["digest"]
         return record
 

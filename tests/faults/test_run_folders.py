@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.audit.listing import samples
 from pipeline.errors import SrpoError, StoreError
-from pipeline.files import digest_of, file_digest
+from pipeline.files import file_digest
 from pipeline.overview import overview
+from pipeline.sealed import write_sealed
 from pipeline.store import Run
 from pipeline.writing import write_arrow
 from tests.faults.test_fuzz import run
@@ -31,9 +32,8 @@ def folder(run: Run, tmp_path: Path) -> Path:
 def reseal(path: Path, change: Change) -> None:
     """Change a record and give it the digest that it has then."""
     record = json.loads(path.read_text())
-    record.pop("digest")
     change(record)
-    path.write_text(json.dumps({**record, "digest": digest_of(record)}))
+    write_sealed(path, record)
 
 
 def refused(folder: Path) -> str:
