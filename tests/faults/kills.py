@@ -113,7 +113,7 @@ class Campaign:
     """Kills and resumes runs in one folder, which all share its Prefect database.
 
     Attributes:
-        work: CPU seconds of a command that makes a whole run undisturbed.
+        work: CPU seconds of the last command that made a whole run undisturbed.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -145,12 +145,14 @@ class Campaign:
         last: Kill | None = None
         done = False
         while not done:
-            known = _committed(run)
+            known, whole = _committed(run), not run.exists()
             family, path = self._start(run)
             kill = drawn[0] if drawn else None
             if kill is not None:
                 kill.after = kill.share * self.work
             done = _disturbed(family, kill) if kill else _undisturbed(family)
+            if whole and kill is not None and not kill.hit:
+                self.work = family.used  # less than it was, or the kill would have hit
             entries = journal.read(path)
             if last is not None:
                 _note_replay(last, entries, known)
