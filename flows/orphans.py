@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from flows.api import ApiError, calling, warn
+from pipeline.lock import LOCK_FILE
 
 _RUNNING = {
     "flows": {"name": {"any_": ["train"]}},
@@ -49,7 +50,7 @@ def _is_orphan(record: dict[str, Any], run: Path) -> bool:
     if folder == run.resolve():
         return True
     try:
-        with (folder / ".lock").open("r+") as file:
+        with (folder / LOCK_FILE).open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return True
