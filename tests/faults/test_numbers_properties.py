@@ -31,7 +31,9 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 LOGPROBS = st.one_of(st.floats(-30, 0, width=32), st.floats(-1e4, 0, width=32))
 LOGITS = st.one_of(
-    st.floats(-10, 10, width=32), st.floats(-200, 200, width=32), st.floats(-(2.0**99), 2.0**99, width=32)
+    st.floats(-10, 10, width=32),
+    st.floats(-200, 200, width=32),
+    st.floats(-(2.0**99), 2.0**99, width=32),
 )
 VOCABULARIES = st.integers(2, 40)
 REWARDS = st.lists(
