@@ -1,12 +1,13 @@
 """Columns of sampled answers, shared by the tables `rollouts` and `evaluations`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pipeline.engine import Sample, SamplingSettings
-from pipeline.errors import PolicyError
+from pipeline.errors import NumericalError, PolicyError
 from pipeline.seeds import derive_seed
 from pipeline.stage import Handles
 
@@ -23,6 +24,9 @@ def sample_columns(
         prefix: leading text of rollout ids ("" in training, "e" in evaluations).
         settings: how to draw tokens.
         handles: questions, policy and engine.
+
+    Raises:
+        NumericalError: the engine reports a log-probability that is not finite.
     """
     policy, engine = handles.the_policy(), handles.engine
     if engine is None:
@@ -47,8 +51,10 @@ def sample_columns(
     def constant(value: Any) -> list[Any]:
         return [value] * len(rows)
 
+    rollout_ids = column(lambda g, j, _: f"{prefix}{handles.step:06d}-{g:04d}-{j:02d}")
+    _expect_finite(engine.name, rollout_ids, column(lambda g, j, s: s.logprobs))
     return {
-        "rollout_id": column(lambda g, j, _: f"{prefix}{handles.step:06d}-{g:04d}-{j:02d}"),
+        "rollout_id": rollout_ids,
         "step": constant(handles.step),
         "group": column(lambda g, j, _: g),
         "sample": column(lambda g, j, _: j),
@@ -68,6 +74,22 @@ def sample_columns(
         "policy_version": constant(policy.version),
         "engine": constant(engine.name),
     }
+
+
+def _expect_finite(engine: str, rollout_ids: list[str], logprobs: list[list[float]]) -> None:
+    """Refuse samples of broken distributions; evaluations would keep no trace of what they were."""
+    broken = [
+        (rollout_id, [position for position, value in enumerate(row) if not math.isfinite(value)])
+        for rollout_id, row in zip(rollout_ids, logprobs, strict=True)
+    ]
+    broken = [(rollout_id, positions) for rollout_id, positions in broken if positions]
+    if broken:
+        first = ", ".join(f"{i} (from position {positions[0]})" for i, positions in broken[:3])
+        raise NumericalError(
+            f"engine {engine} reports log-probabilities that are not finite in {len(broken)} of "
+            f"{len(rollout_ids)} rollouts: {first}; none of them is kept: the policy's weights or "
+            "logits are broken, or the engine's copy of them"
+        )
 
 
 def verdict_columns(
