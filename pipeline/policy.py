@@ -282,10 +282,6 @@ def _check_projection(policy: Policy) -> None:
     ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
     theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
-    if not bool(theirs_NV.isfinite().all()):
-        raise PolicyError(
-            f"{policy.model.name_or_path}: its logits are not finite: the weights are broken"
-        )
     gap = float((ours_NV - theirs_NV).abs().max())
     if not gap <= 1e-3 * (1 + float(theirs_NV.abs().max())):
         raise PolicyError(
