@@ -77,7 +77,7 @@ def test_a_broken_policy_folder_is_named_when_it_is_opened(tmp_path: Path) -> No
     with torch.no_grad():
         model.get_output_embeddings().weight[7, 3] = NAN
     model.save_pretrained(config.model.path)
-    with pytest.raises(PolicyError, match="embed_tokens.* holds values that are not finite"):
+    with pytest.raises(PolicyError, match=r"embed_tokens.* holds values that are not finite"):
         Session.create(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
