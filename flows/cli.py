@@ -140,10 +140,7 @@ def train(
         raise typer.Exit(INTERRUPTED) from None
     finally:
         lease.release()
-    if outcome.ended == "stopped":
-        raise typer.Exit(INTERRUPTED)
-    if outcome.ended == "alarm":
-        raise typer.Exit(ALARMED)
+    raise typer.Exit({"stopped": INTERRUPTED, "alarm": ALARMED}.get(outcome.ended, 0))
 
 
 def _wait_for_prefect(lease: "Lease", session: "Session") -> None:

@@ -5,6 +5,7 @@ children don't inherit it: no SIGKILL leaves a run locked, and no stray child ke
 file's text only says who holds it; left behind, it means nothing.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -87,16 +88,22 @@ class _Holding:
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._file.truncate(0)
-        self._file.write(json.dumps(record))
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(json.dumps(record))
+            self._file.flush()
+        except OSError as error:
+            self.end()
+            raise OSError(error.errno, error.strerror, str(root / LOCK_FILE)) from None
 
     def end(self) -> None:
         """Drop the lock; the file is removed first, while nobody else can hold it."""
-        (self._root / LOCK_FILE).unlink(missing_ok=True)
-        if self._made and self._root.exists() and not any(self._root.iterdir()):
-            self._root.rmdir()
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a disk that turned read-only: the next one takes it
+            (self._root / LOCK_FILE).unlink(missing_ok=True)
+            if self._made and self._root.exists() and not any(self._root.iterdir()):
+                self._root.rmdir()
+        with contextlib.suppress(OSError):  # of a text that found no room
+            self._file.close()
 
 
 def _locked(path: Path) -> IO[str]:

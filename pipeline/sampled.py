@@ -38,11 +38,7 @@ def sample_columns(
     ]
     seeds = [[first + j for j in range(rollouts)] for first in firsts]
     samples = engine.sample(prompts, seeds, settings, handles.progress)
-    rows = [
-        (group, j, sample)
-        for group, answers in enumerate(samples)
-        for j, sample in enumerate(answers)
-    ]
+    rows = [(group, j, s) for group, answers in enumerate(samples) for j, s in enumerate(answers)]
     questions = [handles.questions[group] for group, _, _ in rows]
 
     def column(value: Callable[[int, int, Sample], Any]) -> list[Any]:

@@ -71,7 +71,7 @@ class Family:
             line = " ".join(process.cmdline())
             if "flows.serving" in line:
                 return "server"
-            if "verification_child" in line:
+            if "verification_guard" in line:
                 return "verifier"
         return "other"
 

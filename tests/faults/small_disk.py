@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,15 @@ class SmallDisk:
         (self.root / FILLER).unlink()
 
     def remount(self, options: str) -> None:
-        """Change it in place: `ro`, `rw`, `size=20m`."""
-        self._mount("-o", f"remount,{options}", str(self.root))
+        """Change it in place: `ro`, `rw`, `size=20m`, as soon as nobody writes."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return self._mount("-o", f"remount,{options}", str(self.root))
+            except PermissionError as error:
+                if "busy" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def unmount(self) -> None:
         """Take it away, also under the feet of a server that is about to end."""

@@ -27,7 +27,9 @@ from flows.session import Session
 from pipeline.errors import SrpoError
 
 session = Session.resume(Path(sys.argv[1]))
-session.prepare(0)
+policy = session.prepare(0)
+policy.tokenizer(["a", "b"])  # threads of libraries, whose stacks take room as well, are started
+session.run.read("rollouts", 0), session.run.read("verdicts", 0)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[3]) << 20),) * 2)
 try:
@@ -77,7 +79,7 @@ def test_a_starved_stage_says_so_and_the_fork_it_names_goes_on(tmp_path: Path) -
     session.run_stage("verify", 0)
     session.close()
     done = subprocess.run(
-        [sys.executable, "-c", STARVED, str(tmp_path / "run"), "route", "2"],
+        [sys.executable, "-c", STARVED, str(tmp_path / "run"), "route", "16"],
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,

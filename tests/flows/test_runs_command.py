@@ -15,6 +15,7 @@ from tests.golden.run import golden_config
 
 def runs(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["srpo", "runs", *map(str, arguments)])
+    monkeypatch.delitem(sys.modules, "prefect.events.worker", raising=False)  # other tests' events
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.files import digest_of
 from pipeline.lineage import STEP_TABLES
+from pipeline.sealed import write_sealed
 from pipeline.store import Run
 from tests.pipeline.made_up import with_column
 
@@ -102,6 +102,4 @@ def _metrics(run: Run, made: Run, step: int) -> None:
         "command": ATTACKS[2],
     }
     record = {**run.metrics(step), "alarms": [alarm]}
-    record["digest"] = digest_of(record)
-    path = made.metrics_path(step)
-    path.write_text(json.dumps(record), encoding="utf-8")
+    write_sealed(made.metrics_path(step), record)
