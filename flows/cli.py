@@ -92,6 +92,10 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where the time of each step goes.")
     ] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes per host that share it.")] = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help="Hosts; start this on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which host this is, from 0.")] = 0,
+    rdzv_endpoint: Annotated[str, typer.Option(help="HOST:PORT of host 0.")] = "",
 ) -> None:
     """Train a policy; the tables of every step stay on disk.
 
@@ -99,15 +103,48 @@ def train(
 
     Example: srpo train demo --run runs/first --set run.steps=20
     """
-    from flows.opening import checked_config, default_run_dir, open_session
-    from flows.server import open_server
-    from flows.summary import go_on, print_summary
+    from flows.opening import default_run_dir
 
     if run is None:
         if resume or config is None:
             raise SrpoError("which run? --resume needs --run DIR; a new run needs a configuration")
         run = default_run_dir(config, RUNS)
-    settings = checked_config(config, run, overrides or [], resume)
+    places = (ranks, nnodes, node_rank, rdzv_endpoint)
+    with _as_ranks(places, run) as follower:
+        code = 0 if follower else _train_run(config, run, overrides or [], resume, profile)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
+    """Be a rank if torchrun started this process; start ranks if several are wanted.
+
+    Yields:
+        Whether this rank has followed another to the end.
+    """
+    if places[:2] == (1, 1):
+        yield False
+        return
+    from flows.ranks import Places, inside, launch
+    from pipeline.ranks import follow, joined, rank
+
+    if not inside():
+        raise typer.Exit(launch([*sys.argv[1:], "--run", str(run)], Places(*places), run))
+    with joined():
+        if rank():
+            follow()
+        yield rank() > 0
+
+
+def _train_run(
+    config: str | None, run: Path, overrides: list[str], resume: bool, profile: bool
+) -> int:
+    """Train on one run; return the command's exit code."""
+    from flows.opening import checked_config, open_session
+    from flows.server import open_server
+    from flows.summary import go_on, print_summary
+
+    settings = checked_config(config, run, overrides, resume)
     console = Console()
     # It starts in the background, while the model loads.
     lease = open_server(run.parent, settings.run.prefect_seconds)
@@ -137,10 +174,10 @@ def train(
         known = (run / "run.json").exists()
         hint = f"; go on: {go_on(str(run))}" if known else "; nothing was written"
         print(f"interrupted{hint}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        return INTERRUPTED
     finally:
         lease.release()
-    raise typer.Exit({"stopped": INTERRUPTED, "alarm": ALARMED}.get(outcome.ended, 0))
+    return {"stopped": INTERRUPTED, "alarm": ALARMED}.get(outcome.ended, 0)
 
 
 def _wait_for_prefect(lease: "Lease", session: "Session") -> None:

@@ -64,11 +64,11 @@ def install(model: Any) -> bool:
     return True
 
 
-def laid_out_hidden(decoder: Any, layout: Layout, ids_BL: Tensor, positions_BL: Tensor) -> Tensor:
+def laid_out_hidden(encoder: Any, layout: Layout, ids_BL: Tensor, positions_BL: Tensor) -> Tensor:
     """Return the hidden states [B, L, D] of a pass in which `layout` computes the attention."""
     token = _LAID_OUT.set(True)
     try:
-        hidden_BLD: Tensor = decoder(
+        hidden_BLD: Tensor = encoder(
             input_ids=ids_BL, position_ids=positions_BL, use_cache=False, srpo_layout=layout
         ).last_hidden_state
     finally:

@@ -17,6 +17,7 @@ from pipeline.attention import Layout, laid_out_hidden
 from pipeline.packing import TokenSequence, packed_row
 from pipeline.policy import Policy
 from pipeline.projection import logits_NV
+from pipeline.sharding import encoder_of
 
 _GROWTH = 128
 
@@ -197,8 +198,8 @@ class Branches:
 
     def _hidden(self, layout: Layout, ids_L: Tensor, positions_L: Tensor) -> Tensor:
         with self._forward.autocast():
-            decoder = self._model.get_decoder()
-            return laid_out_hidden(decoder, layout, ids_L[None], positions_L[None])[0]
+            encoder = encoder_of(self._model)
+            return laid_out_hidden(encoder, layout, ids_L[None], positions_L[None])[0]
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         return logits_NV(self._forward.head(self._model), hidden_BD)

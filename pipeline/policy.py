@@ -6,6 +6,7 @@ teacher of a step is fixed when the step starts; it moves in `advance_teacher`, 
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline import ranks
 from pipeline.attention import UnsupportedAttention, install
 from pipeline.audit.plain import printable
 from pipeline.config import ModelSection, TeacherKind
@@ -21,6 +23,7 @@ from pipeline.errors import PolicyError
 from pipeline.packing import TokenSequence
 from pipeline.projection import logits_NV
 from pipeline.scoring import Component, Forward, response_hidden_ND
+from pipeline.sharding import is_spread, local, settle, shard
 from pipeline.task import Message
 
 _IN_FLUX = "in flux"
@@ -79,12 +82,14 @@ class Policy:
         self._settings = settings
         self.unshared = _why_not_shared(self.model, self.device)
         self.teacher_model = None if teacher.kind == "live" else frozen_copy(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.initial_version = version
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         _check_projection(self)
+        for part in self.models() if ranks.size() > 1 else ():
+            shard(part)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
 
     @property
     def vocabulary(self) -> int:
@@ -110,6 +115,19 @@ class Policy:
             return [Component(self.teacher_model, 1.0 - mix), Component(self.model, mix)]
         return [Component(self.teacher_model, 1.0)]
 
+    def models(self) -> list[Any]:
+        """Return the model, and the teacher's if it has one of its own."""
+        return [self.model] if self.teacher_model is None else [self.model, self.teacher_model]
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Settle what passes gathered (`sharding`) at the end of a block."""
+        try:
+            yield
+        finally:
+            for model in self.models():
+                settle(model)
+
     @torch.no_grad()
     def advance_teacher(self) -> None:
         """Move the EMA: teacher <- (1 - rate) teacher + rate policy, in float32."""
@@ -124,7 +142,15 @@ class Policy:
 
         An EMA that is there goes on at its new rate; a new one starts at the present weights. What
         needs the initial weights and has not got them takes them from `initial()`.
+
+        Raises:
+            PolicyError: the policy is spread over ranks, which can't copy it.
         """
+        if ranks.size() > 1:
+            raise PolicyError(
+                f"this fork changes the teacher from {self.teacher} to {teacher}; take its first "
+                "step on one rank, then go on with several"
+            )
         anchored = ("frozen", "trust_region")
         if teacher.kind == "live":
             self.teacher_model = None
@@ -144,9 +170,12 @@ class Policy:
         state = [s for p in self.model.parameters() for s in self.optimizer.state[p].values()]
         total = 0
         for place, tensor in enumerate([*self.model.parameters(), *teacher, *state], start=1):
-            bits = tensor.detach().to(torch.float32).view(torch.int32)
+            part = local(tensor.detach())
+            if ranks.rank() and not is_spread(tensor):
+                continue  # a count of steps, which every rank has
+            bits = part.to(torch.float32).view(torch.int32)
             total += place * int(bits.sum(dtype=torch.int64))
-        return f"{total % 2**64:016x}"
+        return f"{sum(ranks.exchanged(total)) % 2**64:016x}"
 
     def begin_update(self) -> None:
         """Mark the weights as in flux, so that a failed update leaves an unusable policy."""
@@ -156,7 +185,10 @@ class Policy:
         self._recompute_activations(True)
 
     def finish_update(self, version: str) -> None:
-        """Give the updated weights their version."""
+        """Give the updated weights their version, on all ranks."""
+        ranks.together(Policy._finished, self, version)
+
+    def _finished(self, version: str) -> None:
         self._recompute_activations(False)
         self.version = version
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import ranks
 from pipeline.arithmetic import forward_flops, projection_flops
 from pipeline.decoding import decoder_of
 from pipeline.distributions import cool_
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.policy import Policy
 from pipeline.profiling import phase
+from pipeline.sharding import gathered
 
 _PART = 256
 _WORTH_DROPPING = 0.75
@@ -38,15 +40,30 @@ class TransformersEngine:
         settings: SamplingSettings,
         progress: Callable[[int, int], None],
     ) -> list[list[Sample]]:
-        """Sample responses, whole groups at a time (see `Engine.sample`)."""
-        total, done = sum(map(len, seeds)), 0
-        samples: list[list[Sample]] = []
+        """Sample responses, whole groups at a time, on all ranks (see `Engine.sample`)."""
+        parts = ranks.together(
+            _sample_part, self._policy, prompts, seeds, settings, progress=progress
+        )
+        return [parts[group % len(parts)][group // len(parts)] for group in range(len(prompts))]
+
+
+def _sample_part(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Sample]]:
+    """Sample this rank's groups: one of every `size()`. The whole model is gathered for it."""
+    prompts, seeds = prompts[ranks.rank() :: ranks.size()], seeds[ranks.rank() :: ranks.size()]
+    total, done = sum(map(len, seeds)), 0
+    samples: list[list[Sample]] = []
+    with gathered(policy.model):
         for part in _batches([len(s) for s in seeds], settings.batch_size):
-            batch = _Batch(self._policy, prompts[part], seeds[part], settings)
-            samples.extend(batch.run())
+            samples.extend(_Batch(policy, prompts[part], seeds[part], settings).run())
             done += sum(map(len, seeds[part]))
             progress(done, total)
-        return samples
+    return samples
 
 
 def _batches(sizes: Sequence[int], limit: int) -> Iterator[slice]:

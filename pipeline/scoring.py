@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline import ranks
 from pipeline.arithmetic import forward_flops, projection_flops
 from pipeline.attention import laid_out_hidden
 from pipeline.packing import (
@@ -23,6 +24,7 @@ from pipeline.packing import (
 )
 from pipeline.profiling import phase
 from pipeline.projection import Distribution, Head, describe, head_of, logits_NV
+from pipeline.sharding import encoder_of
 
 _ENOUGH_ON_CPU = 2048
 
@@ -74,6 +76,18 @@ class Forward:
         return max(map(_length, sequences)) * len(sequences)
 
 
+def fair_budget(budget: int, forward: Forward, sequences: Sequence[TokenSequence]) -> int:
+    """Return a budget under which every rank gets its share of the passes."""
+    if not sequences:
+        return budget
+    return min(budget, -(-forward.tokens(sequences) // ranks.size()))
+
+
+def idle_pass(model: Any, forward: Forward) -> Tensor:
+    """Take part in a pass of a sharded model for which only other ranks have sequences left."""
+    return response_hidden_ND(model, [TokenSequence([0], [0])], forward)
+
+
 def response_hidden_ND(model: Any, sequences: Sequence[TokenSequence], forward: Forward) -> Tensor:
     """Return the hidden states that predict each response token, sequence after sequence.
 
@@ -92,7 +106,7 @@ def _packed_hidden_ND(
     row = packed_row(sequences, device)
     ids_1L = torch.tensor([row.ids], device=device)
     positions_1L = torch.tensor([row.positions], device=device)
-    hidden_LD = laid_out_hidden(model.get_decoder(), row, ids_1L, positions_1L)[0]
+    hidden_LD = laid_out_hidden(encoder_of(model), row, ids_1L, positions_1L)[0]
     wanted_N = torch.tensor(row.predicting, dtype=torch.long, device=device)
     return hidden_LD.index_select(0, wanted_N)
 
@@ -110,7 +124,7 @@ def _padded_hidden_ND(
         ids_BT[row, :total] = torch.tensor(prompt + response)
         mask_BT[row, :total] = 1
         wanted_BT[row, len(prompt) - 1 : total - 1] = True
-    hidden_BTD = model.get_decoder()(
+    hidden_BTD = encoder_of(model)(
         input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
     ).last_hidden_state
     selected: Tensor = hidden_BTD[wanted_BT.to(device)]

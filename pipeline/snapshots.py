@@ -5,6 +5,7 @@ teacher.safetensors (float32), optimizer.safetensors and state.json (versions, S
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from pipeline import ranks
 from pipeline.config import ModelSection
 from pipeline.disk import naming
 from pipeline.errors import StoreError
@@ -20,7 +22,9 @@ from pipeline.files import atomic_path, digest_of, file_digest
 from pipeline.listed import expect_files, snapshot_repair
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.pretrained import load_pretrained
+from pipeline.ranks import opened, together
 from pipeline.sealed import read_sealed, write_sealed
+from pipeline.sharding import spread, whole
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -31,8 +35,13 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
     """Open the policy that a run starts from.
 
     Its version is 000000 and a digest of the folder's files (weights, configuration, tokenizer,
-    chat template) and of the settings.
+    chat template) and of the settings. Several ranks open it from the same path.
     """
+    policy: Policy = opened(_open_policy, path, settings, teacher)
+    return policy
+
+
+def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     model, tokenizer = load_pretrained(path)
     folder = Path(path)
     files = [f for f in sorted(folder.glob("*")) if f.suffix in _MODEL_FILES]
@@ -43,18 +52,17 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
 
 
 def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
-    """Write a snapshot; it appears whole, under its final name, or not at all."""
+    """Write a snapshot; it appears whole, under its final name, or not at all.
+
+    Its files are the same whatever the number of ranks that hold the policy, and open on any other.
+    """
     if target.exists():
         return
     with atomic_path(target) as folder, naming(target):
         shutil.rmtree(folder, ignore_errors=True)
-        policy.model.save_pretrained(folder, safe_serialization=True)
+        folder.mkdir(parents=True)
+        together(_write_parts, policy, folder)
         policy.tokenizer.save_pretrained(folder)
-        if policy.teacher_model is not None:
-            save_file(_parameters(policy.teacher_model), folder / "teacher.safetensors")
-        optimizer = _optimizer_tensors(policy)
-        if optimizer:
-            save_file(optimizer, folder / "optimizer.safetensors")
         files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.is_file()}
         state = {
             "steps_done": steps_done,
@@ -64,6 +72,41 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
             "sha256": files,
         }
         write_sealed(folder / "state.json", state)
+
+
+def _write_parts(policy: Policy, folder: Path) -> None:
+    """Write model, teacher and optimizer, one after the other: rank 0 holds one of them at most."""
+    save_model(policy.model, folder)
+    if policy.teacher_model is not None:
+        _save(named_parts(policy.teacher_model.named_parameters()), folder / "teacher.safetensors")
+    if optimizer := _optimizer_tensors(policy):
+        _save(named_parts(optimizer.items()), folder / "optimizer.safetensors")
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model as a Hugging Face folder; every rank must call it."""
+    weights = named_parts(model.named_parameters())
+    if ranks.rank():
+        return
+    by_id = {id(p): weights[name] for name, p in model.named_parameters()}
+    named = model.state_dict(keep_vars=True)
+    state = {name: by_id.get(id(tensor), tensor) for name, tensor in named.items()}
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+
+
+def named_parts(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return tensors whole, on rank 0's CPU; the other ranks give their parts and get none."""
+    found = {}
+    for name, tensor in named:
+        complete = whole(tensor.detach())
+        if ranks.rank() == 0:
+            found[name] = complete.cpu().contiguous()
+    return found
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    if ranks.rank() == 0:
+        save_file(tensors, path)
 
 
 def keep_tokenizer(policy: Policy, folder: Path) -> dict[str, str]:
@@ -82,6 +125,11 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         StoreError: a file is missing or its bytes changed.
         PolicyError: the model can't be opened.
     """
+    policy: Policy = opened(_load_snapshot, folder, settings, teacher)
+    return policy
+
+
+def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     state = _read_state(folder / "state.json")
     if state["teacher"] != asdict(teacher):
         raise StoreError(
@@ -107,20 +155,16 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path.parent}: no snapshot here (state.json is missing)") from None
 
 
-def _parameters(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-
-
 @torch.no_grad()
 def _copy_parameters(model: Any, tensors: dict[str, torch.Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        parameter.copy_(tensors[name])
+        parameter.copy_(spread(tensors[name], parameter))
 
 
 def _optimizer_tensors(policy: Policy) -> dict[str, torch.Tensor]:
     state = policy.optimizer.state
     return {
-        f"{key}/{name}": state[p][key].detach().cpu().contiguous()
+        f"{key}/{name}": state[p][key]
         for name, p in policy.named_parameters()
         if p in state
         for key in _OPTIMIZER_STATE
@@ -131,6 +175,7 @@ def _restore_optimizer(policy: Policy, tensors: dict[str, torch.Tensor]) -> None
     for name, parameter in policy.named_parameters():
         if f"step/{name}" in tensors:
             policy.optimizer.state[parameter] = {
-                key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu")
+                key: stored if key == "step" else spread(stored, parameter)
                 for key in _OPTIMIZER_STATE
+                for stored in [tensors[f"{key}/{name}"]]
             }

@@ -13,7 +13,8 @@ from pipeline.errors import NumericalError
 from pipeline.packing import TokenSequence, consecutive_slices
 from pipeline.policy import Policy
 from pipeline.projection import Distribution
-from pipeline.scoring import Forward, score_student, score_teacher
+from pipeline.ranks import FirstError, size, together, turns
+from pipeline.scoring import Forward, fair_budget, idle_pass, score_student, score_teacher
 
 _JSD_ALPHA = 0.5
 
@@ -60,13 +61,14 @@ def score_rollouts(
     jobs: Sequence[ScoringJob],
     kept: int,
     budget: int,
-    forward: Forward,
+    megabytes: float,
     report: Report,
 ) -> tuple[dict[str, ScoredRollout], int]:
-    """Score every job; taught ones get K = `kept` logits of student and teacher.
+    """Score every job, on all ranks; taught ones get K = `kept` logits of student and teacher.
 
     Args:
         budget: tokens of one forward pass.
+        megabytes: memory for the logits of one chunk of positions.
         report: called with the number of response tokens after each pass.
 
     Returns:
@@ -75,24 +77,67 @@ def score_rollouts(
     Raises:
         NumericalError: a log-probability is not finite.
     """
+    parts = together(
+        _score_part,
+        policy,
+        jobs,
+        kept,
+        budget,
+        megabytes,
+        report=lambda tokens: report(tokens * size()),
+    )
+    scored = {rollout_id: found for part, _ in parts for rollout_id, found in part.items()}
+    return scored, sum(computed for _, computed in parts)
+
+
+def _score_part(
+    policy: Policy,
+    jobs: Sequence[ScoringJob],
+    kept: int,
+    budget: int,
+    megabytes: float,
+    report: Report = lambda tokens: None,
+) -> tuple[dict[str, ScoredRollout], int]:
+    """Score this rank's share of the jobs: one pass of every `size()`."""
+    forward = policy.forward(megabytes)
     scored: dict[str, ScoredRollout] = {}
-    computed = 0
+    computed, failed = 0, FirstError()
     plain = [job for job in jobs if job.teacher_prompt_ids is None]
-    for batch in _batches(plain, [job.sequence for job in plain], budget, forward):
-        student = _student(policy, batch, 1, forward)
-        for job, part in zip(batch, _by_rollout(batch), strict=True):
-            scored[job.rollout_id] = ScoredRollout(
-                _array(student.logprob_N[part]), _array(student.entropy_N[part])
-            )
-        computed += forward.tokens([job.sequence for job in batch])
-        report(_tokens(batch))
     taught = [job for job in jobs if job.teacher_prompt_ids is not None]
-    for batch in _batches(taught, [_before_teacher(job) for job in taught], budget, forward):
-        scored |= _score_taught(policy, batch, kept, forward)
-        computed += forward.tokens([job.sequence for job in batch])
-        computed += forward.tokens([_before_teacher(job) for job in batch])
-        report(2 * _tokens(batch))
+    with policy.passing():
+        for batch in turns(_batches(plain, [j.sequence for j in plain], budget, forward)):
+            if batch is None:
+                idle_pass(policy.model, forward)
+                continue
+            with failed.kept():
+                scored |= _score_plain(policy, batch, forward)
+            computed += forward.tokens([job.sequence for job in batch])
+            report(_tokens(batch))
+        for batch in turns(_batches(taught, list(map(_before_teacher, taught)), budget, forward)):
+            if batch is None:
+                for model in (policy.model, *[c.model for c in policy.teacher_components()]):
+                    idle_pass(model, forward)
+                continue
+            with failed.kept():
+                scored |= _score_taught(policy, batch, kept, forward)
+            computed += forward.tokens([job.sequence for job in batch])
+            computed += forward.tokens([_before_teacher(job) for job in batch])
+            report(2 * _tokens(batch))
+    failed.expect_none()
     return scored, computed
+
+
+def _score_plain(
+    policy: Policy, batch: Sequence[ScoringJob], forward: Forward
+) -> dict[str, ScoredRollout]:
+    student = _student(policy, batch, 1, forward)
+    _expect_finite(batch, student.logprob_N, "student")
+    return {
+        job.rollout_id: ScoredRollout(
+            _array(student.logprob_N[part]), _array(student.entropy_N[part])
+        )
+        for job, part in zip(batch, _by_rollout(batch), strict=True)
+    }
 
 
 def _score_taught(
@@ -106,6 +151,8 @@ def _score_taught(
         student.ids_NK,
         forward,
     )
+    # After both passes, which all ranks make together.
+    _expect_finite(batch, student.logprob_N, "student")
     _expect_finite(batch, teacher.logprob_N, "teacher")
     jsd = _jsd_N(student, teacher, policy.vocabulary)
     return {
@@ -127,15 +174,9 @@ def _jsd_N(student: Distribution, teacher: Distribution, vocabulary: int) -> Ten
 def _student(
     policy: Policy, batch: Sequence[ScoringJob], kept: int, forward: Forward
 ) -> Distribution:
-    scores = score_student(
-        policy.model,
-        [job.sequence for job in batch],
-        _temperatures_N(batch, forward.device),
-        kept,
-        forward,
-    )
-    _expect_finite(batch, scores.logprob_N, "student")
-    return scores
+    sequences = [job.sequence for job in batch]
+    temperature_N = _temperatures_N(batch, forward.device)
+    return score_student(policy.model, sequences, temperature_N, kept, forward)
 
 
 def _taught(
@@ -169,7 +210,8 @@ def _expect_finite(batch: Sequence[ScoringJob], logprob_N: Tensor, who: str) -> 
 def _batches(
     jobs: Sequence[ScoringJob], sequences: Sequence[TokenSequence], budget: int, forward: Forward
 ) -> list[list[ScoringJob]]:
-    return [[jobs[i] for i in members] for members in forward.batches(sequences, budget)]
+    passes = forward.batches(sequences, fair_budget(budget, forward, sequences))
+    return [[jobs[i] for i in members] for members in passes]
 
 
 def _before_teacher(job: ScoringJob) -> TokenSequence:

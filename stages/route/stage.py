@@ -51,7 +51,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         jobs,
         kept,
         settings.micro_batch_tokens,
-        policy.forward(settings.projection_mb),
+        settings.projection_mb,
         report,
     )
     return Output(

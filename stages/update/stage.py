@@ -5,7 +5,7 @@ gradient count in N and are not computed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ from pipeline.config import Config, UpdateSection
 from pipeline.errors import NumericalError
 from pipeline.policy import Policy
 from pipeline.profiling import phase
+from pipeline.ranks import FirstError, exchanged, size, together, turns
 from pipeline.schemas import UPDATES
-from pipeline.scoring import Forward, response_hidden_ND
+from pipeline.scoring import Forward, fair_budget, idle_pass, response_hidden_ND
+from pipeline.sharding import whole
 from pipeline.stage import Handles, Output, ProgressCounter, Stage
 from stages.update.batch import FlatBatch, Rollout, flatten, rollouts_of
 from stages.update.gate import expect_near
@@ -42,6 +44,7 @@ class Statistics:
     mean_divergence: float | None
 
 
+Report = Callable[[int], None]
 _UNKNOWN: dict[str, float | None] = dict.fromkeys(
     ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
 )
@@ -80,24 +83,18 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     kept = tables["teacher"].schema.field("topk_ids").type.list_size
     sampled_by = set(tables["rollouts"].column("policy_version").to_pylist())
     rollouts = rollouts_of(tables, on_policy=sampled_by == {policy.version})
-    set_hyperparameters(policy.optimizer, settings, handles.step)
-    policy.begin_update()
     report = ProgressCounter(handles, sum(r.tokens for r in rollouts if r.computed))
-    results = {
-        index: _optimize(
-            policy,
-            [r for r in rollouts if r.mini_batch == index],
-            kept,
-            settings,
-            report,
-            handles.max_logprob_gap,
-        )
-        for index in sorted({r.mini_batch for r in rollouts})
-    }
-    with phase("teacher"):
-        policy.advance_teacher()
-    with phase("checksum"):
-        checksum = policy.checksum()
+    parts = together(
+        learn,
+        policy,
+        rollouts,
+        kept,
+        settings,
+        handles.step,
+        handles.max_logprob_gap,
+        report=lambda tokens: report(tokens * size()),
+    )
+    results, checksum = parts[0]
     facts = {
         "learning_rate": policy.optimizer.param_groups[0]["lr"],
         "grad_norm": [r.grad_norm for r in results.values()],
@@ -110,6 +107,35 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     rows = [_row(rollout, results[rollout.mini_batch]) for rollout in rollouts]
     table = pa.Table.from_pylist(rows, schema=UPDATES)
     return Output({"updates": table}, facts, report.total)
+
+
+def learn(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    kept: int,
+    settings: UpdateSection,
+    step: int,
+    max_gap: float | None,
+    report: Report = lambda tokens: None,
+) -> tuple[dict[int, MiniBatchResult], str]:
+    """Make the step's updates, on all ranks at once; return them and the new state's checksum."""
+    set_hyperparameters(policy.optimizer, settings, step)
+    policy.begin_update()
+    results = {
+        index: _optimize(
+            policy,
+            [r for r in rollouts if r.mini_batch == index],
+            kept,
+            settings,
+            report,
+            max_gap,
+        )
+        for index in sorted({r.mini_batch for r in rollouts})
+    }
+    with phase("teacher"):
+        policy.advance_teacher()
+    with phase("checksum"):
+        return results, policy.checksum()
 
 
 def set_hyperparameters(
@@ -130,13 +156,13 @@ def accumulate_gradient(
     rollouts: Sequence[Rollout],
     kept: int,
     settings: UpdateSection,
-    report: ProgressCounter | None = None,
+    report: Report = lambda tokens: None,
     max_gap: float | None = None,
 ) -> Accumulated:
     """Set each parameter's gradient to that of L over one mini-batch (METHOD.md, section 8).
 
     L = sum of token losses / N; N counts the response tokens of all routed rollouts, computed or
-    not, and is one number for all micro-batches.
+    not, and is one number for all micro-batches on all ranks, each of which computes some.
 
     Args:
         max_gap: nats by which engine and trainer may differ in a token; None: any.
@@ -149,19 +175,36 @@ def accumulate_gradient(
     tokens = sum(r.tokens for r in rollouts if r.route != "none")
     computed = [r for r in rollouts if r.computed]
     forward = policy.forward(settings.projection_mb)
+    sequences = [r.sequence for r in computed]
+    budget = fair_budget(settings.micro_batch_tokens, forward, sequences)
     statistics: dict[str, Statistics] = {}
-    positions = 0
-    passes = forward.batches([r.sequence for r in computed], settings.micro_batch_tokens)
-    for members in passes:
-        batch = flatten([computed[i] for i in members], kept, policy.device)
-        losses = _backward(policy, batch, tokens, settings, forward)
-        if max_gap is not None:
-            expect_near(batch, losses.gap_N, max_gap, policy.tokenizer.decode)
-        statistics |= _statistics(batch, losses, settings.tis_clip)
-        positions += forward.tokens([r.sequence for r in batch.rollouts])
-        if report is not None:
+    positions, failed = 0, FirstError()
+    with policy.passing():
+        for members in turns(forward.batches(sequences, budget)):
+            if members is None:
+                hidden_ND = idle_pass(policy.model, forward)
+                torch.autograd.backward(hidden_ND, torch.zeros_like(hidden_ND))
+                continue
+            batch = flatten([computed[i] for i in members], kept, policy.device)
+            losses = _backward(policy, batch, tokens, settings, forward)
+            with failed.kept():
+                if max_gap is not None:
+                    expect_near(batch, losses.gap_N, max_gap, policy.tokenizer.decode)
+                statistics |= _statistics(batch, losses, settings.tis_clip)
+            positions += forward.tokens([r.sequence for r in batch.rollouts])
             report(len(batch.targets_N))
-    return Accumulated(tokens, positions, statistics)
+    failed.expect_none()
+    return _of_all_ranks(Accumulated(tokens, positions, statistics), len(computed))
+
+
+def _of_all_ranks(mine: Accumulated, expected: int) -> Accumulated:
+    """Put together what ranks accumulated of one gradient, in which every rollout counts once."""
+    parts = exchanged(mine)
+    found = {name: one for part in parts for name, one in part.statistics.items()}
+    if len(found) != expected or sum(len(part.statistics) for part in parts) != expected:
+        counts = ", ".join(str(len(part.statistics)) for part in parts)
+        raise NumericalError(f"{expected} rollouts have a gradient, ranks computed {counts}")
+    return Accumulated(mine.tokens, sum(part.computed for part in parts), found)
 
 
 def _backward(
@@ -196,7 +239,7 @@ def _optimize(
     rollouts: Sequence[Rollout],
     kept: int,
     settings: UpdateSection,
-    report: ProgressCounter,
+    report: Report,
     max_gap: float | None,
 ) -> MiniBatchResult:
     """Do one optimizer update; it advances also when no rollout has a gradient."""
@@ -205,7 +248,7 @@ def _optimize(
     )
     parameters = [p for _, p in policy.named_parameters()]
     with phase("clip"):
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)))
     if not math.isfinite(norm):
         ids = ", ".join(list(statistics)[:5])
         raise NumericalError(f"the gradient is not finite; computed from rollouts {ids}, …")

@@ -1,0 +1,109 @@
+"""Several ranks: torchrun starts the same command once for each, and one line says who was lost."""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from flows.summary import go_on
+from pipeline.audit.plain import printable
+from pipeline.errors import ConfigError, SrpoError
+from pipeline.ranks import LOST
+
+_SHOWN = 300
+
+
+class Places(NamedTuple):
+    """Where ranks run, in torchrun's words.
+
+    Attributes:
+        ranks: processes on each host.
+        nnodes: hosts; the same command is started on each of them.
+        node_rank: which of them this one is; the first one's first process is rank 0.
+        rdzv_endpoint: HOST:PORT of the first, where the others find it.
+    """
+
+    ranks: int
+    nnodes: int
+    node_rank: int
+    rdzv_endpoint: str
+
+    @property
+    def one(self) -> bool:
+        """Tell whether there is one rank alone."""
+        return self.ranks * self.nnodes == 1
+
+
+def inside() -> bool:
+    """Tell whether this process is a rank that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
+    """Run `srpo` with these arguments as several ranks; return rank 0's exit code.
+
+    Raises:
+        ConfigError: hosts without a place to meet.
+        SrpoError: a rank ended that was not told to.
+    """
+    if places.nnodes > 1 and not places.rdzv_endpoint:
+        raise ConfigError("--nnodes needs --rdzv-endpoint HOST:PORT, the first host's")
+    with tempfile.TemporaryDirectory(prefix="srpo-ranks-") as logs:
+        config = LaunchConfig(
+            min_nodes=places.nnodes,
+            max_nodes=places.nnodes,
+            nproc_per_node=places.ranks,
+            rdzv_backend="static" if places.nnodes > 1 else "c10d",
+            rdzv_endpoint=places.rdzv_endpoint or "localhost:0",
+            rdzv_configs={"rank": places.node_rank} if places.nnodes > 1 else {},
+            run_id="srpo",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(logs, redirects=_quiet(places)),
+        )
+        # Ctrl-C reaches rank 0 by itself, which stops after its stage; the second one stops it.
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP"
+        known = signal.signal(signal.SIGINT, lambda number, frame: None)
+        try:
+            elastic_launch(config, sys.executable)("-m", "flows.cli", *arguments)
+        except ChildFailedError as error:
+            return _explained(error.failures, Path(logs), run)
+        finally:
+            signal.signal(signal.SIGINT, known)
+    return 0
+
+
+def _quiet(places: Places) -> dict[int, Std]:
+    """Return which processes of this host write to a file: all but rank 0."""
+    first = 1 if places.node_rank == 0 else 0
+    return dict.fromkeys(range(first, places.ranks), Std.ALL)
+
+
+def _explained(failures: dict[int, ProcessFailure], logs: Path, run: Path) -> int:
+    """Return rank 0's exit code if it ended on its own; else say who was lost.
+
+    Raises:
+        SrpoError: the first rank that ended otherwise.
+    """
+    if 0 in failures and failures[0].exitcode > 0 and failures[0].exitcode != LOST:
+        return int(failures[0].exitcode)
+    causes = {rank: f for rank, f in failures.items() if f.exitcode != LOST}
+    if not causes:
+        raise SrpoError(f"a rank on another host is gone; go on: {go_on(str(run))}")
+    rank, cause = min(causes.items(), key=lambda item: item[1].timestamp)
+    raise SrpoError(f"rank {rank} {_ending(cause, logs)}; go on: {go_on(str(run))}")
+
+
+def _ending(cause: ProcessFailure, logs: Path) -> str:
+    if cause.exitcode < 0:
+        return f"was killed by {signal.Signals(-cause.exitcode).name}"
+    found = sorted(logs.glob(f"**/{cause.local_rank}/stderr.log"))
+    lines = found[-1].read_text(errors="replace").split("\n") if found else []
+    last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"ended with exit code {cause.exitcode}: {printable(last, _SHOWN)}"
