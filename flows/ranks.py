@@ -1,5 +1,6 @@
 """Several ranks: torchrun starts the same command once for each, and one line says who was lost."""
 
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,7 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(logs, redirects=_quiet(places)),
         )
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
         # Ctrl-C reaches rank 0 by itself, which stops after its stage; the second one stops it.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP"
         known = signal.signal(signal.SIGINT, lambda number, frame: None)

@@ -27,6 +27,10 @@ _control: list[Any] = []
 """The group of commands and answers: gloo, without a limit (rank 0 may judge for hours)."""
 
 
+_unanswered: list["_Call"] = []
+"""A call that this rank began and has not come to the end of. One that ends so gives no farewell."""
+
+
 class _Call(NamedTuple):
     """What every rank does next; `opens`: it returns the policy of the calls that follow."""
 
@@ -67,12 +71,9 @@ def joined() -> Iterator[None]:
         thread.start()
     try:
         yield
-    except BaseException:
-        if rank():
-            raise  # the others feel it by the end of this process
-        _part(lifeline, threads)
-        raise
-    _part(lifeline, threads)
+    finally:
+        if not _unanswered:
+            _part(lifeline, threads)
 
 
 def _part(lifeline: Any, threads: Sequence[threading.Thread]) -> None:
@@ -141,6 +142,7 @@ def follow() -> None:
                 policy = found.value
                 found = _Answer(None, found.error)
             dist.gather_object(found, None, dst=0, group=_control[0])
+        _unanswered.clear()
 
 
 def exchanged(value: T) -> list[T]:
@@ -199,6 +201,7 @@ def _announce(call: _Call | None) -> None:
     if size() > 1:
         with _losing():
             dist.broadcast_object_list([call], src=0, group=_control[0])
+        _unanswered[:] = [call] if call else []
 
 
 def _heard() -> _Call | None:
@@ -206,6 +209,7 @@ def _heard() -> _Call | None:
     with _losing():
         dist.broadcast_object_list(box, src=0, group=_control[0])
     heard: _Call | None = box[0]
+    _unanswered[:] = [heard] if heard else []
     return heard
 
 
@@ -226,7 +230,9 @@ def _answers(
     found: list[Any] = [None] * size()
     with _losing():
         mine = _attempt(function, policy, arguments, local)
-        dist.gather_object(mine, found, dst=0, group=_control[0])
+        dist.gather_object(None, found, dst=0, group=_control[0])
+    found[0] = mine
+    _unanswered.clear()
     for answer in found:
         if answer.error is not None:
             raise answer.error
