@@ -75,7 +75,7 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "flows.cli", *arguments)
         except ChildFailedError as error:
-            return _explained(error.failures, Path(logs), run)
+            return _explained(error.failures, Path(logs), places, run)
         finally:
             signal.signal(signal.SIGINT, known)
     return 0
@@ -87,7 +87,7 @@ def _quiet(places: Places) -> dict[int, Std]:
     return dict.fromkeys(range(first, places.ranks), Std.ALL)
 
 
-def _explained(failures: dict[int, ProcessFailure], logs: Path, run: Path) -> int:
+def _explained(failures: dict[int, ProcessFailure], logs: Path, places: Places, run: Path) -> int:
     """Return rank 0's exit code if it ended on its own; else say who was lost.
 
     Raises:
@@ -97,9 +97,15 @@ def _explained(failures: dict[int, ProcessFailure], logs: Path, run: Path) -> in
         return int(failures[0].exitcode)
     causes = {rank: f for rank, f in failures.items() if f.exitcode != LOST}
     if not causes:
-        raise SrpoError(f"a rank on another host is gone; go on: {go_on(str(run))}")
+        raise SrpoError(f"a rank on another host is gone; go on {_again(places, run)}")
     rank, cause = min(causes.items(), key=lambda item: item[1].timestamp)
-    raise SrpoError(f"rank {rank} {_ending(cause, logs)}; go on: {go_on(str(run))}")
+    raise SrpoError(f"rank {rank} {_ending(cause, logs)}; go on {_again(places, run)}")
+
+
+def _again(places: Places, run: Path) -> str:
+    if places.nnodes > 1:
+        return f"on every host, with the same --nnodes …: {go_on(str(run))}"
+    return f"with: {go_on(str(run))} --ranks {places.ranks}"
 
 
 def _ending(cause: ProcessFailure, logs: Path) -> str:

@@ -28,7 +28,7 @@ _control: list[Any] = []
 
 
 _unanswered: list["_Call"] = []
-"""A call that this rank began and has not come to the end of. One that ends so gives no farewell."""
+"""A call that this rank has not come to the end of; ending so, it gives no farewell."""
 
 
 class _Call(NamedTuple):

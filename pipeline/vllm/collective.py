@@ -14,6 +14,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from pipeline import ranks
+from pipeline.errors import SrpoError
 from pipeline.vllm.host import Host
 from pipeline.vllm.server import free_port
 from pipeline.vllm.weights import Fan, named_weights
@@ -51,7 +53,12 @@ class CollectiveSender:
             self._fan = self._connect(hosts, model, version)
             self._connected = parties
         self._fan.version = version
-        self._trainer.send_weights()
+        try:
+            self._trainer.send_weights()
+        except SrpoError as error:
+            if ranks.size() > 1:  # which are still giving their parts
+                raise RuntimeError(f"sending weights from several ranks: {error}") from error
+            raise
 
     def _connect(self, hosts: Sequence[Host], model: Any, version: str) -> Fan:
         if self._trainer is not None:

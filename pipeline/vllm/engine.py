@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline import ranks
 from pipeline.config import Config
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.errors import PolicyError
@@ -22,7 +23,7 @@ from pipeline.vllm.probe import check_host
 from pipeline.vllm.remote import RemoteHost
 from pipeline.vllm.server import ServerProcess
 from pipeline.vllm.threads import outcomes
-from pipeline.vllm.weights import FileSender, Sender
+from pipeline.vllm.weights import FileSender, Sender, hand_over
 
 _log = logging.getLogger("srpo.vllm")
 _ROUNDS = 3
@@ -167,7 +168,8 @@ class VllmEngine:
         """Bring the policy's weights to hosts, and check that they sample from them."""
         policy = self.policy
         with phase("weights to vllm"):
-            self._sender.send(hosts, policy.model, policy.version, anew)
+            send = partial(self._sender.send, hosts, policy.model, policy.version, anew)
+            ranks.together(hand_over, policy, torch.float32, send=send)
             for host in hosts:
                 host.reset_prefix_cache()
         gaps = []

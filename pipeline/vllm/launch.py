@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pipeline import ranks
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.policy import Policy
 from pipeline.vllm.host import EngineError
 from pipeline.vllm.settings import VllmSection
@@ -14,6 +16,11 @@ from pipeline.vllm.settings import VllmSection
 Transfer = Literal["file", "ipc", "nccl"]
 FILE_BACKEND = "srpo_file"
 _FEWEST_BATCHED_TOKENS = 8192
+_OF_RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+"""Variables by which torchrun tells a process which rank it is."""
 
 
 class Launch(NamedTuple):
@@ -45,8 +52,13 @@ def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
     """Return how an engine for this run's policy is started; writes the model's config.json.
 
     Raises:
+        ConfigError: an engine inside one of several ranks.
         EngineError: prompts and responses are longer than the model's positions.
     """
+    if ranks.size() > 1 and not (config.vllm.servers or config.vllm.urls):
+        raise ConfigError(
+            "with several ranks vLLM runs as a server; set vllm.servers, or vllm.urls"
+        )
     section, cuda = config.vllm, policy.device.type == "cuda"
     longest = max(config.generate.max_response_length, config.evaluate.max_response_length)
     length = config.data.max_prompt_length + longest
@@ -167,5 +179,7 @@ def environment(launch: Launch, server: bool) -> dict[str, str]:
 
 
 def server_environment(launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the whole environment of a server of ours."""
-    return {**inherited, **environment(launch, server=True)}
+    """Return the whole environment of a server of ours, which is no rank of the trainer's."""
+    kept = {k: v for k, v in inherited.items() if not k.startswith("TORCHELASTIC_")}
+    kept = {k: v for k, v in kept.items() if k not in _OF_RANKS}
+    return {**kept, **environment(launch, server=True)}

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from pipeline import ranks
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.packing import TokenSequence
 from pipeline.policy import Policy
@@ -80,15 +81,23 @@ def check_host(
     return gap.nats
 
 
+def _logprobs(policy: Policy, sequences: Sequence[TokenSequence]) -> list[float]:
+    """Score the probe's answers; of a policy that is spread over ranks, all make the same pass."""
+    count = sum(len(sequence.response_ids) for sequence in sequences)
+    temperature_N = torch.full((count,), _TEMPERATURE, device=policy.device)
+    forward = policy.forward(_MEGABYTES)
+    with policy.passing():
+        scores = score_student(policy.model, sequences, temperature_N, 1, forward)
+    found: list[float] = scores.logprob_N.tolist()
+    return found
+
+
 def _largest_gap(policy: Policy, groups: Sequence[Group], answers: Sequence[Sample]) -> Gap:
     sequences = [
         TokenSequence(list(group.prompt_ids), answer.response_ids)
         for group, answer in zip(groups, answers, strict=True)
     ]
-    count = sum(len(answer.response_ids) for answer in answers)
-    temperature_N = torch.full((count,), _TEMPERATURE, device=policy.device)
-    forward = policy.forward(_MEGABYTES)
-    found = score_student(policy.model, sequences, temperature_N, 1, forward).logprob_N.tolist()
+    found = ranks.together(_logprobs, policy, sequences)[0]
     places = [(g, t) for g, answer in enumerate(answers) for t in range(len(answer.response_ids))]
     gaps = [
         Gap(abs(value - answers[g].logprobs[t]), g, t, answers[g].logprobs[t], value)

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.policy import Policy
+from pipeline.sharding import whole
 from pipeline.vllm.host import Host
 from pipeline.vllm.threads import side_by_side
 
@@ -24,10 +26,20 @@ def named_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
     """Yield every weight under every name that it has, in the engine's dtype.
 
     Tied weights come once per name: an engine that holds a copy under the second name, as vLLM
-    does of an output projection, would keep the old one.
+    does of an output projection, would keep the old one. Of a policy that is spread over ranks,
+    one weight at a time is whole; all ranks must go through them together.
     """
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield name, parameter.detach().to(dtype)
+        yield name, whole(parameter.detach()).to(dtype)
+
+
+def hand_over(policy: Policy, dtype: torch.dtype, send: Callable[[], None] | None = None) -> None:
+    """Send a policy's weights, on rank 0; on the others, give it this rank's parts as it does."""
+    if send is not None:
+        send()
+        return
+    for _ in named_weights(policy.model, dtype):
+        pass
 
 
 class Sender(Protocol):
