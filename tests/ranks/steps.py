@@ -1,0 +1,101 @@
+"""Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER`, by torchrun.
+
+What rank 0 finds is left in FOLDER/found-<ranks>.pickle: the tables of every step, and the whole
+gradient of every step's first update.
+"""
+
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pipeline import ranks
+from pipeline.config import UpdateSection
+from pipeline.policy import Policy
+from pipeline.sharding import whole
+from stages.update import STAGE as UPDATE
+from stages.update.batch import Rollout, rollouts_of
+from stages.update.stage import accumulate_gradient
+from tests.stages.steps import Group, config_of, open_tiny, routed, run_one
+
+LONG = "ab" * 150
+STEPS: list[list[Group]] = [
+    # Lengths from 1 to 301, groups of 2 to 9, all routes.
+    [
+        [(LONG, 0.0), ("b", 1.0), ("", 0.0)],
+        [("c" * n, float(n % 2)) for n in range(1, 10)],
+        [("ab|", 1.0), ("d", 0.0)],
+    ],
+    # One taught rollout: on all ranks but one no token is distilled.
+    [[("abc", 1.0), ("b", 1.0), ("a", 0.0)], [("c", 0.0), ("d", 0.0)]],
+    # One group learns, of two rollouts: from the third rank on there is nothing to compute.
+    [[("ab", 1.0), ("b", 0.0)], [("c", 1.0), ("d", 1.0)], [("e", 0.0), ("f", 0.0)]],
+    # Nobody learns.
+    [[("ab", 1.0), ("b", 1.0)], [("c", 0.0), ("d", 0.0)]],
+]
+
+
+def gradient(
+    policy: Policy, rollouts: Sequence[Rollout], kept: int, settings: UpdateSection
+) -> dict[str, torch.Tensor]:
+    """Return the whole gradient of some rollouts; every rank computes its part of it."""
+    accumulate_gradient(policy, rollouts, kept, settings)
+    return {
+        name: whole(parameter.grad)
+        for name, parameter in policy.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def all_steps(folder: Path) -> list[dict[str, Any]]:
+    """Take every step, one after the other, with a policy of its own."""
+    policy = open_tiny(folder / "policy")
+    config = config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
+    found = []
+    for step, groups in enumerate(STEPS):
+        tables: dict[str, pa.Table] = routed(policy, config, groups, step)
+        rollouts = rollouts_of(tables, on_policy=True)
+        gradients = ranks.together(gradient, policy, rollouts, 16, config.update)[0]
+        facts = run_one(UPDATE, tables, policy, config, step)
+        policy.finish_update(f"{step + 1:06d}-made by hand")
+        found.append({"tables": tables, "gradient": gradients, "facts": facts})
+    return found
+
+
+def on_ranks(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Take the steps on so many ranks, in processes of their own."""
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(str(folder), redirects=Std.ALL),
+    )
+    elastic_launch(settings, sys.executable)("-m", "tests.ranks.steps", str(folder))
+    found: list[dict[str, Any]] = pickle.loads((folder / f"found-{count}.pickle").read_bytes())
+    return found
+
+
+def main() -> None:
+    """Be one of the ranks."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    with ranks.joined():
+        if ranks.rank():
+            ranks.follow()
+            return
+        found = all_steps(folder)
+        (folder / f"found-{ranks.size()}.pickle").write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

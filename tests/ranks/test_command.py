@@ -1,0 +1,150 @@
+"""`srpo train --ranks`: the same run on any number of ranks; ranks that are killed; two hosts."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.audit.check import check_run
+from pipeline.store import Run
+from tests.ranks.compared import compare_runs
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 240
+STEPS = 3
+SMALL = (
+    "run.snapshot_every=2",
+    "generate.questions=6",
+    "evaluate.questions=4",
+    "evaluate.rollouts=2",
+    "verify.workers=1",
+)
+STAGES = {  # what is on the disk when a stage begins
+    "evaluate": "run.json",
+    "generate": "evaluations/000000.json",
+    "verify": "steps/000001/rollouts.json",
+    "route": "steps/000001/verdicts.json",
+    "update": "steps/000002/weights.json",
+}
+
+
+def train(run: Path, *options: str, steps: int = STEPS) -> subprocess.Popen[str]:
+    """Begin a run, or go on with it."""
+    settings = (f"run.steps={steps}", *(() if run.exists() else SMALL))
+    how = ["--resume"] if run.exists() else ["demo"]
+    arguments = ["train", *how, "--run", str(run), *options]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        env={**environment, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a command and return what it said of errors."""
+    try:
+        _, said = process.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        process.kill()
+    return said
+
+
+def trained(run: Path, *options: str, steps: int = STEPS) -> Path:
+    process = train(run, *options, steps=steps)
+    said = finish(process)
+    assert process.returncode == 0, said
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Path:
+    return trained(folder / "one")
+
+
+@pytest.fixture(scope="module")
+def begun(folder: Path) -> Path:
+    """Two steps on two ranks."""
+    return trained(folder / "begun", "--ranks", "2", steps=2)
+
+
+@pytest.mark.parametrize("ranks", ["1", "2", "4"])
+def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
+    ranks: str, one: Path, begun: Path, folder: Path
+) -> None:
+    run = Path(shutil.copytree(begun, folder / f"on-{ranks}"))
+    trained(run, "--ranks", ranks)
+    compare_runs(one, run, STEPS)
+    assert not check_run(Run.open(run)).findings
+    names = [sorted(p.name for p in (r / "policy/000003").iterdir()) for r in (one, run)]
+    assert names[0] == names[1]
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (run / "policy/000003" / name).read_bytes() == (
+            one / "policy/000003" / name
+        ).read_bytes()
+
+
+class Hosts:
+    """Two commands that make up one training, as on two hosts; each has a rank."""
+
+    def __init__(self, run: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{free.getsockname()[1]}"
+        options = ("--nnodes", "2", "--rdzv-endpoint", place)
+        first = train(run, *options, "--node-rank", "0")
+        self.commands = [first, train(run, *options, "--node-rank", "1")]
+
+    def rank(self, number: int) -> psutil.Process:
+        """Return the process of a rank."""
+        command = psutil.Process(self.commands[number].pid)
+        return next(c for c in command.children() if "flows.cli" in c.cmdline())
+
+    def end(self) -> list[str]:
+        """Wait for both and return what they said."""
+        return [finish(command) for command in self.commands]
+
+
+def test_a_rank_that_is_killed_in_any_stage_ends_all_and_the_run_goes_on(
+    one: Path, folder: Path
+) -> None:
+    run = folder / "killed"
+    for number, (stage, file) in enumerate(STAGES.items()):
+        hosts, victim = Hosts(run), number % 2
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not (run / file).exists():
+            assert time.monotonic() < deadline, stage
+            time.sleep(0.005)
+        hosts.rank(victim).send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        said = hosts.end()
+        assert time.monotonic() - killed < 60
+        assert [command.returncode for command in hosts.commands] == [2, 2], said
+        lines = [[x for x in text.splitlines() if x.startswith("error: ")] for text in said]
+        assert [len(found) for found in lines] == [1, 1], said
+        assert f"rank {victim} was killed by SIGKILL; go on" in lines[victim][0]
+        assert "a rank on another host is gone; go on" in lines[1 - victim][0]
+        assert not re.search(r"Traceback", "".join(said)), said
+    hosts = Hosts(run)
+    said = hosts.end()
+    assert [command.returncode for command in hosts.commands] == [0, 0], said
+    compare_runs(one, run, STEPS)
+    assert not check_run(Run.open(run)).findings

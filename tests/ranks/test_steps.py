@@ -1,0 +1,44 @@
+"""Scoring and updates on 2 and 4 ranks equal those on one: ids exactly, numbers within 1e-5."""
+
+from typing import Any
+
+import pytest
+
+from tests.ranks.compared import compare
+from tests.ranks.steps import STEPS, all_steps, on_ranks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return all_steps(tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+def several(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    return on_ranks(tmp_path_factory.mktemp("several"), request.param)
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)))
+def test_tables_are_those_of_one_rank(
+    step: int, one: list[dict[str, Any]], several: list[dict[str, Any]]
+) -> None:
+    for name, table in one[step]["tables"].items():
+        compare(table, several[step]["tables"][name])
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)))
+def test_gradients_are_those_of_one_rank(
+    step: int, one: list[dict[str, Any]], several: list[dict[str, Any]]
+) -> None:
+    ours, theirs = one[step]["gradient"], several[step]["gradient"]
+    assert ours.keys() == theirs.keys()
+    whole = float(sum(g.double().square().sum() for g in ours.values())) ** 0.5
+    for name, gradient in ours.items():
+        assert float((gradient - theirs[name]).double().norm()) <= 1e-5 * whole, name
+    norms = [found[step]["facts"]["grad_norm"] for found in (one, several)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert norms[0][0] == pytest.approx(whole, rel=1e-5)
