@@ -1,7 +1,7 @@
 """Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER`, by torchrun.
 
-What rank 0 finds is left in FOLDER/found-<ranks>.pickle: the tables of every step, and the whole
-gradient of every step's first update.
+What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be one, then tables and
+whole gradient of every step.
 """
 
 import pickle
@@ -16,9 +16,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import ranks
-from pipeline.config import UpdateSection
+from pipeline.config import Config, UpdateSection
+from pipeline.errors import NumericalError
 from pipeline.policy import Policy
 from pipeline.sharding import whole
+from pipeline.stage import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient
@@ -53,11 +55,25 @@ def gradient(
     }
 
 
+def refused(policy: Policy, config: Config) -> str:
+    """Return the error of a step in which one rank alone meets a rollout that can't be."""
+    tables = routed(policy, config, STEPS[0])
+    rows = tables["rollouts"].to_pylist()
+    rows[-1]["sampled_logprobs"][0] = -90.0
+    tables["rollouts"] = pa.Table.from_pylist(rows, schema=tables["rollouts"].schema)
+    try:
+        UPDATE.run(tables, config, Handles(seed=0, step=0, policy=policy, max_logprob_gap=50.0))
+    except NumericalError as error:
+        return str(error)
+    raise AssertionError("it was learned from")
+
+
 def all_steps(folder: Path) -> list[dict[str, Any]]:
     """Take every step, one after the other, with a policy of its own."""
-    policy = open_tiny(folder / "policy")
     config = config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
-    found = []
+    error = refused(open_tiny(folder / "policy"), config)
+    policy = open_tiny(folder / "policy")
+    found: list[dict[str, Any]] = [{"error": error}]
     for step, groups in enumerate(STEPS):
         tables: dict[str, pa.Table] = routed(policy, config, groups, step)
         rollouts = rollouts_of(tables, on_policy=True)

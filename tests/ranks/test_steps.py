@@ -22,7 +22,14 @@ def several(
     return on_ranks(tmp_path_factory.mktemp("several"), request.param)
 
 
-@pytest.mark.parametrize("step", range(len(STEPS)))
+def test_an_error_of_one_rank_is_everybodys_and_they_go_on(
+    one: list[dict[str, Any]], several: list[dict[str, Any]]
+) -> None:
+    assert "differ by more than generate.max_logprob_gap = 50 nats in 1 of" in one[0]["error"]
+    assert several[0]["error"].split(" (")[0] == one[0]["error"].split(" (")[0]
+
+
+@pytest.mark.parametrize("step", range(1, 1 + len(STEPS)))
 def test_tables_are_those_of_one_rank(
     step: int, one: list[dict[str, Any]], several: list[dict[str, Any]]
 ) -> None:
@@ -30,7 +37,7 @@ def test_tables_are_those_of_one_rank(
         compare(table, several[step]["tables"][name])
 
 
-@pytest.mark.parametrize("step", range(len(STEPS)))
+@pytest.mark.parametrize("step", range(1, 1 + len(STEPS)))
 def test_gradients_are_those_of_one_rank(
     step: int, one: list[dict[str, Any]], several: list[dict[str, Any]]
 ) -> None:
