@@ -125,8 +125,8 @@ class Manifest(BaseModel):
             other = [f"file: SHA-256 {digest[:12]}, committed {self.sha256[:12]}"]
         if other:
             raise StoreError(
-                f"{table_path}: recomputing gave another {other[0]}; same machine, threads, ranks and "
-                "versions as before?"
+                f"{table_path}: recomputing gave another {other[0]}; same machine, threads, "
+                "ranks and versions as before?"
             )
 
     def _own_digest(self) -> str:

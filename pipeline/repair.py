@@ -41,8 +41,8 @@ def expect_readers_agree(run: Run, stage: Stage, step: int) -> None:
             if known != sha256:
                 raise StoreError(
                     f"{run.table_path(table, step)}: made anew with SHA-256 {sha256[:12]}, but "
-                    f"{reader} was made from {known[:12]}; same machine, threads, ranks and versions as "
-                    "before?"
+                    f"{reader} was made from {known[:12]}; same machine, threads, ranks "
+                    "and versions as before?"
                 )
 
 
