@@ -1,12 +1,9 @@
 """`srpo train --ranks`: the same run on any number of ranks; ranks that are killed; two hosts."""
 
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,20 +12,11 @@ import pytest
 
 from pipeline.audit.check import check_run
 from pipeline.store import Run
+from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained
 from tests.ranks.compared import compare_runs
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 240
-STEPS = 3
-SMALL = (
-    "run.snapshot_every=2",
-    "generate.questions=6",
-    "evaluate.questions=4",
-    "evaluate.rollouts=2",
-    "verify.workers=1",
-)
 STAGES = {  # what is on the disk when a stage begins
     "evaluate": "run.json",
     "generate": "evaluations/000000.json",
@@ -36,38 +24,6 @@ STAGES = {  # what is on the disk when a stage begins
     "route": "steps/000001/verdicts.json",
     "update": "steps/000002/weights.json",
 }
-
-
-def train(run: Path, *options: str, steps: int = STEPS) -> subprocess.Popen[str]:
-    """Begin a run, or go on with it."""
-    settings = (f"run.steps={steps}", *(() if run.exists() else SMALL))
-    how = ["--resume"] if run.exists() else ["demo"]
-    arguments = ["train", *how, "--run", str(run), *options]
-    arguments += [part for setting in settings for part in ("--set", setting)]
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        env={**environment, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for a command and return what it said of errors."""
-    try:
-        _, said = process.communicate(timeout=LIMIT_SECONDS)
-    finally:
-        process.kill()
-    return said
-
-
-def trained(run: Path, *options: str, steps: int = STEPS) -> Path:
-    process = train(run, *options, steps=steps)
-    said = finish(process)
-    assert process.returncode == 0, said
-    return run
 
 
 @pytest.fixture(scope="module")
