@@ -5,6 +5,7 @@ Tables of docs/SCALING.md, printed by `benchmarks.step_times`. Settings are thos
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from benchmarks.cost import MODELS, SNAPSHOT, Gpus, Load, Step, memory, our_step, sampling, shares
 from benchmarks.report import Sheet
@@ -29,8 +30,23 @@ SETTINGS: tuple[tuple[str, ...], ...] = (
     ("route.kept_dtype=float16", "route.keep_student_logprobs=false"),
     ("route.top_k=20",),
     ("run.keep_teacher_tables=20",),
+    ("run.snapshot_every=100",),
+    ("run.snapshot_every=100", "run.keep_teacher_tables=20"),
 )
 DAY = 86_400
+
+
+class Pace(NamedTuple):
+    """Seconds of a step, and of snapshots and evaluations spread over the steps between them."""
+
+    step: Step
+    snapshot: float
+    evaluation: float
+
+    @property
+    def seconds(self) -> float:
+        """Return all of them."""
+        return sum(self.step) + self.snapshot + self.evaluation
 
 
 def h200(number: int) -> Gpus:
@@ -83,13 +99,16 @@ def plans(response: float) -> list[Sheet]:
             f"An SRPO step of ours, s, mean response {response:,.0f}",
             (
                 "model", "GPUs", "sample", "score", "update", "gather", "write", "send", "step",
-                "GPU s", "+ snapshot", "+ evaluation", f"{STEPS} steps, h", "GPU h",
+                "+ snapshot", "+ evaluation", f"{STEPS} steps, h", "GPU h",
             ),
             [_step_row(name, number, config, load) for name, number in each],
         ),
         Sheet(
             "Qwen3-8B on 8 GPUs by mean response",
-            ("tokens", "sample, s", "score, s", "update, s", "step, s", "tables, MB", "GB a day"),
+            (
+                "tokens", "sample, s", "score, s", "update, s", "step, s", "step with all, s",
+                "tables, MB", "GB a day",
+            ),
             [_length_row(load._replace(response=length), config) for length in LENGTHS],
         ),
         Sheet(
@@ -114,43 +133,44 @@ def _memory_row(name: str, number: int) -> Sequence[str]:
     return name, str(number), *sizes, fits, f"{SNAPSHOT * model.parameters / 1e9:,.0f}"
 
 
-def step_of(name: str, number: int, config: Config, load: Load) -> Step:
-    """Return the seconds of a step under the settings of a configuration."""
+def pace(name: str, number: int, config: Config, load: Load) -> Pace:
+    """Return what a step takes under the settings of a configuration."""
+    model, gpus = MODELS[name], h200(number)
     budgets = config.route.micro_batch_tokens, config.update.micro_batch_tokens
-    bytes_written = sum(written(config, load))
-    return our_step(MODELS[name], h200(number), load, budgets, bytes_written, DISK)
+    step = our_step(model, gpus, load, budgets, sum(written(config, load)), DISK)
+    answers = QUESTIONS_EVALUATED * config.evaluate.rollouts
+    asked = load._replace(questions=answers // load.group)
+    return Pace(
+        step,
+        snapshot=SNAPSHOT * model.parameters / DISK / config.run.snapshot_every,
+        evaluation=sampling(model, gpus, asked) / config.evaluate.every,
+    )
 
 
 def _step_row(name: str, number: int, config: Config, load: Load) -> Sequence[str]:
     if not _fits(name, number):
-        return name, str(number), "does not fit", *[""] * 11
-    step = step_of(name, number, config, load)
-    snapshot = SNAPSHOT * MODELS[name].parameters / DISK / config.run.snapshot_every
-    answers = QUESTIONS_EVALUATED * config.evaluate.rollouts
-    asked = load._replace(questions=answers // load.group)
-    evaluation = sampling(MODELS[name], h200(number), asked) / config.evaluate.every
-    hours = STEPS * (sum(step) + snapshot + evaluation) / 3600
-    figures = (*step, sum(step), sum(step) * number, snapshot, evaluation, hours)
+        return name, str(number), "does not fit", *[""] * 10
+    found = pace(name, number, config, load)
+    hours = STEPS * found.seconds / 3600
+    figures = (*found.step, sum(found.step), found.snapshot, found.evaluation, hours)
     return name, str(number), *(f"{f:,.1f}" for f in figures), f"{hours * number:,.0f}"
 
 
 def _length_row(load: Load, config: Config) -> Sequence[str]:
-    step = step_of("Qwen3-8B", 8, config, load)
-    size = sum(written(config, load))
-    seconds = (step.sample, step.score, step.update, sum(step))
-    day = DAY / sum(step) * size
+    found = pace("Qwen3-8B", 8, config, load)
+    step, size = found.step, sum(written(config, load))
     return (
         f"{load.response:,.0f}",
-        *(f"{s:,.1f}" for s in seconds),
+        *(f"{s:,.1f}" for s in (step.sample, step.score, step.update, sum(step), found.seconds)),
         f"{size / 1e6:,.0f}",
-        f"{day / 1e9:,.0f}",
+        f"{DAY / found.seconds * size / 1e9:,.0f}",
     )
 
 
 def _bytes_row(overrides: Sequence[str], load: Load) -> Sequence[str]:
     config = load_config("srpo-paper", overrides)
     teacher, others = written(config, load)
-    steps = DAY / sum(step_of("Qwen3-8B", 8, config, load))
+    steps = DAY / pace("Qwen3-8B", 8, config, load).seconds
     keep = config.run.keep_teacher_tables
 
     def held(steps: float) -> float:

@@ -33,10 +33,11 @@ CORRECT = {
 }
 """Published accuracies, taken for the share of correct rollouts."""
 AT_START = 0.5
-H20 = Gpus(8, 148e12, 4.0e12)
+H20, H100 = Gpus(8, 148e12, 4.0e12), Gpus(8, 989e12, 3.35e12)
 """Eight H20: what the paper's first author reported to use, in a thread of lasgroup/SDPO (17)."""
+STARTS = (400, 700, 1000)
 METHODS = tuple(PAPER)
-ROUNDS = 20
+ROUNDS = 12
 """Of fitting; ten are enough for what is printed."""
 ALL = tuple((method, hour) for method in METHODS for hour in HOURS)
 GRPO_AND_A_TEACHER = (*(("GRPO", hour) for hour in HOURS), ("SDPO", 1))
@@ -46,14 +47,22 @@ class Constants(NamedTuple):
     """What is fitted: the first always, growth where a variant lets responses grow.
 
     Attributes:
-        reached: share of the GPUs' peak.
+        slowness: the GPUs' peak over what is reached; seconds of passes are linear in it.
         grpo, sdpo, srpo: tokens per hour by which the method's mean response grows.
     """
 
-    reached: float = 0.4
+    slowness: float = 2.5
     grpo: float = 0
     sdpo: float = 0
     srpo: float = 0
+
+
+class Assumed(NamedTuple):
+    """What is neither published nor fitted: the first mean response, the longest over it, GPUs."""
+
+    start: float = 700
+    longest: float = 4
+    gpus: Gpus = H20
 
 
 class Variant(NamedTuple):
@@ -73,12 +82,12 @@ class Variant(NamedTuple):
     mean: bool = False
 
 
-BASE = Variant("GRPO's responses grow", ("reached", "grpo"), GRPO_AND_A_TEACHER)
-GROWING = ("reached", "grpo", "sdpo", "srpo")
+BASE = Variant("GRPO's responses grow", ("slowness", "grpo"), GRPO_AND_A_TEACHER)
+GROWING = ("slowness", "grpo", "sdpo", "srpo")
 VARIANTS = (
     BASE,
     BASE._replace(name="the same, times as means since the start", mean=True),
-    Variant("all responses equally long", ("reached",), GRPO_AND_A_TEACHER),
+    Variant("all responses equally long", ("slowness",), GRPO_AND_A_TEACHER),
     Variant("each method's responses grow or shrink", GROWING, ALL),
     Variant(
         "the same, fitted to 1 h and 5 h",
@@ -128,25 +137,26 @@ def taught_share(method: str, load: Load, everywhere: bool = False) -> float:
 
 
 def parts(
-    method: str, hours: float, constants: Constants, start: float, everywhere: bool = False
+    method: str, hours: float, constants: Constants, assumed: Assumed, everywhere: bool = False
 ) -> tuple[float, float, float]:
     """Return sampling, student and teacher seconds of a step after so many hours."""
     growth = getattr(constants, method.lower())
-    load = Load(max(1.0, start + growth * hours), correct_share(method, hours))
+    response = max(1.0, assumed.start + growth * hours)
+    load = Load(response, correct_share(method, hours), longest=assumed.longest)
     taught = taught_share(method, load, everywhere)
-    gpus = H20._replace(reached=constants.reached)
+    gpus = assumed.gpus._replace(reached=1 / constants.slowness)
     return reference_step(MODELS["Qwen3-8B"], gpus, load, taught)
 
 
 def seconds_at(
-    variant: Variant, constants: Constants, start: float
+    variant: Variant, constants: Constants, assumed: Assumed
 ) -> dict[tuple[str, int], float]:
     """Return the seconds of a step for each method and hour."""
     found: dict[tuple[str, int], float] = {}
     for method in METHODS:
 
         def step(hours: float, method: str = method) -> float:
-            return sum(parts(method, hours, constants, start, variant.everywhere))
+            return sum(parts(method, hours, constants, assumed, variant.everywhere))
 
         times = _means(step) if variant.mean else [step(hour) for hour in HOURS]
         found |= {(method, hour): time for hour, time in zip(HOURS, times, strict=True)}
@@ -164,14 +174,14 @@ def _means(step: Callable[[float], float]) -> list[float]:
     return means
 
 
-def fitted(variant: Variant, start: float) -> Fit:
+def fitted(variant: Variant, assumed: Assumed) -> Fit:
     """Fit a variant's constants by least squares (Levenberg and Marquardt)."""
 
     def constants(values: Sequence[float]) -> Constants:
         return Constants()._replace(**dict(zip(variant.free, values, strict=True)))
 
     def misses(values: np.ndarray) -> np.ndarray:
-        found = seconds_at(variant, constants(values.tolist()), start)
+        found = seconds_at(variant, constants(values.tolist()), assumed)
         return np.array([found[target] - published(*target) for target in variant.targets])
 
     values = np.array([getattr(Constants(), name) for name in variant.free], dtype=float)
@@ -185,22 +195,22 @@ def fitted(variant: Variant, start: float) -> Fit:
             ]
         )
         square = slopes @ slopes.T
-        step = np.linalg.solve(square + damping * np.diag(np.diag(square)), slopes @ missed)
+        step = np.linalg.solve(square + damping * np.diag(np.diag(square) + 1e-9), slopes @ missed)
         tried = misses(values - step)
         better = tried @ tried < missed @ missed
         damping = damping / 3 if better else damping * 4
         if better:
             values, missed = values - step, tried
     best = constants(values.tolist())
-    return Fit(variant, best, seconds_at(variant, best, start))
+    return Fit(variant, best, seconds_at(variant, best, assumed))
 
 
-def step_times(fit: Fit, start: float) -> Sheet:
+def step_times(fit: Fit, assumed: Assumed) -> Sheet:
     """Return the paper's times beside the model's."""
     rows = []
     for method, hour in ALL:
-        each = parts(method, hour, fit.constants, start)
-        length = start + getattr(fit.constants, method.lower()) * hour
+        each = parts(method, hour, fit.constants, assumed)
+        length = assumed.start + getattr(fit.constants, method.lower()) * hour
         taught = taught_share(method, Load(length, correct_share(method, hour)))
         rows.append(
             (
@@ -231,7 +241,8 @@ def variants(fits: Sequence[Fit]) -> Sheet:
             f"{max(abs(fit.error(*target)) for target in targets):.1%}" if targets else "none left"
             for targets in (fit.variant.targets, rest)
         )
-        constants = ", ".join(f"{getattr(fit.constants, name):.3g}" for name in fit.variant.free)
+        growth = (f"{getattr(fit.constants, name):+.0f}" for name in fit.variant.free[1:])
+        constants = ", ".join([f"{1 / fit.constants.slowness:.2f}", *growth])
         order = ", ".join("yes" if fit.in_order(hour) else "no" for hour in HOURS)
         rows.append(
             (
@@ -250,10 +261,33 @@ def variants(fits: Sequence[Fit]) -> Sheet:
     return Sheet("Explanations", header, rows)
 
 
+def others() -> Sheet:
+    """Return how the first explanation does under other assumptions."""
+    rows = []
+    for name, gpus in (("8 H20", H20), ("8 H100", H100)):
+        for longest in (2, 4, 6):
+            fits = [fitted(BASE, Assumed(start, longest, gpus)) for start in STARTS]
+            reached = [1 / fit.constants.slowness for fit in fits]
+            worst = [max(abs(fit.error(*target)) for target in ALL) for fit in fits]
+            right = sum(all(fit.in_order(hour) for hour in HOURS) for fit in fits)
+            rows.append(
+                (
+                    f"{name}, longest {longest} times the mean",
+                    f"{min(reached):.2f} to {max(reached):.2f}",
+                    f"{min(worst):.1%} to {max(worst):.1%}",
+                    f"{right} of {len(fits)}",
+                )
+            )
+    header = ("assumed", "reached", "worst error", "order right at all hours")
+    starts = ", ".join(f"{start:,}" for start in STARTS)
+    return Sheet(f"Other assumptions, mean response {starts} at the start", header, rows)
+
+
 def sheets(start: float) -> list[Sheet]:
     """Return all tables for a mean response of `start` tokens."""
-    fits = [fitted(variant, start) for variant in VARIANTS]
-    return [step_times(fits[0], start), variants(fits), *plans(start)]
+    assumed = Assumed(start)
+    fits = [fitted(variant, assumed) for variant in VARIANTS]
+    return [step_times(fits[0], assumed), variants(fits), others(), *plans(start)]
 
 
 def main() -> None:

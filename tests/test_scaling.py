@@ -18,7 +18,18 @@ from benchmarks.cost import (
 from benchmarks.flops import Network
 from benchmarks.plans import load_of, written
 from benchmarks.report import BEGIN, END, sheets_markdown
-from benchmarks.step_times import ALL, BASE, HOURS, METHODS, VARIANTS, Fit, fitted, sheets
+from benchmarks.step_times import (
+    ALL,
+    BASE,
+    H100,
+    HOURS,
+    METHODS,
+    VARIANTS,
+    Assumed,
+    Fit,
+    fitted,
+    sheets,
+)
 from pipeline.loading import load_config
 
 PAGE = Path(__file__).parents[1] / "docs/SCALING.md"
@@ -108,7 +119,7 @@ def test_bytes_of_a_taught_token_are_those_of_the_tables() -> None:
 
 @pytest.fixture(scope="module")
 def base() -> Fit:
-    return fitted(BASE, START)
+    return fitted(BASE, Assumed(START))
 
 
 def test_two_constants_give_the_papers_order_and_the_errors_that_the_page_states(
@@ -123,13 +134,21 @@ def test_two_constants_give_the_papers_order_and_the_errors_that_the_page_states
 
 @pytest.mark.parametrize("start", [400, 1000])
 def test_the_order_does_not_hang_on_the_length_that_is_assumed(start: int) -> None:
-    found = fitted(BASE, start)
+    found = fitted(BASE, Assumed(start))
     assert all(found.in_order(hour) for hour in HOURS)
 
 
+def test_nor_on_the_gpus() -> None:
+    found = fitted(BASE, Assumed(START, gpus=H100))
+    assert all(found.in_order(hour) for hour in HOURS)
+    assert (
+        1 / found.constants.slowness < 0.1
+    )  # passes as slow as measured would be a poor trainer's
+
+
 def test_equally_long_responses_cannot_give_the_order() -> None:
-    same = next(v for v in VARIANTS if v.free == ("reached",))
-    found = fitted(same, START)
+    same = next(v for v in VARIANTS if v.free == ("slowness",))
+    found = fitted(same, Assumed(START))
     assert [found.in_order(hour) for hour in HOURS] == [True, False, False]
     for hour in HOURS:
         seconds = [found.seconds[method, hour] for method in METHODS]
