@@ -47,7 +47,8 @@ class Gpus(NamedTuple):
         memory: bytes.
         reached: share of `flops`.
         read: share of `bandwidth` while decoding.
-        inside, between: bytes per second that a GPU receives, in its machine and from others.
+        inside, between: bytes per second at which all GPUs gather what is spread over them, in one
+            machine (NVLink) and over several, each with eight links of 400 Gbit/s.
     """
 
     number: int
@@ -57,7 +58,7 @@ class Gpus(NamedTuple):
     reached: float = 0.4
     read: float = 0.6
     inside: float = 315e9
-    between: float = 35e9
+    between: float = 280e9
 
     @property
     def products(self) -> float:

@@ -15,8 +15,10 @@ from pipeline.space import Facts, step_bytes
 
 NUMBERS = (1, 8, 64)
 CORRECT = 0.65
+"""Assumed share of correct rollouts, early in the paper's runs."""
 STEPS = 450
 QUESTIONS_EVALUATED = 210
+"""Chemistry's test split."""
 DISK = 0.76e9
 """Bytes per second that one writer writes, hashes and syncs: measured on two CPU cores (LOG.md)."""
 ROOM = 10e9

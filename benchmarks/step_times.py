@@ -3,9 +3,9 @@
     python -m benchmarks.step_times [--response 700] [--write docs/SCALING.md]
 
 Formulas are in `benchmarks.cost`. The paper's nine step times depend on response lengths that we
-know no figures of, so lengths are fitted where nothing else would do; which constants are fitted to
-which of the nine is in the table, the rest is predicted from the published accuracies. Nothing is
-measured here and no GPU is needed: plans for our own steps rest on rates that are assumed.
+know no figures of, so the growth of GRPO's is fitted; which constants are fitted to which of the
+nine is in the table, the rest is predicted from the published accuracies. Nothing is measured here
+and no GPU is needed: plans for our own steps rest on rates that are assumed.
 """
 
 import argparse
@@ -33,8 +33,9 @@ CORRECT = {
 }
 """Published accuracies, taken for the share of correct rollouts."""
 AT_START = 0.5
-H20, H100 = Gpus(8, 148e12, 4.0e12), Gpus(8, 989e12, 3.35e12)
-"""Eight H20: what the paper's first author reported to use, in a thread of lasgroup/SDPO (17)."""
+H20 = Gpus(8, 148e12, 4.0e12)
+"""What the paper's first author reported to use, in a public thread (lasgroup/SDPO, issue 17)."""
+H100 = Gpus(8, 989e12, 3.35e12)
 STARTS = (400, 700, 1000)
 METHODS = tuple(PAPER)
 ROUNDS = 12
@@ -111,11 +112,8 @@ class Fit(NamedTuple):
 
     def in_order(self, hour: int) -> bool:
         """Return whether the three methods are ordered as the paper's times at an hour are."""
-        ours, theirs = (
-            sorted(METHODS, key=lambda method: seconds(method, hour))
-            for seconds in (lambda method, hour: self.seconds[method, hour], published)
-        )
-        return ours == theirs
+        ours = sorted(METHODS, key=lambda method: self.seconds[method, hour])
+        return ours == sorted(METHODS, key=lambda method: published(method, hour))
 
 
 def published(method: str, hour: int) -> float:
@@ -158,12 +156,12 @@ def seconds_at(
         def step(hours: float, method: str = method) -> float:
             return sum(parts(method, hours, constants, assumed, variant.everywhere))
 
-        times = _means(step) if variant.mean else [step(hour) for hour in HOURS]
+        times = means_until(step) if variant.mean else [step(hour) for hour in HOURS]
         found |= {(method, hour): time for hour, time in zip(HOURS, times, strict=True)}
     return found
 
 
-def _means(step: Callable[[float], float]) -> list[float]:
+def means_until(step: Callable[[float], float]) -> list[float]:
     """Make one step after the other and return the mean seconds of those until each hour."""
     clock, done, means = 0.0, 0, []
     for hour in HOURS:
@@ -296,6 +294,8 @@ def main() -> None:
     parser.add_argument("--response", type=float, default=700, help="mean tokens of a response")
     parser.add_argument("--write", type=Path, help="page to write the tables to")
     arguments = parser.parse_args()
+    if not 1 <= arguments.response <= 8192:
+        parser.error(f"--response {arguments.response:g}: expected 1 to 8192 tokens")
     found = sheets(arguments.response)
     show_sheets(found)
     if arguments.write:

@@ -26,8 +26,11 @@ from benchmarks.step_times import (
     METHODS,
     VARIANTS,
     Assumed,
+    Constants,
     Fit,
     fitted,
+    means_until,
+    seconds_at,
     sheets,
 )
 from pipeline.loading import load_config
@@ -144,6 +147,23 @@ def test_nor_on_the_gpus() -> None:
     assert (
         1 / found.constants.slowness < 0.1
     )  # passes as slow as measured would be a poor trainer's
+
+
+def test_fitting_finds_constants_that_made_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = seconds_at(BASE, Constants(slowness=4, grpo=30), Assumed(START))
+    times = {method: tuple(made[method, hour] for hour in HOURS) for method in METHODS}
+    monkeypatch.setattr("benchmarks.step_times.PAPER", times)
+    found = fitted(BASE, Assumed(START))
+    assert found.constants == pytest.approx(Constants(slowness=4, grpo=30), rel=1e-6)
+    assert max(abs(found.error(*target)) for target in ALL) < 1e-6
+
+
+def test_means_count_the_step_that_passes_the_hour() -> None:
+    # Steps of 1,800 s and 2,700 s pass the first hour; none after it takes more than an hour.
+    means = means_until(lambda hours: 1800 * (1 + min(hours, 1)))
+    assert means[0] == pytest.approx(2250)
+    # 1,800 + 2,700 s, then 3,600 s each: four reach 18,900 s, and five more 36,900 s.
+    assert means[1:] == pytest.approx([18_900 / 6, 36_900 / 11])
 
 
 def test_equally_long_responses_cannot_give_the_order() -> None:
