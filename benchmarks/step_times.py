@@ -34,7 +34,7 @@ CORRECT = {
 """Published accuracies, taken for the share of correct rollouts."""
 AT_START = 0.5
 H20 = Gpus(8, 148e12, 4.0e12)
-"""What the paper's first author reported to use, in a public thread (lasgroup/SDPO, issue 17)."""
+"""What an account of the paper's first author's name reports (lasgroup/SDPO, issue 17)."""
 H100 = Gpus(8, 989e12, 3.35e12)
 STARTS = (400, 700, 1000)
 METHODS = tuple(PAPER)

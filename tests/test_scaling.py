@@ -39,8 +39,6 @@ PAGE = Path(__file__).parents[1] / "docs/SCALING.md"
 START = 700
 UNIT = Model(Network(body=1, attention=0, projection=1), parameters=4, cache=3)
 SLOW = Gpus(2, flops=10, bandwidth=8, reached=0.5, read=0.5, inside=2, between=1)
-
-
 LOAD = Load(response=3, correct=0.5, prompt=2, questions=1, group=2, longest=1)
 """One group of two rollouts, of which the longest is as long as the mean."""
 
