@@ -86,7 +86,7 @@ NETWORKS = {
 """The peer's fixtures."""
 
 
-def shared(net: Network, prompt: int, response: int, rows: int, passes: int) -> Flops:
+def shared(net: Network, prompt: float, response: float, rows: float, passes: int) -> Flops:
     """Return what responses behind one copy of their prompt cost; the last token is not fed."""
     fed = response - 1
     seen = prompt * (prompt + 1) / 2 + rows * (fed * prompt + fed * (fed + 1) / 2)
@@ -94,7 +94,7 @@ def shared(net: Network, prompt: int, response: int, rows: int, passes: int) -> 
     return _flops(net, tokens, seen, rows * response, passes) if rows else Flops()
 
 
-def apart(net: Network, length: int, logits: int, rows: int, passes: int) -> Flops:
+def apart(net: Network, length: float, logits: float, rows: float, passes: int) -> Flops:
     """Return what rows that share nothing cost."""
     return _flops(net, rows * length, rows * length * (length + 1) / 2, rows * logits, passes)
 

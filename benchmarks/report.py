@@ -47,6 +47,36 @@ class Line(NamedTuple):
         )  # fmt: skip
 
 
+class Sheet(NamedTuple):
+    """A titled table of texts; the first column is a name."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Return the rows as Markdown, without the title."""
+        rows = [self.header, ("---",) * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def show_sheets(sheets: Sequence[Sheet]) -> None:
+    """Print some tables."""
+    console = Console(width=170, markup=False, highlight=False)
+    for sheet in sheets:
+        table = Table(title=sheet.title)
+        for number, name in enumerate(sheet.header):
+            table.add_column(name, justify="right" if number else "left")
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def sheets_markdown(sheets: Sequence[Sheet]) -> str:
+    """Return the same as Markdown, each table under its title in bold."""
+    return "\n\n".join(f"**{sheet.title}**\n\n{sheet.markdown()}" for sheet in sheets)
+
+
 def show(lines: Sequence[Line], notes: Sequence[str]) -> None:
     """Print the table, and what there is to say of it."""
     console = Console(width=150, markup=False, highlight=False)
@@ -62,8 +92,7 @@ def show(lines: Sequence[Line], notes: Sequence[str]) -> None:
 
 def markdown(lines: Sequence[Line], notes: Sequence[str]) -> str:
     """Return the same as Markdown."""
-    rows = [_HEADER, ("---",) * len(_HEADER), *(line.cells() for line in lines)]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = Sheet("", _HEADER, [line.cells() for line in lines]).markdown()
     return "\n\n".join([surroundings() + ".", table, "\n".join(f"- {note}" for note in notes)])
 
 
