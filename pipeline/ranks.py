@@ -25,8 +25,6 @@ LOST = 4
 _FOREVER = timedelta(days=3650)
 _control: list[Any] = []
 """The group of commands and answers: gloo, without a limit (rank 0 may judge for hours)."""
-
-
 _unanswered: list["_Call"] = []
 """A call that this rank has not come to the end of; ending so, it gives no farewell."""
 
