@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.data_settings import DataSection
 from pipeline.settings import (
     LARGEST_INT,
     OF_THE_TEMPLATE,
@@ -71,18 +72,6 @@ class RunSection(Section):
         3600.0,
         description="without progress in a stage, after which the process ends with exit code 2 "
         "and leaves RUN/stalled-<n>.txt; unset: never",
-    )
-
-
-class DataSection(Section):
-    """Where questions come from."""
-
-    task: str = Field(description="name of a shipped task, or path of a Python file")
-    path: str | None = Field(
-        None, description="file or folder of the dataset, or the name of a Hugging Face dataset"
-    )
-    max_prompt_length: PositiveInt = Field(
-        2048, description="prompt tokens; longer questions are skipped and counted"
     )
 
 

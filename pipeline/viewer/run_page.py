@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any
 
 from pipeline.store import Run
@@ -10,6 +10,7 @@ from pipeline.viewer.exported import in_export
 from pipeline.viewer.profile import profile_context, profiles_of, with_profiles
 from pipeline.viewer.records import History, Record, history
 from pipeline.viewer.series import (
+    MARKS,
     PROFILE,
     ROUTES,
     STYLES,
@@ -80,6 +81,7 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         "others": [_pair(names, name, other) for other in names if other != name],
         "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],
         "evaluations": histories[name].evaluations,
+        "tasks": list(zip(series[name]["evaluations"]["tasks"], cycle(MARKS), strict=False)),
         "routes": [r for r in ROUTES if any(record.get(f"share_{r}") for record in records)],
         "settings": changed_settings(run.config),
         "origins": origins(run),
@@ -106,7 +108,7 @@ def _summary(run: Run, known: History) -> dict[str, Any]:
         **state_of(run),
         "folder": str(run.root),
         "method": run.config.route.method,
-        "task": run.config.data.task,
+        "task": run.config.data.title,
         "model": run.config.model.path,
         "k": run.config.evaluate.rollouts,
         "reward": last.get("reward_mean"),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.metrics import tasks_of
 from pipeline.profiles import STAGES
 from pipeline.text import count, duration, number, percent
 from pipeline.viewer.records import History, Record
@@ -15,6 +16,9 @@ WINDOW = 5
 
 STYLES = 8
 """Runs that get a line style of their own; then they repeat."""
+
+MARKS = "■◆▲▼✕✚★⬢"
+"""Signs of a mixture's tasks in the chart of evaluations; then they repeat."""
 
 ROUTES = ("grpo", "sdpo", "mix", "none")
 Format = Literal["percent", "number", "count", "seconds"]
@@ -132,6 +136,10 @@ def run_series(name: str, run: History) -> dict[str, Any]:
                 for key, name in (("raw", "accuracy"), ("low", "low"), ("high", "high"))
             },
             "k": [record["rollouts"] for record in evaluations.values()],
+            "tasks": {
+                task: [short(record.get(f"accuracy/{task}")) for record in evaluations.values()]
+                for task in dict.fromkeys(t for e in evaluations.values() for t in tasks_of(e))
+            },
         },
     }
 
@@ -167,7 +175,8 @@ def last_text(chart: Chart, series: dict[str, Any]) -> str:
         if not found["raw"]:
             return ""
         low, high = percent(found["low"][-1]), percent(found["high"][-1])
-        return f"{percent(found['raw'][-1])} ({low} to {high})"
+        tasks = [f", {task} {percent(values[-1])}" for task, values in found["tasks"].items()]
+        return f"{percent(found['raw'][-1])} ({low} to {high}){''.join(tasks)}"
     if chart.parts:
         texts = [(part, _last(series, part)) for part in (*chart.parts, chart.line) if part]
         return ", ".join(f"{part_name(p)} {chart.text(v)}" for p, v in texts if v)

@@ -355,7 +355,7 @@ class FixedEngine:
 def test_columns_of_sampled_answers(tiny_policy: OpenPolicy) -> None:
     policy, engine = tiny_policy(), FixedEngine()
     questions = [Question(f"q{i}", (Message("user", f"{i}?"),), f'"{i}"') for i in range(2)]
-    handles = Handles(5, 12, task="t", questions=questions, policy=policy, engine=engine)
+    handles = Handles(5, 12, tasks=["t", "u"], questions=questions, policy=policy, engine=engine)
     found = sample_columns("e", 3, settings(0.6, 0.95, 4), handles)
     assert found["rollout_id"][:4] == [
         "e000012-0000-00",
@@ -366,6 +366,7 @@ def test_columns_of_sampled_answers(tiny_policy: OpenPolicy) -> None:
     assert found["group"] == [0, 0, 0, 1, 1, 1]
     assert found["sample"] == [0, 1, 2, 0, 1, 2]
     assert found["prompt_id"] == ["q0"] * 3 + ["q1"] * 3
+    assert found["task"] == ["t"] * 3 + ["u"] * 3
     assert found["messages"][3] == [{"role": "user", "content": "1?"}]
     assert found["prompt_ids"][5] == policy.render(questions[1].messages)[1]
     assert found["response_text"] == [policy.decode([20 + j]) for j in (0, 1, 2)] * 2
@@ -382,6 +383,8 @@ def test_seeds_depend_on_run_step_and_purpose(tiny_policy: OpenPolicy) -> None:
     found = set()
     for prefix, seed, step in (("", 0, 0), ("e", 0, 0), ("", 1, 0), ("", 0, 1)):
         engine = FixedEngine()
-        handles = Handles(seed, step, questions=[question], policy=tiny_policy(), engine=engine)
+        handles = Handles(
+            seed, step, questions=[question], tasks=["t"], policy=tiny_policy(), engine=engine
+        )
         found.add(sample_columns(prefix, 2, settings(), handles)["seed"][0])
     assert len(found) == 4
