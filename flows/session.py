@@ -278,7 +278,8 @@ class Session:
             policy.adopt_teacher(wanted, lambda: self._open_snapshot(0).model)
 
     def _expect_same_task(self) -> None:
-        if self._judges.digest != self.run.record["task_digest"]:
+        # Records of evaluations by other settings once had no digest.
+        if self._judges.digest != self.run.record.get("task_digest", self._judges.digest):
             raise StoreError(
                 f"{self.run.root}: the code of task {self.config.data.title} changed since the run "
                 "began; restore it, start another run, or fork this one: srpo stage verify --fork"

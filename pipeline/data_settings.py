@@ -67,8 +67,10 @@ class DataSection(Section):
     @classmethod
     def _tasks_of_their_name(cls, value: object) -> object:
         """Fill in the task of entries that name none: it is called as the entry is."""
-        if not isinstance(value, dict):
+        if value is None:
             return value
+        if not isinstance(value, dict):
+            raise ValueError("expected a table for each task, as [data.mixture.chemistry]")
         if wrong := [name for name in value if not _NAME.fullmatch(str(name))]:
             raise ValueError(
                 f"the name {wrong[0]!r}: expected at most 40 letters, digits, _ and -, as in "

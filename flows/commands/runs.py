@@ -55,14 +55,11 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
         texts = {name: row.get(name) for name in _COLUMNS}
         texts["run"] = os.path.relpath(row["run"], folder)
         if row.get("accuracy") is not None:
-            lines = [f"{row['accuracy']:.1%} @{row['accuracy_after']}"]
-            lines += [f"  {v:.1%} {task}" for task, v in row["accuracy_of_tasks"].items()]
-            texts["accuracy"] = "\n".join(lines)
+            texts["accuracy"] = f"{row['accuracy']:.1%} @{row['accuracy_after']}"
         if row.get("bytes") is not None:
             texts["size"] = size(row["bytes"])
-        cells = [
-            NOTHING if text is None else printable(str(text), newlines=name == "accuracy")
-            for name, text in texts.items()
-        ]
+        cells = [NOTHING if text is None else printable(str(text)) for text in texts.values()]
         table.add_row(*cells)
+        for task, accuracy in row["accuracy_of_tasks"].items():
+            table.add_row(f"  {printable(task)}", "", "", f"{accuracy:.1%}")
     Console().print(table, highlight=False, markup=False)

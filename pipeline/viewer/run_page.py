@@ -81,7 +81,7 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         "others": [_pair(names, name, other) for other in names if other != name],
         "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],
         "evaluations": histories[name].evaluations,
-        "tasks": list(zip(series[name]["evaluations"]["tasks"], cycle(MARKS), strict=False)),
+        "tasks": _tasks(series[name]),
         "routes": [r for r in ROUTES if any(record.get(f"share_{r}") for record in records)],
         "settings": changed_settings(run.config),
         "origins": origins(run),
@@ -121,6 +121,12 @@ def _summary(run: Run, known: History) -> dict[str, Any]:
         "alarms": len(alarms_of(records)),
         "fork_of": run.parent.root.name if run.parent else None,
     }
+
+
+def _tasks(series: dict[str, Any]) -> list[tuple[str, float | None, str]]:
+    """Return a mixture's tasks: each one's name, newest accuracy, and sign in the chart."""
+    newest = [(task, values[-1]) for task, values in series["evaluations"]["tasks"].items()]
+    return [(*pair, sign) for pair, sign in zip(newest, cycle(MARKS), strict=False)]
 
 
 def _fork(run: Run) -> dict[str, Any] | None:

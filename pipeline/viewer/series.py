@@ -175,8 +175,7 @@ def last_text(chart: Chart, series: dict[str, Any]) -> str:
         if not found["raw"]:
             return ""
         low, high = percent(found["low"][-1]), percent(found["high"][-1])
-        tasks = [f", {task} {percent(values[-1])}" for task, values in found["tasks"].items()]
-        return f"{percent(found['raw'][-1])} ({low} to {high}){''.join(tasks)}"
+        return f"{percent(found['raw'][-1])} ({low} to {high})"
     if chart.parts:
         texts = [(part, _last(series, part)) for part in (*chart.parts, chart.line) if part]
         return ", ".join(f"{part_name(p)} {chart.text(v)}" for p, v in texts if v)
