@@ -211,7 +211,9 @@ class EvaluateSection(Section):
 
     engine: EngineName | None = Field(None, description="sampling engine; unset: generate's")
     every: PositiveInt = Field(10, description="steps between evaluations; 0 and last always run")
-    questions: Count | None = Field(None, description="first questions of test; unset: all")
+    questions: Count | None = Field(
+        None, description="first questions of test, of each task; unset: all"
+    )
     rollouts: Count = Field(16, description="answers per question, the k of avg@k")
     temperature: PositiveFloat = Field(0.6, description="sampling temperature")
     top_p: TopP = Field(0.95, description="nucleus mass")
