@@ -98,6 +98,17 @@ def test_the_batch_size_does_not_matter(tiny_policy: OpenPolicy, batch_size: int
         expect_same(apart[seed], expected)
 
 
+def test_two_questions_of_one_prompt_are_two_groups(tiny_policy: OpenPolicy) -> None:
+    policy = stopping(tiny_policy())
+    together = by_seed(sample(policy, settings()), SEEDS)
+    twice = [[5, 6, 7, 8], [9], [5, 6, 7, 8], [17, 18]]
+    found = sample(policy, settings(), twice, [[11, 13], [21], [12], [41, 42, 43, 44]])
+    assert [len(group) for group in found] == [2, 1, 1, 4]
+    for group, seeds in zip(found, ([11, 13], [21], [12], [41, 42, 43, 44]), strict=True):
+        for sample_, seed in zip(group, seeds, strict=True):
+            expect_same(sample_, together[seed])
+
+
 def test_neighbours_and_order_do_not_matter(tiny_policy: OpenPolicy) -> None:
     policy = stopping(tiny_policy())
     together = by_seed(sample(policy, settings()), SEEDS)
