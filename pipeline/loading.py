@@ -126,7 +126,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not (equals and dot):
         raise ConfigError(f"--set '{_short(override)}': expected section.key=value")
     _known_key(f"{section}.{name.split('.')[0]}")
-    if name.count(".") > 2:
+    if name.count(".") > (2 if name.startswith("mixture.") else 1):
         raise ConfigError(f"--set '{_short(override)}': no setting is nested as deeply")
     table = values
     *parents, last = f"{section}.{name}".split(".")
