@@ -43,6 +43,7 @@ from pipeline.sampling import TransformersEngine
 from pipeline.snapshots import open_policy
 from pipeline.stage import Handles, run_stage, silent
 from pipeline.store import Run
+from pipeline.task import Verifier
 from pipeline.writing import Writer
 from stages.generate import STAGE as GENERATE
 from stages.route import STAGE as ROUTE
@@ -95,13 +96,16 @@ class Bench:
         return Handles(
             seed=0,
             step=step,
-            task="benchmark",
-            verifier_version="known/1",
+            tasks=["benchmark"] * self.job.questions,
             questions=self.fixture.questions(step, self.job.questions),
             policy=self.policy,
             engine=CannedEngine(self._samples[step], rehearsal),
-            verifier=KnownRewards(self.fixture.rewards(step, self.job.questions)),
+            verifiers=self._verifiers(step),
         )
+
+    def _verifiers(self, step: int) -> dict[str, Verifier]:
+        rewards = self.fixture.rewards(step, self.job.questions)
+        return {"benchmark": Verifier("known/1", KnownRewards(rewards))}
 
     def given(self, handles: Handles) -> Tables:
         """Return the tables that learning starts from: canned rollouts and their verdicts."""
@@ -123,10 +127,11 @@ class Bench:
         handles = Handles(
             seed=0,
             step=step,
+            tasks=["benchmark"] * self.job.questions,
             questions=self.fixture.questions(step, self.job.questions),
             policy=self.policy,
             engine=CannedEngine(blank),
-            verifier=KnownRewards(self.fixture.rewards(step, self.job.questions)),
+            verifiers=self._verifiers(step),
         )
         scores = ROUTE.run(self.given(handles), config, handles).tables["scores"]
         logprobs = iter(scores.column("old_logprobs").to_pylist())

@@ -25,6 +25,7 @@ import stages.update
 import stages.verify
 import stages.weigh
 from pipeline.config import Config
+from pipeline.data_settings import DataSection, TaskEntry
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from pipeline.health.shifts import MAJORITY, NOISE, PAST, RECENT, WINDOW
 from pipeline.loading import load_config, preset_names, preset_text
@@ -104,6 +105,46 @@ FACTS = {
     "`tokens_computed` and `tokens_naive`; `next_policy_version`",
     "evaluate": "none",
 }
+KEYS = ("key", "type", "default", "range", "meaning")
+
+MIXTURE = """\
+### Several tasks in one run
+
+Instead of `data.task`, a table for each task, two or more:
+
+```toml
+[data]
+max_prompt_length = 1024
+
+[data.mixture.arithmetic] # its task is called as it is
+weight = 2
+
+[data.mixture.capitals]
+task = "tasks/capitals.py"
+
+[data.mixture.chemistry]
+task = "science_qa"
+path = "/data/sciknoweval/chemistry"
+weight = 0.5
+```
+
+On the command line: `--set data.mixture.arithmetic.weight=3`, `--set data.mixture=none`. A name
+has at most 40 letters, digits, `_` and `-`; rollouts have it in their column `task`, and before
+the `prompt_id` of their question, as in `capitals/Peru`. The order of the tables doesn't matter.
+
+- Weights are shares of the questions of training, exact at any step: every task has had its
+  share of all questions so far, rounded up or down. Nothing is drawn. Each task has seeded
+  epochs of its own.
+- `generate.questions` counts the questions of all tasks; a task with a small share is not in
+  every step.
+- Each answer is judged by its own task's verifier, in child processes that load no other task:
+  `verify.workers` for each task. All other settings hold for all tasks.
+- An evaluation asks test questions of every task, of each the first `evaluate.questions`.
+  Accuracy overall is that of all its questions, each of which counts the same: a task with more
+  questions counts more, and weights of training don't matter. For the same number of each task,
+  set `evaluate.questions` to what the smallest has. Best snapshots, comparisons and alarms go by
+  accuracy overall; each task's own stands beside it."""
+
 METRICS = {
     "step": "training step",
     "rollouts": "rollouts of the step",
@@ -199,7 +240,9 @@ def configuration_page() -> str:
         section = field.annotation
         assert isinstance(section, type) and issubclass(section, BaseModel)
         parts += [f"## {name}", (section.__doc__ or "").strip()]
-        parts.append(_table(("key", "type", "default", "range", "meaning"), _keys(name, section)))
+        parts.append(_table(KEYS, _keys(name, section)))
+        if section is DataSection:
+            parts += [MIXTURE, _table(KEYS, _keys("data.mixture.NAME", TaskEntry))]
     parts += [
         "## Settings that depend on each other",
         "\n".join(
@@ -252,9 +295,19 @@ def tables_page() -> str:
         "## metrics.json",
         "One flat record per step, derived from its tables and manifests alone.",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
+        METRICS_OF_TASKS,
     ]
     return "\n\n".join(parts) + "\n"
 
+
+METRICS_OF_TASKS = """\
+In a run of several tasks each task has some of them for its own rollouts, after a slash:
+`rollouts/NAME`, `reward_mean/NAME`, `correct_share/NAME`, `format_rate/NAME`,
+`verifier_errors/NAME`, `truncated_share/NAME`, `response_tokens_mean/NAME`, `share_sdpo/NAME`
+and `teacher_available/NAME`. Counts are 0 and the rest is null in a step that asked nothing of
+it. The record of an evaluation, which commands and pages make from its table, has all its
+numbers so, `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`, `questions/NAME` and so
+on, beside those of all questions together."""
 
 PLANTED_ALARM = """\
     ALARM evaluated_format_falls, step 12: format rate 78% at evaluation after 12 steps, at best

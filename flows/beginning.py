@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data.random_policy import write_random_policy
-from data.registry import file_digest
+from flows.judging import code_digest
 from flows.questions import (
     Questions,
     check_evaluation_context,
@@ -55,7 +55,7 @@ def begin_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Que
     questions = fitting(loaded, config, policy.render)
     facts = {
         **surroundings(policy),
-        "task_digest": file_digest(config.data.task),
+        "task_digest": code_digest(config.data),
         "questions_digest": questions.digest(),
         "skipped_questions": questions.skipped,
         "initial_policy_version": policy.version,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from flows.judging import code_digest
 from flows.questions import check_evaluation_context, fitting, load_questions
 from flows.session import Session
 from pipeline.config import Config
@@ -37,7 +38,10 @@ def evaluate_now(
     questions = fitting(load_questions(wanted), wanted, policy.render)
     name = digest_of([wanted.model_dump()[s] for s in _SECTIONS])[:12]
     root = session.run.root / "evaluations" / name
-    facts = {"parent": session.run.record["digest"]}
+    facts = {
+        "parent": session.run.record["digest"],
+        "task_digest": code_digest(wanted.data),
+    }
     exists = (root / "run.json").exists()
     run = Run.open(root) if exists else Run.create(root, wanted, facts)
     with contextlib.closing(Session(run, questions, policy)) as other:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data.registry import file_digest
+from flows.judging import code_digest
 from flows.questions import expect_context, fitting, load_questions, tokenizer_render
 from flows.session import STAGES
 from pipeline.config import Config
@@ -26,6 +26,7 @@ _FIRST_USER = {
     "data.max_prompt_length": "generate",
     "run.seed": "generate",
     "data.task": "verify",
+    "data.mixture": "generate",
     "verify": "verify",
     "route": "route",
     "weigh": "weigh",
@@ -125,7 +126,7 @@ def code_changes(run: Run, stage: Stage, step: int) -> list[str]:
             if origin.stage_version != stage.version:
                 found.append(f"stage {stage.name}: {origin.stage_version} → {stage.version}")
             recorded = origin.inputs.get("verifier")
-            current = file_digest(run.config.data.task)
+            current = code_digest(run.config.data)
             if recorded not in (None, current):
                 found.append(f"{TASK_CODE}: {str(recorded)[:12]} → {current[:12]}")
     return sorted(set(found))
@@ -179,7 +180,7 @@ def _task_digest(parent: Run, config: Config, stage: str) -> str:
     """Return the digest of the task's source: the parent's where its verdicts are taken over."""
     if STEP_STAGES.index(stage) > STEP_STAGES.index("verify"):
         return str(parent.record["task_digest"])
-    return file_digest(config.data.task)
+    return code_digest(config.data)
 
 
 def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:
@@ -188,12 +189,19 @@ def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:
         section = key.partition(".")[0]
         if section == "model" and key != "model.device":
             raise ConfigError(f"{key} can't change in a fork: the policy is the parent's")
-        first = _FIRST_USER.get(key) or _FIRST_USER.get(section)
+        first = _first_user(key)
         if first is not None and STEP_STAGES.index(first) < STEP_STAGES.index(stage):
             raise ConfigError(
                 f"{key} is used by stage {first}, but the fork begins at {stage} and takes the "
                 f"tables of {first} from its parent: fork from {first}"
             )
+
+
+def _first_user(key: str) -> str | None:
+    """Return the first stage of a step that depends on a setting; none: no stage does."""
+    if key.startswith("data.mixture."):
+        key = "data.task" if key.endswith(".task") else "data.mixture"
+    return _FIRST_USER.get(key) or _FIRST_USER.get(key.partition(".")[0])
 
 
 def _expect_tables(parent: Run, stage: str, start: int, end: int) -> None:

@@ -124,6 +124,6 @@ def model_config(model: str, overrides: Sequence[str]) -> Config:
     values: dict[str, Any] = {"model": {"path": model}, "run": {"steps": 1}}
     for override in overrides:
         apply_override(values, override)
-    if "task" not in values.get("data", {}):
+    if not {"task", "mixture"} & values.get("data", {}).keys():
         raise ConfigError(f"{model}: no run folder, so taken for a model: which --task?")
     return validate_config(values, "--set")

@@ -21,6 +21,7 @@ from flows.text import (
     number,
     percent,
     step_line,
+    tasks_text,
     troubles,
 )
 from pipeline.lineage import STEP_STAGES
@@ -221,4 +222,5 @@ def evaluation_line(steps_done: int, summary: dict[str, Any]) -> str:
         f"maj@{k} {percent(summary.get('maj_at_k'))}, "
         f"format {percent(summary.get('format_rate'))}, "
         f"truncated {percent(summary.get('truncated_share'))}"
+        f"{tasks_text(summary)}"
     )

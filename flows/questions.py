@@ -1,29 +1,39 @@
 """The questions of a run: loaded, checked against the prompt limit, dealt out step by step."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from data.registry import open_task
 from data.rows import LONGEST_ID
 from pipeline.audit.plain import encodable, printable
 from pipeline.config import Config
+from pipeline.data_settings import TaskEntry
 from pipeline.errors import ConfigError, DataError, SrpoError, StoreError
 from pipeline.files import digest_of
+from pipeline.mixture import deal
 from pipeline.policy import Policy, render_prompt
 from pipeline.pretrained import open_tokenizer
-from pipeline.seeds import epoch_positions
+from pipeline.seeds import stream_positions
 from pipeline.stage import Render
 from pipeline.store import Run
-from pipeline.task import Message, Question, Split, Task
+from pipeline.task import Message, Question, Split
 
 LONGEST_TOKEN = 1024
 """Characters of a token at most: no longer prompt than that is given to a tokenizer."""
 
 
+class Asked(NamedTuple):
+    """Questions, and the name of the task of each."""
+
+    tasks: list[str]
+    questions: list[Question]
+
+
 @dataclass(frozen=True)
-class Questions:
-    """What a run trains and evaluates on.
+class TaskQuestions:
+    """The questions of one task.
 
     Attributes:
         skipped: questions left out because their prompt is too long, by split.
@@ -31,34 +41,84 @@ class Questions:
 
     train: Sequence[Question]
     test: Sequence[Question]
-    skipped: dict[str, int]
+    skipped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run trains and evaluates on, by name of the task."""
+
+    of_tasks: Mapping[str, TaskQuestions]
+
+    @property
+    def train(self) -> list[Question]:
+        """Return the training questions of all tasks."""
+        return [question for own in self.of_tasks.values() for question in own.train]
+
+    @property
+    def test(self) -> list[Question]:
+        """Return the test questions of all tasks."""
+        return [question for own in self.of_tasks.values() for question in own.test]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Return how many questions were left out, by split; in a mixture by task and split."""
+        alone = len(self.of_tasks) == 1
+        return {
+            split if alone else f"{name} {split}": count
+            for name, own in self.of_tasks.items()
+            for split, count in own.skipped.items()
+        }
 
     def digest(self) -> str:
         """Return the SHA-256 of all questions and gold answers."""
         return digest_of([[asdict(q) for q in split] for split in (self.train, self.test)])
 
-    def of_step(self, config: Config, step: int) -> list[Question]:
-        """Return the questions of a training step: the next ones of the seeded epochs."""
-        positions = epoch_positions(
-            config.run.seed, len(self.train), step, config.generate.questions
-        )
-        return [self.train[position] for position in positions]
+    def of_step(self, config: Config, step: int) -> Asked:
+        """Return the questions of a training step: the next ones of each task's seeded epochs.
 
-    def of_evaluation(self, config: Config) -> list[Question]:
-        """Return the test questions that are evaluated."""
-        return list(self.test[: config.evaluate.questions])
+        How many are a task's, its weight says.
+        """
+        count, seed = config.generate.questions, config.run.seed
+        weights = {name: entry.weight for name, entry in config.data.sources.items()}
+        names, before = deal(weights, step * count, count)
+        own = {}
+        for name, questions in self.of_tasks.items():
+            purpose = f"epoch/{name}" if config.data.mixed else "epoch"
+            size, number = len(questions.train), names.count(name)
+            positions = stream_positions(seed, purpose, size, before[name], number)
+            own[name] = iter([questions.train[position] for position in positions])
+        return Asked(names, [next(own[name]) for name in names])
+
+    def of_evaluation(self, config: Config) -> Asked:
+        """Return the test questions that are evaluated, one task after the other."""
+        limit = config.evaluate.questions
+        pairs = [(name, q) for name, own in self.of_tasks.items() for q in own.test[:limit]]
+        return Asked([name for name, _ in pairs], [question for _, question in pairs])
 
 
 def load_questions(config: Config) -> Questions:
-    """Load both splits of the configured task."""
-    task = open_task(config.data.task)
-    return Questions(_load(task, config, "train"), _load(task, config, "test"), {})
+    """Load both splits of every configured task."""
+    sources = config.data.sources.items()
+    return Questions({name: _load_task(name, e, bool(config.data.mixed)) for name, e in sources})
 
 
-def _load(task: Task, config: Config, split: Split) -> list[Question]:
-    name = config.data.task
+def _load_task(name: str, entry: TaskEntry, mixed: bool) -> TaskQuestions:
+    """Load a task; in a mixture its name goes before its questions' ids, which others may have."""
+    splits = _load(name, entry, "train"), _load(name, entry, "test")
+    if mixed:
+        train, test = ([_named(name, question) for question in split] for split in splits)
+        return TaskQuestions(train, test, {})
+    return TaskQuestions(*splits, {})
+
+
+def _named(name: str, question: Question) -> Question:
+    return replace(question, prompt_id=f"{name}/{question.prompt_id}")
+
+
+def _load(name: str, entry: TaskEntry, split: Split) -> list[Question]:
     try:
-        questions: object = task.load(config.data.path, split)
+        questions: object = open_task(entry.task).load(entry.path, split)
     except SrpoError:
         raise
     except Exception as error:
@@ -109,19 +169,27 @@ def fitting(questions: Questions, config: Config, render: Render) -> Questions:
     Raises:
         DataError: no question of a split fits.
     """
-    kept: dict[str, list[Question]] = {}
-    skipped = {}
-    limit = config.data.max_prompt_length
-    for split, found in (("train", questions.train), ("test", questions.test)):
-        lengths = [_tokens(question, render, limit) for question in found]
-        kept[split] = [q for q, n in zip(found, lengths, strict=True) if n <= limit]
-        skipped[split] = len(found) - len(kept[split])
-        if not kept[split]:
-            raise DataError(
-                f"every prompt of the {split} split is longer than data.max_prompt_length = "
-                f"{limit} tokens (the shortest has {min(lengths)})"
-            )
-    return Questions(kept["train"], kept["test"], skipped)
+    limit, kept = config.data.max_prompt_length, {}
+    for name, own in questions.of_tasks.items():
+        of = f"{name} " if config.data.mixed else ""
+        train = _short_enough(own.train, f"{of}train", limit, render)
+        test = _short_enough(own.test, f"{of}test", limit, render)
+        skipped = {"train": len(own.train) - len(train), "test": len(own.test) - len(test)}
+        kept[name] = TaskQuestions(train, test, skipped)
+    return Questions(kept)
+
+
+def _short_enough(
+    questions: Sequence[Question], split: str, limit: int, render: Render
+) -> list[Question]:
+    lengths = [_tokens(question, render, limit) for question in questions]
+    kept = [q for q, n in zip(questions, lengths, strict=True) if n <= limit]
+    if not kept:
+        raise DataError(
+            f"every prompt of the {split} split is longer than data.max_prompt_length = "
+            f"{limit} tokens (the shortest has {min(lengths)})"
+        )
+    return kept
 
 
 def _tokens(question: Question, render: Render, limit: int) -> int:
@@ -144,10 +212,11 @@ def recorded_questions(run: Run, render: Render) -> Questions:
     Raises:
         StoreError: they are others now.
     """
-    questions = fitting(load_questions(run.config), run.config, render)
+    questions, data = fitting(load_questions(run.config), run.config, render), run.config.data
     if questions.digest() != run.record["questions_digest"]:
+        whose = data.title if data.mixed else data.path or "the task"
         raise StoreError(
-            f"{run.root}: questions or answers of {run.config.data.path or 'the task'} changed "
+            f"{run.root}: questions or answers of {whose} changed "
             "since the run began; restore them, or start another run"
         )
     return questions

@@ -33,7 +33,7 @@ def facts_of(policy: Policy, config: Config, questions: Questions) -> Facts:
 
 def answers(config: Config, questions: Questions) -> int:
     """Return how many answers an evaluation samples."""
-    return len(questions.of_evaluation(config)) * config.evaluate.rollouts
+    return len(questions.of_evaluation(config).questions) * config.evaluate.rollouts
 
 
 def room_line(session: Roomy) -> str:

@@ -7,7 +7,6 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import stages.route
 import stages.update
 import stages.verify
 import stages.weigh
-from data.registry import file_digest, judge, open_task
 from flows.beginning import begin_run, teacher_settings
 from flows.engines import Engines, slow_paths
+from flows.judging import Judges
 from flows.keeping import keep_state
-from flows.questions import Questions, recorded_questions, tokenizer_render
+from flows.questions import Asked, Questions, recorded_questions, tokenizer_render
 from flows.room import answers
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
@@ -34,8 +33,6 @@ from pipeline.snapshots import load_snapshot
 from pipeline.space import Facts
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run
-from pipeline.task import Task
-from pipeline.verification import VerifierPool
 from pipeline.writing import Writer
 
 STAGES: dict[str, Stage] = {
@@ -64,25 +61,8 @@ class Session:
         self._engines = Engines(run.config)
         self._renderer: Render | None = None
         self._writer: Writer | None = None
-        verify = run.config.verify
-        self._verifier = VerifierPool(
-            judge,
-            run.config.data.task,
-            verify.workers,
-            verify.timeout_seconds,
-            verify.memory_mb,
-            prepare=open_task,
-        )
+        self._judges = Judges(run.config)
         self._lock = RunLock(run.root) if writes else None
-
-    @cached_property
-    def _task(self) -> Task:
-        """The task, whose code is not run before a stage needs it."""
-        return open_task(self.run.config.data.task)
-
-    @cached_property
-    def _task_digest(self) -> str:
-        return file_digest(self.run.config.data.task)
 
     @classmethod
     def create(cls, run_dir: Path, config: Config, keep_start: bool = True) -> "Session":
@@ -228,8 +208,8 @@ class Session:
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
     def close(self) -> None:
-        """End the verifier's child processes and the engines; others may write then."""
-        self._verifier.close()
+        """End the verifiers' child processes and the engines; others may write then."""
+        self._judges.close()
         self._engines.close()
         if self._lock is not None:
             self._lock.release()
@@ -261,9 +241,9 @@ class Session:
     def _handles(self, stage: Stage, step: int, progress: Progress, config: Config) -> Handles:
         inherited = self._inherited(stage, step)
         policy = self._policy if "policy" in stage.uses else None
-        questions: list[Any] = []
+        asked = Asked([], [])
         if "questions" in stage.uses and not inherited:
-            questions = (
+            asked = (
                 self.questions.of_evaluation(config)
                 if stage.name == "evaluate"
                 else self.questions.of_step(config, step)
@@ -274,17 +254,16 @@ class Session:
         return Handles(
             seed=config.run.seed,
             step=step,
-            task=config.data.task,
-            verifier_version=self._task.VERIFIER if judges else "",
-            verifier_digest=self._task_digest if judges else "",
-            questions=questions,
+            verifier_digest=self._judges.digest if judges else "",
+            questions=asked.questions,
+            tasks=asked.tasks,
             render=self._render() if stage.without_policy else None,
             policy=policy,
             engine=self._engines.of(stage.name, policy)
             if policy and "engine" in stage.uses
             else None,
             max_logprob_gap=config.generate.max_logprob_gap,
-            verifier=self._verifier if judges else None,
+            verifiers=self._judges.verifiers if judges else {},
             progress=progress,
         )
 
@@ -299,9 +278,10 @@ class Session:
             policy.adopt_teacher(wanted, lambda: self._open_snapshot(0).model)
 
     def _expect_same_task(self) -> None:
-        if self._task_digest != self.run.record["task_digest"]:
+        # Records of evaluations by other settings once had no digest.
+        if self._judges.digest != self.run.record.get("task_digest", self._judges.digest):
             raise StoreError(
-                f"{self.run.root}: the code of task {self.config.data.task} changed since the run "
+                f"{self.run.root}: the code of task {self.config.data.title} changed since the run "
                 "began; restore it, start another run, or fork this one: srpo stage verify --fork"
             )
 

@@ -10,6 +10,7 @@ from flows.loop import Outcome, Trainable
 from flows.opening import past_metrics
 from flows.text import count, duration, interval, percent
 from pipeline.health.records import Records
+from pipeline.metrics import tasks_of
 from pipeline.store import Run
 
 ENDINGS = {
@@ -55,13 +56,14 @@ def print_summary(console: Console, session: Summarised, outcome: Outcome) -> No
 def _accuracies(evaluations: dict[int, dict[str, Any]], rollouts: int) -> list[tuple[str, str]]:
     if not evaluations:
         return []
-    first, last = min(evaluations), max(evaluations)
+    first, last, k = min(evaluations), max(evaluations), f"avg@{rollouts}"
     best = max(evaluations, key=lambda n: evaluations[n]["accuracy"])
     named = [("before", first), ("after", last), ("best", best)] if last > first else [("", first)]
-    return [
-        (f"avg@{rollouts} {name}".strip(), f"{interval(evaluations[n])} after {n} steps")
-        for name, n in named
-    ]
+    rows = []
+    for name, n in named:
+        rows.append((f"{k} {name}".strip(), f"{interval(evaluations[n])} after {n} steps"))
+        rows += [(f"  {t}", interval(evaluations[n], t)) for t in tasks_of(evaluations[n])]
+    return rows
 
 
 def _times(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.metrics import tasks_of
 from pipeline.text import NOTHING, count, duration, number, percent
 
 __all__ = [
@@ -14,14 +15,24 @@ __all__ = [
     "number",
     "percent",
     "step_line",
+    "tasks_text",
     "troubles",
 ]
 
 
-def interval(summary: Mapping[str, Any]) -> str:
-    """Return an accuracy with its interval."""
-    low, high = percent(summary.get("low")), percent(summary.get("high"))
-    return f"{percent(summary.get('accuracy'))} ({low} to {high})"
+def interval(summary: Mapping[str, Any], task: str = "") -> str:
+    """Return an accuracy with its interval, overall or on one task of a mixture."""
+    of = f"/{task}" if task else ""
+    accuracy, low, high = (
+        percent(summary.get(f"{key}{of}")) for key in ("accuracy", "low", "high")
+    )
+    return f"{accuracy} ({low} to {high})"
+
+
+def tasks_text(summary: Mapping[str, Any]) -> str:
+    """Return the accuracy on each task of a mixture, in brackets after a space; else nothing."""
+    texts = [f"{task} {percent(summary[f'accuracy/{task}'])}" for task in tasks_of(summary)]
+    return f" [{', '.join(texts)}]" if texts else ""
 
 
 def step_line(steps_done: int, steps: int, metrics: Mapping[str, Any]) -> str:

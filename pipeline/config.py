@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.data_settings import DataSection
 from pipeline.settings import (
     LARGEST_INT,
     OF_THE_TEMPLATE,
@@ -71,18 +72,6 @@ class RunSection(Section):
         3600.0,
         description="without progress in a stage, after which the process ends with exit code 2 "
         "and leaves RUN/stalled-<n>.txt; unset: never",
-    )
-
-
-class DataSection(Section):
-    """Where questions come from."""
-
-    task: str = Field(description="name of a shipped task, or path of a Python file")
-    path: str | None = Field(
-        None, description="file or folder of the dataset, or the name of a Hugging Face dataset"
-    )
-    max_prompt_length: PositiveInt = Field(
-        2048, description="prompt tokens; longer questions are skipped and counted"
     )
 
 
@@ -222,7 +211,9 @@ class EvaluateSection(Section):
 
     engine: EngineName | None = Field(None, description="sampling engine; unset: generate's")
     every: PositiveInt = Field(10, description="steps between evaluations; 0 and last always run")
-    questions: Count | None = Field(None, description="first questions of test; unset: all")
+    questions: Count | None = Field(
+        None, description="first questions of test, of each task; unset: all"
+    )
     rollouts: Count = Field(16, description="answers per question, the k of avg@k")
     temperature: PositiveFloat = Field(0.6, description="sampling temperature")
     top_p: TopP = Field(0.95, description="nucleus mass")

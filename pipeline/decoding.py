@@ -67,14 +67,25 @@ class Branches:
         self._arrange()
 
     def start(self) -> Tensor:
-        """Encode each prompt once, in one packed row, and keep its keys and values."""
-        row = packed_row([TokenSequence(p, []) for p in self._prompts], self._device)
-        lengths = [len(p) for p in self._prompts]
+        """Encode each prompt once, in one packed row, and keep its keys and values.
+
+        Questions may have the same prompt: it is encoded for the first, and copied.
+        """
+        place: dict[tuple[int, ...], int] = {}
+        which = [place.setdefault(tuple(p), len(place)) for p in self._prompts]
+        row = packed_row([TokenSequence(list(p), []) for p in place], self._device)
+        lengths = [len(p) for p in place]
         capture = _Capture(row, lengths)
         hidden_LD = self._hidden(capture, self._tensor(row.ids), self._tensor(row.positions))
         self._before = capture.found
+        if len(place) < len(which):
+            which_P = self._tensor(which)
+            self._before = {
+                layer: _KeysValues(*[t[which_P] for t in found])
+                for layer, found in capture.found.items()
+            }
         logits_PV = self._logits(hidden_LD[self._tensor(lengths).cumsum(0) - 1])
-        return logits_PV[self._tensor(self._owner)]
+        return logits_PV[self._tensor([which[owner] for owner in self._owner])]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each response and return the next logits."""

@@ -126,7 +126,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not (equals and dot):
         raise ConfigError(f"--set '{_short(override)}': expected section.key=value")
     _known_key(f"{section}.{name.split('.')[0]}")
-    if name.count(".") > 1:
+    if name.count(".") > (2 if name.startswith("mixture.") else 1):
         raise ConfigError(f"--set '{_short(override)}': no setting is nested as deeply")
     table = values
     *parents, last = f"{section}.{name}".split(".")
@@ -191,7 +191,7 @@ def _explain(detail: ErrorDetails) -> str:
     key = ".".join(_short(str(part)) for part in detail["loc"]) or "configuration"
     if detail["type"] == "extra_forbidden":
         return _unknown(key, config_keys() + list(Config.model_fields))
-    if detail["type"] == "value_error" and not detail["loc"]:
+    if detail["type"] == "value_error" and detail["loc"] in ((), ("data",)):
         return str(detail["ctx"]["error"])
     if detail["type"] == "missing":
         return f"{key} is missing"

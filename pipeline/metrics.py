@@ -29,9 +29,14 @@ class Interval(NamedTuple):
 
 
 def step_metrics(
-    tables: Mapping[str, pa.Table], manifests: Mapping[str, Manifest]
+    tables: Mapping[str, pa.Table], manifests: Mapping[str, Manifest], tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return one flat record of a training step."""
+    """Return one flat record of a training step.
+
+    Args:
+        tasks: names of a mixture's tasks, each of which has entries of its own, as in
+            `reward_mean/NAME`: null where the step asked nothing of it.
+    """
     record: dict[str, Any] = {"step": manifests["updates"].origin.step}
     record |= _sample_metrics(tables["rollouts"], tables["verdicts"])
     record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings["route"])
@@ -44,11 +49,29 @@ def step_metrics(
         record[f"seconds_{stage}"] = manifests[table].cost.seconds
     record["seconds"] = sum(v for k, v in record.items() if k.startswith("seconds_"))
     record["tokens"] = int(manifests["rollouts"].cost.tokens)
-    return record
+    return record | _task_metrics(tables, tasks)
 
 
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
-    """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more."""
+    """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more.
+
+    Every question counts the same, whichever task it is of. Where there are several tasks, each
+    has the same numbers of its own questions, as in `accuracy/NAME`.
+    """
+    record = _answer_metrics(evaluations)
+    tasks = pc.unique(evaluations["task"]).to_pylist()
+    for task in tasks if len(tasks) > 1 else ():
+        own = _answer_metrics(evaluations.filter(pc.equal(evaluations["task"], task)))
+        record |= {f"{key}/{task}": value for key, value in own.items()}
+    return record
+
+
+def tasks_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tasks that have entries of their own in an evaluation's record."""
+    return [key.partition("/")[2] for key in record if key.startswith("accuracy/")]
+
+
+def _answer_metrics(evaluations: pa.Table) -> dict[str, Any]:
     groups = _by_question(evaluations)
     answers = list(zip(*(evaluations[name].to_pylist() for name in _PER_ANSWER), strict=True))
     per_question = {
@@ -128,6 +151,29 @@ def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
         "response_tokens_max": int(lengths.max()),
         "duplicate_share": _duplicate_share(rollouts, lengths),
     }
+
+
+def _task_metrics(tables: Mapping[str, pa.Table], tasks: Sequence[str]) -> dict[str, Any]:
+    names = tables["rollouts"]["task"]
+    record: dict[str, Any] = {}
+    for task in tasks:
+        of_task = pc.equal(names, task)
+        rollouts = tables["rollouts"].filter(of_task)
+        verdicts, routes = tables["verdicts"].filter(of_task), tables["routes"].filter(of_task)
+        lengths = pc.list_value_length(rollouts["response_ids"])
+        own = {
+            "rollouts": rollouts.num_rows,
+            "reward_mean": _mean(verdicts["reward"].to_numpy()),
+            "correct_share": _mean(verdicts["correct"].to_numpy()),
+            "format_rate": _mean(verdicts["format_ok"].to_numpy()),
+            "verifier_errors": verdicts.num_rows - verdicts["error"].null_count,
+            "truncated_share": _mean(pc.equal(rollouts["finish_reason"], "length").to_numpy()),
+            "response_tokens_mean": _mean(lengths.to_numpy()),
+            "share_sdpo": _mean(pc.equal(routes["route"], "sdpo").to_numpy()),
+            "teacher_available": _mean(routes["teacher_available"].to_numpy()),
+        }
+        record |= {f"{key}/{task}": value for key, value in own.items()}
+    return record
 
 
 def _duplicate_share(rollouts: pa.Table, lengths: npt.NDArray[np.int64]) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.health.records import Records
-from pipeline.metrics import evaluation_metrics
+from pipeline.metrics import evaluation_metrics, tasks_of
 from pipeline.store import Run
 
 _DEPTH = 3
@@ -35,10 +35,12 @@ def overview(root: Path) -> dict[str, Any]:
     run = Run.open(root)
     done = run.steps_done()
     evaluated = run.steps_of("evaluations")
-    accuracy = None
+    accuracy, of_tasks = None, {}
     if evaluated:
         table = run.read("evaluations", evaluated[-1])
-        accuracy = evaluation_metrics(table)["accuracy"]
+        record = evaluation_metrics(table)
+        accuracy = record["accuracy"]
+        of_tasks = {task: record[f"accuracy/{task}"] for task in tasks_of(record)}
     files = [path.stat() for path in root.rglob("*") if path.is_file()]
     newest = max(status.st_mtime for status in files)
     return {
@@ -47,7 +49,9 @@ def overview(root: Path) -> dict[str, Any]:
         "state": _state(run, done),
         "steps_done": done,
         "steps": run.config.run.steps,
+        "task": run.config.data.title,
         "accuracy": accuracy,
+        "accuracy_of_tasks": of_tasks,
         "accuracy_after": evaluated[-1] if evaluated else None,
         "alarms": _alarms(run, done),
         "bytes": sum(status.st_size for status in files),

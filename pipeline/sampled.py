@@ -1,7 +1,7 @@
 """Columns of sampled answers, shared by the tables `rollouts` and `evaluations`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from pipeline.engine import Sample, SamplingSettings
 from pipeline.errors import NumericalError, PolicyError
 from pipeline.seeds import derive_seed
 from pipeline.stage import Handles
+from pipeline.task import Verdict, Verifier
 
 
 def sample_columns(
@@ -54,7 +55,7 @@ def sample_columns(
         "step": constant(handles.step),
         "group": column(lambda g, j, _: g),
         "sample": column(lambda g, j, _: j),
-        "task": constant(handles.task),
+        "task": column(lambda g, j, _: handles.tasks[g]),
         "prompt_id": [q.prompt_id for q in questions],
         "messages": [[m._asdict() for m in q.messages] for q in questions],
         "reference": [q.reference for q in questions],
@@ -89,12 +90,15 @@ def _expect_finite(engine: str, rollout_ids: list[str], logprobs: list[list[floa
 
 
 def verdict_columns(
-    responses: list[str], references: list[str], threshold: float, handles: Handles
+    tasks: list[str],
+    responses: list[str],
+    references: list[str],
+    threshold: float,
+    handles: Handles,
 ) -> dict[str, list[Any]]:
-    """Judge answers in bounded child processes and return the columns of `verdicts`."""
-    if handles.verifier is None:
-        raise PolicyError("judging needs a verifier and got none")
-    verdicts = handles.verifier.verify(list(zip(responses, references, strict=True)))
+    """Judge answers, each by its task's verifier, and return the columns of `verdicts`."""
+    judged = _judged(tasks, list(zip(responses, references, strict=True)), handles)
+    verdicts = [verdict for _, verdict in judged]
     return {
         "reward": [v.reward for v in verdicts],
         # Compared as stored, in float32, so that an audit of the table agrees.
@@ -102,6 +106,33 @@ def verdict_columns(
         "format_ok": [v.format_ok for v in verdicts],
         "prediction": [v.prediction or "" for v in verdicts],
         "feedback": [v.feedback for v in verdicts],
-        "verifier": [handles.verifier_version] * len(verdicts),
+        "verifier": [version for version, _ in judged],
         "error": [v.error for v in verdicts],
     }
+
+
+def _judged(
+    tasks: Sequence[str], pairs: Sequence[tuple[str, str]], handles: Handles
+) -> list[tuple[str, Verdict]]:
+    """Return the version of the verifier and the verdict of each pair, one task after the other."""
+    found: dict[int, tuple[str, Verdict]] = {}
+    names = [_verifier_of(task, handles.verifiers) for task in tasks]
+    for name, verifier in handles.verifiers.items():
+        rows = [row for row, own in enumerate(names) if own == name]
+        verdicts = verifier.pool.verify([pairs[row] for row in rows])
+        found |= {row: (verifier.version, v) for row, v in zip(rows, verdicts, strict=True)}
+    return [found[row] for row in range(len(pairs))]
+
+
+def _verifier_of(task: str, verifiers: Mapping[str, Verifier]) -> str:
+    """Return whose verifier judges a task's answers: its own.
+
+    The only one there is judges all: in a fork, a run's rollouts may be judged by other code.
+
+    Raises:
+        PolicyError: there is none.
+    """
+    name = next(iter(verifiers)) if len(verifiers) == 1 else task
+    if name not in verifiers:
+        raise PolicyError(f"judging answers of task {task} needs its verifier and got none")
+    return name

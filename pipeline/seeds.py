@@ -21,17 +21,21 @@ def permutation(run_seed: int, purpose: str, size: int, *indices: int) -> list[i
 
 
 def epoch_positions(run_seed: int, size: int, step: int, count: int) -> list[int]:
-    """Return the `count` dataset positions of a step.
+    """Return the `count` dataset positions of a step of a run of one task."""
+    return stream_positions(run_seed, "epoch", size, step * count, count)
+
+
+def stream_positions(run_seed: int, purpose: str, size: int, start: int, count: int) -> list[int]:
+    """Return `count` dataset positions from `start` on.
 
     Questions come from one endless stream of seeded permutations, one per epoch; what an epoch
     leaves over opens the next step, so that no question is dropped or seen out of turn.
     """
-    start = step * count
     orders: dict[int, list[int]] = {}
     positions = []
     for index in range(start, start + count):
         epoch, offset = divmod(index, size)
         if epoch not in orders:
-            orders[epoch] = permutation(run_seed, "epoch", size, epoch)
+            orders[epoch] = permutation(run_seed, purpose, size, epoch)
         positions.append(orders[epoch][offset])
     return positions

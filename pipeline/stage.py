@@ -26,8 +26,7 @@ from pipeline.reading import expect_schema
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.shortage import explained
 from pipeline.store import Run
-from pipeline.task import Message, Question
-from pipeline.verification import VerifierPool
+from pipeline.task import Message, Question, Verifier
 from pipeline.writing import Writer
 
 Handle = Literal["seed", "questions", "policy", "engine", "verifier"]
@@ -46,9 +45,9 @@ class Handles:
     Attributes:
         seed: the run's seed.
         step: training step, or steps done for an evaluation.
-        task: name of the task.
-        verifier_version: name and version of the task's verifier.
-        verifier_digest: SHA-256 of the task's source.
+        tasks: name of the task of each question.
+        verifiers: by name of their task.
+        verifier_digest: SHA-256 of the source of the task, or of all tasks.
         render: prompt text and ids of a conversation, without a policy.
         max_logprob_gap: nats by which engine and trainer may differ in a token. A guard: it stops
             an update or leaves no trace, so it is in no digest.
@@ -56,14 +55,13 @@ class Handles:
 
     seed: int
     step: int
-    task: str = ""
-    verifier_version: str = ""
     verifier_digest: str = ""
     questions: Sequence[Question] = ()
+    tasks: Sequence[str] = ()
     render: Render | None = None
     policy: Policy | None = None
     engine: Engine | None = None
-    verifier: VerifierPool | None = None
+    verifiers: Mapping[str, Verifier] = field(default_factory=dict)
     max_logprob_gap: float | None = None
     progress: Progress = silent
 

@@ -10,6 +10,7 @@ A task is any module (a shipped one, or one Python file of the user's) with
 two texts, both untrusted; it runs in a child process with bounded time and memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -67,3 +68,17 @@ class Task(Protocol):
 
     def verify(self, response: str, reference: str) -> Verdict:
         """Judge one response."""
+
+
+class Judging(Protocol):
+    """What judges pairs of response and reference: a pool of processes, or canned verdicts."""
+
+    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Return the verdicts, in order."""
+
+
+class Verifier(NamedTuple):
+    """A task's verifier: its name and version, and what runs it."""
+
+    version: str
+    pool: Judging

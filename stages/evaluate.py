@@ -17,7 +17,11 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     columns = sample_columns("e", settings.rollouts, sampling_settings(settings), handles)
     del columns["sampled_logprobs"]
     columns |= verdict_columns(
-        columns["response_text"], columns["reference"], config.verify.success_threshold, handles
+        columns["task"],
+        columns["response_text"],
+        columns["reference"],
+        config.verify.success_threshold,
+        handles,
     )
     columns["response_tokens"] = [len(ids) for ids in columns["response_ids"]]
     tokens = sum(columns["response_tokens"])

@@ -16,6 +16,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     columns = {
         "rollout_id": rollouts.column("rollout_id").to_pylist(),
         **verdict_columns(
+            rollouts.column("task").to_pylist(),
             rollouts.column("response_text").to_pylist(),
             rollouts.column("reference").to_pylist(),
             config.verify.success_threshold,

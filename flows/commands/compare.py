@@ -110,5 +110,8 @@ def _print(found: "Comparison") -> None:
             texts = [cell_texts(cell) if (cell := cells[j]) else None for j, _ in columns]
             shown = ["{mean} ({low}-{high}){mark}".format(**t) if t else "-" for t in texts]
             table.add_row(name, str(len(row.curves)), *shown)
+            for task in dict.fromkeys(task for t in texts if t for task in t["tasks"]):
+                means = [t["tasks"].get(task, "-") if t else "-" for t in texts]
+                table.add_row(f"  {task}", "", *means)
         console.print(table, highlight=False, markup=False)
     console.print(note_of(found), highlight=False, markup=False)

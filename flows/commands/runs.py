@@ -60,4 +60,6 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
             texts["size"] = size(row["bytes"])
         cells = [NOTHING if text is None else printable(str(text)) for text in texts.values()]
         table.add_row(*cells)
+        for task, accuracy in row["accuracy_of_tasks"].items():
+            table.add_row(f"  {printable(task)}", "", "", f"{accuracy:.1%}")
     Console().print(table, highlight=False, markup=False)

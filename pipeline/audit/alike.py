@@ -102,8 +102,7 @@ def _holders(values: Mapping[str, Mapping[str, Any]], key: str) -> str:
 def _task(run: Run) -> dict[str, Any]:
     code, questions = (str(run.record.get(f"{n}_digest") or "") for n in ("task", "questions"))
     return {
-        "data.task": run.config.data.task,
-        "data.path": run.config.data.path,
+        **flat(run.config.data.model_dump(exclude={"max_prompt_length"}), "data"),
         "code of the task": code[:_DIGEST],
         "questions": questions[:_DIGEST],
     }

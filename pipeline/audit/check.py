@@ -287,7 +287,7 @@ class _Step:
             return
         try:
             data = {name: known.table for name, known in self.whole.items()}
-            expected = step_metrics(data, manifests)
+            expected = step_metrics(data, manifests, self.run.config.data.mixed)
         except _DAMAGE as error:
             self.report.add(path, "tables that it follows from", f"{error}", advice)
             return

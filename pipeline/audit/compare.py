@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.audit.alike import differing, labels_of, lineage, named_runs, settings_of, unlike
 from pipeline.errors import SrpoError
 from pipeline.files import canonical_json
-from pipeline.metrics import Interval, evaluation_metrics
+from pipeline.metrics import Interval, evaluation_metrics, tasks_of
 from pipeline.store import Run
 
 Axis = Literal["seconds", "tokens", "steps"]
@@ -115,11 +115,13 @@ class Cell:
         interval: mean and 95% interval: over seeds (Student t), or of one seed over questions.
         best: what each seed counts with.
         reached: whether the evaluations of all seeds go as far as the budget.
+        of_tasks: for runs of several tasks, the mean over seeds on each task, by the same states.
     """
 
     interval: Interval
     best: list[Best]
     reached: bool
+    of_tasks: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,12 @@ def cell_of(row: Row, budget: Budget) -> Cell | None:
         return None
     best = [Best(c.name, c.seed, e.steps, e.record["accuracy"]) for c, e in pairs]
     reached = all(c.reach(budget.axis) * _TOLERANCE >= budget.limit for c in row.curves)
-    return Cell(row_interval([e for _, e in pairs]), best, reached)
+    records = [e.record for _, e in pairs]
+    of_tasks = {
+        task: math.fsum(record[f"accuracy/{task}"] for record in records) / len(records)
+        for task in tasks_of(records[0])
+    }
+    return Cell(row_interval([e for _, e in pairs]), best, reached, of_tasks)
 
 
 def row_interval(evaluations: Sequence[Evaluation]) -> Interval:

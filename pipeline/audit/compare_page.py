@@ -35,13 +35,17 @@ def limit_text(budget: Budget) -> str:
     return f"{count(budget.limit)} {budget.axis}"
 
 
-def cell_texts(cell: Cell) -> dict[str, str]:
-    """Return the parts of a cell: mean, low and high in percent, a mark, and when it was best."""
+def cell_texts(cell: Cell) -> dict[str, Any]:
+    """Return the parts of a cell: mean, low and high in percent, a mark, and when it was best.
+
+    `tasks` has the mean on each task of a mixture.
+    """
     mean, low, high = (f"{100 * value:.1f}" for value in cell.interval)
     steps = sorted({best.steps for best in cell.best})
     when = f"after {'-'.join(dict.fromkeys((count(steps[0]), count(steps[-1]))))} steps"
     mark = "" if cell.reached else NOT_REACHED
-    return {"mean": mean, "low": low, "high": high, "mark": mark, "when": when}
+    tasks = {task: f"{100 * value:.1f}" for task, value in cell.of_tasks.items()}
+    return {"mean": mean, "low": low, "high": high, "mark": mark, "when": when, "tasks": tasks}
 
 
 def note_of(comparison: Comparison) -> str:
@@ -157,4 +161,5 @@ def _cell_record(cell: Cell | None) -> dict[str, Any] | None:
         return None
     kind = "student_t_over_seeds" if len(cell.best) > 1 else "bootstrap_over_questions"
     best = [best._asdict() for best in cell.best]
-    return {**cell.interval._asdict(), "interval": kind, "reached": cell.reached, "best": best}
+    record = {**cell.interval._asdict(), "interval": kind, "reached": cell.reached, "best": best}
+    return {**record, "of_tasks": cell.of_tasks} if cell.of_tasks else record

@@ -34,6 +34,7 @@ COLUMNS = (
     Column("step", "rollouts", "step", _INT),
     Column("group", "rollouts", "group", _INT),
     Column("sample", "rollouts", "sample", _INT),
+    Column("task", "rollouts", "task", _TEXT),
     Column("prompt_id", "rollouts", "prompt_id", _TEXT),
     Column("route", "routes", "route", _TEXT),
     Column("reason", "routes", "reason", _TEXT),

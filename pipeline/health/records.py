@@ -33,7 +33,9 @@ class Records:
             )
         tables = {name: self._run.read(name, step) for name in STEP_TABLES}
         record = step_metrics(
-            tables, {name: self._run.manifest(name, step) for name in STEP_TABLES}
+            tables,
+            {name: self._run.manifest(name, step) for name in STEP_TABLES},
+            self._run.config.data.mixed,
         )
         found = findings_at_step([*self.before(step), record], self._evaluated(step))
         record["alarms"] = self._alarms(found, tables, step)

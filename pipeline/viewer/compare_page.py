@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.audit.diff import DecisionChange, RunDiff, diff_runs
 from pipeline.audit.plain import printable
+from pipeline.metrics import tasks_of
 from pipeline.store import Run
 from pipeline.text import count, number
 from pipeline.viewer.exported import in_export
@@ -117,7 +118,11 @@ def _measures(a: History, b: History) -> dict[str, Any]:
     evaluated = max(a.evaluations.keys() & b.evaluations.keys(), default=None)
     if evaluated is not None:
         chart = Chart("accuracy", f"avg@k after {count(evaluated)} steps", "percent")
-        rows.append(_row(chart, a.evaluations[evaluated], b.evaluations[evaluated]))
+        one, other = a.evaluations[evaluated], b.evaluations[evaluated]
+        rows.append(_row(chart, one, other))
+        for task in dict.fromkeys([*tasks_of(one), *tasks_of(other)]):
+            own = Chart(f"accuracy/{task}", f"{chart.title}, {task}", "percent")
+            rows.append(_row(own, one, other))
     return {"step": common, "rows": [row for row in rows if row is not None]}
 
 

@@ -57,7 +57,8 @@ def step_record(run: Run, step: int) -> Record:
         parents = step_record(run.parent, step)
         for table, keys in _UPSTREAM.items():
             if run.fork.inherits(table, step):
-                record |= {key: parents.get(key) for key in keys}
+                of_task = (key for key in parents if key.partition("/")[0] in keys)
+                record |= {key: parents.get(key) for key in (*keys, *of_task)}
     return record | _of_tables(run, step)
 
 

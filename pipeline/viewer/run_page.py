@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any
 
 from pipeline.store import Run
@@ -10,6 +10,7 @@ from pipeline.viewer.exported import in_export
 from pipeline.viewer.profile import profile_context, profiles_of, with_profiles
 from pipeline.viewer.records import History, Record, history
 from pipeline.viewer.series import (
+    MARKS,
     PROFILE,
     ROUTES,
     STYLES,
@@ -80,6 +81,7 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         "others": [_pair(names, name, other) for other in names if other != name],
         "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],
         "evaluations": histories[name].evaluations,
+        "tasks": _tasks(series[name]),
         "routes": [r for r in ROUTES if any(record.get(f"share_{r}") for record in records)],
         "settings": changed_settings(run.config),
         "origins": origins(run),
@@ -106,7 +108,7 @@ def _summary(run: Run, known: History) -> dict[str, Any]:
         **state_of(run),
         "folder": str(run.root),
         "method": run.config.route.method,
-        "task": run.config.data.task,
+        "task": run.config.data.title,
         "model": run.config.model.path,
         "k": run.config.evaluate.rollouts,
         "reward": last.get("reward_mean"),
@@ -119,6 +121,12 @@ def _summary(run: Run, known: History) -> dict[str, Any]:
         "alarms": len(alarms_of(records)),
         "fork_of": run.parent.root.name if run.parent else None,
     }
+
+
+def _tasks(series: dict[str, Any]) -> list[tuple[str, float | None, str]]:
+    """Return a mixture's tasks: each one's name, newest accuracy, and sign in the chart."""
+    newest = [(task, values[-1]) for task, values in series["evaluations"]["tasks"].items()]
+    return [(*pair, sign) for pair, sign in zip(newest, cycle(MARKS), strict=False)]
 
 
 def _fork(run: Run) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.metrics import tasks_of
 from pipeline.profiles import STAGES
 from pipeline.text import count, duration, number, percent
 from pipeline.viewer.records import History, Record
@@ -15,6 +16,9 @@ WINDOW = 5
 
 STYLES = 8
 """Runs that get a line style of their own; then they repeat."""
+
+MARKS = "■◆▲▼✕✚★⬢"
+"""Signs of a mixture's tasks in the chart of evaluations; then they repeat."""
 
 ROUTES = ("grpo", "sdpo", "mix", "none")
 Format = Literal["percent", "number", "count", "seconds"]
@@ -132,6 +136,10 @@ def run_series(name: str, run: History) -> dict[str, Any]:
                 for key, name in (("raw", "accuracy"), ("low", "low"), ("high", "high"))
             },
             "k": [record["rollouts"] for record in evaluations.values()],
+            "tasks": {
+                task: [short(record.get(f"accuracy/{task}")) for record in evaluations.values()]
+                for task in dict.fromkeys(t for e in evaluations.values() for t in tasks_of(e))
+            },
         },
     }
 

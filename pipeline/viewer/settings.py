@@ -30,7 +30,8 @@ def changed_settings(config: Config) -> list[Setting]:
             if value != default:
                 shown = None if default is PydanticUndefined else written(default)
                 text = field.description or ""
-                found.append(Setting(f"{section}.{name}", written(value), shown, text))
+                stored = values.model_dump()[name]
+                found.append(Setting(f"{section}.{name}", written(stored), shown, text))
     return found
 
 

@@ -87,10 +87,12 @@ def test_an_engine_that_reports_no_number_is_told_apart_by_rollout_and_position(
     session: Session, value: float
 ) -> None:
     policy = session.prepare(0)
+    asked = session.questions.of_step(session.config, 0)
     handles = Handles(
         seed=0,
         step=0,
-        questions=session.questions.of_step(session.config, 0),
+        questions=asked.questions,
+        tasks=asked.tasks,
         policy=policy,
         engine=LyingEngine(policy, rollout=2, position=0, value=value),
     )

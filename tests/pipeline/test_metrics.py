@@ -90,10 +90,30 @@ EXPECTED = {
 }
 
 
+OF_TASKS = (
+    "rollouts", "reward_mean", "correct_share", "format_rate", "verifier_errors",
+    "truncated_share", "response_tokens_mean", "share_sdpo", "teacher_available",
+)  # fmt: skip
+
+
 def test_a_step_by_hand() -> None:
     found = step_metrics(tables(), manifests())
     assert found.keys() == EXPECTED.keys()
     assert found == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_entries_of_each_task_by_hand() -> None:
+    found = tables()
+    found["rollouts"] = with_column(found["rollouts"], "task", ["a", "a", "b", "b"])
+    record = step_metrics(found, manifests(), ["a", "b", "c"])
+    own = {task: {k: record.pop(f"{k}/{task}") for k in OF_TASKS} for task in ("a", "b", "c")}
+    assert record == pytest.approx(EXPECTED, rel=1e-6)
+    assert own["a"]["rollouts"] == own["b"]["rollouts"] == 2
+    for key in ("reward_mean", "correct_share", "share_sdpo", "response_tokens_mean"):
+        assert (own["a"][key] + own["b"][key]) / 2 == pytest.approx(EXPECTED[key])
+    assert (own["a"]["reward_mean"], own["a"]["share_sdpo"]) == (0.5, 0.5)  # one is right, one SDPO
+    counts = ("rollouts", "verifier_errors")
+    assert own["c"] == {key: 0 if key in counts else None for key in OF_TASKS}
 
 
 def test_saved_work_is_that_of_route_and_update() -> None:

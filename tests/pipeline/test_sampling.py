@@ -98,6 +98,17 @@ def test_the_batch_size_does_not_matter(tiny_policy: OpenPolicy, batch_size: int
         expect_same(apart[seed], expected)
 
 
+def test_two_questions_of_one_prompt_are_two_groups(tiny_policy: OpenPolicy) -> None:
+    policy = stopping(tiny_policy())
+    together = by_seed(sample(policy, settings()), SEEDS)
+    twice = [[5, 6, 7, 8], [9], [5, 6, 7, 8], [17, 18]]
+    found = sample(policy, settings(), twice, [[11, 13], [21], [12], [41, 42, 43, 44]])
+    assert [len(group) for group in found] == [2, 1, 1, 4]
+    for group, seeds in zip(found, ([11, 13], [21], [12], [41, 42, 43, 44]), strict=True):
+        for sample_, seed in zip(group, seeds, strict=True):
+            expect_same(sample_, together[seed])
+
+
 def test_neighbours_and_order_do_not_matter(tiny_policy: OpenPolicy) -> None:
     policy = stopping(tiny_policy())
     together = by_seed(sample(policy, settings()), SEEDS)
@@ -355,7 +366,7 @@ class FixedEngine:
 def test_columns_of_sampled_answers(tiny_policy: OpenPolicy) -> None:
     policy, engine = tiny_policy(), FixedEngine()
     questions = [Question(f"q{i}", (Message("user", f"{i}?"),), f'"{i}"') for i in range(2)]
-    handles = Handles(5, 12, task="t", questions=questions, policy=policy, engine=engine)
+    handles = Handles(5, 12, tasks=["t", "u"], questions=questions, policy=policy, engine=engine)
     found = sample_columns("e", 3, settings(0.6, 0.95, 4), handles)
     assert found["rollout_id"][:4] == [
         "e000012-0000-00",
@@ -366,6 +377,7 @@ def test_columns_of_sampled_answers(tiny_policy: OpenPolicy) -> None:
     assert found["group"] == [0, 0, 0, 1, 1, 1]
     assert found["sample"] == [0, 1, 2, 0, 1, 2]
     assert found["prompt_id"] == ["q0"] * 3 + ["q1"] * 3
+    assert found["task"] == ["t"] * 3 + ["u"] * 3
     assert found["messages"][3] == [{"role": "user", "content": "1?"}]
     assert found["prompt_ids"][5] == policy.render(questions[1].messages)[1]
     assert found["response_text"] == [policy.decode([20 + j]) for j in (0, 1, 2)] * 2
@@ -382,6 +394,8 @@ def test_seeds_depend_on_run_step_and_purpose(tiny_policy: OpenPolicy) -> None:
     found = set()
     for prefix, seed, step in (("", 0, 0), ("e", 0, 0), ("", 1, 0), ("", 0, 1)):
         engine = FixedEngine()
-        handles = Handles(seed, step, questions=[question], policy=tiny_policy(), engine=engine)
+        handles = Handles(
+            seed, step, questions=[question], tasks=["t"], policy=tiny_policy(), engine=engine
+        )
         found.add(sample_columns(prefix, 2, settings(), handles)["seed"][0])
     assert len(found) == 4

@@ -35,6 +35,7 @@ from pipeline.scoring import score_student
 from pipeline.seeds import derive_seed
 from pipeline.stage import Handles, run_stage
 from pipeline.store import Run
+from pipeline.task import Verifier
 from pipeline.verification import VerifierPool
 
 Collapse = Literal["none", "format", "shrink"]
@@ -125,24 +126,23 @@ class PlantedEngine:
 def make(root: Path, collapse: Collapse, seed: int, onset: int = 7, steps: int = 12) -> Run:
     """Make the run, step by step, as a training does."""
     config = load_config("demo", [*SETTINGS, f"run.steps={steps}", f"run.seed={seed}"])
-    task = config.data.task
+    task = config.data.title
     pool = VerifierPool(judge, task, 1, 10.0, config.verify.memory_mb, prepare=open_task)
     with contextlib.closing(Session.create(root, config)) as session, contextlib.closing(pool):
 
         def sampled(stage: str, step: int) -> None:
             policy = session.prepare(step)
             of = session.questions.of_evaluation if stage == "evaluate" else None
-            questions = of(config) if of else session.questions.of_step(config, step)
+            asked = of(config) if of else session.questions.of_step(config, step)
             handles = Handles(
                 seed=derive_seed(seed, "planted"),
                 step=step,
-                task=task,
-                verifier_version=open_task(task).VERIFIER,
                 verifier_digest=file_digest(task),
-                questions=questions,
+                questions=asked.questions,
+                tasks=asked.tasks,
                 policy=policy,
                 engine=PlantedEngine(policy, collapse, onset, step),
-                verifier=pool,
+                verifiers={task: Verifier(open_task(task).VERIFIER, pool)},
             )
             run_stage(session.run, STAGES[stage], handles)
 

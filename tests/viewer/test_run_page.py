@@ -15,6 +15,7 @@ from pipeline.viewer.run_page import RUN, alarms_of, context
 from pipeline.viewer.series import CHARTS, last_text, run_series, smoothed
 from pipeline.viewer.settings import changed_settings
 from pipeline.viewer.shell import named
+from tests.flows import mixtures
 from tests.viewer.conftest import STEPS, Serve, Watched
 
 Open = Callable[..., Watched]
@@ -82,7 +83,7 @@ def test_a_fork_without_updates_shows_its_own_weights_and_its_parents_rollouts(
 def test_settings_that_differ_are_named_with_their_defaults(trained: Run) -> None:
     found = {setting.key: setting for setting in changed_settings(trained.config)}
     assert (found["run.steps"].value, found["run.steps"].default) == ("7", "100")
-    assert found["data.task"].default is None
+    assert (found["data.task"].value, found["model.path"].default) == ("arithmetic", None)
     assert "weigh.beta" in found or "update.clip_low" not in found
 
 
@@ -223,3 +224,35 @@ def test_alarms_stand_at_the_top_with_their_evidence(
     expect(shown).to_contain_text("format falling from step 2: format <b>fell</b> to 12%")
     link = shown.get_by_role("link", name="000002-0000-00")
     assert link.get_attribute("href") == "/runs/demo/rollouts/000002-0000-00/"
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return mixtures.trained(tmp_path_factory.mktemp("mixture"), "mixed")
+
+
+def test_each_task_of_a_mixture_has_its_line_and_its_column(
+    trained: Run, mixture: Run, serve: Serve, watched: Open
+) -> None:
+    found, tasks = history(mixture).evaluations, ("arithmetic", "doubles")
+    of_tasks = [[found[n][f"accuracy/{task}"] for n in (0, 3, 6)] for task in tasks]
+    page = watched()
+    drawn(page, serve([mixture, trained]) + "/runs/mixed/")
+    legend = page.page.locator("#legend-tasks li")
+    assert legend.all_inner_texts() == [
+        "● all",
+        f"■ arithmetic {of_tasks[0][-1]:.1%}",
+        f"◆ doubles {of_tasks[1][-1]:.1%}",
+    ]
+    lines = page.page.evaluate(
+        "document.querySelector('[data-chart=accuracy] .plot').data.map((line) => line.y)"
+    )
+    overall = [found[n]["accuracy"] for n in (0, 3, 6)]
+    assert sorted(map(len, lines)) == [3, 3, 3, 4]  # both runs, and the two tasks of this one
+    for wanted in (overall, *of_tasks):
+        assert any(line == pytest.approx(wanted, rel=1e-5) for line in lines)
+    heads = page.page.locator("#evaluations-table th[scope=col]").all_inner_texts()
+    assert heads[-2:] == ["avg@2 arithmetic", "avg@2 doubles"]
+    assert page.errors == []
+    page.page.goto(page.page.url.replace("/mixed/", "/demo/"))
+    assert page.page.locator("#legend-tasks").count() == 0

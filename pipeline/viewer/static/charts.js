@@ -73,12 +73,25 @@
   // Names of runs are texts of others: Plotly reads some markup and %{...} in templates.
   const plain = (text) => text.replace(/[<>&%{}]/g, "_");
 
+  // The tasks of the page's own run: its colour, thinner, with the signs of the legend (MARKS).
+  const signs = ["square", "diamond", "triangle-up", "triangle-down", "x-thin-open", "cross-thin-open", "star", "hexagon"];
+  const taskTraces = (chart, run, unit) => {
+    if (run.name !== data.current) return [];
+    const own = colour(`--run-${run.style}`);
+    return Object.entries(run.evaluations.tasks).map(([task, y], i) => ({
+      x: places(run.evaluations.x, unit), y, mode: "lines+markers", opacity: 0.75,
+      line: { color: own, width: 1, dash: dashes[1 + (i % 3)] },
+      marker: { color: own, size: 7, symbol: signs[i % signs.length], line: { color: own, width: 1.5 } },
+      hovertemplate: hover(chart, plain(task)),
+    }));
+  };
+
   const evaluationTraces = (chart, run, unit) => {
     const found = run.evaluations;
     if (found.raw.length === 0) return [];
     const own = colour(`--run-${run.style}`);
     const name = data.runs.length > 1 ? plain(run.name) : "avg@";
-    return [{
+    return [...taskTraces(chart, run, unit), {
       x: places(found.x, unit), y: found.raw, mode: "lines+markers",
       line: { color: own, width: 1.5, dash: dashes[run.style % 4] }, marker: { color: own, size: 5 },
       error_y: {

@@ -21,7 +21,8 @@ def test_one_row_per_rollout_joined_from_all_tables(run: Run) -> None:
     row = listing.samples(run).collect().row(1, named=True)
     expected = {
         "rollout_id": IDS[1], "step": STEP, "group": 0, "sample": 1, "prompt_id": "q0",
-        "route": "sdpo", "reason": "wrong", "reward": 0.0, "correct": False, "prediction": "5",
+        "task": "arithmetic", "route": "sdpo", "reason": "wrong", "reward": 0.0,
+        "correct": False, "prediction": "5",
         "advantage": -0.5, "teacher_rollout_id": IDS[0], "response_tokens": 2, "loss_sum": 0.5,
         "share": 0.2, "divergence": 0.25, "verifier": "arithmetic/1", "error": None,
         "policy_version": "000003-abc", "finish_reason": "stop", "computed": True,
