@@ -22,7 +22,7 @@ from pipeline.lock import RunLock
 RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 {then}
-time.sleep(120)
+time.sleep(600)
 """
 
 
@@ -128,7 +128,7 @@ def test_commands_that_write_respect_the_lock_and_those_that_read_need_none(tmp_
             assert error.count("\n") == 1, error
         for arguments in reading:
             assert _srpo(*arguments)[0] == 0, arguments
-        assert time.monotonic() - started < 110, "the holders have ended before their time"
+        assert time.monotonic() - started < 590, "the holders have ended before their time"
     assert _srpo(*writing["fork"])[0] == 0
 
 

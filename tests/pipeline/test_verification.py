@@ -187,7 +187,7 @@ def test_children_live_across_calls_and_end_with_the_pool(pool: PoolMaker) -> No
         # The program has ended with its verdict; nobody had to wait for it.
         wait_until_gone([p for p in processes() if p not in first])
         assert all(p.is_running() for p in first)
-    assert not any(p.is_running() for p in first)
+    wait_until_gone(first)
     with pytest.raises(ConfigError, match="closed"):
         shared.verify([FINE])
     shared.close()
