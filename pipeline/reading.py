@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from pipeline.audit.plain import printable
+from pipeline.compression import is_compressed
 from pipeline.errors import StoreError
 from pipeline.schemas import SCHEMA_VERSION, schema_of
 
@@ -23,13 +24,24 @@ def read_arrow(path: Path) -> pa.Table:
     """
     try:
         with pa.memory_map(str(path)) as source:
-            found = pa.ipc.open_file(source).read_all()
-            found.validate()
-            return found
+            return arrow_rows(source.read_buffer())
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise StoreError(f"{path}: not a readable Arrow file: {_reason(error)}") from None
+
+
+def arrow_rows(data: pa.Buffer) -> pa.Table:
+    """Return the rows of a mapped Arrow IPC file, without a copy.
+
+    Raises:
+        ValueError: it is not one, its parts contradict each other in size, or some are compressed.
+    """
+    if is_compressed(memoryview(data)):
+        raise ValueError("parts of it are compressed or dictionaries, as in no table of a run")
+    found = pa.ipc.open_file(data).read_all()
+    found.validate()
+    return found
 
 
 def expect_schema(stage: str, table: str, data: pa.Table) -> pa.Schema:

@@ -4,9 +4,9 @@ import mmap
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.ipc
 
 from pipeline.errors import StoreError
+from pipeline.reading import arrow_rows
 
 
 class MappedTable:
@@ -20,7 +20,7 @@ class MappedTable:
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self.table: pa.Table = pa.ipc.open_file(pa.py_buffer(self._map)).read_all()
+            self.table: pa.Table = arrow_rows(pa.py_buffer(self._map))
         except FileNotFoundError:
             raise StoreError(f"{path}: missing") from None
         except (ValueError, OSError, pa.ArrowException) as error:

@@ -1,6 +1,7 @@
 """Disks that are full, read-only or limited: one clear line, nothing half-made, the run goes on."""
 
 import contextlib
+import errno
 import os
 import resource
 import subprocess
@@ -185,6 +186,62 @@ def test_a_limit_on_the_size_of_files(
     assert "File too large" in line
     assert "raise that limit" in line
     expect_sound_and_finish(root, undisturbed)
+
+
+class Syncs:
+    """What becomes of every fsync under a folder, while it is in place."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self._root, self._real = root, os.fsync
+        self.error: int | None = None
+        self.seconds = 0.0
+        patch.setattr(os, "fsync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(self._root):
+            time.sleep(self.seconds)
+            if self.error is not None:
+                raise OSError(self.error, os.strerror(self.error))
+        self._real(descriptor)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("evaluate", 0), ("verify", 1), ("snapshot", 2)])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errno.EDQUOT, "Disk quota exceeded (your quota there is used up); make room there"),
+        (errno.EIO, "Input/output error (the disk or its connection failed); look at the kernel's"),
+    ],
+)
+def test_a_quota_that_is_used_up_and_a_disk_that_fails(
+    error: int,
+    words: str,
+    stage: str,
+    step: int,
+    tmp_path: Path,
+    config: Config,
+    undisturbed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = tmp_path / "run"
+    syncs = Syncs(root, monkeypatch)
+    session = Session.create(root, config)
+    line = line_of(session, At(stage, step, lambda: setattr(syncs, "error", error)))
+    assert line.startswith(str(root)) and "\n" not in line
+    assert words in line
+    syncs.error = None
+    expect_sound_and_finish(root, undisturbed)
+
+
+def test_a_slow_disk_changes_nothing_but_the_time(
+    tmp_path: Path, config: Config, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    Syncs(root, monkeypatch).seconds = 0.02
+    started = time.perf_counter()
+    assert go_on(Session.create(root, config)) == Outcome(STEPS, "steps")
+    assert time.perf_counter() - started > 1.0
+    assert everything(root) == undisturbed
 
 
 def test_what_rust_says_becomes_an_error_of_the_system(tmp_path: Path) -> None:

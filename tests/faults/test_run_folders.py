@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from pipeline.audit.listing import samples
@@ -148,6 +149,21 @@ def test_tables_that_are_others(folder: Path) -> None:
         table(folder, "rollouts", data)
         with pytest.raises(StoreError, match=r"schema differs|not a readable Arrow file"):
             Run.open(folder).read("rollouts", 0)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_a_table_that_would_unpack_to_any_size(folder: Path, codec: str) -> None:
+    whole = Run.open(folder).read("rollouts", 0)
+    sink, written = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.ipc.new_file(sink, whole.schema, options=written) as writer:
+        writer.write_table(whole)
+    table(folder, "rollouts", sink.getvalue().to_pybytes())
+    before = pa.total_allocated_bytes()
+    for read in (lambda: Run.open(folder).read("rollouts", 0), lambda: samples(Run.open(folder))):
+        with pytest.raises(StoreError, match="parts of it are compressed") as caught:
+            read()
+        assert str(folder / "steps" / "000000" / "rollouts.arrow") in str(caught.value)
+    assert pa.total_allocated_bytes() - before < 4096, "something was unpacked"
 
 
 @pytest.mark.parametrize("offset", [2**31 - 1, -5, 1])
