@@ -23,6 +23,7 @@ import json
 import os
 import pickle
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -65,10 +66,10 @@ class _Child:
     def __init__(self, settings: dict[str, object]) -> None:
         self.socket, theirs = socket.socketpair()
         with theirs:
-            folder = os.path.join(
+            self._folder = os.path.join(
                 tempfile.gettempdir(), f"srpo-verifier-{os.getpid()}-{secrets.token_hex(8)}"
             )
-            text = json.dumps({**settings, "socket": theirs.fileno(), "folder": folder})
+            text = json.dumps({**settings, "socket": theirs.fileno(), "folder": self._folder})
             # One thread each, since threads' stacks count as memory; a fixed hash seed, so that
             # equal runs get equal verdicts from verifiers that iterate over sets.
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -165,6 +166,7 @@ class _Child:
             self.process.kill()
             self.process.wait()
         self.socket.close()
+        shutil.rmtree(self._folder, ignore_errors=True)  # a guard that was killed could not
 
 
 class VerifierPool:

@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[VerifierPool]:
     with contextlib.closing(VerifierPool(judges.judge, "t", 2, 30.0, 256)) as made:
         yield made
     del sys.modules["misbehaving_judges"]
+    assert not list(Path(tempfile.gettempdir()).glob(f"srpo-verifier-{os.getpid()}-*"))
 
 
 def kill_all_once(after: float) -> threading.Timer:
