@@ -5,26 +5,28 @@ stay gathered until `settle`. Gradients are summed, not averaged: every loss is 
 that counts all ranks' tokens.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 _ENCODE = "srpo_encode"
 
 
-def shard(model: Any) -> None:
-    """Spread a model's parameters over all ranks, in place.
+def shard(model: Any, device: torch.device) -> None:
+    """Spread a model's parameters over all ranks, in place; it may be without weights yet.
 
     A pass goes through the decoder without the projection, so that method is what FSDP watches.
     """
-    device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in model.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
@@ -34,6 +36,28 @@ def shard(model: Any) -> None:
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
+
+
+@torch.no_grad()
+def copied(model: Any, device: torch.device) -> Any:
+    """Return a copy of a model; of one that is spread, each rank copies its part."""
+    if not is_spread(next(model.parameters())):
+        return copy.deepcopy(model)
+    with torch.device("meta"):
+        twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
+    shard(twin, device)
+    copies: dict[int, Tensor] = {}  # a tied weight has one
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        value = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+        _put(twin, name, value)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        _put(twin, name, buffer.clone())
+    return twin
+
+
+def _put(model: Any, name: str, value: Tensor) -> None:
+    module, _, own = name.rpartition(".")
+    setattr(model.get_submodule(module), own, value)
 
 
 def encoder_of(model: Any) -> Any:
@@ -74,14 +98,6 @@ def is_spread(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a parameter."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every rank has, in parts as those of `like`."""
-    tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _parts(model: Any) -> list[Any]:
