@@ -113,6 +113,11 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
     return policy
 
 
+def model_of_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Any:
+    """Return a snapshot's model; every rank must call it (raises as `load_snapshot` does)."""
+    return _load_snapshot(folder, settings, teacher).model
+
+
 def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     state = _read_state(folder / "state.json")
     if state["teacher"] != asdict(teacher):

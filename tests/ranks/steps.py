@@ -12,8 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import ranks
 from pipeline.config import Config, UpdateSection
@@ -24,6 +22,7 @@ from pipeline.stage import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient
+from tests.ranks.launched import launch
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one
 
 LONG = "ab" * 150
@@ -86,17 +85,7 @@ def all_steps(folder: Path) -> list[dict[str, Any]]:
 
 def on_ranks(folder: Path, count: int) -> list[dict[str, Any]]:
     """Take the steps on so many ranks, in processes of their own."""
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id="test",
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(str(folder), redirects=Std.ALL),
-    )
-    elastic_launch(settings, sys.executable)("-m", "tests.ranks.steps", str(folder))
+    launch("tests.ranks.steps", count, folder, str(folder))
     found: list[dict[str, Any]] = pickle.loads((folder / f"found-{count}.pickle").read_bytes())
     return found
 
