@@ -116,7 +116,7 @@ class Session:
             if start is None:
                 raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
             self._policy = None
-            self._policy = load_snapshot(*self._snapshot(start))
+            self._policy = self._open_snapshot(start)
             for replayed in range(start, step):
                 self._run("update", replayed, silent)
                 if progress is not None:
@@ -304,6 +304,9 @@ class Session:
         if self._policy is None:
             raise StoreError("no policy is open; prepare a step first")
         return self._policy
+
+    def _open_snapshot(self, steps_done: int) -> Policy:
+        return load_snapshot(*self._snapshot(steps_done))
 
     def _snapshot(self, steps_done: int) -> tuple[Path, ModelSection, TeacherSettings]:
         """Return which snapshot is that of a state, and how to open it."""
