@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MOST_BYTES = 4 << 30
-"""Of tensors in one file, unless one tensor is larger: what one rank hashes at a time."""
+"""Of tensors in a file of a snapshot: what one rank digests at a time."""
 
 _TYPES = {
     torch.float64: "F64",
@@ -74,15 +74,19 @@ class Layout(NamedTuple):
 
 
 def laid_out(
-    tensors: Mapping[str, Tensor], stem: str, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    stem: str,
+    metadata: Mapping[str, str] | None = None,
+    most: int = MOST_BYTES,
 ) -> Layout:
     """Return where tensors lie in STEM.safetensors, or in several: STEM-00001-of-00002.safetensors.
 
     Args:
         tensors: of which only shapes and types are looked at; on any device.
         metadata: what each file says of itself.
+        most: bytes of tensors in one file, unless one tensor is larger.
     """
-    groups = _groups(tensors)
+    groups = _groups(tensors, most)
     layout = Layout({}, {}, {})
     for number, names in enumerate(groups, start=1):
         part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
@@ -106,7 +110,7 @@ def places_in(folder: Path, stem: str) -> dict[str, Place]:
 
 
 def write_one_by_one(named: Iterable[tuple[str, Tensor]], layout: Layout, folder: Path) -> None:
-    """Write whole tensors as they come; none is kept."""
+    """Write whole tensors as they come; none is kept when the next but one comes."""
     layout.create(folder)
     for name, tensor in named:
         place = layout.places[name]
@@ -136,13 +140,13 @@ def read_at(descriptor: int, start: int, tensor: Tensor) -> None:
         data, start = data[count:], start + count
 
 
-def _groups(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+def _groups(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
     """Deal names out to files, in their order."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
         bytes_ = tensor.numel() * tensor.dtype.itemsize
-        if groups[-1] and filled + bytes_ > MOST_BYTES:
+        if groups[-1] and filled + bytes_ > most:
             groups.append([])
             filled = 0
         groups[-1].append(name)
