@@ -3,13 +3,14 @@
     python -m benchmarks.ranks_memory [--quick] [--ranks 1 2 4]
 
 A random policy of 60M parameters with its EMA teacher and AdamW's state. Memory is what a rank has
-to itself (RssAnon, looked at every 2 ms) at its peak, less what it had before; pages of files that
-are read are the system's, and may go at any time. Each number of ranks opens the same model folder
-and writes a snapshot, whose bytes must be those of the others, then opens it. The largest rank
-counts. Linux only.
+to itself (RssAnon, looked at every 2 ms) at its peak, less what it had before; what it frees goes
+back to the system at once (a run keeps it), and pages of files that are read are the system's.
+Each number of ranks opens the same model folder and writes a snapshot, whose bytes must be those
+of the others, then opens it. The largest rank counts. Linux only.
 """
 
 import argparse
+import ctypes
 import json
 import sys
 import tempfile
@@ -45,6 +46,8 @@ NETWORK = {
 QUICK = {**NETWORK, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TEACHER = TeacherSettings("ema", 0.05, 0.05)
 SECTION = ModelSection(path="x", device="cpu")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_GIVEN_BACK_FROM = 1 << 16
 _LOOK_SECONDS = 0.002
 
 
@@ -108,6 +111,7 @@ def work(folder: Path, count: int) -> dict[str, tuple[float, float]]:
     ranks.together(moved, policy)
     with measured("writing a snapshot"):
         save_snapshot(policy, folder / f"snapshot-{count}", 1)
+    del policy
     with measured("opening a snapshot"):
         load_snapshot(folder / f"snapshot-{count}", SECTION, TEACHER)
     return found
@@ -116,6 +120,8 @@ def work(folder: Path, count: int) -> dict[str, tuple[float, float]]:
 def child(folder: Path) -> None:
     """Be one of the ranks."""
     torch.set_num_threads(1)
+    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        ctypes.CDLL(None).mallopt(option, _GIVEN_BACK_FROM)
     with ranks.joined():
         if ranks.rank():
             ranks.follow()

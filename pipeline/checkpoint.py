@@ -160,11 +160,13 @@ class _Reader(StorageReader):
         for item in plan.items:
             place = self._places[item.storage_index.fqn]
             target = planner.resolve_tensor(item)
-            part = torch.empty(item.lengths, dtype=place.dtype)
             start = _start(place, item.storage_offsets, item.lengths)
+            there = target.device.type == "cpu" and target.dtype == place.dtype
+            part = target if there else torch.empty(item.lengths, dtype=place.dtype)
             with (self._folder / place.file).open("rb") as file:
                 read_at(file.fileno(), start, part)
-            target.copy_(part)
+            if not there:
+                target.copy_(part)
             planner.commit_tensor(item, target)
         return _done(None)
 

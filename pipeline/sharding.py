@@ -44,7 +44,9 @@ def copied(model: Any, device: torch.device) -> Any:
     if not is_spread(next(model.parameters())):
         return copy.deepcopy(model)
     with torch.device("meta"):
-        twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
+        twin = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.config), trust_remote_code=False
+        )
     shard(twin, device)
     copies: dict[int, Tensor] = {}  # a tied weight has one
     for name, parameter in model.named_parameters(remove_duplicate=False):

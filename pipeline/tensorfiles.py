@@ -127,7 +127,7 @@ def write_at(descriptor: int, start: int, tensor: Tensor) -> None:
 
 
 def read_at(descriptor: int, start: int, tensor: Tensor) -> None:
-    """Fill a contiguous tensor on the CPU from a place of an open file.
+    """Fill a tensor, contiguous and on the CPU, from a place of an open file.
 
     Raises:
         OSError: the file ends before.
