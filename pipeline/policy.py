@@ -23,7 +23,7 @@ from pipeline.errors import PolicyError
 from pipeline.packing import TokenSequence
 from pipeline.projection import logits_NV
 from pipeline.scoring import Component, Forward, response_hidden_ND
-from pipeline.sharding import copied, is_spread, local, settle, shard
+from pipeline.sharding import Spread, copied, is_spread, local, placed, settle, shard
 from pipeline.task import Message
 
 _IN_FLUX = "in flux"
@@ -76,7 +76,7 @@ class Policy:
     ) -> None:
         _check_parts(model, tokenizer)
         self.device = resolve_device(settings.device)
-        self.model = model.to(self.device).eval()
+        self.model = placed(model, self.device, settings.cpu_offload).eval()
         self.tokenizer = tokenizer
         self.version = version
         self.teacher = teacher
@@ -153,7 +153,9 @@ class Policy:
 
     def _frozen(self, model: Any) -> Any:
         """Return a copy of a model that gets no gradients."""
-        return copied(model, self.device).to(self.device).requires_grad_(False).eval()
+        settings = self._settings
+        twin = placed(copied(model, spreading(settings)), self.device, settings.cpu_offload)
+        return twin.requires_grad_(False).eval()
 
     @torch.no_grad()
     def checksum(self) -> str:
@@ -260,9 +262,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def spreading(settings: ModelSection) -> Callable[[Any], None] | None:
+def spreading(settings: ModelSection) -> Spread | None:
     """Return what spreads a model over the ranks there are; None where it stays whole."""
-    return partial(shard, device=resolve_device(settings.device)) if ranks.size() > 1 else None
+    if ranks.size() == 1 and not settings.cpu_offload:
+        return None
+    return partial(shard, device=resolve_device(settings.device), offload=settings.cpu_offload)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

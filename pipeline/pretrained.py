@@ -11,7 +11,7 @@ it runs in Jinja's sandbox, the first time in a child process with limits.
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -26,11 +26,8 @@ from pipeline import checkpoint
 from pipeline.audit.plain import printable
 from pipeline.errors import PolicyError
 from pipeline.ranks import FirstError, rank
-from pipeline.sharding import local, whole
+from pipeline.sharding import Spread, local, whole
 from pipeline.tensorfiles import Layout, laid_out
-
-Spread = Callable[[Any], None]
-"""What spreads a model without weights over ranks, in place."""
 
 LONGEST_TEMPLATE = 256 * 1024
 """Characters of a chat template."""

@@ -30,6 +30,7 @@ from pipeline.tensorfiles import laid_out, places_in
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_NOT_NUMERIC = {"path", "device", "gradient_checkpointing", "cpu_offload"}
 _OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -47,7 +48,7 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) ->
     model, tokenizer = load_pretrained(path, spreading(settings))
     files = [f for f in Path(path).glob("*") if f.suffix in _MODEL_FILES]
     identity: Any = _digests(files) or [path, model.config._commit_hash]
-    numerics = settings.model_dump(exclude={"path", "device", "gradient_checkpointing"})
+    numerics = settings.model_dump(exclude=_NOT_NUMERIC)
     version = f"000000-{digest_of([identity, numerics, asdict(teacher)])[:12]}"
     return Policy(model, tokenizer, settings, teacher, version)
 

@@ -77,16 +77,16 @@ def laid_out(
     tensors: Mapping[str, Tensor],
     stem: str,
     metadata: Mapping[str, str] | None = None,
-    most: int = MOST_BYTES,
+    most: int | None = None,
 ) -> Layout:
     """Return where tensors lie in STEM.safetensors, or in several: STEM-00001-of-00002.safetensors.
 
     Args:
         tensors: of which only shapes and types are looked at; on any device.
         metadata: what each file says of itself.
-        most: bytes of tensors in one file, unless one tensor is larger.
+        most: bytes of tensors in one file, unless one tensor is larger; None: `MOST_BYTES`.
     """
-    groups = _groups(tensors, most)
+    groups = _groups(tensors, most or MOST_BYTES)
     layout = Layout({}, {}, {})
     for number, names in enumerate(groups, start=1):
         part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
