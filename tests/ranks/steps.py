@@ -1,4 +1,4 @@
-"""Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER`, by torchrun.
+"""Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER HOW`, by torchrun.
 
 What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be one, then tables and
 whole gradient of every step.
@@ -67,11 +67,11 @@ def refused(policy: Policy, config: Config) -> str:
     raise AssertionError("it was learned from")
 
 
-def all_steps(folder: Path) -> list[dict[str, Any]]:
+def all_steps(folder: Path, cpu_offload: bool = False) -> list[dict[str, Any]]:
     """Take every step, one after the other, with a policy of its own."""
     config = config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
-    error = refused(open_tiny(folder / "policy"), config)
-    policy = open_tiny(folder / "policy")
+    error = refused(open_tiny(folder / "policy", cpu_offload=cpu_offload), config)
+    policy = open_tiny(folder / "policy", cpu_offload=cpu_offload)
     found: list[dict[str, Any]] = [{"error": error}]
     for step, groups in enumerate(STEPS):
         tables: dict[str, pa.Table] = routed(policy, config, groups, step)
@@ -83,9 +83,10 @@ def all_steps(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def on_ranks(folder: Path, count: int) -> list[dict[str, Any]]:
+def on_ranks(folder: Path, count: int, cpu_offload: bool = False) -> list[dict[str, Any]]:
     """Take the steps on so many ranks, in processes of their own."""
-    launch("tests.ranks.steps", count, folder, str(folder))
+    how = "offloaded" if cpu_offload else "plain"
+    launch("tests.ranks.steps", count, folder, str(folder), how)
     found: list[dict[str, Any]] = pickle.loads((folder / f"found-{count}.pickle").read_bytes())
     return found
 
@@ -98,7 +99,7 @@ def main() -> None:
         if ranks.rank():
             ranks.follow()
             return
-        found = all_steps(folder)
+        found = all_steps(folder, cpu_offload=sys.argv[2] == "offloaded")
         (folder / f"found-{ranks.size()}.pickle").write_bytes(pickle.dumps(found))
 
 
