@@ -7,6 +7,7 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from flows.judging import Judges
 from flows.keeping import keep_state
 from flows.questions import Asked, Questions, recorded_questions, tokenizer_render
 from flows.room import answers
-from pipeline.config import Config
+from pipeline.config import Config, ModelSection
 from pipeline.errors import ConfigError, StoreError
 from pipeline.health.records import Records
 from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.lock import RunLock
-from pipeline.policy import Policy
+from pipeline.policy import Policy, TeacherSettings
 from pipeline.process import settle
-from pipeline.snapshots import load_snapshot
+from pipeline.ranks import together
+from pipeline.snapshots import load_snapshot, model_of_snapshot
 from pipeline.space import Facts
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run
@@ -275,7 +277,8 @@ class Session:
         """Give the policy the teacher that `step` is scored by: before a fork, the parent's."""
         wanted = teacher_settings(self.run.owner("updates", step).config)
         if policy.teacher != wanted:
-            policy.adopt_teacher(wanted, lambda: self._open_snapshot(0).model)
+            initial = partial(model_of_snapshot, *self._snapshot(0))
+            together(Policy.adopt_teacher, policy, wanted, initial)
 
     def _expect_same_task(self) -> None:
         # Records of evaluations by other settings once had no digest.
@@ -303,9 +306,13 @@ class Session:
         return self._policy
 
     def _open_snapshot(self, steps_done: int) -> Policy:
+        return load_snapshot(*self._snapshot(steps_done))
+
+    def _snapshot(self, steps_done: int) -> tuple[Path, ModelSection, TeacherSettings]:
+        """Return which snapshot is that of a state, and how to open it."""
         owner = self.run.snapshot_owner(steps_done)
         folder = self.run.snapshot_path(steps_done)
-        return load_snapshot(folder, self.config.model, teacher_settings(owner.config))
+        return folder, self.config.model, teacher_settings(owner.config)
 
 
 def _steps_of(policy: Policy) -> int | None:

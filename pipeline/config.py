@@ -91,6 +91,11 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
     )
+    cpu_offload: bool = Field(
+        False,
+        description="keep weights, gradients, teacher and optimizer in the host's memory; a GPU "
+        "has a layer at a time, or a whole model while `transformers` samples",
+    )
 
 
 class GenerateSection(Section):

@@ -7,15 +7,22 @@ from pipeline.errors import StoreError
 from pipeline.files import file_digest
 
 
-def expect_files(folder: Path, listed: Mapping[str, str], record: str, repair: str) -> None:
+def expect_files(
+    folder: Path,
+    listed: Mapping[str, str],
+    record: str,
+    repair: str,
+    mine: slice = slice(None),
+) -> None:
     """Refuse a folder that doesn't hold the listed files as they were, and no others.
 
     Args:
         listed: SHA-256 by name of file, without the record itself.
         record: the file that lists them, for messages.
         repair: what to do.
+        mine: which of the listed to read; others read the others.
     """
-    for name, expected in listed.items():
+    for name, expected in list(listed.items())[mine]:
         path = folder / Path(name).name
         if not path.is_file() or file_digest(path) != expected:
             raise StoreError(

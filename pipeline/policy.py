@@ -4,10 +4,10 @@ Weights, teacher and optimizer state are float32, whatever precision forward pas
 teacher of a step is fixed when the step starts; it moves in `advance_teacher`, once per step.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from pipeline.errors import PolicyError
 from pipeline.packing import TokenSequence
 from pipeline.projection import logits_NV
 from pipeline.scoring import Component, Forward, response_hidden_ND
-from pipeline.sharding import is_spread, local, settle, shard
+from pipeline.sharding import Spread, copied, is_spread, local, placed, settle, shard
 from pipeline.task import Message
 
 _IN_FLUX = "in flux"
@@ -57,7 +57,8 @@ class Policy:
 
     Attributes:
         version: "{steps done:06d}-{lineage digest}"; see `stage.next_version`.
-        model: the transformers causal language model, float32.
+        model: the transformers causal language model, float32; this rank's part of it, if there
+            are several.
         teacher: which teacher it carries.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
@@ -75,20 +76,18 @@ class Policy:
     ) -> None:
         _check_parts(model, tokenizer)
         self.device = resolve_device(settings.device)
-        self.model = model.to(self.device).eval()
+        self.model = placed(model, self.device, settings.cpu_offload).eval()
         self.tokenizer = tokenizer
         self.version = version
         self.teacher = teacher
         self._settings = settings
         self.unshared = _why_not_shared(self.model, self.device)
-        self.teacher_model = None if teacher.kind == "live" else frozen_copy(self.model)
+        self.teacher_model = None if teacher.kind == "live" else self._frozen(self.model)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.initial_version = version
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         _check_projection(self)
-        for part in self.models() if ranks.size() > 1 else ():
-            shard(part)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
 
     @property
@@ -138,27 +137,25 @@ class Policy:
             teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
 
     def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[[], Any]) -> None:
-        """Go on with another teacher, as a fork does.
+        """Go on with another teacher, as a fork does; every rank must call it.
 
         An EMA that is there goes on at its new rate; a new one starts at the present weights. What
         needs the initial weights and has not got them takes them from `initial()`.
-
-        Raises:
-            PolicyError: the policy is spread over ranks, which can't copy it.
         """
-        if ranks.size() > 1:
-            raise PolicyError(
-                f"this fork changes the teacher from {self.teacher} to {teacher}; take its first "
-                "step on one rank, then go on with several"
-            )
         anchored = ("frozen", "trust_region")
         if teacher.kind == "live":
             self.teacher_model = None
         elif teacher.kind == "ema" and self.teacher.kind != "ema":
-            self.teacher_model = frozen_copy(self.model)
+            self.teacher_model = self._frozen(self.model)
         elif teacher.kind in anchored and self.teacher.kind not in anchored:
-            self.teacher_model = frozen_copy(initial()).to(self.device)
+            self.teacher_model = self._frozen(initial())
         self.teacher = teacher
+
+    def _frozen(self, model: Any) -> Any:
+        """Return a copy of a model that gets no gradients."""
+        settings = self._settings
+        twin = placed(copied(model, spreading(settings)), self.device, settings.cpu_offload)
+        return twin.requires_grad_(False).eval()
 
     @torch.no_grad()
     def checksum(self) -> str:
@@ -265,9 +262,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def frozen_copy(model: Any) -> Any:
-    """Return a copy of a model that gets no gradients."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+def spreading(settings: ModelSection) -> Spread | None:
+    """Return what spreads a model over the ranks there are; None where it stays whole."""
+    if ranks.size() == 1 and not settings.cpu_offload:
+        return None
+    return partial(shard, device=resolve_device(settings.device), offload=settings.cpu_offload)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -310,10 +309,11 @@ def _check_projection(policy: Policy) -> None:
     last = policy.vocabulary - 1
     probe = TokenSequence([1, 2], [last // 2, last])
     forward = Forward(policy.device, bfloat16=False, shares=False, megabytes=1)
-    hidden_ND = response_hidden_ND(policy.model, [probe], forward)
-    ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
-    theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
+    with policy.passing():
+        hidden_ND = response_hidden_ND(policy.model, [probe], forward)
+        ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
+        theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
     gap = float((ours_NV - theirs_NV).abs().max())
     if not gap <= 1e-3 * (1 + float(theirs_NV.abs().max())):
         raise PolicyError(
@@ -334,6 +334,8 @@ def _why_not_shared(model: Any, device: torch.device) -> str:
         gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
     except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:
         return str(error).partition("\n")[0]
+    finally:
+        settle(model)
     if gap <= 1e-4 * (1 + float(expected_ND.abs().max())):
         return ""
     return f"hidden states would differ by {gap:.3g}"

@@ -1,5 +1,8 @@
 """Opening a model folder that anybody may have written: nothing in it is run, nothing is believed.
 
+A model that several ranks hold is spread while it has shapes and no weights; of each weight a rank
+then reads its own rows.
+
 Weights come from safetensors, whose headers are compared with the configuration before memory is
 asked for. Custom code is never trusted, and nobody is asked to. A chat template is a program:
 it runs in Jinja's sandbox, the first time in a child process with limits.
@@ -15,10 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
 
+from pipeline import checkpoint
 from pipeline.audit.plain import printable
 from pipeline.errors import PolicyError
+from pipeline.ranks import FirstError, rank
+from pipeline.sharding import Spread, local, whole
+from pipeline.tensorfiles import Layout, laid_out
 
 LONGEST_TEMPLATE = 256 * 1024
 """Characters of a chat template."""
@@ -41,12 +50,23 @@ sys.exit(len(text) > 1_000_000)
 """
 
 
-def load_pretrained(path: str) -> tuple[Any, Any]:
+def load_pretrained(path: str, spread: Spread | None = None) -> tuple[Any, Any]:
     """Return model and tokenizer of a Hugging Face folder or name, in float32.
+
+    Args:
+        spread: spreads the model over ranks, each of which reads its part and must call this.
 
     Raises:
         PolicyError: there is none, it can't be opened, or its parts don't belong together.
     """
+    failed = FirstError()
+    with failed.kept():
+        found = _load(path, spread)
+    failed.expect_none()
+    return found
+
+
+def _load(path: str, spread: Spread | None) -> tuple[Any, Any]:
     folder = Path(path)
     if folder.is_dir():
         _check_folder(folder)
@@ -54,13 +74,14 @@ def load_pretrained(path: str) -> tuple[Any, Any]:
         raise PolicyError(f"{path}: no such model folder")
     tokenizer = open_tokenizer(path)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = _opener(path, spread).from_pretrained(
             path,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the names
+            distributed_config=None if spread is None else DistributedConfig(),
         )
         if model.generation_config is not None:
             model.generation_config.validate(strict=True)  # else it can't be saved later
@@ -76,9 +97,31 @@ def load_pretrained(path: str) -> tuple[Any, Any]:
         raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
     _detach_from_files(model)
     for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
+        if not bool(local(weight.detach()).isfinite().all()):
             raise PolicyError(f"{path}: weight {name} holds values that are not finite")
     return model, tokenizer
+
+
+def _opener(path: str, spread: Spread | None) -> Any:
+    """Return the class whose `from_pretrained` opens a model.
+
+    transformers reads of a parameter that is spread only the rows of this rank. Between a model's
+    making and its reading it has the model's class distribute it, and that is where we do.
+    """
+    if spread is None:
+        return AutoModelForCausalLM
+
+    def distribute(_: Any, model: Any, *__: Any) -> Any:
+        del model.config.distributed_config  # else it were saved with the model
+        model.tie_weights(recompute_mapping=False)
+        spread(model)
+        return model
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    own = {"maybe_distribute_model": classmethod(distribute), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
 
 
 def open_tokenizer(path: str | Path) -> Any:
@@ -177,3 +220,52 @@ def _detach_from_files(model: Any) -> None:
     """Copy weights that are views of a memory-mapped file: who edits the file must not train us."""
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model as a Hugging Face folder; every rank must call it, and writes its part.
+
+    A model that transformers stores in another form than it computes with is gathered on rank 0,
+    weight by weight, since only a whole one can be converted.
+    """
+    if getattr(model, "_weight_conversions", None) != []:
+        _save_converted(model, folder)
+        return
+    stored = _stored(model)
+    layout = laid_out(stored, "model", {"format": "pt"})
+    if rank() == 0:
+        model.save_pretrained(folder, state_dict={})  # what is not weights
+        if len(layout.headers) > 1:
+            _write_index(model, layout, folder)
+    checkpoint.save(stored, layout, folder)
+
+
+def _stored(model: Any) -> dict[str, Tensor]:
+    """Return what a model's folder holds: no weight twice, and no buffer that can be computed."""
+    left_out = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name not in left_out}
+
+
+def _write_index(model: Any, layout: Layout, folder: Path) -> None:
+    """Say which file holds which weight, in Hugging Face's form."""
+    places = layout.places
+    total = {
+        "total_parameters": model.num_parameters(),
+        "total_size": sum(p.bytes for p in places.values()),
+    }
+    index = {"metadata": total, "weight_map": {name: p.file for name, p in places.items()}}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _save_converted(model: Any, folder: Path) -> None:
+    weights = {}
+    for parameter in model.parameters():
+        complete = whole(parameter.detach())
+        if rank() == 0:
+            weights[id(parameter)] = complete.cpu().contiguous()
+    if rank() == 0:
+        named = model.state_dict(keep_vars=True)
+        state = {name: weights.get(id(tensor), tensor) for name, tensor in named.items()}
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)

@@ -47,6 +47,11 @@ def rank() -> int:
     return dist.get_rank() if _control else 0
 
 
+def control() -> Any:
+    """Return the group of commands and answers, for objects; None with one rank."""
+    return _control[0] if _control else None
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Be one of the ranks that torchrun's environment variables tell of; on GPUs, one each.
@@ -151,6 +156,11 @@ def exchanged(value: T) -> list[T]:
     with _losing():
         dist.all_gather_object(values, value, group=_control[0])
     return values
+
+
+def share() -> slice:
+    """Return which of some things are this rank's to do: one of each `size()`."""
+    return slice(rank(), None, size())
 
 
 def turns(passes: Sequence[T]) -> Iterator[T | None]:

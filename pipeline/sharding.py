@@ -2,38 +2,92 @@
 
 Layers are gathered one by one while a pass goes through them; embeddings and output projection
 stay gathered until `settle`. Gradients are summed, not averaged: every loss is divided by a number
-that counts all ranks' tokens.
+that counts all ranks' tokens. A model that is kept in the host's memory is spread too, also over
+one rank: gathering a layer is then what brings it to the GPU.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+Spread = Callable[[Any], None]
+"""What spreads a model over ranks, in place."""
 
 _ENCODE = "srpo_encode"
 
 
-def shard(model: Any) -> None:
-    """Spread a model's parameters over all ranks, in place.
+def shard(model: Any, device: torch.device, offload: bool) -> None:
+    """Spread a model's parameters over all ranks, in place; it may be without weights yet.
 
     A pass goes through the decoder without the projection, so that method is what FSDP watches.
+
+    Args:
+        device: where passes are made.
+        offload: keep parts, and their gradients, in the host's memory.
     """
-    device = next(model.parameters()).device
+    if not dist.is_initialized():  # one rank has no other use for a group
+        dist.init_process_group(store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    pinned = device.type == "cuda"
+    policy = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     for layer in model.get_decoder().layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, offload_policy=policy)
+    fully_shard(model, mesh=mesh, offload_policy=policy)
     setattr(model, _ENCODE, MethodType(lambda self, **inputs: self.get_decoder()(**inputs), model))
     register_fsdp_forward_method(model, _ENCODE)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
+
+
+def placed(model: Any, device: torch.device, offload: bool) -> Any:
+    """Return a model moved to where it is kept; what isn't a weight goes to the passes' device."""
+    if not offload:
+        return model.to(device)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    return model
+
+
+@torch.no_grad()
+def copied(model: Any, spread: Spread | None) -> Any:
+    """Return a copy of a model; of one that is spread, each rank copies its part."""
+    if spread is None:
+        return copy.deepcopy(model)
+    with torch.device("meta"):
+        twin = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.config), trust_remote_code=False
+        )
+    spread(twin)
+    copies: dict[int, Tensor] = {}  # a tied weight has one
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        value = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+        _put(twin, name, value)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        _put(twin, name, buffer.clone())
+    return twin
+
+
+def _put(model: Any, name: str, value: Tensor) -> None:
+    module, _, own = name.rpartition(".")
+    setattr(model.get_submodule(module), own, value)
 
 
 def encoder_of(model: Any) -> Any:
@@ -74,14 +128,6 @@ def is_spread(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a parameter."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every rank has, in parts as those of `like`."""
-    tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _parts(model: Any) -> list[Any]:

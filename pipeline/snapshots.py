@@ -2,32 +2,35 @@
 
 RUN/policy/000020/ is a Hugging Face folder of the policy after 20 steps, with beside it
 teacher.safetensors (float32), optimizer.safetensors and state.json (versions, SHA-256 of files).
+Each rank writes, reads and digests its share. Of more than 4 GiB there are several files, called
+teacher-00001-of-00008.safetensors and so on.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from pipeline import ranks
+from pipeline import checkpoint
 from pipeline.config import ModelSection
 from pipeline.disk import naming
 from pipeline.errors import StoreError
 from pipeline.files import atomic_path, digest_of, file_digest
 from pipeline.listed import expect_files, snapshot_repair
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.pretrained import load_pretrained
-from pipeline.ranks import opened, together
+from pipeline.policy import Policy, TeacherSettings, spreading
+from pipeline.pretrained import load_pretrained, save_model
+from pipeline.ranks import FirstError, exchanged, opened, share, together
 from pipeline.sealed import read_sealed, write_sealed
-from pipeline.sharding import spread, whole
+from pipeline.tensorfiles import laid_out, places_in
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_NOT_NUMERIC = {"path", "device", "gradient_checkpointing", "cpu_offload"}
 _OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -42,11 +45,10 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
 
 
 def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
-    model, tokenizer = load_pretrained(path)
-    folder = Path(path)
-    files = [f for f in sorted(folder.glob("*")) if f.suffix in _MODEL_FILES]
-    identity: Any = {f.name: file_digest(f) for f in files} or [path, model.config._commit_hash]
-    numerics = settings.model_dump(exclude={"path", "device", "gradient_checkpointing"})
+    model, tokenizer = load_pretrained(path, spreading(settings))
+    files = [f for f in Path(path).glob("*") if f.suffix in _MODEL_FILES]
+    identity: Any = _digests(files) or [path, model.config._commit_hash]
+    numerics = settings.model_dump(exclude=_NOT_NUMERIC)
     version = f"000000-{digest_of([identity, numerics, asdict(teacher)])[:12]}"
     return Policy(model, tokenizer, settings, teacher, version)
 
@@ -61,52 +63,35 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
     with atomic_path(target) as folder, naming(target):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        together(_write_parts, policy, folder)
         policy.tokenizer.save_pretrained(folder)
-        files = {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.is_file()}
+        together(_write_parts, policy, folder)
         state = {
             "steps_done": steps_done,
             "policy_version": policy.version,
             "initial_version": policy.initial_version,
             "teacher": asdict(policy.teacher),
-            "sha256": files,
+            "sha256": together(_digests_in, policy, folder)[0],
         }
         write_sealed(folder / "state.json", state)
 
 
 def _write_parts(policy: Policy, folder: Path) -> None:
-    """Write model, teacher and optimizer, one after the other: rank 0 holds one of them at most."""
     save_model(policy.model, folder)
     if policy.teacher_model is not None:
-        _save(named_parts(policy.teacher_model.named_parameters()), folder / "teacher.safetensors")
+        teacher = dict(policy.teacher_model.named_parameters())
+        checkpoint.save(teacher, laid_out(teacher, "teacher"), folder)
     if optimizer := _optimizer_tensors(policy):
-        _save(named_parts(optimizer.items()), folder / "optimizer.safetensors")
+        checkpoint.save(optimizer, laid_out(optimizer, "optimizer"), folder)
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Write a model as a Hugging Face folder; every rank must call it."""
-    weights = named_parts(model.named_parameters())
-    if ranks.rank():
-        return
-    by_id = {id(p): weights[name] for name, p in model.named_parameters()}
-    named = model.state_dict(keep_vars=True)
-    state = {name: by_id.get(id(tensor), tensor) for name, tensor in named.items()}
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+def _digests_in(_: Policy, folder: Path) -> dict[str, str]:
+    return _digests(list(folder.iterdir()))
 
 
-def named_parts(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return tensors whole, on rank 0's CPU; the other ranks give their parts and get none."""
-    found = {}
-    for name, tensor in named:
-        complete = whole(tensor.detach())
-        if ranks.rank() == 0:
-            found[name] = complete.cpu().contiguous()
-    return found
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    if ranks.rank() == 0:
-        save_file(tensors, path)
+def _digests(files: list[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by name, each taken by one rank; all must call it."""
+    mine = {f.name: file_digest(f) for f in sorted(files)[share()]}
+    return dict(sorted(pair for part in exchanged(mine) for pair in part.items()))
 
 
 def keep_tokenizer(policy: Policy, folder: Path) -> dict[str, str]:
@@ -129,22 +114,33 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
     return policy
 
 
+def model_of_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Any:
+    """Return a snapshot's model; every rank must call it (raises as `load_snapshot` does)."""
+    return _load_snapshot(folder, settings, teacher).model
+
+
 def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     state = _read_state(folder / "state.json")
     if state["teacher"] != asdict(teacher):
         raise StoreError(
             f"{folder}: a snapshot with teacher {state['teacher']}, wanted {asdict(teacher)}"
         )
-    expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder))
-    if state["steps_done"] > 0 and "optimizer.safetensors" not in state["sha256"]:
+    failed = FirstError()
+    with failed.kept():
+        expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder), share())
+    failed.expect_none()
+    optimizer = places_in(folder, "optimizer")
+    if state["steps_done"] > 0 and not optimizer:
         raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
-    model, tokenizer = load_pretrained(str(folder))
+    model, tokenizer = load_pretrained(str(folder), spreading(settings))
     policy = Policy(model, tokenizer, settings, teacher, state["policy_version"])
     policy.initial_version = state["initial_version"]
     if policy.teacher_model is not None:
-        _copy_parameters(policy.teacher_model, load_file(folder / "teacher.safetensors"))
-    if "optimizer.safetensors" in state["sha256"]:
-        _restore_optimizer(policy, load_file(folder / "optimizer.safetensors"))
+        teacher_tensors = dict(policy.teacher_model.named_parameters())
+        checkpoint.load(teacher_tensors, places_in(folder, "teacher"), folder)
+    if optimizer:
+        _make_optimizer_state(policy, optimizer.keys())
+        checkpoint.load(_optimizer_tensors(policy), optimizer, folder)
     return policy
 
 
@@ -155,13 +151,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path.parent}: no snapshot here (state.json is missing)") from None
 
 
-@torch.no_grad()
-def _copy_parameters(model: Any, tensors: dict[str, torch.Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(spread(tensors[name], parameter))
-
-
-def _optimizer_tensors(policy: Policy) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(policy: Policy) -> dict[str, Tensor]:
     state = policy.optimizer.state
     return {
         f"{key}/{name}": state[p][key]
@@ -171,11 +161,13 @@ def _optimizer_tensors(policy: Policy) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore_optimizer(policy: Policy, tensors: dict[str, torch.Tensor]) -> None:
+def _make_optimizer_state(policy: Policy, kept: Set[str]) -> None:
+    """Make room for the state of those parameters that have one."""
     for name, parameter in policy.named_parameters():
-        if f"step/{name}" in tensors:
+        if f"step/{name}" in kept:
             policy.optimizer.state[parameter] = {
-                key: stored if key == "step" else spread(stored, parameter)
+                key: torch.zeros((), device=parameter.device)
+                if key == "step"
+                else torch.zeros_like(parameter)
                 for key in _OPTIMIZER_STATE
-                for stored in [tensors[f"{key}/{name}"]]
             }

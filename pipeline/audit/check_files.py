@@ -236,10 +236,12 @@ def _expect_whole(
 ) -> None:
     """Note files that a snapshot must list and does not, and files that it does not list."""
     needed = {"config.json", "tokenizer.json"}
-    needed |= {"optimizer.safetensors"} if steps > 0 else set()
-    needed |= {"teacher.safetensors"} if owner.config.route.teacher != "live" else set()
-    if not any(name.startswith("model") and name.endswith(".safetensors") for name in listed):
-        needed.add("model.safetensors")
+    stems = ["model", "optimizer"] if steps > 0 else ["model"]
+    stems += ["teacher"] if owner.config.route.teacher != "live" else []
+    tensors = [name for name in listed if name.endswith(".safetensors")]
+    for stem in stems:  # of large models there are several: model-00001-of-00007.safetensors
+        if not any(name.startswith((f"{stem}.", f"{stem}-")) for name in tensors):
+            needed.add(f"{stem}.safetensors")
     for name in sorted(needed - listed):
         expected = f"a file in the list of snapshot {steps}"
         report.add(folder / name, expected, "not in state.json", snapshot_repair(folder))

@@ -33,8 +33,8 @@ class PolicyWeights(WeightSource):
         return [ParamMeta(name, self._dtype, tuple(weight.shape)) for name, weight in named]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights in the same order."""
-        return named_weights(self._model, self._dtype)
+        """Yield the weights in the same order, on the GPU also where the policy is not."""
+        return ((name, weight.cuda()) for name, weight in named_weights(self._model, self._dtype))
 
 
 class CollectiveSender:

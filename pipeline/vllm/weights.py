@@ -4,18 +4,18 @@ The calls are vLLM's weight-transfer protocol throughout; `FileSender` speaks it
 own trainer side for nccl and ipc (`collective`).
 """
 
-import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.policy import Policy
 from pipeline.sharding import whole
+from pipeline.tensorfiles import laid_out, write_one_by_one
 from pipeline.vllm.host import Host
 from pipeline.vllm.threads import side_by_side
 
@@ -93,16 +93,18 @@ class FileSender:
         self._dtype = dtype
 
     def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Write the file anew and have every host load it."""
-        weights = {
-            name: tensor.to("cpu", copy=True).contiguous()
-            for name, tensor in named_weights(model, self._dtype)
+        """Write the file anew, a weight at a time, and have every host load it."""
+        empty = {
+            name: torch.empty(parameter.shape, dtype=self._dtype, device="meta")
+            for name, parameter in model.named_parameters(remove_duplicate=False)
         }
-        written = self._path.with_suffix(".tmp")
-        save_file(weights, written)
-        os.replace(written, self._path)
+        layout = laid_out(empty, "written", most=sys.maxsize)
+        written = self._path.with_name("written.safetensors")
+        written.unlink(missing_ok=True)
+        write_one_by_one(named_weights(model, self._dtype), layout, written.parent)
+        written.replace(self._path)
         fan = Fan(hosts, version)
         fan.init_weight_transfer_engine({})
         fan.start_weight_update()
-        fan.update_weights({"path": str(self._path), "tensors": len(weights)})
+        fan.update_weights({"path": str(self._path), "tensors": len(empty)})
         fan.finish_weight_update()

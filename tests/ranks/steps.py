@@ -1,4 +1,4 @@
-"""Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER`, by torchrun.
+"""Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER HOW`, by torchrun.
 
 What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be one, then tables and
 whole gradient of every step.
@@ -12,8 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import ranks
 from pipeline.config import Config, UpdateSection
@@ -24,6 +22,7 @@ from pipeline.stage import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient
+from tests.ranks.launched import launch
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one
 
 LONG = "ab" * 150
@@ -68,11 +67,11 @@ def refused(policy: Policy, config: Config) -> str:
     raise AssertionError("it was learned from")
 
 
-def all_steps(folder: Path) -> list[dict[str, Any]]:
+def all_steps(folder: Path, cpu_offload: bool = False) -> list[dict[str, Any]]:
     """Take every step, one after the other, with a policy of its own."""
     config = config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
-    error = refused(open_tiny(folder / "policy"), config)
-    policy = open_tiny(folder / "policy")
+    error = refused(open_tiny(folder / "policy", cpu_offload=cpu_offload), config)
+    policy = open_tiny(folder / "policy", cpu_offload=cpu_offload)
     found: list[dict[str, Any]] = [{"error": error}]
     for step, groups in enumerate(STEPS):
         tables: dict[str, pa.Table] = routed(policy, config, groups, step)
@@ -84,19 +83,10 @@ def all_steps(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def on_ranks(folder: Path, count: int) -> list[dict[str, Any]]:
+def on_ranks(folder: Path, count: int, cpu_offload: bool = False) -> list[dict[str, Any]]:
     """Take the steps on so many ranks, in processes of their own."""
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id="test",
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(str(folder), redirects=Std.ALL),
-    )
-    elastic_launch(settings, sys.executable)("-m", "tests.ranks.steps", str(folder))
+    how = "offloaded" if cpu_offload else "plain"
+    launch("tests.ranks.steps", count, folder, str(folder), how)
     found: list[dict[str, Any]] = pickle.loads((folder / f"found-{count}.pickle").read_bytes())
     return found
 
@@ -109,7 +99,7 @@ def main() -> None:
         if ranks.rank():
             ranks.follow()
             return
-        found = all_steps(folder)
+        found = all_steps(folder, cpu_offload=sys.argv[2] == "offloaded")
         (folder / f"found-{ranks.size()}.pickle").write_bytes(pickle.dumps(found))
 
 

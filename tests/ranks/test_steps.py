@@ -1,4 +1,7 @@
-"""Scoring and updates on 2 and 4 ranks equal those on one: ids exactly, numbers within 1e-5."""
+"""Scoring and updates on 2 and 4 ranks equal those on one: ids exactly, numbers within 1e-5.
+
+So do those of a policy that is kept in the host's memory, which is all that CPUs can show of that.
+"""
 
 from typing import Any
 
@@ -15,11 +18,19 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return all_steps(tmp_path_factory.mktemp("one"))
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+HOW = {
+    "2 ranks": (2, False),
+    "4 ranks": (4, False),
+    "1 rank, offloaded": (1, True),
+    "2 ranks, offloaded": (2, True),
+}
+
+
+@pytest.fixture(scope="module", params=HOW.values(), ids=HOW)
 def several(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    return on_ranks(tmp_path_factory.mktemp("several"), request.param)
+    return on_ranks(tmp_path_factory.mktemp("several"), *request.param)
 
 
 def test_an_error_of_one_rank_is_everybodys_and_they_go_on(

@@ -25,10 +25,13 @@ SYSTEM = {"role": "system", "content": "be brief"}
 TEACHER = TeacherSettings("ema", 0.05, 0.05)
 
 
-def open_tiny(folder: Path, teacher: TeacherSettings = TEACHER) -> Policy:
+def open_tiny(
+    folder: Path, teacher: TeacherSettings = TEACHER, cpu_offload: bool = False
+) -> Policy:
     """Write and open the tiny policy."""
     write_tiny_policy(folder, seed=1)
-    return open_policy(str(folder), ModelSection(path=str(folder), device="cpu"), teacher)
+    section = ModelSection(path=str(folder), device="cpu", cpu_offload=cpu_offload)
+    return open_policy(str(folder), section, teacher)
 
 
 def config_of(**sections: Mapping[str, object]) -> Config:

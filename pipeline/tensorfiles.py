@@ -1,0 +1,191 @@
+"""Where tensors lie in safetensors files: known from names, shapes and types before any is written.
+
+A safetensors file is a header of JSON and the tensors after it, one behind the other. So whoever
+holds some rows of a tensor can write them in their place, and need not know what others write.
+Files are those that safetensors' own writer makes of the same tensors, to the byte.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MOST_BYTES = 4 << 30
+"""Of tensors in a file of a snapshot: what one rank digests at a time."""
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_OF_NAMES = {name: dtype for dtype, name in _TYPES.items()}
+
+
+class Place(NamedTuple):
+    """Where a whole tensor lies.
+
+    Attributes:
+        file: name of the file.
+        start: byte of the file at which it begins.
+    """
+
+    file: str
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Return its length."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class Layout(NamedTuple):
+    """Files that hold some tensors.
+
+    Attributes:
+        places: by name of tensor.
+        headers: the first bytes of each file, by its name.
+        sizes: bytes of each file, by its name.
+    """
+
+    places: dict[str, Place]
+    headers: dict[str, bytes]
+    sizes: dict[str, int]
+
+    def create(self, folder: Path) -> None:
+        """Make the files with their headers, and room for all that follows."""
+        for name, header in self.headers.items():
+            with (folder / name).open("xb") as file:
+                file.write(header)
+                os.posix_fallocate(file.fileno(), 0, self.sizes[name])
+
+
+def laid_out(
+    tensors: Mapping[str, Tensor],
+    stem: str,
+    metadata: Mapping[str, str] | None = None,
+    most: int | None = None,
+) -> Layout:
+    """Return where tensors lie in STEM.safetensors, or in several: STEM-00001-of-00002.safetensors.
+
+    Args:
+        tensors: of which only shapes and types are looked at; on any device.
+        metadata: what each file says of itself.
+        most: bytes of tensors in one file, unless one tensor is larger; None: `MOST_BYTES`.
+    """
+    groups = _groups(tensors, most or MOST_BYTES)
+    layout = Layout({}, {}, {})
+    for number, names in enumerate(groups, start=1):
+        part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
+        file = f"{stem}{part}.safetensors"
+        header, starts, size = _header({name: tensors[name] for name in names}, metadata)
+        layout.headers[file], layout.sizes[file] = header, size
+        for name, start in starts.items():
+            tensor = tensors[name]
+            layout.places[name] = Place(file, start, tensor.shape, tensor.dtype)
+    return layout
+
+
+def places_in(folder: Path, stem: str) -> dict[str, Place]:
+    """Return where tensors lie in files that are there; none where there are no files.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    paths = [*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]
+    return {name: place for path in sorted(paths) for name, place in _places(path)}
+
+
+def write_one_by_one(named: Iterable[tuple[str, Tensor]], layout: Layout, folder: Path) -> None:
+    """Write whole tensors as they come; none is kept when the next but one comes."""
+    layout.create(folder)
+    for name, tensor in named:
+        place = layout.places[name]
+        with (folder / place.file).open("r+b") as file:
+            write_at(file.fileno(), place.start, tensor)
+
+
+def write_at(descriptor: int, start: int, tensor: Tensor) -> None:
+    """Write a tensor's bytes at a place of an open file."""
+    data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    while data:
+        written = os.pwrite(descriptor, data, start)
+        data, start = data[written:], start + written
+
+
+def read_at(descriptor: int, start: int, tensor: Tensor) -> None:
+    """Fill a tensor, contiguous and on the CPU, from a place of an open file.
+
+    Raises:
+        OSError: the file ends before.
+    """
+    data = tensor.view(-1).view(torch.uint8).numpy().data
+    while data:
+        count = os.preadv(descriptor, [data], start)
+        if not count:
+            raise OSError("the file ends within a tensor")
+        data, start = data[count:], start + count
+
+
+def _groups(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
+    """Deal names out to files, in their order."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        bytes_ = tensor.numel() * tensor.dtype.itemsize
+        if groups[-1] and filled + bytes_ > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += bytes_
+    return groups
+
+
+def _header(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, int], int]:
+    """Return a file's header, where each tensor starts in the file, and the file's size.
+
+    Large types come first, so that each is aligned; among equals, by name.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    parts: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.dtype.itemsize
+        offsets[name] = start
+        parts[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {n: len(header) + start for n, start in offsets.items()}, len(header) + end
+
+
+def _places(path: Path) -> Iterator[tuple[str, Place]]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        parts = json.loads(file.read(length))
+    for name, part in parts.items():
+        if name != "__metadata__":
+            start = 8 + length + part["data_offsets"][0]
+            shape, dtype = torch.Size(part["shape"]), _OF_NAMES[part["dtype"]]
+            yield name, Place(path.name, start, shape, dtype)

@@ -1,0 +1,108 @@
+"""Files of tensors: those of safetensors' own writer, to the byte, in parts of a bounded size."""
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import checkpoint
+from pipeline.tensorfiles import laid_out, places_in, write_one_by_one
+
+TENSORS = {
+    "b": torch.arange(15, dtype=torch.float32).view(3, 5),
+    'a "quoted" name, an é': torch.arange(7, dtype=torch.float32),
+    "step": torch.tensor(2.0),
+    "ids": torch.arange(4),
+    "half": torch.ones(3, 3, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 4),
+}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+@pytest.mark.parametrize("way", ["checkpoint", "one by one"])
+def test_bytes_are_those_of_safetensors(
+    tmp_path: Path, way: str, metadata: dict[str, str] | None
+) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    save_file(TENSORS, theirs / "all.safetensors", metadata)
+    layout = laid_out(TENSORS, "all", metadata)
+    if way == "checkpoint":
+        checkpoint.save(TENSORS, layout, ours)
+    else:
+        write_one_by_one(TENSORS.items(), layout, ours)
+    assert files(ours) == files(theirs)
+
+
+def test_large_files_are_parted(tmp_path: Path) -> None:
+    """60 bytes, 28, 4, 32, 18 and none: a file takes 64, or one tensor."""
+    layout = laid_out(TENSORS, "all", most=64)
+    assert list(layout.sizes) == [f"all-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    checkpoint.save(TENSORS, layout, tmp_path)
+    found = [load_file(tmp_path / name) for name in layout.sizes]
+    assert [set(part) for part in found] == [
+        {"b"},
+        {'a "quoted" name, an é', "step", "ids"},
+        {"half", "none"},
+    ]
+    assert places_in(tmp_path, "all") == layout.places
+    assert places_in(tmp_path, "al") == {}
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    checkpoint.save(TENSORS, laid_out(TENSORS, "all", most=64), tmp_path)
+    read = {name: torch.full_like(tensor, 1) for name, tensor in TENSORS.items()}
+    checkpoint.load(read, places_in(tmp_path, "all"), tmp_path)
+    assert all(read[name].equal(tensor) for name, tensor in TENSORS.items())
+
+
+def test_another_type_is_converted(tmp_path: Path) -> None:
+    checkpoint.save(TENSORS, laid_out(TENSORS, "all"), tmp_path)
+    read = {"half": torch.zeros(3, 3)}
+    checkpoint.load(read, places_in(tmp_path, "all"), tmp_path)
+    assert read["half"].equal(torch.ones(3, 3))
+
+
+def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
+    checkpoint.save(TENSORS, laid_out(TENSORS, "all"), tmp_path)
+    places = places_in(tmp_path, "all")
+    with pytest.raises(RuntimeError, match="Missing key in checkpoint state_dict: other"):
+        checkpoint.load({"other": torch.zeros(1)}, places, tmp_path)
+    with pytest.raises(ValueError, match="Size mismatch"):
+        checkpoint.load({"b": torch.zeros(3, 4)}, places, tmp_path)
+    (tmp_path / "all.safetensors").write_bytes(b"")
+    with pytest.raises(OSError, match="ends within a tensor"):
+        checkpoint.load({"b": torch.zeros(3, 5)}, places, tmp_path)
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    layout = laid_out(TENSORS, "all")
+    checkpoint.save(TENSORS, layout, tmp_path)
+    with pytest.raises(FileExistsError):
+        checkpoint.save(TENSORS, layout, tmp_path)
+
+
+def test_no_more_than_two_tensors_are_held_at_a_time(tmp_path: Path) -> None:
+    """However many there are: weights go to vLLM by a file without a copy of the model."""
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+    def one_by_one() -> Iterator[tuple[str, Tensor]]:
+        for number in range(10):
+            tensor = torch.zeros(4)
+            alive.add(tensor)
+            assert len(alive) <= 2
+            yield str(number), tensor
+            del tensor
+
+    empty = {str(number): torch.empty(4, device="meta") for number in range(10)}
+    write_one_by_one(one_by_one(), laid_out(empty, "all"), tmp_path)
+    assert len(load_file(tmp_path / "all.safetensors")) == 10

@@ -1,0 +1,70 @@
+"""What ranks do with snapshots: `python -m tests.ranks.snapshots TASK FROM TO`, by torchrun.
+
+start      open the model folder FROM, and keep it as the snapshot TO
+again      open the snapshot FROM, and keep it as the snapshot TO
+killed     the same, but rank 1 is killed while it writes
+adopt      open the snapshot FROM, and keep it as TO with the teacher that FIRST, a snapshot
+           beside it, has as its policy
+"""
+
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import checkpoint, ranks
+from pipeline.config import ModelSection
+from pipeline.policy import Policy, TeacherSettings
+from pipeline.snapshots import load_snapshot, model_of_snapshot, open_policy, save_snapshot
+
+EMA = TeacherSettings("ema", 0.25, 0.05)
+FROZEN = TeacherSettings("frozen", 0.25, 0.05)
+SECTION = ModelSection(path="x", device="cpu")
+KILLED_AT = 5
+"""The tensor in whose writing rank 1 dies."""
+
+
+def die_while_writing(_: Policy) -> None:
+    """Have rank 1 killed by SIGKILL when it writes its next tensors."""
+    if ranks.rank() != 1:
+        return
+    write_at, count = checkpoint.write_at, iter(range(1, KILLED_AT + 1))
+
+    def write(*arguments: Any) -> None:
+        if next(count) == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_at(*arguments)
+
+    checkpoint.write_at = write
+
+
+def work(task: str, source: Path, target: Path) -> None:
+    """Do a task, as rank 0."""
+    if task == "start":
+        save_snapshot(open_policy(str(source), SECTION, EMA), target, 0)
+        return
+    policy = load_snapshot(source, SECTION, EMA)
+    if task == "killed":
+        ranks.together(die_while_writing, policy)
+    if task == "adopt":
+        initial = partial(model_of_snapshot, source.with_name("first"), SECTION, EMA)
+        ranks.together(Policy.adopt_teacher, policy, FROZEN, initial)
+    save_snapshot(policy, target, 2)
+
+
+def main() -> None:
+    """Be one of the ranks."""
+    torch.set_num_threads(1)
+    with ranks.joined():
+        if ranks.rank():
+            ranks.follow()
+            return
+        work(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+
+
+if __name__ == "__main__":
+    main()
