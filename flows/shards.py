@@ -18,16 +18,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.registry import SHIPPED, file_digest, judge, open_task
-from flows.fanout import Crew
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, make_folder
 from pipeline.sealed import is_sealed, read_sealed, write_sealed
 from pipeline.stage import Progress, silent
 from pipeline.task import Verdict
 from pipeline.verification import VerifierPool
+
+if TYPE_CHECKING:
+    from flows.fanout import Crew
 
 _SHARDS = 32
 """Of a table, whatever the number of workers, so that a command with others finds them again."""
@@ -66,7 +68,9 @@ class ShardedPool:
         folder: for the parts.
     """
 
-    def __init__(self, crew: Crew, bench: Bench, folder: Path, progress: Progress = silent) -> None:
+    def __init__(
+        self, crew: "Crew", bench: Bench, folder: Path, progress: Progress = silent
+    ) -> None:
         self._crew, self._bench = crew, bench
         self._folder, self._progress = folder.resolve(), progress
 
@@ -93,10 +97,14 @@ class ShardedPool:
 def judge_part(key: str, folder: str, bench: dict[str, Any]) -> int:
     """Judge one shard, on a worker, and leave its verdicts in the folder; return how many.
 
+    One that is there stays: Dask asks again for results that a lost worker had delivered.
+
     Raises:
         StoreError: the worker has other code, or doesn't see the folder.
     """
     place, settings = Path(folder), Bench(**bench)
+    if is_sealed(_verdicts_path(place, key)):
+        return len(_verdicts(place, key))
     found = file_digest(settings.task)
     if found != settings.code:
         raise StoreError(
