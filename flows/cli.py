@@ -226,6 +226,7 @@ def evaluate(
     ],
     task: Annotated[str | None, typer.Option(help="Another task than the run's.")] = None,
     overrides: Set = None,
+    runner: Runner = None,
 ) -> None:
     """Measure a policy on the test questions: avg@k with its interval, pass@k, maj@k.
 
@@ -235,6 +236,7 @@ def evaluate(
     """
     from flows.evaluating import evaluate_now
     from flows.opening import default_run_dir, model_config, split_state
+    from flows.placing import crew_of
     from flows.progress import evaluation_line
     from flows.session import Session
 
@@ -247,9 +249,13 @@ def evaluate(
         run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
         session = Session.create(run, settings, keep_start=False)
     names = ("policy, by replaying updates", "evaluate")
-    with contextlib.closing(session), bars(*names) as (replayed, own):
+    with (
+        contextlib.closing(session),
+        crew_of(runner, run.parent) as crew,
+        bars(*names) as (replayed, own),
+    ):
         steps_done = session.next_step() if step is None else step
-        summary = evaluate_now(session, steps_done, chosen, own, replayed)
+        summary = evaluate_now(session, steps_done, chosen, own, replayed, crew)
     print(evaluation_line(steps_done, summary))
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")
 

@@ -10,6 +10,7 @@ No place means this process. Where work is done never shows in what it makes.
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -39,6 +40,8 @@ _LIBRARIES = {
 }
 _OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray takes: nothing large is ever passed
 _LOCAL = "127.0.0.1"
+PIECES_OF_A_WORKER = 4
+"""Into which work is cut: the fewer, the more waits at the end for the slowest worker."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,13 @@ class Place:
 
             return (KilledWorker,)
         return (BrokenProcessPool,)
+
+
+def pieces(number: int, place: Place) -> list[tuple[int, int]]:
+    """Return [first, last) of the pieces into which so many units of work are cut for a place."""
+    cuts = max(1, min(number, PIECES_OF_A_WORKER * place.workers))
+    edges = [number * cut // cuts for cut in range(cuts + 1)]
+    return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
 
 
 @contextlib.contextmanager

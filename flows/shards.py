@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.registry import SHIPPED, file_digest, judge, open_task
+from flows.placing import PIECES_OF_A_WORKER
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, make_folder
 from pipeline.sealed import is_sealed, read_sealed, write_sealed
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _SHARDS = 32
 """Of a table, whatever the number of workers, so that a command with others finds them again."""
-_SHARDS_OF_A_WORKER = 4
 _ROWS = 8
 """A shard has at least so many: placing one costs a tenth of a second."""
 
@@ -139,7 +139,7 @@ def _pool(bench: Bench) -> VerifierPool:
 
 def _cut(rows: int, workers: int) -> list[tuple[int, int]]:
     """Return the shards [first, last) of so many rows, as even as can be."""
-    shards = max(1, min(rows // _ROWS, max(_SHARDS, _SHARDS_OF_A_WORKER * workers)))
+    shards = max(1, min(rows // _ROWS, max(_SHARDS, PIECES_OF_A_WORKER * workers)))
     edges = [rows * shard // shards for shard in range(shards + 1)]
     return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
 

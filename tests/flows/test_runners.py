@@ -60,6 +60,11 @@ def result(process: "subprocess.Popen[str]") -> str:
     return out
 
 
+def digest(process: "subprocess.Popen[str]") -> str:
+    """Return the digest of the verdicts; Ray says on stdout, too, that a worker died."""
+    return str(json.loads(result(process).splitlines()[-1])["sha256"])
+
+
 def ended(parts: Path) -> dict[Path, int]:
     """Return the parts that are whole, and when they were written."""
     return {p: p.stat().st_mtime_ns for p in parts.glob("*.verdicts.json") if is_sealed(p)}
@@ -77,7 +82,7 @@ def wait_for_parts(parts: Path, number: int) -> dict[Path, int]:
 def expected(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the digest of the verdicts of one worker."""
     folder = tmp_path_factory.mktemp("one")
-    return str(json.loads(result(at_work("processes:1", runs, folder)))["sha256"])
+    return digest(at_work("processes:1", runs, folder))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -87,7 +92,7 @@ def test_a_worker_killed_half_way_loses_nothing(
     with at_work(place, runs, tmp_path) as process:
         seen = wait_for_parts(tmp_path, 3)
         os.kill(read_sealed(next(iter(seen)))["worker"], signal.SIGKILL)
-        assert json.loads(result(process))["sha256"] == expected
+        assert digest(process) == expected
     now = ended(tmp_path)
     assert len(now) == SHARDS
     assert {path: now[path] for path in seen} == seen, "a finished shard was judged again"
@@ -107,7 +112,7 @@ def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
     with at_work("processes:1", runs, tmp_path) as process:  # another place finds what is done
-        assert json.loads(result(process))["sha256"] == expected
+        assert digest(process) == expected
     now = ended(tmp_path)
     assert {path: now[path] for path in seen} == seen, "a finished shard was judged again"
 
