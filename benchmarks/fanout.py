@@ -42,7 +42,7 @@ def alone(rows: int, wait: float, children: int) -> dict[str, Any]:
     with VerifierPool(judge, str(TASK), children, 30.0, 1024, prepare=open_task) as pool:
         pool.verify([("x", "0")] * children)
         started = time.perf_counter()
-        pool.verify([("x" * (n % 1000), str(wait)) for n in range(rows)])
+        pool.verify([(str(n), str(wait)) for n in range(rows)])
         return {"seconds": time.perf_counter() - started, "sha256": ""}
 
 
