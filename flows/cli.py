@@ -23,13 +23,14 @@ from flows.commands.replay import replay
 from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
-from flows.options import Set
+from flows.options import Runner, Set
 from pipeline.audit.plain import printable
 from pipeline.disk import explained, is_trouble
 from pipeline.errors import SrpoError, StoreError
 
 if TYPE_CHECKING:
     from flows.loop import Outcome
+    from flows.placing import Place
     from flows.server import Lease
     from flows.session import Session
 
@@ -92,6 +93,7 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where the time of each step goes.")
     ] = False,
+    runner: Runner = None,
     ranks: Annotated[int, typer.Option(min=1, help="Processes per host that share it.")] = 1,
     nnodes: Annotated[int, typer.Option(min=1, help="Hosts; start this on each.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Which host this is, from 0.")] = 0,
@@ -111,7 +113,7 @@ def train(
         run = default_run_dir(config, RUNS)
     places = (ranks, nnodes, node_rank, rdzv_endpoint)
     with _as_ranks(places, run) as follower:
-        code = 0 if follower else _train_run(config, run, overrides or [], resume, profile)
+        code = 0 if follower else _train_run(config, run, overrides or [], resume, profile, runner)
     raise typer.Exit(code)
 
 
@@ -137,13 +139,20 @@ def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
 
 
 def _train_run(
-    config: str | None, run: Path, overrides: list[str], resume: bool, profile: bool
+    config: str | None,
+    run: Path,
+    overrides: list[str],
+    resume: bool,
+    profile: bool,
+    runner: str | None,
 ) -> int:
     """Train on one run; return the command's exit code."""
     from flows.opening import checked_config, open_session
+    from flows.placing import Place
     from flows.server import open_server
     from flows.summary import go_on, print_summary
 
+    place = Place.of(runner) if runner else None
     settings = checked_config(config, run, overrides, resume)
     console = Console()
     # It starts in the background, while the model loads.
@@ -157,14 +166,14 @@ def _train_run(
         with contextlib.closing(opened) as session:
             with console.status(f"{run}: starting Prefect"):
                 _wait_for_prefect(lease, session)
-            outcome = _train(session, run, console, profile)
+            outcome = _train(session, run, console, profile, place)
             print_summary(console, session, outcome)
             following = session_after_alarm(session, outcome)
         if following is not None:
             with contextlib.closing(following) as session:
                 run = session.run.root
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
-                outcome = _train(session, run, console, profile)
+                outcome = _train(session, run, console, profile, place)
                 print_summary(console, session, outcome)
     except OSError as error:
         begun = (run / "run.json").exists()
@@ -188,7 +197,10 @@ def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
         end_orphans(lease.url, session.run.root, session.config.run.prefect_seconds)
 
 
-def _train(session: "Session", run: Path, console: Console, profile: bool) -> "Outcome":
+def _train(
+    session: "Session", run: Path, console: Console, profile: bool, place: "Place | None"
+) -> "Outcome":
+    from flows.fanout import crew_at
     from flows.profile import profiled
     from flows.progress import Lines, Screen, print_warnings
     from flows.questions import warnings_of
@@ -199,6 +211,7 @@ def _train(session: "Session", run: Path, console: Console, profile: bool) -> "O
     print_warnings([*warnings, *room_warnings(session)])
     print(f"{run}: {room_line(session)}")
     with contextlib.ExitStack() as stack:
+        session.spread_over(stack.enter_context(crew_at(place, session.config.run.stall_seconds)))
         first = stack.enter_context(profiled(session, console)) if profile else []
         if not console.is_terminal:
             return run_training(session, [*first, RoomWatcher(session), Lines(session)])
@@ -213,6 +226,7 @@ def evaluate(
     ],
     task: Annotated[str | None, typer.Option(help="Another task than the run's.")] = None,
     overrides: Set = None,
+    runner: Runner = None,
 ) -> None:
     """Measure a policy on the test questions: avg@k with its interval, pass@k, maj@k.
 
@@ -222,6 +236,7 @@ def evaluate(
     """
     from flows.evaluating import evaluate_now
     from flows.opening import default_run_dir, model_config, split_state
+    from flows.placing import crew_of
     from flows.progress import evaluation_line
     from flows.session import Session
 
@@ -234,9 +249,13 @@ def evaluate(
         run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
         session = Session.create(run, settings, keep_start=False)
     names = ("policy, by replaying updates", "evaluate")
-    with contextlib.closing(session), bars(*names) as (replayed, own):
+    with (
+        contextlib.closing(session),
+        crew_of(runner, run.parent) as crew,
+        bars(*names) as (replayed, own),
+    ):
         steps_done = session.next_step() if step is None else step
-        summary = evaluate_now(session, steps_done, chosen, own, replayed)
+        summary = evaluate_now(session, steps_done, chosen, own, replayed, crew)
     print(evaluation_line(steps_done, summary))
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.judging import code_digest
 from flows.questions import check_evaluation_context, fitting, load_questions
@@ -14,6 +14,9 @@ from pipeline.loading import apply_override, validate_config
 from pipeline.stage import Progress
 from pipeline.store import Run
 
+if TYPE_CHECKING:
+    from flows.fanout import Crew
+
 _SECTIONS = ("data", "verify", "evaluate")
 
 
@@ -23,12 +26,17 @@ def evaluate_now(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     replayed: Progress | None = None,
+    crew: "Crew | None" = None,
 ) -> dict[str, Any]:
     """Evaluate a state, whether or not the schedule does; return its summary.
 
     With overrides of `data`, `verify` or `evaluate`, the table goes to a run folder of its own
     under RUN/evaluations/, named by the digest of these settings.
+
+    Args:
+        crew: workers that judge the answers; None: this process's children.
     """
+    session.spread_over(crew)
     if not overrides:
         session.run_stage("evaluate", steps_done, progress, replayed)
         return session.evaluation_summary(steps_done)
@@ -45,6 +53,7 @@ def evaluate_now(
     exists = (root / "run.json").exists()
     run = Run.open(root) if exists else Run.create(root, wanted, facts)
     with contextlib.closing(Session(run, questions, policy)) as other:
+        other.spread_over(crew)
         other.run_stage("evaluate", steps_done, progress)
         return other.evaluation_summary(steps_done)
 

@@ -4,13 +4,19 @@ A verdict must not depend on which other tasks are in the run, so no child ever 
 """
 
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.registry import file_digest, judge, open_task
 from pipeline.config import Config
 from pipeline.data_settings import DataSection
 from pipeline.files import digest_of
-from pipeline.task import Verifier
+from pipeline.stage import Progress, silent
+from pipeline.task import Judging, Verifier
 from pipeline.verification import VerifierPool
+
+if TYPE_CHECKING:
+    from flows.fanout import Crew
 
 
 def code_digest(data: DataSection) -> str:
@@ -20,10 +26,16 @@ def code_digest(data: DataSection) -> str:
 
 
 class Judges:
-    """The verifiers of a run. No task's code runs before they are asked for."""
+    """The verifiers of a run. No task's code runs before they are asked for.
+
+    Attributes:
+        crew: workers among which responses are spread; None: this process's children judge all.
+    """
 
     def __init__(self, config: Config) -> None:
-        self._data, verify = config.data, config.verify
+        self.crew: Crew | None = None
+        self._data, self._verify = config.data, config.verify
+        verify = config.verify
         self._pools = {
             name: VerifierPool(
                 judge,
@@ -41,13 +53,27 @@ class Judges:
         """Return the SHA-256 of their code as it was when it was first asked for."""
         return code_digest(self._data)
 
-    @cached_property
-    def verifiers(self) -> dict[str, Verifier]:
-        """Return each task's verifier by the task's name."""
+    def verifiers(self, parts: Path, progress: Progress = silent) -> dict[str, Verifier]:
+        """Return each task's verifier by the task's name.
+
+        Args:
+            parts: folder in which a crew's workers leave what they have judged.
+            progress: told of a crew's pieces done.
+        """
         return {
-            name: Verifier(open_task(entry.task).VERIFIER, self._pools[name])
+            name: Verifier(open_task(entry.task).VERIFIER, self._judging(name, parts, progress))
             for name, entry in self._data.sources.items()
         }
+
+    def _judging(self, name: str, parts: Path, progress: Progress) -> Judging:
+        if self.crew is None:
+            return self._pools[name]
+        from flows.shards import Bench, ShardedPool
+
+        verify = self._verify
+        task = self._data.sources[name].task
+        bench = Bench.of(task, verify.workers, verify.timeout_seconds, verify.memory_mb)
+        return ShardedPool(self.crew, bench, parts, progress)
 
     def close(self) -> None:
         """End all child processes."""

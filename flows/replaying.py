@@ -1,9 +1,11 @@
 """Replaying a run with other settings: recompute what follows a stage, over saved rollouts."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flows.forking import fork_run
 from flows.loop import Call, Reference
@@ -12,6 +14,9 @@ from pipeline.errors import ConfigError
 from pipeline.lineage import STEP_STAGES, stages_from
 from pipeline.stage import Progress, silent
 from pipeline.store import Run
+
+if TYPE_CHECKING:
+    from flows.fanout import Crew
 
 LAST = ("verify", "decisions", "route", "weigh", "update")
 
@@ -63,10 +68,15 @@ class Plan:
 
     def needs_policies(self) -> bool:
         """Tell whether a stage of the plan needs the policy of its step."""
-        return any(
-            name == "update" or (name == "route" and self.last != "decisions")
-            for name in self.stages()
-        )
+        return any(self._needs_policy(name) for name in self.stages())
+
+    def ahead(self) -> list[str]:
+        """Return the first stages, those that need no policy: all steps' at once, if one likes."""
+        names = itertools.takewhile(lambda name: not self._needs_policy(name), self.stages())
+        return list(names)
+
+    def _needs_policy(self, name: str) -> bool:
+        return name == "update" or (name == "route" and self.last != "decisions")
 
     @staticmethod
     def _place(name: str) -> int:
@@ -107,6 +117,39 @@ def folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
     return [root / ",".join(o[i].replace("/", "_") for i in varying) for o in sweep]
 
 
+def replay_step(root: str, step: int, names: list[str], decisions: bool) -> None:
+    """Run stages of one step of a fork, on a worker, for the one who holds the fork's lock."""
+    with contextlib.closing(Session.resume(Path(root), writes=False)) as session:
+        for name in names:
+            session.run_stage(name, step, decisions_only=decisions and name == "route")
+
+
+def replay_fork(parent: str, root: str, plan: dict[str, Any], overrides: list[str]) -> None:
+    """Make one fork of a sweep, on a worker."""
+    replay(Run.open(Path(parent)), Path(root), Plan(**plan), overrides).close()
+
+
+def sweep_over(
+    crew: "Crew",
+    parent: Run,
+    plan: Plan,
+    sweep: Sequence[tuple[Path, Sequence[str]]],
+    progress: Progress = silent,
+) -> None:
+    """Have each fork of a sweep made by one of a crew's workers.
+
+    Args:
+        sweep: folder and overrides of each fork.
+        progress: told of forks done.
+    """
+    common = {"parent": str(parent.root.resolve()), "plan": asdict(plan)}
+    items = [
+        {**common, "root": str(root.resolve()), "overrides": list(overrides)}
+        for root, overrides in sweep
+    ]
+    crew.map("sweep", f"{__name__}:replay_fork", items, progress)
+
+
 def replay(
     parent: Run,
     root: Path,
@@ -114,6 +157,7 @@ def replay(
     overrides: Sequence[str],
     progress: Progress = silent,
     runner: Callable[[Session], Call] | None = None,
+    crew: "Crew | None" = None,
 ) -> Session:
     """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
 
@@ -122,6 +166,7 @@ def replay(
     Args:
         progress: told of stages done, over all steps.
         runner: how stages are run; a flow makes each a Prefect task.
+        crew: workers that run the stages that need no policy, several steps at a time.
     """
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
@@ -135,6 +180,10 @@ def replay(
 
     call = runner(session) if runner else plainly
     try:
+        if crew is not None:
+            work = {"root": str(root.resolve()), "names": plan.ahead(), "decisions": decisions}
+            items = [{**work, "step": step} for step in range(plan.start, plan.end)]
+            crew.map("replay", f"{__name__}:replay_step", items, progress)
         begun = max(plan.start, session.next_step()) if updates else plan.start
         for step in range(begun, plan.end):
             for place, name in enumerate(stages):

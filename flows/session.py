@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import stages.evaluate
 import stages.generate
@@ -25,6 +25,7 @@ from flows.questions import Asked, Questions, recorded_questions, tokenizer_rend
 from flows.room import answers
 from pipeline.config import Config, ModelSection
 from pipeline.errors import ConfigError, StoreError
+from pipeline.files import remove_folder
 from pipeline.health.records import Records
 from pipeline.lineage import STEP_STAGES, STEP_TABLES
 from pipeline.lock import RunLock
@@ -36,6 +37,9 @@ from pipeline.space import Facts
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
 from pipeline.store import Run
 from pipeline.writing import Writer
+
+if TYPE_CHECKING:
+    from flows.fanout import Crew
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
@@ -209,6 +213,10 @@ class Session:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
+    def spread_over(self, crew: "Crew | None") -> None:
+        """Have a crew's workers judge responses from now on; None: this process's children."""
+        self._judges.crew = crew
+
     def close(self) -> None:
         """End the verifiers' child processes and the engines; others may write then."""
         self._judges.close()
@@ -234,7 +242,10 @@ class Session:
             handles = self._handles(stage, step, progress, owner.config)
             handles = replace(handles, policy=None) if decisions_only else handles
             writer = self._writer if name in STEP_STAGES else None  # evaluations are read at once
-            return run_stage(owner, stage, handles, writer)
+            result = run_stage(owner, stage, handles, writer)
+            if "verifier" in stage.uses and not self._inherited(stage, step):
+                self._remove_parts(stage, step)
+            return result
         except BaseException:
             if stage.advances_policy:
                 self._policy = None
@@ -265,9 +276,23 @@ class Session:
             if policy and "engine" in stage.uses
             else None,
             max_logprob_gap=config.generate.max_logprob_gap,
-            verifiers=self._judges.verifiers if judges else {},
+            verifiers=self._judges.verifiers(self._parts(stage, step), progress) if judges else {},
             progress=progress,
         )
+
+    def _parts(self, stage: Stage, step: int) -> Path:
+        """Return the folder of what a crew has judged of a table that is not committed yet."""
+        table = self.run.table_path(stage.writes[0], step)
+        return table.with_name(f".{table.stem}.parts")
+
+    def _remove_parts(self, stage: Stage, step: int) -> None:
+        """Remove what a crew left, now or before it was killed; the table holds it."""
+        parts = self._parts(stage, step)
+        if not parts.exists():
+            return
+        if self._writer is not None:
+            self._writer.wait()
+        remove_folder(parts)
 
     def _inherited(self, stage: Stage, step: int) -> bool:
         """Tell whether the stage's tables are an ancestor's, who made them once and for all."""

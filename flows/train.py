@@ -22,8 +22,10 @@ from prefect.states import Cancelled
 
 from flows.api import ApiError, calling, client_settings, unrecorded
 from flows.artifacts import Artifacts
+from flows.fanout import crew_at
 from flows.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.opening import checked_config, open_session
+from flows.placing import Place
 from flows.progress import Lines, print_warnings
 from flows.questions import warnings_of
 from flows.room import RoomWatcher, room_warnings
@@ -149,6 +151,7 @@ def train_flow(
     source: str | None = None,
     overrides: list[str] | None = None,
     resume: bool = False,
+    runner: str | None = None,
 ) -> State[Any] | None:
     """Train as a deployment does: what `srpo train SOURCE --run RUN --set …` does.
 
@@ -157,7 +160,9 @@ def train_flow(
         source: a preset or a TOML file; not needed to resume.
         overrides: settings, `section.key=value`.
         resume: go on with the run that is there.
+        runner: place among whose workers responses are spread to be judged.
     """
+    place = Place.of(runner) if runner else None
     config = checked_config(source, Path(run), overrides or [], resume)
     from flows.recovery import session_after_alarm
 
@@ -165,7 +170,12 @@ def train_flow(
     while session is not None:
         with contextlib.closing(session):
             print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))
-            with Watchdog(session.run.root, session.config.run.stall_seconds) as watchdog:
+            limit_seconds = session.config.run.stall_seconds
+            with (
+                Watchdog(session.run.root, limit_seconds) as watchdog,
+                crew_at(place, limit_seconds) as crew,
+            ):
+                session.spread_over(crew)
                 watchers = [RoomWatcher(session), Lines(session), watchdog]
                 outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
             state = _final_state(outcome, str(session.run.root))

@@ -1,11 +1,17 @@
 """`srpo check`: is a run whole, and does every number in it follow from the others?"""
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.bars import bars
+from flows.options import Runner
 from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError
 from pipeline.text import count, duration, number
@@ -13,7 +19,9 @@ from pipeline.text import count, duration, number
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flows.fanout import Crew
     from pipeline.audit.check_findings import CheckReport
+    from pipeline.stage import Progress
 
 _LONGEST_NOTES = 20
 
@@ -24,6 +32,7 @@ def check(
         bool, typer.Option("--deep", help="Recompute one step in float64 besides.")
     ] = False,
     step: Annotated[int | None, typer.Option(min=0, help="The step to recompute.")] = None,
+    runner: Runner = None,
 ) -> None:
     """Verify digests, schemas, links between tables and every invariant of a run.
 
@@ -37,8 +46,10 @@ def check(
 
     if deep != (step is not None):
         raise ConfigError("--deep recomputes one step: give both --deep and --step N, or neither")
+    if deep and runner is not None:
+        raise ConfigError("--deep recomputes one step, in this process: leave out --runner")
     console = Console()
-    broken = _check(run, console) if step is None else _check_deeply(run, step, console)
+    broken = _check(run, console, runner) if step is None else _check_deeply(run, step, console)
     if broken:
         raise typer.Exit(1)
 
@@ -47,20 +58,55 @@ def _say(console: "Console", text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _check(path: Path, console: "Console") -> bool:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+def check_part(run: str, steps: list[int]) -> dict[str, Any]:
+    """Check some steps of a run, on a worker; return the report as plain values."""
+    from pipeline.audit.check import check_steps
+    from pipeline.store import Run
 
+    return asdict(check_steps(Run.open(Path(run)), steps))
+
+
+def _check(path: Path, console: "Console", runner: str | None) -> bool:
+    from flows.placing import crew_of
     from pipeline.audit.check import check_run
     from pipeline.store import Run
 
     run, started = Run.open(path), time.perf_counter()
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        row = progress.add_task("check", total=None)
-        report = check_run(run, lambda done, all: progress.update(row, completed=done, total=all))
+    with crew_of(runner, run.root.parent) as crew:
+        if crew is None:
+            with _byte_bar(console) as progress:
+                report = check_run(run, progress)
+        else:
+            with bars("check, pieces") as (progress,):
+                report = check_run(run, elsewhere=partial(_spread, crew, run.root, progress))
     _print(report, time.perf_counter() - started, console)
     return bool(report.findings)
+
+
+def _spread(
+    crew: "Crew", root: Path, progress: "Progress", steps: Sequence[int]
+) -> "Iterator[CheckReport]":
+    """Have steps checked by a crew; yield the reports in order."""
+    from flows.placing import pieces
+    from pipeline.audit.check_findings import CheckReport, Finding
+
+    run = str(root.resolve())
+    items = [{"run": run, "steps": list(steps[a:b])} for a, b in pieces(len(steps), crew.place)]
+    for found in crew.map("check", f"{__name__}:check_part", items, progress):
+        findings = [Finding(**finding) for finding in found["findings"]]
+        yield CheckReport(**{**found, "findings": findings})
+
+
+@contextlib.contextmanager
+def _byte_bar(console: "Console") -> "Iterator[Progress]":
+    """Show bytes hashed on a terminal; yield the function that is told."""
+    from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task("check", total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
 def _print(report: "CheckReport", seconds: float, console: "Console") -> None:
@@ -80,7 +126,6 @@ def _print(report: "CheckReport", seconds: float, console: "Console") -> None:
 
 
 def _check_deeply(run: Path, step: int, console: "Console") -> bool:
-    from flows.bars import bars
     from flows.deep import check_step
 
     started = time.perf_counter()

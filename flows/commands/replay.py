@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.bars import bars
-from flows.options import Set
+from flows.options import Runner, Set
 
 if TYPE_CHECKING:
     from flows.session import Session
@@ -39,6 +39,7 @@ def replay(
             "opened), route, weigh or update.",
         ),
     ] = "update",
+    runner: Runner = None,
 ) -> None:
     """Recompute what follows a stage, over saved rollouts, with other settings.
 
@@ -48,7 +49,8 @@ def replay(
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
     from flows.forking import planned_fork
-    from flows.replaying import Plan, folders, spread
+    from flows.placing import crew_of
+    from flows.replaying import Plan, folders, spread, sweep_over
     from flows.replaying import replay as replay_run
     from pipeline.audit.diff import diff_runs
     from pipeline.store import Run
@@ -58,17 +60,23 @@ def replay(
     sweep = spread(overrides or [])
     for folder, chosen in zip(folders(fork, sweep), sweep, strict=True):  # all, before the first
         planned_fork(parent, folder, stage, plan.start, plan.end, chosen, until == "update")
+    forks = list(zip(folders(fork, sweep), sweep, strict=True))
     rows = []
-    for folder, chosen in zip(folders(fork, sweep), sweep, strict=True):
-        started = time.monotonic()
-        with bars(f"{folder}: stages") as (progress,):
-            session = replay_run(parent, folder, plan, chosen, progress)
-        with contextlib.closing(session):
-            found = diff_runs(parent, session.run)
-            seconds = time.monotonic() - started
-            rows.append(_row(session, found, plan.last == "update", seconds))
-            print(f"{folder.name}: {found.sentence}")
-            note = session.run.fork.note if session.run.fork else ""
+    with crew_of(runner, parent.root.parent) as crew:
+        if crew is not None and len(forks) > 1:
+            with bars("forks") as (progress,):
+                sweep_over(crew, parent, plan, forks, progress)
+            crew = None  # what is left is to find them done
+        for folder, chosen in forks:
+            started = time.monotonic()
+            with bars(f"{folder}: stages") as (progress,):
+                session = replay_run(parent, folder, plan, chosen, progress, crew=crew)
+            with contextlib.closing(session):
+                found = diff_runs(parent, session.run)
+                seconds = time.monotonic() - started
+                rows.append(_row(session, found, plan.last == "update", seconds))
+                print(f"{folder.name}: {found.sentence}")
+                note = session.run.fork.note if session.run.fork else ""
     print(note)
     _print_table(rows, updates=plan.last == "update")
     _print_next(parent.root, folders(fork, sweep), updates=plan.last == "update")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.bars import bars
-from flows.options import Set
+from flows.options import Runner, Set
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def stage(
     decisions: Annotated[
         bool, typer.Option("--decisions", help="route: decide only; no policy is opened.")
     ] = False,
+    runner: Runner = None,
 ) -> None:
     """Run one stage on saved tables: in place where its own tables are missing.
 
@@ -33,6 +34,7 @@ def stage(
 
     Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
     """
+    from flows.placing import crew_of
     from flows.session import STAGES, Session
     from pipeline.lock import RunLock
     from pipeline.repair import expect_readers_agree, set_aside_damage
@@ -55,7 +57,12 @@ def stage(
     else:
         root = _fork_if_needed(parent, fork, name, step, overrides or [])
     names = (f"policy after {step} steps, by replaying updates", name)
-    with contextlib.closing(Session.resume(root)) as session, bars(*names) as (replayed, own):
+    with (
+        crew_of(runner, root.parent) as crew,
+        contextlib.closing(Session.resume(root)) as session,
+        bars(*names) as (replayed, own),
+    ):
+        session.spread_over(crew)
         reference = session.run_stage(name, step, own, replayed, decisions)
         expect_readers_agree(session.run, STAGES[name], step)
         session.finish_if_complete(step)

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from pipeline.errors import SrpoError
+from flows.options import Runner
+from pipeline.errors import ConfigError, SrpoError
 from pipeline.text import count, duration
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def view(
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write static files there, serve nothing.")
     ] = None,
+    runner: Runner = None,
 ) -> None:
     """Look at runs in a browser: charts, steps, and every rollout token by token.
 
@@ -39,21 +41,44 @@ def view(
 
     opened = [Run.open(path) for path in runs]
     if export is not None:
-        _export(opened, export)
+        _export(opened, export, runner)
+    elif runner is not None:
+        raise ConfigError("--runner writes pages elsewhere: give --export DIR as well")
     else:
         _serve(opened, port)
 
 
-def _export(runs: "list[Run]", folder: Path) -> None:
+def export_part(runs: list[str], folder: str, first: int, last: int) -> None:
+    """Write some pages of an export, on a worker."""
+    from pipeline.store import Run
+    from pipeline.viewer.export import export_pages
+
+    export_pages([Run.open(Path(root)) for root in runs], Path(folder), first, last)
+
+
+def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
+    from flows.placing import crew_of, pieces
     from pipeline.viewer.export import export
     from pipeline.viewer.exported import exported_steps
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     begun = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
-        row = p.add_task("pages", total=None)
-        pages = export(runs, folder, lambda done, total: p.update(row, completed=done, total=total))
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with crew_of(runner, runs[0].root.parent) as crew, bar:
+        row = bar.add_task("pages", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(row, completed=done, total=total)
+
+        def elsewhere(pages: int) -> None:
+            assert crew is not None
+            roots, place = [str(run.root.resolve()) for run in runs], str(folder.resolve())
+            common = {"runs": roots, "folder": place}
+            parts = [{**common, "first": a, "last": b} for a, b in pieces(pages, crew.place)]
+            crew.map("export", f"{__name__}:export_part", parts, progress)
+
+        pages = export(runs, folder, progress, elsewhere if crew else None)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     spent = duration(time.monotonic() - begun)
     print(f"{count(pages)} pages, {size / 1e6:.1f} MB, {spent}; open {folder / 'index.html'}")

@@ -5,13 +5,9 @@ and given back slice by slice, so that memory stays small whatever the size of t
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +17,6 @@ from pipeline.audit.check_files import (
     TableFile,
     check_profiles,
     check_tokenizer,
-    file_sha256,
     list_tables,
     missing_tables,
     note_leftovers,
@@ -31,6 +26,7 @@ from pipeline.audit.check_files import (
     snapshot_files,
 )
 from pipeline.audit.check_findings import CheckReport
+from pipeline.audit.check_hashing import Hashing
 from pipeline.audit.check_rows import (
     StepTables,
     evaluations_rules,
@@ -52,6 +48,7 @@ from pipeline.schemas import TOKEN_TABLES, schema_of
 from pipeline.store import Run
 
 Progress = Callable[[int, int], None]
+Elsewhere = Callable[[Sequence[int]], Iterable[CheckReport]]
 
 _RULES: dict[str, Callable[[StepTables], Iterator[Broken]]] = {
     "rollouts": rollouts_rules,
@@ -62,7 +59,6 @@ _RULES: dict[str, Callable[[StepTables], Iterator[Broken]]] = {
     "updates": updates_rules,
     "evaluations": evaluations_rules,
 }
-_HASHERS = 2
 _MOST_OF_A_TABLE = 8
 _MOST_OF_A_RECORD = 4
 _DAMAGE = (
@@ -77,11 +73,16 @@ _DAMAGE = (
 """What broken contents may raise in a check that expects sound ones."""
 
 
-def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckReport:
+def check_run(
+    run: Run,
+    progress: Progress = lambda done, total: None,
+    elsewhere: Elsewhere | None = None,
+) -> CheckReport:
     """Check all that a run refers to: own and inherited tables, records, snapshots.
 
     Args:
         progress: told of (bytes hashed, bytes in all), from several threads.
+        elsewhere: has `check_steps` done for such steps, in order; None: they are checked here.
     """
     report = CheckReport()
     note_leftovers(run, report)
@@ -90,12 +91,15 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
     missing_tables(run, tables, report)
     check_tokenizer(run, report)
     snapshots = dict(snapshot_files(run, report))
-    sound = [entry.path for entry in tables.values() if _right_size(entry)]
-    size = vocabulary(run)
-    quiet = np.errstate(all="ignore")  # what is not finite becomes a finding, not a warning
-    with quiet, _Hashing([*sound, *snapshots], progress) as hashing:
-        for step, group in groupby(tables.values(), key=lambda entry: entry.step):
-            _Step(run, step, list(group), size, hashing, report).check(tables)
+    if elsewhere is None:
+        hashed = [entry.path for entry in tables.values() if _right_size(entry)]
+    else:
+        hashed = []
+        for part in elsewhere(list(dict.fromkeys(entry.step for entry in tables.values()))):
+            report.extend(part)
+    with _quiet(), Hashing([*hashed, *snapshots], progress) as hashing:
+        if elsewhere is None:
+            _check_tables(run, tables, tables, hashing, report)
         for path, expected in snapshots.items():
             found = hashing.result(path)
             if found != expected:
@@ -103,8 +107,38 @@ def check_run(run: Run, progress: Progress = lambda done, total: None) -> CheckR
                 report.add(path, f"SHA-256 {expected[:12]}…", _short(found), advice)
     check_snapshots(run, report)
     check_profiles(run, report)
-    report.tables, report.bytes = len(tables), hashing.total
+    report.tables, report.bytes = len(tables), report.bytes + hashing.total
     return report
+
+
+def check_steps(run: Run, steps: Sequence[int]) -> CheckReport:
+    """Check the tables and records of some steps, and evaluations, alone."""
+    report, wanted = CheckReport(), set(steps)
+    tables = list_tables(run, CheckReport())  # who asks has those findings
+    chosen = {key: entry for key, entry in tables.items() if entry.step in wanted}
+    hashed = [entry.path for entry in chosen.values() if _right_size(entry)]
+    with _quiet(), Hashing(hashed, lambda done, total: None) as hashing:
+        _check_tables(run, chosen, tables, hashing, report)
+    report.bytes = hashing.total
+    return report
+
+
+def _quiet() -> np.errstate:
+    """What is not finite becomes a finding, not a warning."""
+    return np.errstate(all="ignore")
+
+
+def _check_tables(
+    run: Run,
+    chosen: Mapping[tuple[int, str], TableFile],
+    tables: Mapping[tuple[int, str], TableFile],
+    hashing: Hashing,
+    report: CheckReport,
+) -> None:
+    """Check some of a run's tables, step by step."""
+    size = vocabulary(run)
+    for step, group in groupby(chosen.values(), key=lambda entry: entry.step):
+        _Step(run, step, list(group), size, hashing, report).check(tables)
 
 
 def _right_size(entry: TableFile) -> bool:
@@ -116,42 +150,6 @@ def _short(digest: str) -> str:
     return f"{digest[:12]}…" if len(digest) == 64 else digest
 
 
-class _Hashing:
-    """Digests of files, computed by threads in the order given."""
-
-    def __init__(self, paths: Sequence[Path], progress: Progress) -> None:
-        self.total = sum(path.stat().st_size for path in paths)
-        self._progress, self._done, self._lock = progress, 0, threading.Lock()
-        self._pool = ThreadPoolExecutor(_HASHERS, thread_name_prefix="sha256")
-        self._found: dict[Path, Future[str]] = {
-            path: self._pool.submit(file_sha256, path, self._advance) for path in paths
-        }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def result(self, path: Path) -> str:
-        """Return the digest of a file, or why there is none."""
-        try:
-            return self._found[path].result()
-        except OSError as error:
-            return f"not readable: {error.strerror}"
-
-    def _advance(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            done = self._done
-        self._progress(done, self.total)
-
-
 class _Step:
     """The tables of one step (or evaluation), checked in the order of flow."""
 
@@ -161,7 +159,7 @@ class _Step:
         step: int,
         entries: Sequence[TableFile],
         vocabulary: int | None,
-        hashing: _Hashing,
+        hashing: Hashing,
         report: CheckReport,
     ) -> None:
         self.run, self.step, self.entries = run, step, entries
@@ -236,7 +234,8 @@ class _Step:
             self.report.notes.append(f"{entry.path}: {text}")
             return
         if entry.table == "teacher" and not keeps_student(mapped.table):
-            self._note_once(f"the student's K log-probabilities: {NOT_KEPT}, so jsd isn't checked")
+            lost = f"the student's K log-probabilities: {NOT_KEPT}, so jsd isn't checked"
+            self.report.note_once(lost)
         found: dict[str, Broken] = {}
         advice = f"digests agree, so it was made or sealed wrong; {entry.advice}"
         try:
@@ -307,12 +306,7 @@ class _Step:
         if absent := sorted(expected.keys() - record.keys()):
             text = f"no {', '.join(absent[:2])}{', …' if len(absent) > 2 else ''} in it"
             text += ": written by another version of this code, as may be those of other steps"
-            if not any(text in note for note in self.report.notes):
-                self.report.notes.append(f"{path}: {text}")
-
-    def _note_once(self, text: str) -> None:
-        if text not in self.report.notes:
-            self.report.notes.append(text)
+            self.report.note_once(text, path)
 
 
 def _origin_inside(data: pa.Table) -> object:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.audit.plain import printable
 
@@ -38,12 +38,28 @@ class CheckReport:
         notes: what is worth knowing and breaks nothing.
         tables: tables checked, inherited ones included.
         bytes: bytes hashed.
+        once: texts of notes that are said once, though they are true of several steps.
     """
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tables: int = 0
     bytes: int = 0
+    once: dict[str, str] = field(default_factory=dict)
+
+    def note_once(self, text: str, path: Path | None = None) -> None:
+        """Note what is worth saying of one step only, with the file in which it was seen first."""
+        if text not in self.once:
+            self.once[text] = text if path is None else f"{path}: {text}"
+            self.notes.append(self.once[text])
+
+    def extend(self, later: Self) -> None:
+        """Add what a check of later steps saw."""
+        said = {later.once[text] for text in later.once.keys() & self.once.keys()}
+        self.findings += later.findings
+        self.notes += [note for note in later.notes if note not in said]
+        self.once = {**later.once, **self.once}
+        self.bytes += later.bytes
 
     def add(self, path: Path, expected: Any, found: Any, advice: str) -> None:
         """Note a finding; long texts are cut and shown harmlessly."""

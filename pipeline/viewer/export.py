@@ -11,9 +11,12 @@ from pipeline.viewer.pages import KINDS
 from pipeline.viewer.shell import PLOTLY, STATIC, Kind, Runs, named
 
 Progress = Callable[[int, int], None]
+Elsewhere = Callable[[int], None]
 
 
-def export(runs: Sequence[Run], folder: Path, progress: Progress) -> int:
+def export(
+    runs: Sequence[Run], folder: Path, progress: Progress, elsewhere: Elsewhere | None = None
+) -> int:
     """Write the pages of these runs under `folder`; return how many.
 
     Of runs with very many rollouts it writes those of some steps (`exported.exported_steps`).
@@ -21,20 +24,45 @@ def export(runs: Sequence[Run], folder: Path, progress: Progress) -> int:
     Args:
         folder: missing or empty; its index.html, written last, is the page to open.
         progress: called with pages written and pages in all.
+        elsewhere: has `export_pages` done for all of so many pages; None: they are written here.
 
     Raises:
         StoreError: there is something in the folder already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder}: there is something already; choose another folder to export")
-    shown = named(runs)
-    listed = [(kind, parameters) for kind in KINDS for parameters in kind.pages(shown)]
+    pages = len(_listed(runs))
     shutil.copytree(STATIC, folder / "static", dirs_exist_ok=True)
     shutil.copyfile(PLOTLY, folder / "static" / "plotly.min.js")
-    for done, (kind, parameters) in enumerate(reversed(listed), start=1):
+    if elsewhere is not None:
+        elsewhere(pages - 1)  # the last one says that all are there
+    first = 0 if elsewhere is None else pages - 1
+    export_pages(runs, folder, first, pages, lambda done: progress(first + done, pages))
+    return pages
+
+
+def export_pages(
+    runs: Sequence[Run],
+    folder: Path,
+    first: int,
+    last: int,
+    written: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write the pages [first, last) of an export; the last of all is the one to open.
+
+    Args:
+        written: told how many are written.
+    """
+    shown = named(runs)
+    for done, (kind, parameters) in enumerate(_listed(runs)[first:last], start=1):
         _write(kind, shown, parameters, folder)
-        progress(done, len(listed))
-    return len(listed)
+        written(done)
+
+
+def _listed(runs: Sequence[Run]) -> list[tuple[Kind, tuple[str, ...]]]:
+    """Return all pages in the order in which they are written."""
+    shown = named(runs)
+    return [(kind, parameters) for kind in KINDS for parameters in kind.pages(shown)][::-1]
 
 
 def _write(kind: Kind, runs: Runs, parameters: tuple[str, ...], folder: Path) -> None:

@@ -1,0 +1,218 @@
+"""Where work is placed: the place that a user names, its Prefect task runner, its cluster.
+
+    processes:4                      a pool of four processes on this machine
+    ray:4                            a Ray cluster of this command's own, on this machine
+    ray:16@ray://HOST:10001          sixteen workers of a cluster that is there
+    dask:4   dask:16@tcp://HOST:8786
+
+No place means this process. Where work is done never shows in what it makes.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pipeline.errors import ConfigError, SrpoError
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+
+    from flows.fanout import Crew
+
+Kind = Literal["processes", "ray", "dask"]
+
+_PLACE = re.compile(r"(processes|ray|dask):([1-9][0-9]{0,3})(?:@(.+))?")
+_LIBRARIES = {
+    "processes": (),
+    "ray": ("ray", "prefect_ray"),
+    "dask": ("distributed", "prefect_dask"),
+}
+_OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray takes: nothing large is ever passed
+_LOCAL = "127.0.0.1"
+PIECES_OF_A_WORKER = 4
+"""Into which work is cut: the fewer, the more waits at the end for the slowest worker."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What `--runner` says.
+
+    Attributes:
+        workers: how many pieces of work are done at a time.
+        address: of a cluster that is there; None: one is started here, and ends with the command.
+    """
+
+    kind: Kind
+    workers: int
+    address: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> "Place":
+        """Read KIND:WORKERS or KIND:WORKERS@ADDRESS.
+
+        Raises:
+            ConfigError: it is neither, or its library is not installed.
+        """
+        found = _PLACE.fullmatch(text)
+        if found is None or (found[1] == "processes" and found[3]):
+            raise ConfigError(
+                f"--runner {text}: expected processes:N, ray:N or dask:N with N workers, or an "
+                "existing cluster, such as ray:16@ray://HOST:10001 or dask:16@tcp://HOST:8786"
+            )
+        place = cls(cast(Kind, found[1]), int(found[2]), found[3])
+        missing = [name for name in _LIBRARIES[place.kind] if not importlib.util.find_spec(name)]
+        if missing:
+            raise ConfigError(
+                f"--runner {text}: {missing[0]} is not installed: pip install 'srpo[{place.kind}]'"
+            )
+        return place
+
+    def __str__(self) -> str:
+        """Return the text of which this is the reading."""
+        return f"{self.kind}:{self.workers}{f'@{self.address}' if self.address else ''}"
+
+    def task_runner(self, cluster: str | None = None) -> "TaskRunner[Any]":
+        """Return Prefect's task runner for it, not started.
+
+        Args:
+            cluster: address of the cluster that is open for this place, if it is one of Dask.
+        """
+        if self.kind == "processes":
+            from prefect.task_runners import ProcessPoolTaskRunner
+
+            return ProcessPoolTaskRunner(max_workers=self.workers)
+        if self.kind == "ray":
+            from prefect_ray import RayTaskRunner
+
+            # It uses the cluster that this process is connected to.
+            return cast("TaskRunner[Any]", RayTaskRunner())
+        from prefect_dask import DaskTaskRunner
+
+        return cast("TaskRunner[Any]", DaskTaskRunner(address=cluster))
+
+    def losses(self) -> tuple[type[Exception], ...]:
+        """Return what is raised when a worker was lost, and its work with it."""
+        if self.kind == "ray":
+            from ray.exceptions import RayError
+
+            return (RayError,)
+        if self.kind == "dask":
+            from distributed import KilledWorker
+
+            return (KilledWorker,)
+        return (BrokenProcessPool,)
+
+
+def pieces(number: int, place: Place) -> list[tuple[int, int]]:
+    """Return [first, last) of the pieces into which so many units of work are cut for a place."""
+    cuts = max(1, min(number, PIECES_OF_A_WORKER * place.workers))
+    edges = [number * cut // cuts for cut in range(cuts + 1)]
+    return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
+
+
+@contextlib.contextmanager
+def cluster_of(place: Place) -> Iterator[str | None]:
+    """Have the cluster of a place for a block; yield the address by which a runner finds it."""
+    opened = {"processes": _no_cluster, "ray": _ray, "dask": _dask}[place.kind]
+    with contextlib.ExitStack() as stack:
+        try:
+            address = stack.enter_context(opened(place))
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise SrpoError(f"--runner {place}: no workers there: {reason}") from error
+        yield address
+
+
+@contextlib.contextmanager
+def _no_cluster(place: Place) -> Iterator[None]:
+    """A pool of processes begins and ends with each call."""
+    yield
+
+
+@contextlib.contextmanager
+def _ray(place: Place) -> Iterator[None]:
+    """Connect this process to a Ray cluster; one of our own has no pages and reports nowhere."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if place.address is not None:
+        ray.init(place.address, **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    folder = tempfile.mkdtemp(prefix="srpo-ray-")
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=place.workers,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address=_LOCAL,
+            _temp_dir=folder,
+            **quiet,
+        )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray's handler ends the process at once
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _dask(place: Place) -> Iterator[str]:
+    """Start a Dask cluster on this machine, unless one is there."""
+    if place.address is not None:
+        yield place.address
+        return
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=place.workers,
+        threads_per_worker=1,
+        host=_LOCAL,
+        dashboard_address=None,
+        silence_logs="CRITICAL",
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@contextlib.contextmanager
+def crew_of(runner: str | None, folder: Path) -> "Iterator[Crew | None]":
+    """Yield the workers that a command was told to use, and None if it was not told.
+
+    The work is recorded by the Prefect API that trainings in `folder` use, for which it waits.
+    """
+    if runner is None:
+        yield None
+        return
+    from flows.server import LIMIT_SECONDS, open_server
+
+    place = Place.of(runner)
+    lease = open_server(folder)
+    try:
+        lease.wait()
+        from prefect.settings import temporary_settings
+
+        from flows.api import client_settings
+        from flows.fanout import Crew
+
+        with temporary_settings(client_settings(LIMIT_SECONDS)), Crew(place) as crew:
+            yield crew
+    finally:
+        lease.release()

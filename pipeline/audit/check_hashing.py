@@ -1,0 +1,48 @@
+"""Digests of a run's files, computed beside the check of their rows."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline.audit.check_files import file_sha256
+
+_HASHERS = 2
+
+
+class Hashing:
+    """Digests of files, computed by threads in the order given."""
+
+    def __init__(self, paths: Sequence[Path], progress: Callable[[int, int], None]) -> None:
+        self.total = sum(path.stat().st_size for path in paths)
+        self._progress, self._done, self._lock = progress, 0, threading.Lock()
+        self._pool = ThreadPoolExecutor(_HASHERS, thread_name_prefix="sha256")
+        self._found: dict[Path, Future[str]] = {
+            path: self._pool.submit(file_sha256, path, self._advance) for path in paths
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def result(self, path: Path) -> str:
+        """Return the digest of a file, or why there is none."""
+        try:
+            return self._found[path].result()
+        except OSError as error:
+            return f"not readable: {error.strerror}"
+
+    def _advance(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            done = self._done
+        self._progress(done, self.total)
