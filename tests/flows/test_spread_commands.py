@@ -109,13 +109,17 @@ def test_verify_and_evaluate_leave_the_same_tables_and_no_parts(
 
 
 def test_parts_that_a_kill_left_are_removed_when_their_table_is_there(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     parts = run / "steps" / "000001" / ".verdicts.parts"
     parts.mkdir()
     (parts / "left.json").write_text("{}")
     assert srpo(monkeypatch, "check", run) == 0, "no reader takes it for a table"
+    assert f"note: {parts}: left by a command that was cut short" in capsys.readouterr().out
     assert srpo(monkeypatch, "stage", "verify", "--run", run, "--step", "1") == 0
     assert not parts.exists()
 
