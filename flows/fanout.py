@@ -8,6 +8,8 @@ ways: workers find their inputs, and leave what they made, in files.
 
 A worker that is lost costs its piece of work, which is done again: Ray and Dask see to that by
 themselves; a pool of processes breaks whole, and what it had not done goes to a new one.
+
+Workers import this module, so it imports nothing heavy.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -33,7 +35,9 @@ from prefect.task_runners import TaskRunner
 from flows.api import ApiError, calling
 from flows.placing import Place, cluster_of
 from pipeline.errors import SrpoError
-from pipeline.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from pipeline.stage import Progress
 
 Item = dict[str, Any]
 """Arguments of one piece of work: small JSON."""
@@ -72,7 +76,7 @@ class Crew:
         self._stack.close()
 
     def map(
-        self, name: str, function: str, items: Sequence[Item], progress: Progress = silent
+        self, name: str, function: str, items: Sequence[Item], progress: "Progress | None" = None
     ) -> list[Any]:
         """Call a function with each item's arguments on the workers; return results in order.
 
@@ -211,7 +215,7 @@ class _Asked:
     function: str
     items: Sequence[Item]
     found: dict[int, Any]
-    progress: Progress
+    progress: "Progress | None"
     limit_seconds: float | None = None
     runner: TaskRunner[Any] | None = None
 
@@ -235,7 +239,8 @@ def place_and_collect() -> None:
                 f"{len(asked.found)} of {len(asked.items)} are; are there workers?"
             ) from None
         asked.found[number] = submitted[number].result()
-        asked.progress(len(asked.found), len(asked.items))
+        if asked.progress is not None:
+            asked.progress(len(asked.found), len(asked.items))
 
 
 def _telling(ended: "queue.Queue[int]", number: int) -> Callable[[object], None]:

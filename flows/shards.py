@@ -24,12 +24,12 @@ from flows.placing import PIECES_OF_A_WORKER, cut
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, make_folder
 from pipeline.sealed import is_sealed, read_sealed, write_sealed
-from pipeline.stage import Progress, silent
 from pipeline.task import Verdict
 from pipeline.verification import VerifierPool
 
 if TYPE_CHECKING:
     from flows.fanout import Crew
+    from pipeline.stage import Progress
 
 _SHARDS = 32
 """Of a table, whatever the number of workers, so that a command with others finds them again."""
@@ -68,7 +68,7 @@ class ShardedPool:
     """
 
     def __init__(
-        self, crew: "Crew", bench: Bench, folder: Path, progress: Progress = silent
+        self, crew: "Crew", bench: Bench, folder: Path, progress: "Progress | None" = None
     ) -> None:
         self._crew, self._bench = crew, bench
         self._folder, self._progress = folder.resolve(), progress
