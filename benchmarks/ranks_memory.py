@@ -95,8 +95,8 @@ def moved(policy: Policy) -> None:
     make_state(policy.optimizer)
 
 
-def work(folder: Path, count: int) -> dict[str, tuple[float, float]]:
-    """Open, write and open again, as rank 0; return what each took of the largest rank."""
+def work(folder: Path, again: bool) -> dict[str, tuple[float, float]]:
+    """Open and write, or open again, as rank 0; return what each took of the largest rank."""
     found: dict[str, tuple[float, float]] = {}
 
     @contextmanager
@@ -106,18 +106,20 @@ def work(folder: Path, count: int) -> dict[str, tuple[float, float]]:
         parts = ranks.together(end, None)
         found[name] = (max(mb for mb, _ in parts), max(seconds for _, seconds in parts))
 
+    snapshot = folder / f"snapshot-{ranks.size()}"
+    if again:
+        with measured("opening a snapshot"):
+            load_snapshot(snapshot, SECTION, TEACHER)
+        return found
     with measured("opening a model folder"):
         policy = open_policy(str(folder / "model"), SECTION, TEACHER)
     ranks.together(moved, policy)
     with measured("writing a snapshot"):
-        save_snapshot(policy, folder / f"snapshot-{count}", 1)
-    del policy
-    with measured("opening a snapshot"):
-        load_snapshot(folder / f"snapshot-{count}", SECTION, TEACHER)
+        save_snapshot(policy, snapshot, 1)
     return found
 
 
-def child(folder: Path) -> None:
+def child(folder: Path, again: bool) -> None:
     """Be one of the ranks."""
     torch.set_num_threads(1)
     for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
@@ -126,12 +128,11 @@ def child(folder: Path) -> None:
         if ranks.rank():
             ranks.follow()
             return
-        found = work(folder, ranks.size())
-        (folder / f"found-{ranks.size()}.json").write_text(json.dumps(found))
+        (folder / "found.json").write_text(json.dumps(work(folder, again)))
 
 
 def launch(folder: Path, count: int) -> dict[str, tuple[float, float]]:
-    """Measure with so many ranks."""
+    """Measure with so many ranks; opening a snapshot in processes that held nothing before."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -142,8 +143,11 @@ def launch(folder: Path, count: int) -> dict[str, tuple[float, float]]:
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(str(folder)),
     )
-    elastic_launch(config, sys.executable)("-m", "benchmarks.ranks_memory", "--child", str(folder))
-    found: dict[str, tuple[float, float]] = json.loads((folder / f"found-{count}.json").read_text())
+    found: dict[str, tuple[float, float]] = {}
+    for options in ([], ["--again"]):
+        command = ("-m", "benchmarks.ranks_memory", "--child", str(folder), *options)
+        elastic_launch(config, sys.executable)(*command)
+        found |= json.loads((folder / "found.json").read_text())
     return found
 
 
@@ -180,9 +184,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small policy, to try it out")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        child(options.child)
+        child(options.child, options.again)
         return
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), QUICK if options.quick else NETWORK, options.ranks)

@@ -217,7 +217,8 @@ RUN_FOLDER = """\
     RUN/steps/000012/metrics.json    the step's flat record; it exists when the step is complete
     RUN/steps/000012/profile.json    where its time went, by `srpo train --profile`; nothing
                                      depends on it
-    RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and
+    RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and (beyond
+                                     4 GiB in several files: teacher-00001-of-00008.safetensors)
         teacher.safetensors          the teacher in float32 (not for the live teacher)
         optimizer.safetensors        AdamW's state (not before the first update)
         state.json                   steps done, versions, SHA-256 of every other file

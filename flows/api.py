@@ -21,7 +21,6 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
 )
 
-from flows.summary import go_on
 from pipeline.errors import SrpoError
 
 _JITTER = 1.2
@@ -68,6 +67,8 @@ def warn(error: ApiError) -> None:
 
 def unrecorded(error: ApiError, run: Path) -> SrpoError:
     """Return the error of a training whose end Prefect did not record."""
+    from flows.summary import go_on  # heavy, and workers elsewhere import this module
+
     return SrpoError(
         f"{error}, so it has no record of how this training ended; what was trained is "
         f"on the disk; go on, or have the end recorded: {go_on(str(run))}"

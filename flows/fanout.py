@@ -8,6 +8,8 @@ ways: workers find their inputs, and leave what they made, in files.
 
 A worker that is lost costs its piece of work, which is done again: Ray and Dask see to that by
 themselves; a pool of processes breaks whole, and what it had not done goes to a new one.
+
+Workers import this module, so it imports nothing heavy.
 """
 
 import contextlib
@@ -16,15 +18,15 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from prefect import Task, flow, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
@@ -33,7 +35,9 @@ from prefect.task_runners import TaskRunner
 from flows.api import ApiError, calling
 from flows.placing import Place, cluster_of
 from pipeline.errors import SrpoError
-from pipeline.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from pipeline.stage import Progress
 
 Item = dict[str, Any]
 """Arguments of one piece of work: small JSON."""
@@ -72,7 +76,7 @@ class Crew:
         self._stack.close()
 
     def map(
-        self, name: str, function: str, items: Sequence[Item], progress: Progress = silent
+        self, name: str, function: str, items: Sequence[Item], progress: "Progress | None" = None
     ) -> list[Any]:
         """Call a function with each item's arguments on the workers; return results in order.
 
@@ -95,7 +99,7 @@ class Crew:
         while len(found) < len(items):
             known = len(found)
             try:
-                self._spread(name, function, items, _Collection(found, len(items), progress))
+                self._spread(_Asked(name, function, items, found, progress))
             except self.place.losses() as error:
                 losses = losses + 1 if len(found) == known else 1
                 if self.place.kind != "processes" or losses == _LOST_IN_A_ROW:
@@ -104,18 +108,15 @@ class Crew:
                 raise SrpoError(f"{name} can't be placed on {self.place}: {error}") from error
         return [found[i] for i in range(len(items))]
 
-    def _spread(
-        self, name: str, function: str, items: Sequence[Item], collection: "_Collection"
-    ) -> None:
+    def _spread(self, asked: "_Asked") -> None:
         """Have done what is not found yet, in one flow run."""
-        waiting = [(i, items[i]) for i in range(len(items)) if i not in collection.found]
-        collection.limit_seconds = self._limit_seconds
-        with calling(), self.place.task_runner(self._cluster) as collection.runner, _light():
-            token = _collection.set(collection)
+        asked.limit_seconds = self._limit_seconds
+        with calling(), self.place.task_runner(self._cluster) as asked.runner, _light():
+            token = _asked.set(asked)
             try:
-                fan_out(name, function, waiting, len(items))
+                fan_out(asked.name, asked.function, len(asked.items) - len(asked.found))
             finally:
-                _collection.reset(token)
+                _asked.reset(token)
 
     def _lost(self, name: str, left: int, error: Exception) -> SrpoError:
         return SrpoError(
@@ -153,21 +154,14 @@ def _light() -> Iterator[None]:
 
 
 @flow(name="fan-out", flow_run_name="{name}", persist_result=False, validate_parameters=False)
-def fan_out(name: str, function: str, items: list[tuple[int, Item]], total: int) -> None:
+def fan_out(name: str, function: str, pieces: int) -> None:
     """Have pieces of work done by tasks, and collect their results.
 
-    A flow travels with each of its tasks, and its own task runner is started beside each of them.
-    So it refers to nothing but modules, and its runner is not the one that places the work.
-
-    Args:
-        items: number of the piece, from 0, and its arguments.
-        total: pieces in all, those done before included.
+    A flow and its parameters travel with each of its tasks, and its own task runner is started
+    beside each of them. So it refers to nothing, and its runner is not the one that places the
+    work: that, and all else, stays in the process that asked.
     """
-    for number, item in items:
-        label = f"{name}, piece {number + 1} of {total}"
-        piece = work.with_options(task_run_name=f"{name}-{number + 1:04d}")
-        submit(number, piece, {"function": function, "label": label, "item": item})
-    collect()
+    place_and_collect()
 
 
 def machine_failed(task_: Any, run: Any, state: Any) -> bool:
@@ -184,7 +178,7 @@ def machine_failed(task_: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=machine_failed,
 )
 def work(function: str, label: str, item: Item) -> Any:
-    """Call a function, by name, on a worker; an error says where it was raised."""
+    """Have a function called on a worker; it refers to nothing that would have to travel."""
     return called(function, label, item)
 
 
@@ -214,39 +208,49 @@ def _end_with_parent() -> None:
 
 
 @dataclass
-class _Collection:
-    """What stays in the process that asked: the runner, and results as they come in."""
+class _Asked:
+    """What was asked of a crew, and results as they come in."""
 
+    name: str
+    function: str
+    items: Sequence[Item]
     found: dict[int, Any]
-    total: int
-    progress: Progress
+    progress: "Progress | None"
     limit_seconds: float | None = None
     runner: TaskRunner[Any] | None = None
-    submitted: dict[int, PrefectFuture[Any]] = field(default_factory=dict)
-    ended: queue.Queue[int] = field(default_factory=queue.Queue)
 
 
-_collection: ContextVar[_Collection] = ContextVar("collection")
+_asked: ContextVar[_Asked] = ContextVar("asked")
 
 
-def submit(number: int, piece: Task[..., Any], parameters: Item) -> None:
-    """Place a piece of work of the flow run."""
-    here = _collection.get()
-    assert here.runner is not None
-    here.submitted[number] = here.runner.submit(piece, parameters)
-    here.submitted[number].add_done_callback(lambda _: here.ended.put(number))
-
-
-def collect() -> None:
-    """Take in the results of the flow run's pieces, whatever the order in which they end."""
-    here = _collection.get()
-    for _ in here.submitted:
+def place_and_collect() -> None:
+    """Place what a flow run was made for; take results in, whatever the order in which they end."""
+    asked, ended = _asked.get(), queue.Queue[int]()
+    waiting = {i: item for i, item in enumerate(asked.items) if i not in asked.found}
+    submitted = {i: _submit(asked, i, item) for i, item in waiting.items()}
+    for number, future in submitted.items():
+        future.add_done_callback(_telling(ended, number))
+    for _ in submitted:
         try:
-            number = here.ended.get(timeout=here.limit_seconds)
+            number = ended.get(timeout=asked.limit_seconds)
         except queue.Empty:
             raise SrpoError(
-                f"no piece of work was done for {here.limit_seconds:g} s: "
-                f"{len(here.found)} of {here.total} are; are there workers?"
+                f"{asked.name}: no piece of work was done for {asked.limit_seconds:g} s: "
+                f"{len(asked.found)} of {len(asked.items)} are; are there workers?"
             ) from None
-        here.found[number] = here.submitted[number].result()
-        here.progress(len(here.found), here.total)
+        asked.found[number] = submitted[number].result()
+        if asked.progress is not None:
+            asked.progress(len(asked.found), len(asked.items))
+
+
+def _telling(ended: "queue.Queue[int]", number: int) -> Callable[[object], None]:
+    return lambda _: ended.put(number)
+
+
+def _submit(asked: _Asked, number: int, item: Item) -> PrefectFuture[Any]:
+    assert asked.runner is not None
+    label = f"{asked.name}, piece {number + 1} of {len(asked.items)}"
+    piece = work.with_options(task_run_name=f"{asked.name}-{number + 1:04d}")
+    arguments = {"function": asked.function, "label": label, "item": item}
+    submitted: PrefectFuture[Any] = asked.runner.submit(piece, arguments)
+    return submitted

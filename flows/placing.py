@@ -114,11 +114,15 @@ class Place:
         return (BrokenProcessPool,)
 
 
+def cut(number: int, parts: int) -> list[tuple[int, int]]:
+    """Return [first, last) of each of so many parts of units of work, as even as can be."""
+    edges = [number * part // parts for part in range(parts + 1)]
+    return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
+
+
 def pieces(number: int, place: Place) -> list[tuple[int, int]]:
     """Return [first, last) of the pieces into which so many units of work are cut for a place."""
-    cuts = max(1, min(number, PIECES_OF_A_WORKER * place.workers))
-    edges = [number * cut // cuts for cut in range(cuts + 1)]
-    return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
+    return cut(number, PIECES_OF_A_WORKER * place.workers)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ once the table that it was for is committed.
 """
 
 import functools
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,16 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.registry import SHIPPED, file_digest, judge, open_task
-from flows.placing import PIECES_OF_A_WORKER
+from flows.placing import PIECES_OF_A_WORKER, cut
 from pipeline.errors import StoreError
 from pipeline.files import digest_of, make_folder
 from pipeline.sealed import is_sealed, read_sealed, write_sealed
-from pipeline.stage import Progress, silent
 from pipeline.task import Verdict
 from pipeline.verification import VerifierPool
 
 if TYPE_CHECKING:
     from flows.fanout import Crew
+    from pipeline.stage import Progress
 
 _SHARDS = 32
 """Of a table, whatever the number of workers, so that a command with others finds them again."""
@@ -69,7 +68,7 @@ class ShardedPool:
     """
 
     def __init__(
-        self, crew: "Crew", bench: Bench, folder: Path, progress: Progress = silent
+        self, crew: "Crew", bench: Bench, folder: Path, progress: "Progress | None" = None
     ) -> None:
         self._crew, self._bench = crew, bench
         self._folder, self._progress = folder.resolve(), progress
@@ -80,7 +79,8 @@ class ShardedPool:
         Raises:
             SrpoError: from a worker, with its shard, host and process.
         """
-        shards = [pairs[first:last] for first, last in _cut(len(pairs), self._crew.place.workers)]
+        workers = self._crew.place.workers
+        shards = [pairs[first:last] for first, last in _shards(len(pairs), workers)]
         keys = [_key(self._bench, shard) for shard in shards]
         make_folder(self._folder)
         missing = dict[str, None]()  # a set in order: equal shards are judged once
@@ -137,11 +137,9 @@ def _pool(bench: Bench) -> VerifierPool:
     )
 
 
-def _cut(rows: int, workers: int) -> list[tuple[int, int]]:
-    """Return the shards [first, last) of so many rows, as even as can be."""
-    shards = max(1, min(rows // _ROWS, max(_SHARDS, PIECES_OF_A_WORKER * workers)))
-    edges = [rows * shard // shards for shard in range(shards + 1)]
-    return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
+def _shards(rows: int, workers: int) -> list[tuple[int, int]]:
+    """Return the shards [first, last) of so many rows."""
+    return cut(rows, max(1, min(rows // _ROWS, max(_SHARDS, PIECES_OF_A_WORKER * workers))))
 
 
 def _key(bench: Bench, pairs: Sequence[tuple[str, str]]) -> str:

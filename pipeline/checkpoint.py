@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from pipeline import ranks
+from pipeline.errors import StoreError
 from pipeline.tensorfiles import Layout, Place, read_at, write_at
 
 
@@ -196,11 +197,13 @@ def _done(value: Any) -> Future[Any]:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Raise what the first rank with an error raised, and nothing of its being one process."""
+    """Raise what the first rank with an error raised; say nothing of there being one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         try:
             yield
         except CheckpointException as error:
             cause, _ = error.failures[min(error.failures)]
+            if ranks.rank():  # rank 0 says it; who ended before it would be taken for the cause
+                raise StoreError(f"{type(cause).__name__}: {cause}") from None
             raise cause from None

@@ -317,6 +317,7 @@ def note_leftovers(run: Run, report: CheckReport) -> None:
         for pattern, what in (
             (".*.tmp", "left by a command that was cut short"),
             (".*.old", "left by a command that was cut short"),
+            (".*.parts", "left by a command that was cut short; the same one goes on with it"),
             (".*.damaged-*", "damaged, set aside by a repair"),
         ):
             for path in sorted(run.root.glob(f"{folder}/{pattern}")):

@@ -3,7 +3,8 @@
     python tests/flows/crew_at_work.py PLACE RUNS PARTS ROWS SECONDS [CHILDREN]
 
 RUNS is a folder of runs, for Prefect's server; PARTS is where workers leave what they judged. Each
-verdict takes SECONDS; a worker has CHILDREN children. Prints one line of JSON.
+verdict takes SECONDS; a worker has CHILDREN children, which are started before the clock is if their
+number is given. Prints one line of JSON.
 """
 
 import hashlib
@@ -26,7 +27,9 @@ def main() -> None:
     bench = Bench.of(str(TASK), int(*children or [1]), 30.0, 1024)
     with crew_of(place, Path(runs)) as crew:
         assert crew is not None
-        crew.map("warm up", "os:getpid", [{}] * crew.place.workers)
+        if children:
+            few = [(f"warm {n}", "0.1") for n in range(64)]
+            ShardedPool(crew, bench, Path(parts) / "warm").verify(few)
         started = time.perf_counter()
         verdicts = ShardedPool(crew, bench, Path(parts)).verify(pairs)
         spent = time.perf_counter() - started

@@ -20,7 +20,7 @@ import flows.placing
 from flows.cli import main
 from flows.placing import Place
 from flows.session import Session
-from pipeline.stage import Progress, silent
+from pipeline.stage import Progress
 from pipeline.store import Run
 from tests.flows.test_rerun_commands import tiny, trained
 from tests.pipeline.audit.damage import edit_json, flip, set_value
@@ -33,13 +33,14 @@ class Here:
         self.place, self.done = place, dict[str, int]()
 
     def map(
-        self, name: str, function: str, items: Sequence[Any], progress: Progress = silent
+        self, name: str, function: str, items: Sequence[Any], progress: Progress | None = None
     ) -> list[Any]:
         module, _, called = function.partition(":")
         found = []
         for item in json.loads(json.dumps(items)):
             found.append(getattr(importlib.import_module(module), called)(**item))
-            progress(len(found), len(items))
+            if progress is not None:
+                progress(len(found), len(items))
         self.done[name] = self.done.get(name, 0) + len(found)
         return list(json.loads(json.dumps(found)))
 
@@ -109,13 +110,17 @@ def test_verify_and_evaluate_leave_the_same_tables_and_no_parts(
 
 
 def test_parts_that_a_kill_left_are_removed_when_their_table_is_there(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     parts = run / "steps" / "000001" / ".verdicts.parts"
     parts.mkdir()
     (parts / "left.json").write_text("{}")
     assert srpo(monkeypatch, "check", run) == 0, "no reader takes it for a table"
+    assert f"note: {parts}: left by a command that was cut short" in capsys.readouterr().out
     assert srpo(monkeypatch, "stage", "verify", "--run", run, "--step", "1") == 0
     assert not parts.exists()
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import pipeline.snapshots
+from pipeline import tensorfiles
 from pipeline.config import ModelSection
 from pipeline.errors import PolicyError, StoreError
 from pipeline.policy import Policy, TeacherSettings
@@ -18,6 +20,8 @@ from pipeline.snapshots import load_snapshot, open_policy, save_snapshot
 from tests.conftest import OpenPolicy
 
 EMA = TeacherSettings("ema", 0.25, 0.05)
+STEMS = ("model", "teacher", "optimizer")
+PARTS = {"model": 2, "teacher": 2, "optimizer": 5}
 SECTION = ModelSection(path="x", device="cpu")
 
 
@@ -159,6 +163,22 @@ def test_a_snapshot_is_a_hugging_face_folder_of_safetensors(snapshot: Path) -> N
     state = json.loads((snapshot / "state.json").read_text())
     assert state["steps_done"] == 2
     assert state["sha256"].keys() == names - {"state.json"}
+
+
+def test_large_snapshots_have_several_files_of_each_kind(
+    trained: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorfiles, "MOST_BYTES", 8192)  # weights have 17 kB
+    save_snapshot(trained, tmp_path / "s", 2)
+    names = {f.name for f in (tmp_path / "s").iterdir()}
+    parts = {stem: sorted(n for n in names if n.startswith(f"{stem}-")) for stem in STEMS}
+    assert {stem: len(found) for stem, found in parts.items()} == PARTS
+    assert not names & {f"{stem}.safetensors" for stem in STEMS}
+    expect_identical(load_snapshot(tmp_path / "s", SECTION, EMA), tensors(trained))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "s", trust_remote_code=False)
+    assert all(
+        p.equal(q) for p, q in zip(theirs.parameters(), trained.model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 
 from pipeline import checkpoint, ranks
 from pipeline.config import ModelSection
+from pipeline.errors import PolicyError
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.snapshots import load_snapshot, model_of_snapshot, open_policy, save_snapshot
 
@@ -46,6 +47,12 @@ def work(task: str, source: Path, target: Path) -> None:
     """Do a task, as rank 0."""
     if task == "start":
         save_snapshot(open_policy(str(source), SECTION, EMA), target, 0)
+        return
+    if task == "refused":
+        try:
+            open_policy(str(source), SECTION, EMA)
+        except PolicyError as error:
+            target.write_text(str(error))
         return
     policy = load_snapshot(source, SECTION, EMA)
     if task == "killed":

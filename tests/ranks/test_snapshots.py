@@ -3,15 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from transformers import Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from pipeline.policy import Policy
-from pipeline.snapshots import load_snapshot, open_policy, save_snapshot
+from pipeline.snapshots import open_policy, save_snapshot
 from tests.ranks.launched import launch
 from tests.ranks.snapshots import EMA, FROZEN, SECTION, work
 
@@ -24,9 +25,8 @@ def trained(folder: Path) -> Policy:
     policy.optimizer.param_groups[0]["lr"] = 1e-2
     for step in range(2):
         policy.begin_update()
-        policy.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.log_softmax(-1)[
-            ..., 9
-        ].sum().backward()
+        logits = policy.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+        logits.log_softmax(-1)[..., 9].sum().backward()
         policy.optimizer.step()
         policy.optimizer.zero_grad()
         policy.advance_teacher()
@@ -34,32 +34,40 @@ def trained(folder: Path) -> Policy:
     return policy
 
 
+def model_folder(
+    folder: Path, tokenizer: Path, dtype: torch.dtype, config: PreTrainedConfig
+) -> Path:
+    """Write a random model with the tiny policy's tokenizer."""
+    shutil.copytree(tokenizer, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype).save_pretrained(
+            folder
+        )
+    return folder
+
+
+def sizes(tied: bool) -> dict[str, Any]:
+    """Return sizes none of which can be divided by four; one is three."""
+    return {
+        "vocab_size": 101, "hidden_size": 10, "intermediate_size": 3, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6, "eos_token_id": 2,
+        "initializer_range": 0.3, "tie_word_embeddings": tied,
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def folder(
     request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A model none of whose sizes can be divided by four, one of which is three.
-
-    Beside it, written by one rank: `first`, a snapshot of it, and `second`, two updates on.
-    """
+    """A `model`; beside it, by one rank: `first`, a snapshot of it, `second`, two updates on."""
     folder = tmp_path_factory.mktemp("snapshots")
-    shutil.copytree(tiny_folder, folder / "model")
-    policy = open_policy(str(tiny_folder), SECTION, EMA)
-    sizes = {"hidden_size": 10, "intermediate_size": 3, "head_dim": 6, "num_hidden_layers": 2}
-    config = policy.model.config.__class__.from_dict(
-        {
-            **policy.model.config.to_dict(),
-            **sizes,
-            "layer_types": None,
-            "vocab_size": 101,
-            "tie_word_embeddings": request.param,
-            "initializer_range": 0.3,
-        }
-    )
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder / "model")
+    config = Qwen3Config(**sizes(request.param))
+    model_folder(folder / "model", tiny_folder, torch.float32, config)
     work("start", folder / "model", folder / "first")
     save_snapshot(trained(folder / "model"), folder / "second", 2)
+    tied = "lm_head.weight" not in load_file(folder / "second/model.safetensors")
+    assert tied is request.param
     return folder
 
 
@@ -75,10 +83,40 @@ def test_every_number_of_ranks_opens_and_writes_the_same_bytes(
         target = tmp_path / task
         launch("tests.ranks.snapshots", count, tmp_path, task, str(folder / source), str(target))
         assert files(target) == files(folder / expected)
-    names = set(load_file(folder / "second/model.safetensors"))
-    assert ("lm_head.weight" in names) is (
-        not load_snapshot(folder / "first", SECTION, EMA).model.config.tie_word_embeddings
-    )
+
+
+def test_models_in_another_form_than_they_are_trained_in(tiny_folder: Path, tmp_path: Path) -> None:
+    """bfloat16; experts of which transformers makes one weight, and which it stores one by one."""
+    experts = {
+        "hidden_size": 12,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+    }
+    configs = {
+        "half": (torch.bfloat16, Qwen3Config(**sizes(tied=True))),
+        "experts": (torch.float32, Qwen3MoeConfig(**sizes(tied=False) | experts)),
+    }
+    for name, (dtype, config) in configs.items():
+        source = model_folder(tmp_path / name, tiny_folder, dtype, config)
+        ours, theirs = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
+        work("start", source, ours)
+        launch("tests.ranks.snapshots", 2, tmp_path, "start", str(source), str(theirs))
+        assert files(ours) == files(theirs)
+
+
+def test_what_one_rank_alone_sees_is_refused_by_all(folder: Path, tmp_path: Path) -> None:
+    """The last row is the second rank's; of 101 rows that should be 102, it misses one."""
+    spoiled, other = (Path(shutil.copytree(folder / "model", tmp_path / n)) for n in ("a", "b"))
+    tensors = load_file(spoiled / "model.safetensors")
+    tensors["model.embed_tokens.weight"][-1, -1] = torch.inf
+    save_file(tensors, spoiled / "model.safetensors", {"format": "pt"})
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 102}))
+    for source, said in [(spoiled, "not finite"), (other, "of another shape")]:
+        target = tmp_path / "said"
+        launch("tests.ranks.snapshots", 2, tmp_path, "refused", str(source), str(target))
+        assert said in target.read_text() and "model.embed_tokens.weight" in target.read_text()
 
 
 def test_a_rank_that_is_killed_while_it_writes_leaves_no_snapshot(
