@@ -70,7 +70,7 @@ def unrecorded(error: ApiError, run: Path) -> SrpoError:
     """Return the error of a training whose end Prefect did not record."""
     return SrpoError(
         f"{error}, so it has no record of how this training ended; what was trained is "
-        f"on the disk; go on, or have the end recorded: {go_on(str(run))}"
+        f"on the disk; go on, or have the end recorded: {go_on(run)}"
     )
 
 

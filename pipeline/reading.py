@@ -12,6 +12,7 @@ import pyarrow.ipc
 
 from pipeline.audit.plain import printable
 from pipeline.errors import StoreError
+from pipeline.remote.cached import fetch
 from pipeline.schemas import SCHEMA_VERSION, schema_of
 
 
@@ -21,6 +22,7 @@ def read_arrow(path: Path) -> pa.Table:
     Raises:
         StoreError: it is not one, or its parts contradict each other in size.
     """
+    fetch(path)
     try:
         with pa.memory_map(str(path)) as source:
             found = pa.ipc.open_file(source).read_all()

@@ -23,6 +23,7 @@ from pipeline.listed import expect_files, snapshot_repair
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.pretrained import load_pretrained
 from pipeline.ranks import opened, together
+from pipeline.remote.cached import fetch_folder
 from pipeline.sealed import read_sealed, write_sealed
 from pipeline.sharding import spread, whole
 
@@ -130,6 +131,7 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
 
 
 def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
+    fetch_folder(folder)
     state = _read_state(folder / "state.json")
     if state["teacher"] != asdict(teacher):
         raise StoreError(

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.audit.plain import printable
 from pipeline.config import Config
 from pipeline.errors import StoreError
-from pipeline.files import atomic_path, digest_of, file_digest
+from pipeline.files import atomic_path, digest_of, has_digest
 from pipeline.lineage import STAGE_OF, Fork
 from pipeline.listed import expect_files
 from pipeline.loading import validate_config
@@ -23,6 +23,9 @@ from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.pruned import expect_present, forget_removal
 from pipeline.reading import expect_schema, read_table, row_index, validated
+from pipeline.remote.cached import fetch
+from pipeline.remote.opening import is_run, refresh
+from pipeline.remote.places import run_path
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES
 from pipeline.sealed import expect_unchanged, read_record, read_sealed, write_sealed
 from pipeline.writing import digest_arrow, write_arrow
@@ -73,6 +76,8 @@ class Run:
         Raises:
             StoreError: no run is here, its record was changed, or the parent is missing or another.
         """
+        root = run_path(root)
+        refresh(root)
         path = root / "run.json"
         try:
             record, text = read_record(path)
@@ -290,10 +295,11 @@ class Run:
         """Refuse a table whose bytes are not its manifest's; they are read once."""
         repair = self.repair(manifest.origin.table, manifest.origin.step)
         expect_present(path, repair)
+        fetch(path)
         identity = _identity(path)
         if self._verified.get(path) == identity:
             return
-        if identity[1] != manifest.bytes or file_digest(path) != manifest.sha256:
+        if identity[1] != manifest.bytes or not has_digest(path, manifest.sha256):
             raise StoreError(
                 f"{path}: bytes differ from its manifest (SHA-256 {manifest.sha256[:12]}…): the "
                 f"file is damaged; {repair}"
@@ -303,8 +309,8 @@ class Run:
 
 def _open_parent(root: Path, fork: Fork, descendants: tuple[Path, ...]) -> Run:
     """Open the run that `root` was forked from; it must be the one that it was."""
-    folder = Path(os.path.normpath(root / fork.parent))
-    if not (folder / "run.json").exists():
+    folder = run_path(os.path.normpath(root / fork.parent))
+    if not is_run(folder):
         raise StoreError(
             f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
             f"{fork.start} are there; move it back, or move both together"
@@ -329,6 +335,7 @@ def is_taken(root: Path) -> bool:
 
     run.json is written last: a policy and a tokenizer without it are of a command cut short.
     """
+    refresh(root)
     beginnings = {LOCK_FILE, ".run.json.tmp", ".tokenizer.tmp", "policy", "tokenizer"}
     return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.options import RUN
 from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError
 from pipeline.text import count, duration, number
@@ -19,7 +20,7 @@ _LONGEST_NOTES = 20
 
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
     deep: Annotated[
         bool, typer.Option("--deep", help="Recompute one step in float64 besides.")
     ] = False,

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from flows.options import RUN
 from pipeline.errors import SrpoError
 from pipeline.text import count, duration
 
@@ -22,7 +23,7 @@ HOST, PORT = "127.0.0.1", 8765
 
 
 def view(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders or URLs of runs.", **RUN)],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = PORT,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write static files there, serve nothing.")
