@@ -154,7 +154,7 @@ class Session:
             "stage": name,
             "step": step,
             "tables": {
-                table: {"path": str(self.run.table_path(table, step)), "rows": rows}
+                table: {"path": f"{self.run.table_path(table, step)}", "rows": rows}
                 for table, rows in result.rows.items()
             },
             "seconds": result.cost.seconds,
