@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.disk import naming
 from pipeline.remote.cached import fetch, fetch_anew
-from pipeline.remote.publishing import publish, rename, withdraw
+from pipeline.remote.publishing import publish, rename, withdraw, withdraw_unfinished
 
 
 def canonical_json(value: Any) -> str:
@@ -116,6 +116,7 @@ def remove_leftovers(parent: Path) -> None:
     for pattern in (".*.tmp", ".*.old"):
         for path in parent.glob(pattern):
             shutil.rmtree(path)
+    withdraw_unfinished(parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -61,6 +61,17 @@ def withdraw(target: Path) -> None:
     objects.remove(address)
 
 
+def withdraw_unfinished(parent: Path) -> None:
+    """Remove from the store what is left of folders whose record, state.json, is not there."""
+    address = _address_to_change(parent)
+    if address is None:
+        return
+    names = objects.listed(address)
+    for name in names:
+        if f"{name.partition('/')[0]}/state.json" not in names:
+            objects.remove(address / name)
+
+
 def rename(target: Path, kept: Path) -> None:
     """Give an object the name that its file got: copied, then removed."""
     address = _address_to_change(target)
