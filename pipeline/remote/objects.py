@@ -17,6 +17,7 @@ from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from obstore import Bytes
     from obstore.store import ObjectStore
 
 SCHEMES = ("s3", "gs")
@@ -153,7 +154,7 @@ def read(address: Address) -> tuple[bytes, Version] | None:
 
 
 def download(address: Address, target: Path) -> Object:
-    """Write an object to a file, range by range, all of one state.
+    """Write an object to a file: by one request, or range by range, all of one state.
 
     Raises:
         StoreError: it is not there, or it changes all the time.
@@ -162,13 +163,14 @@ def download(address: Address, target: Path) -> Object:
     def call(store: "ObjectStore") -> Object:
         import obstore
 
-        found = _object(obstore.head(store, address.key))
+        whole = obstore.get(store, address.key)
+        found = _object(whole.meta)
         with target.open("wb") as file:
+            if found.size <= RANGE:
+                file.write(whole.bytes())
+                return found
             for start in range(0, found.size, RANGE):
-                end = min(start + RANGE, found.size)
-                options: Any = {"range": (start, end)}
-                options |= {"if_match": found.etag} if found.etag else {}
-                file.write(obstore.get(store, address.key, options=options).bytes())
+                file.write(_range(store, address, found, start, min(start + RANGE, found.size)))
         return found
 
     try:
@@ -239,6 +241,15 @@ def copy(source: Address, target: Address) -> bool:
         return True
 
     return _persistently(source, call)
+
+
+def _range(store: "ObjectStore", address: Address, thing: Object, start: int, end: int) -> "Bytes":
+    """Return bytes [start, end) of an object in a known state."""
+    import obstore
+
+    options: Any = {"range": (start, end)}
+    options |= {"if_match": thing.etag} if thing.etag else {}
+    return obstore.get(store, address.key, options=options).bytes()
 
 
 def _conditionally(address: Address, content: bytes, mode: Any) -> Version:

@@ -8,6 +8,7 @@ buckets of the same name are others.
 """
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from pipeline.remote.objects import SCHEMES, Address, endpoint
 
 class MirrorPath(type(Path())):  # type: ignore[misc]
     """A path in the cache that texts show as the URL it stands for, and the system as it is."""
+
+    def __reduce__(self) -> tuple[Callable[[str], Path], tuple[str]]:
+        """Travel as the URL: another host's cache may be elsewhere."""
+        return run_path, (f"{self}",)
 
     def __format__(self, spec: str) -> str:
         parts = _parts(self)

@@ -80,9 +80,13 @@ def rename(target: Path, kept: Path) -> None:
 
 
 def _address_to_change(path: Path) -> Address | None:
-    """Return what a path stands for, if this process still holds its run; None: an ordinary one."""
+    """Return what a path stands for, if this process still holds its run; None: nothing to store.
+
+    Raises:
+        StoreError: it does not hold it.
+    """
     address = address_of(path)
-    if address is None:
+    if address is None or path.parent.name.startswith("."):  # a folder that is being written
         return None
     fence = next((_fences[p] for p in path.resolve().parents if p in _fences), None)
     if fence is None:

@@ -32,7 +32,16 @@ def test_texts_show_the_url_and_the_system_gets_the_path(cache: Path) -> None:
     assert f"{table}" == "gs://bucket/runs/first/steps/000001/x.arrow"
     assert str(table) == f"{cache}/gs/bucket/runs/first/steps/000001/x.arrow"
     assert f"{copy.copy(table).resolve().parent}" == "gs://bucket/runs/first/steps/000001"
-    assert isinstance(pickle.loads(pickle.dumps(root)), MirrorPath), "ranks send paths"
+
+
+def test_paths_that_ranks_send_are_of_the_cache_of_their_host(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = pickle.dumps(run_path("s3://bucket/runs/first") / "policy")
+    monkeypatch.setenv("SRPO_CACHE", str(cache / "elsewhere"))
+    found = pickle.loads(sent)
+    assert found == cache / "elsewhere" / "s3" / "bucket" / "runs" / "first" / "policy"
+    assert isinstance(found, MirrorPath)
 
 
 def test_ordinary_paths_stay(cache: Path) -> None:
