@@ -50,7 +50,15 @@ def read_table(path: Path, table: str) -> pa.Table:
     Raises:
         StoreError: it is not readable, or has another schema than this version's.
     """
-    found = read_arrow(path)
+    return declared(path, read_arrow(path), table)
+
+
+def declared(path: Path, found: pa.Table, table: str) -> pa.Table:
+    """Return what a file holds with the schema of `table`.
+
+    Raises:
+        StoreError: it has another one.
+    """
     expected = schema_of(table, found.schema)
     if not found.schema.equals(expected):
         raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")

@@ -31,8 +31,13 @@ def fetch(path: Path) -> None:
     Raises:
         StoreError: the store failed, or has it no longer.
     """
-    if is_mirrored(path) and _nanoseconds(path) == _PLACEHOLDER:
+    if is_placeholder(path):
         _download(path)
+
+
+def is_placeholder(path: Path) -> bool:
+    """Tell whether a file of a mirror is there by name and size only."""
+    return is_mirrored(path) and _nanoseconds(path) == _PLACEHOLDER
 
 
 def fetch_anew(path: Path) -> bool:

@@ -7,7 +7,7 @@ takes addresses and credentials from the environment variables that the vendors'
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -153,6 +153,32 @@ def read(address: Address) -> tuple[bytes, Version] | None:
     return _persistently(address, call)
 
 
+def stat(address: Address) -> Object:
+    """Return what the store says of an object that is there.
+
+    Raises:
+        StoreError: it is not.
+    """
+
+    def call(store: "ObjectStore") -> Object:
+        import obstore
+
+        return _object(obstore.head(store, address.key))
+
+    with _expecting(address):
+        return _persistently(address, call)
+
+
+def read_range(address: Address, thing: Object, start: int, end: int) -> "Bytes":
+    """Return bytes [start, end) of an object in a known state.
+
+    Raises:
+        Changed: it is in another one.
+    """
+    with _expecting(address):
+        return _persistently(address, lambda store: _range(store, address, thing, start, end))
+
+
 def download(address: Address, target: Path) -> Object:
     """Write an object to a file: by one request, or range by range, all of one state.
 
@@ -173,12 +199,8 @@ def download(address: Address, target: Path) -> Object:
                 file.write(_range(store, address, found, start, min(start + RANGE, found.size)))
         return found
 
-    try:
+    with _expecting(address):
         return _persistently(address, call)
-    except FileNotFoundError:
-        raise StoreError(
-            f"{address}: gone since it was listed: another command removed it; run this one again"
-        ) from None
 
 
 def upload(address: Address, source: Path) -> str:
@@ -241,6 +263,17 @@ def copy(source: Address, target: Address) -> bool:
         return True
 
     return _persistently(source, call)
+
+
+@contextlib.contextmanager
+def _expecting(address: Address) -> Iterator[None]:
+    """Refuse to go on without an object that was listed."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(
+            f"{address}: gone since it was listed: another command removed it; run this one again"
+        ) from None
 
 
 def _range(store: "ObjectStore", address: Address, thing: Object, start: int, end: int) -> "Bytes":
