@@ -16,7 +16,7 @@ from pipeline.audit.plain import printable
 from pipeline.config import Config
 from pipeline.errors import StoreError
 from pipeline.files import atomic_path, digest_of, has_digest
-from pipeline.lineage import STAGE_OF, Fork
+from pipeline.lineage import STAGE_OF, Fork, line_of
 from pipeline.listed import expect_files
 from pipeline.loading import validate_config
 from pipeline.lock import LOCK_FILE
@@ -33,7 +33,6 @@ from pipeline.writing import digest_arrow, write_arrow
 
 _STEP = re.compile("[0-9]{6,9}")
 _METADATA_KEY = b"srpo"
-MOST_ANCESTORS = 100
 MAY_GROW = ("steps", "max_hours", "prefect_seconds", "stall_seconds")
 """Settings of the section `run` that may grow in place."""
 MAY_CHANGE = ("keep_teacher_tables",)
@@ -245,14 +244,10 @@ class Run:
         return data if self._verified[path] == known else validated(path, data)
 
     def read_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
-        """Return the rows of one rollout, and read no others; none if it has none there.
-
-        From a large table at a URL only these are fetched, and no SHA-256 is checked.
-        """
+        """Return the rows of one rollout, and read no others (`pipeline.remote.ranges`)."""
         manifest, path = self.manifest(table, step), self.table_path(table, step)
         if manifest.index is None:
-            data = self.read(table, step)
-            return data.filter(pc.equal(data.column("rollout_id"), rollout_id))
+            return self.read(table, step).filter(pc.field("rollout_id") == rollout_id)
         first, rows = manifest.index.get(rollout_id, (0, 0))
         if not 0 <= first <= first + rows <= manifest.rows:
             raise StoreError(f"{path}: its manifest's index is of others")
@@ -326,13 +321,7 @@ def _open_parent(root: Path, fork: Fork, descendants: tuple[Path, ...]) -> Run:
             f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
             f"{fork.start} are there; move it back, or move both together"
         )
-    line = (*descendants, Path(os.path.realpath(root)))
-    if Path(os.path.realpath(folder)) in line or len(line) > MOST_ANCESTORS:
-        raise StoreError(
-            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
-            "ours is like that"
-        )
-    parent = Run.open(folder, line)
+    parent = Run.open(folder, line_of(root, folder, descendants))
     if parent.identity != fork.identity:
         raise StoreError(
             f"{root}: forked from run {fork.identity[:12]}, but {folder} is now run "

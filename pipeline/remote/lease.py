@@ -23,7 +23,8 @@ from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.remote import objects
-from pipeline.remote.objects import Changed, Version
+from pipeline.remote.client import Changed
+from pipeline.remote.objects import Version
 from pipeline.remote.places import address_of, cache_folder
 
 LEASE_SECONDS = 30.0

@@ -1,68 +1,26 @@
-"""An object store, by URL: requests that are retried within limits, and errors of one line.
-
-obstore talks to it (S3 and what speaks like it, Google's): conditional writes, ETags, ranges. It
-takes addresses and credentials from the environment variables that the vendors' own tools read.
-"""
+"""What can be done with objects on a store: read, stored, listed, removed, on conditions or not."""
 
 import contextlib
-import os
-import time
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
-from functools import lru_cache
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.audit.plain import printable
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import StoreError
+from pipeline.remote import client
+from pipeline.remote.client import Address, Changed
 
 if TYPE_CHECKING:
     from obstore import Bytes
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs")
-REQUEST_SECONDS = 60.0
-"""Limit of one request, its contents included: `RANGE` or four parts of `PART` at a time."""
-RETRY_SECONDS = 60.0
-"""How long a request that fails is tried again; no further try begins after that."""
 RANGE = 32 << 20
 """Bytes fetched by one request."""
 PART = 8 << 20
-"""Bytes of one part of an upload; more where a file would have too many parts."""
+"""Bytes of one part of an upload, four at a time; more where there would be too many parts."""
 
 _SIDE_BY_SIDE = 4
 _MOST_PARTS = 9_000
-_TRIES = 10
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-
-_T = TypeVar("_T")
-
-
-class Address(NamedTuple):
-    """Where an object, or a folder of objects, is.
-
-    Attributes:
-        bucket: with its scheme, as in s3://bucket.
-        key: without slashes at its ends; empty: the whole bucket.
-    """
-
-    bucket: str
-    key: str
-
-    @property
-    def scheme(self) -> str:
-        """Return the kind of store."""
-        return self.bucket.partition(":")[0]
-
-    def __str__(self) -> str:
-        return f"{self.bucket}/{self.key}".rstrip("/")
-
-    def __truediv__(self, name: str) -> "Address":
-        return Address(self.bucket, f"{self.key}/{name}".lstrip("/"))
-
-    def beside(self, name: str) -> "Address":
-        """Return the address of another name in the same folder."""
-        return Address(self.bucket, self.key.rpartition("/")[0]) / name
 
 
 class Object(NamedTuple):
@@ -84,17 +42,6 @@ class Version(NamedTuple):
     number: str | None
 
 
-class Changed(Exception):
-    """A conditional write found another state than it depended on; nothing was written."""
-
-
-def endpoint(scheme: str) -> str:
-    """Return the address that the environment gives for a scheme; empty: the vendor's own."""
-    if scheme != "s3":
-        return ""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-
-
 def listed(folder: Address) -> dict[str, Object]:
     """Return all objects below a folder, by their names from there."""
 
@@ -108,7 +55,7 @@ def listed(folder: Address) -> dict[str, Object]:
                 found[name] = _object(meta)
         return found
 
-    return _persistently(folder, call)
+    return client.persistently(folder, call)
 
 
 def folders(folder: Address) -> list[str]:
@@ -120,7 +67,7 @@ def folders(folder: Address) -> list[str]:
         found = obstore.list_with_delimiter(store, prefix=folder.key or None)
         return [path.rpartition("/")[2] for path in found["common_prefixes"]]
 
-    return _persistently(folder, call)
+    return client.persistently(folder, call)
 
 
 def has(address: Address) -> bool:
@@ -135,7 +82,7 @@ def has(address: Address) -> bool:
             return False
         return True
 
-    return _persistently(address, call)
+    return client.persistently(address, call)
 
 
 def read(address: Address) -> tuple[bytes, Version] | None:
@@ -150,7 +97,7 @@ def read(address: Address) -> tuple[bytes, Version] | None:
         except FileNotFoundError:
             return None
 
-    return _persistently(address, call)
+    return client.persistently(address, call)
 
 
 def stat(address: Address) -> Object:
@@ -166,7 +113,7 @@ def stat(address: Address) -> Object:
         return _object(obstore.head(store, address.key))
 
     with _expecting(address):
-        return _persistently(address, call)
+        return client.persistently(address, call)
 
 
 def read_range(address: Address, thing: Object, start: int, end: int) -> "Bytes":
@@ -176,7 +123,7 @@ def read_range(address: Address, thing: Object, start: int, end: int) -> "Bytes"
         Changed: it is in another one.
     """
     with _expecting(address):
-        return _persistently(address, lambda store: _range(store, address, thing, start, end))
+        return client.persistently(address, lambda store: _range(store, address, thing, start, end))
 
 
 def download(address: Address, target: Path) -> Object:
@@ -200,7 +147,7 @@ def download(address: Address, target: Path) -> Object:
         return found
 
     with _expecting(address):
-        return _persistently(address, call)
+        return client.persistently(address, call)
 
 
 def upload(address: Address, source: Path) -> str:
@@ -216,7 +163,7 @@ def upload(address: Address, source: Path) -> str:
         )
         return made["e_tag"] or ""
 
-    return _persistently(address, call)
+    return client.persistently(address, call)
 
 
 def create(address: Address, content: bytes) -> Version:
@@ -247,7 +194,7 @@ def remove(address: Address) -> None:
         with contextlib.suppress(FileNotFoundError):
             obstore.delete(store, address.key)
 
-    _persistently(address, call)
+    client.persistently(address, call)
 
 
 def copy(source: Address, target: Address) -> bool:
@@ -262,7 +209,7 @@ def copy(source: Address, target: Address) -> bool:
             return False
         return True
 
-    return _persistently(source, call)
+    return client.persistently(source, call)
 
 
 @contextlib.contextmanager
@@ -295,73 +242,12 @@ def _conditionally(address: Address, content: bytes, mode: Any) -> Version:
         return Version(made["e_tag"], made["version"])
 
     try:
-        return _persistently(address, call)
+        return client.persistently(address, call)
     except Changed:
         found = read(address)
         if found is None or found[0] != content:
             raise
         return found[1]
-
-
-def _persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
-    """Call until it succeeds; obstore retries most of what fails, and this what it gives up.
-
-    Raises:
-        FileNotFoundError: no such object, or no such bucket.
-        StoreError: the store refuses, or fails for too long.
-    """
-    from obstore import exceptions
-
-    store = _store(address.bucket, endpoint(address.scheme))
-    started, pause = time.monotonic(), _FIRST_PAUSE
-    while True:
-        try:
-            return call(store)
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            raise Changed(str(address)) from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise StoreError(f"{address}: the store refuses: {_reason(error)}") from None
-        except exceptions.BaseError as error:
-            if "NoSuchBucket" in str(error):
-                raise StoreError(f"{address.bucket}: no such bucket; make it first") from None
-            spent = time.monotonic() - started
-            if spent + pause > RETRY_SECONDS:
-                raise StoreError(
-                    f"{address}: the store failed for {spent:.0f} s (limit {RETRY_SECONDS:g} s): "
-                    f"{_reason(error)}; what is stored stays: when it answers again, run the same "
-                    "command again, a training with --resume"
-                ) from None
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-@lru_cache
-def _store(bucket: str, address: str) -> "ObjectStore":
-    """Return the client of a bucket at an endpoint."""
-    try:
-        from obstore.store import from_url
-    except ImportError:
-        raise ConfigError(f"{bucket}: needs obstore: pip install 'srpo[remote]'") from None
-    options: Any = {
-        "client_options": {
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
-            "connect_timeout": timedelta(seconds=min(10.0, REQUEST_SECONDS)),
-            "allow_http": address.startswith("http://"),
-        },
-        "retry_config": {
-            "max_retries": _TRIES,
-            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-            "backoff": {
-                "init_backoff": timedelta(seconds=_FIRST_PAUSE),
-                "max_backoff": timedelta(seconds=_LONGEST_PAUSE),
-                "base": 2,
-            },
-        },
-    }
-    if bucket.startswith("s3:"):
-        options["config"] = {"checksum_algorithm": "sha256"}
-        options["config"] |= {"endpoint": address} if address else {}
-    return from_url(bucket, **options)
 
 
 def _object(meta: Any) -> Object:
@@ -370,8 +256,3 @@ def _object(meta: Any) -> Object:
 
 def _version(meta: Any) -> Version:
     return Version(meta["e_tag"], meta["version"])
-
-
-def _reason(error: Exception) -> str:
-    """Return what obstore says, without its own insides."""
-    return printable(" ".join(str(error).partition("Debug source")[0].split()), 300)

@@ -15,7 +15,8 @@ from typing import IO
 from pipeline.errors import StoreError
 from pipeline.remote import objects
 from pipeline.remote.cached import LARGE, fetch_all, is_current, put_placeholder, stands_for
-from pipeline.remote.objects import Address, Object
+from pipeline.remote.client import Address
+from pipeline.remote.objects import Object
 from pipeline.remote.places import address_of
 
 OPEN_SECONDS = 600.0

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.remote.objects import SCHEMES, Address, endpoint
+from pipeline.remote.client import SCHEMES, Address, endpoint
 
 
 class MirrorPath(type(Path())):  # type: ignore[misc]

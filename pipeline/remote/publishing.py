@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import StoreError
 from pipeline.remote import objects
 from pipeline.remote.cached import LARGE, mark_stored
-from pipeline.remote.objects import Address, Changed
+from pipeline.remote.client import Address, Changed
 from pipeline.remote.places import address_of
 
 _MAY_CHANGE = ("run.json", "profile.json")

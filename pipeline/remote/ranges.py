@@ -22,7 +22,8 @@ import pyarrow.ipc
 from pipeline.errors import StoreError
 from pipeline.remote import objects
 from pipeline.remote.cached import is_placeholder
-from pipeline.remote.objects import Address, Changed, Object
+from pipeline.remote.client import Address, Changed
+from pipeline.remote.objects import Object
 from pipeline.remote.places import address_of
 
 WHOLE = 8 << 20

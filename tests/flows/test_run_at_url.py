@@ -31,9 +31,9 @@ SMALL = [
 LIMIT_SECONDS = 300
 QUICK = """
 from flows.cli import main
-from pipeline.remote import lease, objects
+from pipeline.remote import client, lease
 lease.LEASE_SECONDS, lease.POLL_SECONDS = 3.0, 0.2
-objects.REQUEST_SECONDS = 1.5
+client.REQUEST_SECONDS = 1.5
 main()
 """
 """The command with shorter limits than a user's: hung requests last 3 s here."""
@@ -126,7 +126,7 @@ def test_a_store_that_is_gone_ends_a_training_with_one_line(
     server: Server, environment: dict[str, str], tmp_path: Path
 ) -> None:
     url = f"{server.make_bucket('another')}/first"
-    code = QUICK.replace("= 1.5", "= 1.5; objects.RETRY_SECONDS = 2.0")
+    code = QUICK.replace("= 1.5", "= 1.5; client.RETRY_SECONDS = 2.0")
     arguments = [sys.executable, "-c", code, *train("--run", url)]
     with subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.remote import lease, objects
+from pipeline.remote import client, lease
 from tests.s3 import CREDENTIALS, Server, serving
 
 UseMachine = Callable[[str], None]
@@ -24,16 +24,16 @@ def bucket(
     """Return the URL of an empty bucket; requests go to the local server, and don't wait long."""
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server.url}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(objects, "RETRY_SECONDS", 5.0)
-    monkeypatch.setattr(objects, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(client, "RETRY_SECONDS", 5.0)
+    monkeypatch.setattr(client, "REQUEST_SECONDS", 2.0)
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
-    objects._store.cache_clear()
+    client._store.cache_clear()
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[-60:].strip("-")
     yield server.make_bucket(f"b-{name}")
     server.share = 0.0
     server.failed.clear()
-    objects._store.cache_clear()
+    client._store.cache_clear()
 
 
 @pytest.fixture

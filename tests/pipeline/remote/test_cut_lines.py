@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.lock import RunLock
-from pipeline.remote import objects
+from pipeline.remote import client
 from pipeline.remote.places import run_path
 from tests.conftest import OpenPolicy
 from tests.faults.commits import Operation, operations
@@ -29,10 +29,10 @@ class BrokenLine:
 
     def __init__(self, at: int = -1, done: bool = False) -> None:
         self.at, self.done, self.calls = at, done, 0
-        self._real = objects._persistently
+        self._real = client.persistently
         self._thread = threading.current_thread()
 
-    def __call__(self, address: objects.Address, call: Callable[..., Any]) -> Any:
+    def __call__(self, address: client.Address, call: Callable[..., Any]) -> Any:
         if threading.current_thread() is not self._thread:  # it renews the lease
             return self._real(address, call)
         number, self.calls = self.calls, self.calls + 1
@@ -87,6 +87,6 @@ def _act(
 ) -> object:
     """Act under the run's lock, and return what a reader finds then."""
     with RunLock(root), monkeypatch.context() as patch:
-        patch.setattr(objects, "_persistently", line)
+        patch.setattr(client, "persistently", line)
         operation.act(root)
     return operation.look(root)

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.lock import RunLock
-from pipeline.remote import lease, objects
+from pipeline.remote import client, lease, objects
+from pipeline.remote.client import Address
 from pipeline.remote.lease import Lease
-from pipeline.remote.objects import Address
 from pipeline.remote.places import run_path
 from pipeline.store import Run
 from tests.pipeline.made_up import COST, config, origin, tables
@@ -137,7 +137,7 @@ def test_a_store_that_fails_at_the_end_does_not_hold_the_command(
 ) -> None:
     held = Lease(run_path(f"{bucket}/first"), ME)
     server.share, server.faults = 1.0, ("500",)
-    monkeypatch.setattr(objects, "RETRY_SECONDS", 0.5)
-    objects._store.cache_clear()
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.5)
+    client._store.cache_clear()
     held.release()
     assert lease.LEASE_SECONDS < 1, "the lease ends by itself"

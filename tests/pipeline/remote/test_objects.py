@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.remote import objects
-from pipeline.remote.objects import Address, Changed
+from pipeline.remote import client, objects
+from pipeline.remote.client import Address, Changed
 from tests.s3 import Server
 
 
@@ -96,8 +96,8 @@ def test_a_share_of_failing_requests_is_survived(
 def test_a_store_that_only_fails_is_given_up_with_one_line(
     folder: Address, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "RETRY_SECONDS", 1.0)
-    objects._store.cache_clear()
+    monkeypatch.setattr(client, "RETRY_SECONDS", 1.0)
+    client._store.cache_clear()
     server.share, server.faults = 1.0, ("500",)
     begun = time.monotonic()
     with pytest.raises(StoreError, match=r"failed for \d+ s \(limit 1 s\)") as error:
@@ -107,7 +107,7 @@ def test_a_store_that_only_fails_is_given_up_with_one_line(
 
 
 def test_a_store_that_is_not_there(folder: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(client, "RETRY_SECONDS", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="the store failed"):
         objects.read(folder / "a")
@@ -115,6 +115,6 @@ def test_a_store_that_is_not_there(folder: Address, monkeypatch: pytest.MonkeyPa
 
 def test_without_obstore(folder: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
-    objects._store.cache_clear()
+    client._store.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install 'srpo\[remote\]'"):
         objects.listed(folder)

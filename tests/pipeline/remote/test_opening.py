@@ -13,7 +13,7 @@ from pipeline.files import remove_file, set_aside
 from pipeline.lock import RunLock
 from pipeline.overview import find_runs
 from pipeline.remote import objects, opening
-from pipeline.remote.objects import Address
+from pipeline.remote.client import Address
 from pipeline.remote.opening import is_run, refresh
 from pipeline.remote.places import run_path
 from pipeline.store import Run, is_taken

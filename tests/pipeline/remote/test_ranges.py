@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.lock import RunLock
 from pipeline.remote import objects, ranges
-from pipeline.remote.objects import Address
+from pipeline.remote.client import Address
 from pipeline.remote.places import run_path
 from pipeline.schemas import SCHEMAS, teacher_schema
 from pipeline.store import Run
