@@ -11,7 +11,13 @@ from typing import Any
 
 from pipeline.disk import naming
 from pipeline.remote.cached import fetch, fetch_anew
-from pipeline.remote.publishing import publish, rename, withdraw, withdraw_unfinished
+from pipeline.remote.publishing import (
+    publish,
+    rename,
+    withdraw,
+    withdraw_folder,
+    withdraw_unfinished,
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -107,7 +113,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
     sync(folder.parent)
-    withdraw(folder)
+    withdraw_folder(folder)
     shutil.rmtree(doomed)
 
 

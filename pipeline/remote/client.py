@@ -5,6 +5,7 @@ takes addresses and credentials from the environment variables that the vendors'
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,11 +23,17 @@ REQUEST_SECONDS = 60.0
 """Limit of one request, its contents included."""
 RETRY_SECONDS = 60.0
 """How long a request that fails is tried again; no further try begins after that."""
+FIRST_SECONDS = 10.0
+"""The same as long as nothing succeeded: an address or credentials that are wrong stay wrong."""
 
 _TRIES = 10
+_METADATA = "//169.254.169.254/"
+"""Where credentials are asked for that the environment does not have."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 _T = TypeVar("_T")
+_reached: set[tuple[str, str]] = set()
+"""Buckets, with their endpoints, of which a request of this process succeeded."""
 
 
 class Address(NamedTuple):
@@ -61,10 +68,17 @@ class Changed(Exception):
 
 
 def endpoint(scheme: str) -> str:
-    """Return the address that the environment gives for a scheme; empty: the vendor's own."""
+    """Return the address that the environment gives for a scheme; empty: the vendor's own.
+
+    Raises:
+        ConfigError: it is none.
+    """
     if scheme != "s3":
         return ""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if found and not re.fullmatch(r"https?://[^/\s]+/?", found):
+        raise ConfigError(f"AWS_ENDPOINT_URL is {found}: expected https://HOST[:PORT]")
+    return found
 
 
 def persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
@@ -74,13 +88,17 @@ def persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
         FileNotFoundError: no such object, or no such bucket.
         StoreError: the store refuses, or fails for too long.
     """
+    place = address.bucket, endpoint(address.scheme)
+    store = _store(*place)
     from obstore import exceptions
 
-    store = _store(address.bucket, endpoint(address.scheme))
+    limit = RETRY_SECONDS if place in _reached else min(FIRST_SECONDS, RETRY_SECONDS)
     started, pause = time.monotonic(), _FIRST_PAUSE
     while True:
         try:
-            return call(store)
+            found = call(store)
+            _reached.add(place)
+            return found
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise Changed(str(address)) from error
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
@@ -89,11 +107,10 @@ def persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
             if "NoSuchBucket" in str(error):
                 raise StoreError(f"{address.bucket}: no such bucket; make it first") from None
             spent = time.monotonic() - started
-            if spent + pause > RETRY_SECONDS:
+            if spent + pause > limit:
                 raise StoreError(
-                    f"{address}: the store failed for {spent:.0f} s (limit {RETRY_SECONDS:g} s): "
-                    f"{_reason(error)}; what is stored stays: when it answers again, run the same "
-                    "command again, a training with --resume"
+                    f"{address}: the store failed for {spent:.0f} s (limit {limit:g} s): "
+                    f"{_reason(error)}; {_advice(error, place in _reached)}"
                 ) from None
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -103,6 +120,7 @@ def persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
 def _store(bucket: str, address: str) -> "ObjectStore":
     """Return the client of a bucket at an endpoint."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
         raise ConfigError(f"{bucket}: needs obstore: pip install 'srpo[remote]'") from None
@@ -125,7 +143,21 @@ def _store(bucket: str, address: str) -> "ObjectStore":
     if bucket.startswith("s3:"):
         options["config"] = {"checksum_algorithm": "sha256"}
         options["config"] |= {"endpoint": address} if address else {}
-    return from_url(bucket, **options)
+    try:
+        return from_url(bucket, **options)
+    except BaseError as error:
+        raise ConfigError(f"{bucket}: the environment's settings: {_reason(error)}") from None
+
+
+def _advice(error: Exception, reached: bool) -> str:
+    if reached:
+        return (
+            "what is stored stays: when it answers again, run the same command again, a training "
+            "with --resume"
+        )
+    if _METADATA in str(error):
+        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return "nothing succeeded yet: see to address and credentials (docs/storage.md)"
 
 
 def _reason(error: Exception) -> str:

@@ -130,7 +130,7 @@ def download(address: Address, target: Path) -> Object:
     """Write an object to a file: by one request, or range by range, all of one state.
 
     Raises:
-        StoreError: it is not there, or it changes all the time.
+        StoreError: it is not there, or it changed meanwhile.
     """
 
     def call(store: "ObjectStore") -> Object:
@@ -147,7 +147,10 @@ def download(address: Address, target: Path) -> Object:
         return found
 
     with _expecting(address):
-        return client.persistently(address, call)
+        try:
+            return client.persistently(address, call)
+        except Changed:
+            raise StoreError(f"{address}: changed while it was read; run it again") from None
 
 
 def upload(address: Address, source: Path) -> str:

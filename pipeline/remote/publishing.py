@@ -51,14 +51,20 @@ def publish(target: Path) -> None:
 
 
 def withdraw(target: Path) -> None:
-    """Remove from the store what was removed here: of a snapshot, its record first."""
+    """Remove from the store a file that was removed here."""
+    address = _address_to_change(target)
+    if address is not None:
+        objects.remove(address)
+
+
+def withdraw_folder(target: Path) -> None:
+    """Remove from the store a folder that was removed here; of a snapshot, its record first."""
     address = _address_to_change(target)
     if address is None:
         return
     names = objects.listed(address)
     for name in sorted(names, key=lambda name: name != "state.json"):
         objects.remove(address / name)
-    objects.remove(address)
 
 
 def withdraw_unfinished(parent: Path) -> None:

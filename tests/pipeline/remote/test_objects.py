@@ -109,12 +109,18 @@ def test_a_store_that_only_fails_is_given_up_with_one_line(
 def test_a_store_that_is_not_there(folder: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "RETRY_SECONDS", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match="the store failed"):
+    with pytest.raises(StoreError, match=r"the store failed .* see to address and credentials"):
+        objects.read(folder / "a")
+
+
+def test_an_address_that_is_none(folder: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL is localhost:9000: expected https:"):
         objects.read(folder / "a")
 
 
 def test_without_obstore(folder: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
     client._store.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install 'srpo\[remote\]'"):
         objects.listed(folder)
