@@ -71,7 +71,7 @@ def unrecorded(error: ApiError, run: Path) -> SrpoError:
 
     return SrpoError(
         f"{error}, so it has no record of how this training ended; what was trained is "
-        f"on the disk; go on, or have the end recorded: {go_on(str(run))}"
+        f"on the disk; go on, or have the end recorded: {go_on(run)}"
     )
 
 

@@ -21,7 +21,7 @@ from flows.questions import (
 from flows.room import expect_room, facts_of
 from pipeline.config import Config
 from pipeline.errors import StoreError
-from pipeline.files import remove_leftovers
+from pipeline.files import remove_folder, remove_leftovers
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.process import settle
 from pipeline.snapshots import keep_tokenizer, open_policy, save_snapshot
@@ -67,7 +67,10 @@ def begin_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Que
     remove_leftovers(run_dir / "policy")
     facts["tokenizer_sha256"] = keep_tokenizer(policy, run_dir / "tokenizer")
     if keep_start:
-        save_snapshot(policy, run_dir / "policy" / "000000", 0)
+        start = run_dir / "policy" / "000000"
+        if start.exists():  # of a command cut short, perhaps with another model
+            remove_folder(start)
+        save_snapshot(policy, start, 0)
     return Run.create(run_dir, config, facts), questions, policy
 
 

@@ -23,7 +23,7 @@ from flows.commands.replay import replay
 from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.view import view
-from flows.options import Runner, Set
+from flows.options import FOLDER, RUN, Runner, Set
 from pipeline.audit.plain import printable
 from pipeline.disk import explained, is_trouble
 from pipeline.errors import SrpoError, StoreError
@@ -87,7 +87,7 @@ def _text(error: Exception) -> str:
 @app.command()
 def train(
     config: Annotated[str | None, typer.Argument(help="A TOML file or a preset.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder or URL of the run.", **RUN)] = None,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run.")] = False,
     profile: Annotated[
@@ -177,11 +177,11 @@ def _train_run(
                 print_summary(console, session, outcome)
     except OSError as error:
         begun = (run / "run.json").exists()
-        on = f"then go on: {go_on(str(run))}" if begun else "then run the same command again"
+        on = f"then go on: {go_on(run)}" if begun else "then run the same command again"
         raise StoreError(f"{explained(error)}; {on}") from error
     except KeyboardInterrupt:
         known = (run / "run.json").exists()
-        hint = f"; go on: {go_on(str(run))}" if known else "; nothing was written"
+        hint = f"; go on: {go_on(run)}" if known else "; nothing was written"
         print(f"interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     finally:
@@ -239,10 +239,11 @@ def evaluate(
     from flows.placing import crew_of
     from flows.progress import evaluation_line
     from flows.session import Session
+    from pipeline.remote.opening import is_run
 
     run, step = split_state(state)
     chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
-    if (run / "run.json").exists():
+    if is_run(run):
         session = Session.resume(run)
     else:
         settings = model_config(state, chosen)
@@ -289,7 +290,9 @@ def presets(name: Annotated[str | None, typer.Argument(help="Show this one.")] =
 
 
 @app.command()
-def doctor(run_root: Annotated[Path, typer.Option(help="Folder that holds runs.")] = RUNS) -> None:
+def doctor(
+    run_root: Annotated[Path, typer.Option(help="Folder that holds runs.", **FOLDER)] = RUNS,
+) -> None:
     """Say what is installed, what the machine has, and what will run where.
 
     Example: srpo doctor

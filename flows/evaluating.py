@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.files import digest_of
 from pipeline.loading import apply_override, validate_config
+from pipeline.remote.opening import is_run
 from pipeline.stage import Progress
 from pipeline.store import Run
 
@@ -50,8 +51,7 @@ def evaluate_now(
         "parent": session.run.record["digest"],
         "task_digest": code_digest(wanted.data),
     }
-    exists = (root / "run.json").exists()
-    run = Run.open(root) if exists else Run.create(root, wanted, facts)
+    run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
     with contextlib.closing(Session(run, questions, policy)) as other:
         other.spread_over(crew)
         other.run_stage("evaluate", steps_done, progress)

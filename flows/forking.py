@@ -17,6 +17,8 @@ from pipeline.loading import apply_override, validate_config
 from pipeline.lock import RunLock
 from pipeline.manifest import flat
 from pipeline.pruned import removal
+from pipeline.remote.opening import is_run
+from pipeline.remote.places import address_of, run_path
 from pipeline.stage import Stage
 from pipeline.store import Run, is_taken
 
@@ -55,9 +57,10 @@ def fork_run(
         ConfigError: a setting can't be changed here; the line says from which stage it could.
         StoreError: the folder is taken, or a table that the fork would refer to is missing.
     """
+    root = run_path(root)
     with RunLock(root):
         config, fork = planned_fork(parent, root, stage, start, end, overrides, updates)
-        if (root / "run.json").exists():
+        if is_run(root):
             return Run.open(root)
         facts = {
             **{key: parent.record[key] for key in _INHERITED_FACTS},
@@ -89,10 +92,15 @@ def planned_fork(
     expect_context(config, _positions(parent))
     if end > config.run.steps:
         raise ConfigError(f"run.steps is {config.run.steps}, fewer than the {end} of the fork")
+    if (address_of(parent.root) is None) != (address_of(root) is None):
+        raise ConfigError(
+            f"{root}: a fork of {parent.root} names it by a relative folder, so both must be on "
+            "this machine, or both on one store"
+        )
     relative = os.path.relpath(parent.root.resolve(), root.resolve())
     off_policy = _is_off_policy(parent, start)
     fork = Fork(relative, parent.identity, stage, start, end, changed, updates, off_policy)
-    if is_taken(root) and not ((root / "run.json").exists() and Run.open(root).fork == fork):
+    if is_taken(root) and not (is_run(root) and Run.open(root).fork == fork):
         raise StoreError(f"{root}: there is something already; choose another --fork")
     return config, fork
 
@@ -135,7 +143,7 @@ def code_changes(run: Run, stage: Stage, step: int) -> list[str]:
 def free_name(parent: Path) -> Path:
     """Return the first free folder PARENT-fork-<n> beside a run."""
     taken = 1
-    while (name := parent.with_name(f"{parent.name}-fork-{taken}")).exists():
+    while is_taken(name := parent.with_name(f"{parent.name}-fork-{taken}")) or name.exists():
         taken += 1
     return name
 

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.loading import apply_override, load_config, validate_config
 from pipeline.manifest import flat
+from pipeline.remote.places import run_path
 from pipeline.store import Run, is_taken
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ def split_state(text: str) -> tuple[Path, int | None]:
     """
     run, at, step = text.rpartition("@")
     if not at:
-        return Path(text), None
+        return run_path(text), None
     if not step.isdecimal():
         raise ConfigError(f"{text}: expected RUN or RUN@STEP, got {step!r} as the number of steps")
-    return Path(run), int(step)
+    return run_path(run), int(step)
 
 
 def model_config(model: str, overrides: Sequence[str]) -> Config:

@@ -1,8 +1,15 @@
 """Options that several commands share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from pipeline.remote.places import run_path
+
+RUN: dict[str, Any] = {"parser": run_path, "metavar": "RUN"}
+"""How a command takes a run: by its folder or its URL."""
+FOLDER: dict[str, Any] = {"parser": run_path, "metavar": "FOLDER"}
+"""How it takes the folder of a new run, or one that holds runs."""
 
 Set = Annotated[
     list[str] | None,

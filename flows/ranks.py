@@ -104,8 +104,8 @@ def _explained(failures: dict[int, ProcessFailure], logs: Path, places: Places, 
 
 def _again(places: Places, run: Path) -> str:
     if places.nnodes > 1:
-        return f"on every host, with the same --nnodes …: {go_on(str(run))}"
-    return f"with: {go_on(str(run))} --ranks {places.ranks}"
+        return f"on every host, with the same --nnodes …: {go_on(run)}"
+    return f"with: {go_on(run)} --ranks {places.ranks}"
 
 
 def _ending(cause: ProcessFailure, logs: Path) -> str:

@@ -12,6 +12,7 @@ from flows.loop import Call, Reference
 from flows.session import Session
 from pipeline.errors import ConfigError
 from pipeline.lineage import STEP_STAGES, stages_from
+from pipeline.remote.places import is_mirrored, run_path
 from pipeline.stage import Progress, silent
 from pipeline.store import Run
 
@@ -119,14 +120,14 @@ def folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
 
 def replay_step(root: str, step: int, names: list[str], decisions: bool) -> None:
     """Run stages of one step of a fork, on a worker, for the one who holds the fork's lock."""
-    with contextlib.closing(Session.resume(Path(root), writes=False)) as session:
+    with contextlib.closing(Session.resume(run_path(root), writes=False)) as session:
         for name in names:
             session.run_stage(name, step, decisions_only=decisions and name == "route")
 
 
 def replay_fork(parent: str, root: str, plan: dict[str, Any], overrides: list[str]) -> None:
     """Make one fork of a sweep, on a worker."""
-    replay(Run.open(Path(parent)), Path(root), Plan(**plan), overrides).close()
+    replay(Run.open(run_path(parent)), run_path(root), Plan(**plan), overrides).close()
 
 
 def sweep_over(
@@ -142,9 +143,9 @@ def sweep_over(
         sweep: folder and overrides of each fork.
         progress: told of forks done.
     """
-    common = {"parent": str(parent.root.resolve()), "plan": asdict(plan)}
+    common = {"parent": f"{parent.root.resolve()}", "plan": asdict(plan)}
     items = [
-        {**common, "root": str(root.resolve()), "overrides": list(overrides)}
+        {**common, "root": f"{root.resolve()}", "overrides": list(overrides)}
         for root, overrides in sweep
     ]
     crew.map("sweep", f"{__name__}:replay_fork", items, progress)
@@ -167,7 +168,15 @@ def replay(
         progress: told of stages done, over all steps.
         runner: how stages are run; a flow makes each a Prefect task.
         crew: workers that run the stages that need no policy, several steps at a time.
+
+    Raises:
+        ConfigError: workers would write to a fork at a URL, whose lease is this process's.
     """
+    if crew is not None and is_mirrored(root):
+        raise ConfigError(
+            f"{root}: steps of one fork at a URL are stored by this command alone; leave out "
+            "--runner, or make the fork in a folder"
+        )
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
     session = Session.resume(root)
@@ -181,7 +190,7 @@ def replay(
     call = runner(session) if runner else plainly
     try:
         if crew is not None:
-            work = {"root": str(root.resolve()), "names": plan.ahead(), "decisions": decisions}
+            work = {"root": f"{root.resolve()}", "names": plan.ahead(), "decisions": decisions}
             items = [{**work, "step": step} for step in range(plan.start, plan.end)]
             crew.map("replay", f"{__name__}:replay_step", items, progress)
         begun = max(plan.start, session.next_step()) if updates else plan.start

@@ -150,7 +150,7 @@ def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
     given = os.environ.get("PREFECT_API_URL")
     if given:
         return Lease(given.rstrip("/"), None, None, previous, limit_seconds)
-    home = (root / ".prefect").resolve()
+    home = Path((root / ".prefect").resolve())  # also beside a mirror it is this machine's
     home.mkdir(parents=True, exist_ok=True)
     lock = _leased(home, limit_seconds)
     with naming(home):

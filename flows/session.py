@@ -5,7 +5,7 @@ from the nearest earlier snapshot and `update` is replayed from the saved tables
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.lock import RunLock
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.process import settle
 from pipeline.ranks import together
+from pipeline.remote.places import run_path
 from pipeline.snapshots import load_snapshot, model_of_snapshot
 from pipeline.space import Facts
 from pipeline.stage import Handles, Progress, Render, Stage, StageResult, run_stage, silent
@@ -77,8 +78,9 @@ class Session:
         Args:
             keep_start: take snapshot 0, from which a run can be resumed.
         """
-        with RunLock(run_dir):
-            return cls(*begin_run(run_dir, config, keep_start))
+        root = run_path(run_dir)
+        with RunLock(root):
+            return cls(*begin_run(root, config, keep_start))
 
     @classmethod
     def resume(cls, run_dir: Path, writes: bool = True) -> "Session":
@@ -87,9 +89,11 @@ class Session:
         Args:
             writes: be its one writer; False: nothing is made but policies, by replay.
         """
-        run = Run.open(run_dir)
-        settle(run.config.run.threads)
-        return cls(run, None, None, writes)
+        root = run_path(run_dir)
+        with RunLock(root) if writes else nullcontext():
+            run = Run.open(root)
+            settle(run.config.run.threads)
+            return cls(run, None, None, writes)
 
     @property
     def questions(self) -> Questions:
@@ -156,7 +160,7 @@ class Session:
             "stage": name,
             "step": step,
             "tables": {
-                table: {"path": str(self.run.table_path(table, step)), "rows": rows}
+                table: {"path": f"{self.run.table_path(table, step)}", "rows": rows}
                 for table, rows in result.rows.items()
             },
             "seconds": result.cost.seconds,

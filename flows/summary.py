@@ -1,6 +1,7 @@
 """The table at the end of a training: what it did to the policy, what it cost, how to go on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -48,7 +49,7 @@ def print_summary(console: Console, session: Summarised, outcome: Outcome) -> No
     for alarm in [*alarms, *Records(run).unrecorded()]:
         table.add_row("alarm", f"step {alarm['step']}, {alarm['rule']}: {alarm['message']}")
     console.print(table, highlight=False)
-    for label, text in [("run folder", str(run.root)), *_next_commands(run, outcome)]:
+    for label, text in [("run folder", f"{run.root}"), *_next_commands(run, outcome)]:
         # Outside the table, whose cells are cut to the terminal's width: these get copied.
         console.print(f" {label:<16} {text}", highlight=False, markup=False, soft_wrap=True)
 
@@ -82,14 +83,14 @@ def _times(records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _next_commands(run: Run, outcome: Outcome) -> list[tuple[str, str]]:
     if outcome.ended in ("stopped", "alarm"):
-        return [("go on", go_on(str(run.root)))]
+        return [("go on", go_on(run.root))]
     longer = 2 * run.config.run.steps
     return [
-        ("train longer", f"{go_on(str(run.root))} --set run.steps={longer}"),
+        ("train longer", f"{go_on(run.root)} --set run.steps={longer}"),
         ("evaluate again", f"srpo evaluate {run.root}@{outcome.steps_done}"),
     ]
 
 
-def go_on(run_dir: str) -> str:
+def go_on(run: Path) -> str:
     """Return the command that goes on with a run."""
-    return f"srpo train --resume --run {run_dir}"
+    return f"srpo train --resume --run {run}"

@@ -8,7 +8,6 @@ cache; our manifests decide what is done. A stage is tried once more when the ma
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import State, Task, flow, task
@@ -31,6 +30,7 @@ from flows.questions import warnings_of
 from flows.room import RoomWatcher, room_warnings
 from flows.watchdog import Watchdog
 from pipeline.errors import SrpoError
+from pipeline.remote.places import run_path
 
 if TYPE_CHECKING:
     from flows.session import Session
@@ -163,10 +163,11 @@ def train_flow(
         runner: place among whose workers responses are spread to be judged.
     """
     place = Place.of(runner) if runner else None
-    config = checked_config(source, Path(run), overrides or [], resume)
+    folder = run_path(run)
+    config = checked_config(source, folder, overrides or [], resume)
     from flows.recovery import session_after_alarm
 
-    session: Session | None = open_session(config, Path(run), resume)
+    session: Session | None = open_session(config, folder, resume)
     while session is not None:
         with contextlib.closing(session):
             print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))

@@ -86,8 +86,8 @@ class Watchdog(Watcher):
         path = _free_file(self._run)
         line = (
             f"error: no progress for {self._limit:g} s (run.stall_seconds) in {self._doing}, since "
-            f"{self._since:%Y-%m-%d %H:%M:%S} UTC; where each thread stands is in {path}; go on: "
-            f"{go_on(str(self._run))}\n"
+            f"{self._since:%Y-%m-%d %H:%M:%S} UTC; where each thread stands is in {path!s}; go on: "
+            f"{go_on(self._run)}\n"
         )
         try:
             with path.open("w", encoding="utf-8") as file:

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk import naming
+from pipeline.remote.cached import fetch, fetch_anew
+from pipeline.remote.publishing import (
+    publish,
+    rename,
+    withdraw,
+    withdraw_folder,
+    withdraw_unfinished,
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -26,8 +34,14 @@ def digest_of(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
+    fetch(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_digest(path: Path, sha256: str) -> bool:
+    """Tell whether a file has a SHA-256; one of a mirror that has not is fetched anew first."""
+    return file_digest(path) == sha256 or (fetch_anew(path) and file_digest(path) == sha256)
 
 
 def sync(path: Path) -> None:
@@ -55,11 +69,15 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def move_into_place(temporary: Path, target: Path) -> None:
-    """Give a complete file or folder its final name, durably: its contents first."""
+    """Give a complete file or folder its final name, durably: its contents first.
+
+    In the mirror of a URL it is stored there then.
+    """
     for path in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
         sync(path)
     temporary.replace(target)
     sync(target.parent)
+    publish(target)
 
 
 def make_folder(folder: Path) -> None:
@@ -78,7 +96,15 @@ def set_aside(path: Path) -> Path:
         number += 1
     path.replace(kept)
     sync(path.parent)
+    rename(path, kept)
     return kept
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, durably."""
+    path.unlink()
+    sync(path.parent)
+    withdraw(path)
 
 
 def remove_folder(folder: Path) -> None:
@@ -87,6 +113,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
     sync(folder.parent)
+    withdraw_folder(folder)
     shutil.rmtree(doomed)
 
 
@@ -95,6 +122,7 @@ def remove_leftovers(parent: Path) -> None:
     for pattern in (".*.tmp", ".*.old"):
         for path in parent.glob(pattern):
             shutil.rmtree(path)
+    withdraw_unfinished(parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,8 +4,14 @@ A fork recomputes stage X and what follows it from step `start` on. Before `star
 the parent's; in the steps from `start` up to `end` the tables upstream of X are. Nothing is copied.
 """
 
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from pipeline.errors import StoreError
+
+MOST_ANCESTORS = 100
 
 STEP_STAGES = ("generate", "verify", "route", "weigh", "update")
 """The stages of a training step, in the order in which data flows."""
@@ -118,3 +124,18 @@ def _place(stage: str) -> int:
 
 def _steps(start: int, end: int) -> str:
     return f"step {start}" if end == start + 1 else f"steps {start} to {end - 1}"
+
+
+def line_of(root: Path, parent: Path, descendants: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return a fork's folder after those of the forks by which one came to it.
+
+    Raises:
+        StoreError: its parent is one of them, or they are too many.
+    """
+    line = (*descendants, Path(os.path.realpath(root)))
+    if Path(os.path.realpath(parent)) in line or len(line) > MOST_ANCESTORS:
+        raise StoreError(
+            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
+            "ours is like that"
+        )
+    return line

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.files import file_digest
+from pipeline.files import has_digest
 
 
 def expect_files(
@@ -24,7 +24,7 @@ def expect_files(
     """
     for name, expected in list(listed.items())[mine]:
         path = folder / Path(name).name
-        if not path.is_file() or file_digest(path) != expected:
+        if not path.is_file() or not has_digest(path, expected):
             raise StoreError(
                 f"{path}: missing or damaged (SHA-256 differs from {record}); {repair}"
             )

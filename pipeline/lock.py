@@ -3,6 +3,9 @@
 It is a POSIX lock on RUN/.lock. The kernel drops it with the process, however that ended, and
 children don't inherit it: no SIGKILL leaves a run locked, and no stray child keeps it so. The
 file's text only says who holds it; left behind, it means nothing.
+
+For a run at a URL it is the lock on its mirror, which keeps out other processes of this machine; a
+lease on the store keeps out other machines.
 """
 
 import contextlib
@@ -16,10 +19,14 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 from pipeline.errors import StoreError
 from pipeline.files import make_folder
+from pipeline.remote.lease import Lease
+from pipeline.remote.opening import share
+from pipeline.remote.places import is_mirrored
+from pipeline.remote.publishing import begin_storing, end_storing
 
 LOCK_FILE = ".lock"
 _MAX_TEXT = 4096
@@ -82,6 +89,7 @@ class _Holding:
         self._made = not root.exists()
         make_folder(root)
         self._file = _locked(root / LOCK_FILE)
+        self._remote: _RemoteHolding | None = None
         record = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_SHOWN_COMMAND],
             "process": os.getpid(),
@@ -95,15 +103,42 @@ class _Holding:
         except OSError as error:
             self.end()
             raise OSError(error.errno, error.strerror, str(root / LOCK_FILE)) from None
+        if is_mirrored(root):
+            try:
+                self._remote = _RemoteHolding(root, record)
+            except BaseException:
+                self.end()
+                raise
 
     def end(self) -> None:
         """Drop the lock; the file is removed first, while nobody else can hold it."""
+        if self._remote is not None:
+            self._remote.end()
         with contextlib.suppress(OSError):  # of a disk that turned read-only: the next one takes it
             (self._root / LOCK_FILE).unlink(missing_ok=True)
             if self._made and self._root.exists() and not any(self._root.iterdir()):
                 self._root.rmdir()
         with contextlib.suppress(OSError):  # of a text that found no room
             self._file.close()
+
+
+class _RemoteHolding:
+    """The lease on the store, and the right to change the mirror and to store what changes."""
+
+    def __init__(self, root: Path, holder: dict[str, Any]) -> None:
+        self._root = root
+        self._lease = Lease(root, holder)
+        try:
+            self._marker = share(root)
+        except BaseException:
+            self._lease.release()
+            raise
+        begin_storing(root, self._lease.expect_held)
+
+    def end(self) -> None:
+        end_storing(self._root)
+        self._marker.close()
+        self._lease.release()
 
 
 def _locked(path: Path) -> IO[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.health.records import Records
 from pipeline.metrics import evaluation_metrics, tasks_of
+from pipeline.remote.opening import discover
 from pipeline.store import Run
 
 _DEPTH = 3
@@ -14,6 +15,7 @@ _DEPTH = 3
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders in a folder, itself included, some levels deep; sorted."""
+    discover(folder, _DEPTH)
     return sorted(_search(folder, _DEPTH))
 
 
@@ -44,7 +46,7 @@ def overview(root: Path) -> dict[str, Any]:
     files = [path.stat() for path in root.rglob("*") if path.is_file()]
     newest = max(status.st_mtime for status in files)
     return {
-        "run": str(root),
+        "run": f"{root}",
         "method": run.config.route.method,
         "state": _state(run, done),
         "steps_done": done,
@@ -56,7 +58,7 @@ def overview(root: Path) -> dict[str, Any]:
         "alarms": _alarms(run, done),
         "bytes": sum(status.st_size for status in files),
         "written": datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M"),
-        "parent": str(run.parent.root) if run.parent else None,
+        "parent": f"{run.parent.root}" if run.parent else None,
         "fork of": _origin(run),
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import sync
+from pipeline.files import remove_file
 from pipeline.sealed import read_sealed, write_sealed
 
 PRUNABLE = ("teacher", "weights")
@@ -82,5 +82,4 @@ def forget_removal(table_path: Path) -> None:
     """Remove the record of a table that is back."""
     path = record_path(table_path)
     if path.exists():
-        path.unlink()
-        sync(path.parent)
+        remove_file(path)

@@ -13,6 +13,7 @@ import pyarrow.ipc
 from pipeline.audit.plain import printable
 from pipeline.compression import is_compressed
 from pipeline.errors import StoreError
+from pipeline.remote.cached import fetch
 from pipeline.schemas import SCHEMA_VERSION, schema_of
 
 
@@ -22,6 +23,7 @@ def read_arrow(path: Path) -> pa.Table:
     Raises:
         StoreError: it is not one, or its parts contradict each other in size.
     """
+    fetch(path)
     try:
         with pa.memory_map(str(path)) as source:
             return arrow_rows(source.read_buffer())
@@ -60,7 +62,15 @@ def read_table(path: Path, table: str) -> pa.Table:
     Raises:
         StoreError: it is not readable, or has another schema than this version's.
     """
-    found = read_arrow(path)
+    return declared(path, read_arrow(path), table)
+
+
+def declared(path: Path, found: pa.Table, table: str) -> pa.Table:
+    """Return what a file holds with the schema of `table`.
+
+    Raises:
+        StoreError: it has another one.
+    """
     expected = schema_of(table, found.schema)
     if not found.schema.equals(expected):
         raise StoreError(f"{path}: schema differs from version {SCHEMA_VERSION} of {table}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import digest_of, file_digest, remove_folder, remove_leftovers, sync
+from pipeline.files import digest_of, file_digest, remove_file, remove_folder, remove_leftovers
 from pipeline.health.records import Records
 from pipeline.lineage import tables_before
 from pipeline.overview import find_runs
@@ -160,8 +160,7 @@ def remove(run: Run, piece: Piece, reason: str, archive: Path | None = None) -> 
         reason=reason,
         archive=None if archive is None else str(archive.resolve()),
     ).write(path)
-    path.unlink()
-    sync(path.parent)
+    remove_file(path)
 
 
 def remove_snapshots(run: Run, states: Iterable[int]) -> None:

@@ -25,6 +25,7 @@ from pipeline.listed import expect_files, snapshot_repair
 from pipeline.policy import Policy, TeacherSettings, spreading
 from pipeline.pretrained import load_pretrained, save_model
 from pipeline.ranks import FirstError, exchanged, opened, share, together
+from pipeline.remote.cached import fetch_folder
 from pipeline.sealed import read_sealed, write_sealed
 from pipeline.tensorfiles import laid_out, places_in
 
@@ -120,6 +121,7 @@ def model_of_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSett
 
 
 def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
+    fetch_folder(folder)
     state = _read_state(folder / "state.json")
     if state["teacher"] != asdict(teacher):
         raise StoreError(

@@ -15,21 +15,24 @@ import pyarrow.compute as pc
 from pipeline.audit.plain import printable
 from pipeline.config import Config
 from pipeline.errors import StoreError
-from pipeline.files import atomic_path, digest_of, file_digest
-from pipeline.lineage import STAGE_OF, Fork
+from pipeline.files import atomic_path, digest_of, has_digest
+from pipeline.lineage import STAGE_OF, Fork, line_of
 from pipeline.listed import expect_files
 from pipeline.loading import validate_config
 from pipeline.lock import LOCK_FILE
 from pipeline.manifest import Cost, Manifest, Origin
 from pipeline.pruned import expect_present, forget_removal
-from pipeline.reading import expect_schema, read_table, row_index, validated
+from pipeline.reading import declared, expect_schema, read_table, row_index, validated
+from pipeline.remote.cached import fetch
+from pipeline.remote.opening import is_run, refresh
+from pipeline.remote.places import run_path
+from pipeline.remote.ranges import rows_by_range
 from pipeline.schemas import SCHEMA_VERSION, TOKEN_TABLES
 from pipeline.sealed import expect_unchanged, read_record, read_sealed, write_sealed
 from pipeline.writing import digest_arrow, write_arrow
 
 _STEP = re.compile("[0-9]{6,9}")
 _METADATA_KEY = b"srpo"
-MOST_ANCESTORS = 100
 MAY_GROW = ("steps", "max_hours", "prefect_seconds", "stall_seconds")
 """Settings of the section `run` that may grow in place."""
 MAY_CHANGE = ("keep_teacher_tables",)
@@ -73,6 +76,8 @@ class Run:
         Raises:
             StoreError: no run is here, its record was changed, or the parent is missing or another.
         """
+        root = run_path(root)
+        refresh(root)
         path = root / "run.json"
         try:
             record, text = read_record(path)
@@ -239,14 +244,20 @@ class Run:
         return data if self._verified[path] == known else validated(path, data)
 
     def read_rollout(self, table: str, step: int, rollout_id: str) -> pa.Table:
-        """Return the rows of one rollout, and read no others; none if it has none there."""
-        data, index = self.read(table, step), self.manifest(table, step).index
-        if index is None:
-            return data.filter(pc.equal(data.column("rollout_id"), rollout_id))
-        first, rows = index.get(rollout_id, (0, 0))
-        if not 0 <= first <= first + rows <= data.num_rows:
-            raise StoreError(f"{self.table_path(table, step)}: its manifest's index is of others")
-        return validated(self.table_path(table, step), data.slice(first, rows))
+        """Return the rows of one rollout, and read no others (`pipeline.remote.ranges`)."""
+        manifest, path = self.manifest(table, step), self.table_path(table, step)
+        if manifest.index is None:
+            return self.read(table, step).filter(pc.field("rollout_id") == rollout_id)
+        first, rows = manifest.index.get(rollout_id, (0, 0))
+        if not 0 <= first <= first + rows <= manifest.rows:
+            raise StoreError(f"{path}: its manifest's index is of others")
+        part = rows_by_range(path, first, rows)
+        if part is None:
+            part = self.read(table, step).slice(first, rows)
+        found = validated(path, declared(path, part, table))
+        if set(found["rollout_id"].to_pylist()) - {rollout_id} or found.num_rows != rows:
+            raise StoreError(f"{path}: its manifest's index is of others")
+        return found
 
     def commit(self, origin: Origin, data: pa.Table, facts: dict[str, Any], cost: Cost) -> Manifest:
         """Write a table and its manifest; an equal committed table is left as it is.
@@ -290,10 +301,11 @@ class Run:
         """Refuse a table whose bytes are not its manifest's; they are read once."""
         repair = self.repair(manifest.origin.table, manifest.origin.step)
         expect_present(path, repair)
+        fetch(path)
         identity = _identity(path)
         if self._verified.get(path) == identity:
             return
-        if identity[1] != manifest.bytes or file_digest(path) != manifest.sha256:
+        if identity[1] != manifest.bytes or not has_digest(path, manifest.sha256):
             raise StoreError(
                 f"{path}: bytes differ from its manifest (SHA-256 {manifest.sha256[:12]}…): the "
                 f"file is damaged; {repair}"
@@ -303,19 +315,13 @@ class Run:
 
 def _open_parent(root: Path, fork: Fork, descendants: tuple[Path, ...]) -> Run:
     """Open the run that `root` was forked from; it must be the one that it was."""
-    folder = Path(os.path.normpath(root / fork.parent))
-    if not (folder / "run.json").exists():
+    folder = run_path(os.path.normpath(root / fork.parent))
+    if not is_run(folder):
         raise StoreError(
             f"{root}: a fork whose parent is not at {folder}: tables before {fork.stage} of step "
             f"{fork.start} are there; move it back, or move both together"
         )
-    line = (*descendants, Path(os.path.realpath(root)))
-    if Path(os.path.realpath(folder)) in line or len(line) > MOST_ANCESTORS:
-        raise StoreError(
-            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
-            "ours is like that"
-        )
-    parent = Run.open(folder, line)
+    parent = Run.open(folder, line_of(root, folder, descendants))
     if parent.identity != fork.identity:
         raise StoreError(
             f"{root}: forked from run {fork.identity[:12]}, but {folder} is now run "
@@ -329,6 +335,7 @@ def is_taken(root: Path) -> bool:
 
     run.json is written last: a policy and a tokenizer without it are of a command cut short.
     """
+    refresh(root)
     beginnings = {LOCK_FILE, ".run.json.tmp", ".tokenizer.tmp", "policy", "tokenizer"}
     return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
 

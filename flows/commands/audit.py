@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.options import RUN
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ Style = Annotated[
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
     step: Step = None,
     route: Annotated[Route | None, typer.Option(help="Only this route.")] = None,
     where: Where = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.bars import bars
-from flows.options import Runner
+from flows.options import RUN, Runner
 from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError
 from pipeline.text import count, duration, number
@@ -27,7 +27,7 @@ _LONGEST_NOTES = 20
 
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
     deep: Annotated[
         bool, typer.Option("--deep", help="Recompute one step in float64 besides.")
     ] = False,
@@ -61,9 +61,10 @@ def _say(console: "Console", text: str) -> None:
 def check_part(run: str, steps: list[int]) -> dict[str, Any]:
     """Check some steps of a run, on a worker; return the report as plain values."""
     from pipeline.audit.check import check_steps
+    from pipeline.remote.places import run_path
     from pipeline.store import Run
 
-    return asdict(check_steps(Run.open(Path(run)), steps))
+    return asdict(check_steps(Run.open(run_path(run)), steps))
 
 
 def _check(path: Path, console: "Console", runner: str | None) -> bool:
@@ -90,7 +91,7 @@ def _spread(
     from flows.placing import pieces
     from pipeline.audit.check_findings import CheckReport, Finding
 
-    run = str(root.resolve())
+    run = f"{root.resolve()}"
     items = [{"run": run, "steps": list(steps[a:b])} for a, b in pieces(len(steps), crew.place)]
     for found in crew.map("check", f"{__name__}:check_part", items, progress):
         findings = [Finding(**finding) for finding in found["findings"]]

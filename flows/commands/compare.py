@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.options import RUN
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class CompareFormat(StrEnum):
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders or URLs of runs.", **RUN)],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a page and the figures there.")
     ] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.audit.plain import printable
+from pipeline.remote.places import run_path
 from pipeline.text import count, number
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ class DiffFormat(StrEnum):
 
 
 def diff(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one, or a fork of it.")],
+    run_a: Annotated[
+        Path, typer.Argument(metavar="RUN_A", parser=run_path, help="Folder or URL of a run.")
+    ],
+    run_b: Annotated[
+        Path, typer.Argument(metavar="RUN_B", parser=run_path, help="Another one, or its fork.")
+    ],
     output: Annotated[DiffFormat, typer.Option("--format", help="table or json.")] = (
         DiffFormat.TABLE
     ),

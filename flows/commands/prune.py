@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.bars import bars
+from flows.options import RUN
 from pipeline.text import size
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prune(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, change nothing.")] = False,
     tables: Annotated[str, typer.Option(help="Which tables: teacher, weights.")] = "teacher",
     before: Annotated[int | None, typer.Option(min=0, help="Only steps before this one.")] = None,
@@ -58,7 +59,7 @@ def prune(
 
 
 def restore(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="The archive, if it was moved.")
     ] = None,

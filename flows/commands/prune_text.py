@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.audit.plain import printable
+from pipeline.remote.places import is_mirrored
 from pipeline.text import ranges, size
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ def print_plan(console: "Console", plan: "Plan", dry_run: bool) -> None:
     """Print a plan, before it is carried out or instead."""
     from rich.table import Table
 
-    name = printable(str(plan.run.root))
+    name = printable(f"{plan.run.root}")
     if plan.bytes:
         would = "would go" if dry_run else "goes"
         table = Table(title=f"{name}: what {would}", title_justify="left", box=None)
@@ -60,7 +62,7 @@ def stays(plan: "Plan") -> list[str]:
         if claim.snapshot:
             tables.append(f"snapshot {claim.snapshot}")
         if tables:
-            found.append(f"{', '.join(tables)}: for the fork {os.path.relpath(claim.fork.root)}")
+            found.append(f"{', '.join(tables)}: for the fork {_named(claim.fork.root)}")
     newest = max(plan.run.snapshots(), default=0)
     found.append(f"snapshot {newest} and the tables since: resuming starts there")
     return found
@@ -84,6 +86,11 @@ def losses(plan: "Plan") -> list[str]:
         found.append(f"forks and replays from update of {_steps(steps)}")
         found.append(f"audits of token weights and losses of {_steps(steps)}")
     return found
+
+
+def _named(root: Path) -> str:
+    """Return a fork's name as it is typed here."""
+    return f"{root}" if is_mirrored(root) else os.path.relpath(root)
 
 
 def _steps(steps: Sequence[int]) -> str:

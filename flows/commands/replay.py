@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.bars import bars
-from flows.options import Runner, Set
+from flows.options import FOLDER, RUN, Runner, Set
 
 if TYPE_CHECKING:
     from flows.session import Session
@@ -22,11 +22,13 @@ _TITLE = "rows that differ from the parent's"
 
 
 def replay(
-    run: Annotated[Path, typer.Argument(help="The run whose rollouts are used again.")],
+    run: Annotated[Path, typer.Argument(help="The run whose rollouts are used again.", **RUN)],
     stage: Annotated[
         str, typer.Option("--from", metavar="STAGE", help="verify, route, weigh or update.")
     ],
-    fork: Annotated[Path, typer.Option(help="Folder of the new run; of a sweep, of all of them.")],
+    fork: Annotated[
+        Path, typer.Option(help="Folder of the new run; of a sweep, of all of them.", **FOLDER)
+    ],
     steps: Annotated[
         str | None, typer.Option(metavar="A:B", help="Steps A to B - 1; default: all.")
     ] = None,
@@ -119,5 +121,5 @@ def _print_next(parent: Path, made: Sequence[Path], updates: bool) -> None:
     print(f"differences   srpo diff {parent} {made[0]}")
     if updates:
         print(f"accuracy      srpo evaluate {made[0]}")
-    together = " ".join(str(path) for path in (parent, *made))
+    together = " ".join(f"{path}" for path in (parent, *made))
     print(f"pages         srpo view {together}")

@@ -9,11 +9,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.options import FOLDER
+
 _COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "fork of")
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder or URL that holds runs.", **FOLDER)] = Path(
+        "runs"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the runs below a folder: method, state, last accuracy, alarms, size on disk.
@@ -44,7 +48,8 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
     from pipeline.audit.plain import printable
     from pipeline.text import NOTHING, size
 
-    table = Table(box=None, title=f"runs in {printable(str(folder))}", title_justify="left")
+    place = f"{folder}"
+    table = Table(box=None, title=f"runs in {printable(place)}", title_justify="left")
     for name in _COLUMNS:
         right = name in ("size", "alarms")
         folds = name in ("run", "fork of")
@@ -53,7 +58,7 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold", no_wrap=not folds, justify=justify, min_width=width)
     for row in found:
         texts = {name: row.get(name) for name in _COLUMNS}
-        texts["run"] = os.path.relpath(row["run"], folder)
+        texts["run"] = os.path.relpath(row["run"], place)
         if row.get("accuracy") is not None:
             texts["accuracy"] = f"{row['accuracy']:.1%} @{row['accuracy_after']}"
         if row.get("bytes") is not None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.bars import bars
-from flows.options import Runner, Set
+from flows.options import FOLDER, RUN, Runner, Set
 from pipeline.errors import SrpoError
+from pipeline.remote.places import run_path
 
 if TYPE_CHECKING:
     from flows.session import Session
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 
 def stage(
     name: Annotated[str, typer.Argument(help="generate, verify, route, weigh, update, evaluate.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    run: Annotated[Path, typer.Option(help="Folder or URL of the run.", **RUN)],
     step: Annotated[int, typer.Option(min=0, help="Training step; for evaluate: steps done.")],
     overrides: Set = None,
-    fork: Annotated[Path | None, typer.Option(help="Folder of a new run, for the result.")] = None,
+    fork: Annotated[
+        Path | None, typer.Option(help="Folder of a new run, for the result.", **FOLDER)
+    ] = None,
     decisions: Annotated[
         bool, typer.Option("--decisions", help="route: decide only; no policy is opened.")
     ] = False,
@@ -78,7 +81,7 @@ def _fork_if_needed(
 
     changed_code = code_changes(parent, STAGES[name], step)
     if fork is None and not overrides and not changed_code:
-        return Path(parent.root)
+        return run_path(parent.root)
     for change in changed_code:
         print(f"changed code: {change}")
     made = fork_run(parent, fork or free_name(parent.root), name, step, step + 1, overrides)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from flows.options import Runner
+from flows.options import RUN, Runner
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.text import count, duration
 
@@ -23,7 +23,7 @@ HOST, PORT = "127.0.0.1", 8765
 
 
 def view(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders or URLs of runs.", **RUN)],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = PORT,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write static files there, serve nothing.")
@@ -50,10 +50,11 @@ def view(
 
 def export_part(runs: list[str], folder: str, first: int, last: int) -> None:
     """Write some pages of an export, on a worker."""
+    from pipeline.remote.places import run_path
     from pipeline.store import Run
     from pipeline.viewer.export import export_pages
 
-    export_pages([Run.open(Path(root)) for root in runs], Path(folder), first, last)
+    export_pages([Run.open(run_path(root)) for root in runs], Path(folder), first, last)
 
 
 def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
@@ -73,7 +74,7 @@ def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
 
         def elsewhere(pages: int) -> None:
             assert crew is not None
-            roots, place = [str(run.root.resolve()) for run in runs], str(folder.resolve())
+            roots, place = [f"{run.root.resolve()}" for run in runs], str(folder.resolve())
             common = {"runs": roots, "folder": place}
             parts = [{**common, "first": a, "last": b} for a, b in pieces(pages, crew.place)]
             crew.map("export", f"{__name__}:export_part", parts, progress)

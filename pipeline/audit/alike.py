@@ -28,7 +28,7 @@ def named_runs(runs: Sequence[Run]) -> dict[str, Run]:
             raise SrpoError(f"{folder} is given twice; give each run once")
     names = [folder.name for folder in folders]
     texts = [
-        name if names.count(name) == 1 else str(folder)
+        name if names.count(name) == 1 else f"{folder}"
         for name, folder in zip(names, folders, strict=True)
     ]
     return dict(zip((printable(text) for text in texts), runs, strict=True))

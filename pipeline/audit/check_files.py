@@ -14,6 +14,8 @@ from pipeline.listed import snapshot_repair
 from pipeline.manifest import Manifest
 from pipeline.profiles import profile_path
 from pipeline.pruned import PRUNABLE, record_path, removal
+from pipeline.remote.cached import fetch
+from pipeline.remote.places import run_path
 from pipeline.store import Run
 from pipeline.text import ranges
 
@@ -52,6 +54,7 @@ class TableFile:
 
 def file_sha256(path: Path, report: Callable[[int], None]) -> str:
     """Return the SHA-256 of a file's bytes; `report` is told of bytes as they are read."""
+    fetch(path)
     digest, buffer = hashlib.sha256(), bytearray(_BUFFER)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
@@ -208,7 +211,7 @@ def recompute_advice(run: Run, step: int) -> str:
 
 
 def _noted(run: Run, step: int, table: str, report: CheckReport) -> bool:
-    manifest = str(run.table_path(table, step).with_suffix(".json"))
+    manifest = f"{run.table_path(table, step).with_suffix('.json')}"
     return any(finding.path == manifest for finding in report.findings)
 
 
@@ -294,7 +297,7 @@ def check_tokenizer(run: Run, report: CheckReport) -> None:
         folder = run.tokenizer_path()
     except StoreError as error:
         path, _, problem = str(error).partition(": ")
-        report.add(Path(path), "a file of the run's tokenizer", *problem.split("; ", 1))
+        report.add(run_path(path), "a file of the run's tokenizer", *problem.split("; ", 1))
         return
     if not folder.is_dir():
         report.add(folder, "the run's tokenizer", "no folder", "copy it from policy/000000")

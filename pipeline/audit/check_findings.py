@@ -63,7 +63,7 @@ class CheckReport:
 
     def add(self, path: Path, expected: Any, found: Any, advice: str) -> None:
         """Note a finding; long texts are cut and shown harmlessly."""
-        self.findings.append(Finding(str(path), shown(expected), shown(found), advice))
+        self.findings.append(Finding(f"{path}", shown(expected), shown(found), advice))
 
 
 def shown(value: Any) -> str:

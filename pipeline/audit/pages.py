@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.reading import arrow_rows
+from pipeline.remote.cached import fetch
 
 
 class MappedTable:
@@ -17,6 +18,7 @@ class MappedTable:
     """
 
     def __init__(self, path: Path) -> None:
+        fetch(path)
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

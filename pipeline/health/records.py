@@ -97,5 +97,5 @@ class Records:
                 **tables,
                 **{name: self._run.read("evaluations", n) for name, n in of_states.items()},
             }
-        run = str(self._run.root)
+        run = f"{self._run.root}"
         return [alarm_of(rule, sign, tables, step, run).to_record() for rule, sign in found]

@@ -4,6 +4,7 @@ Rollout texts are untrusted. Templates escape everything; the headers below keep
 or fetching anything that is not a file of ours, and other sites from reading or framing a page.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import SrpoError
+from pipeline.remote.opening import refresh
 from pipeline.store import Run
 from pipeline.viewer.pages import KINDS
 from pipeline.viewer.rollout_page import KEPT, kept_at
@@ -24,6 +26,9 @@ from pipeline.viewer.state import state_of
 
 HOSTS = ["127.0.0.1", "localhost"]
 """Names under which the server answers: a page elsewhere can't reach it by rebinding its own."""
+
+FOLLOW_SECONDS = 10.0
+"""How often an object store is asked for what is new, while somebody looks at a page."""
 
 HEADERS = {
     "Content-Security-Policy": "; ".join([*POLICY, "frame-ancestors 'none'"]),
@@ -42,7 +47,8 @@ def create_app(runs: Sequence[Run]) -> FastAPI:
     shown = Shelf(named(runs))
     for kind in KINDS:
         _add(app, kind, shown)
-    app.add_route("/state.json", lambda _: JSONResponse(_states(shown)))
+    following = _Following(runs)
+    app.add_route("/state.json", lambda _: JSONResponse(following.states(shown)))
     app.add_route(KEPT, lambda asked: JSONResponse(kept_at(shown, **asked.path_params)))
     app.add_route("/static/plotly.min.js", lambda _: FileResponse(PLOTLY))
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -65,8 +71,19 @@ def _add(app: FastAPI, kind: Kind, runs: Runs) -> None:
     app.add_route(path, show)
 
 
-def _states(runs: Runs) -> dict[str, Any]:
-    return {name: state_of(run) for name, run in runs.items()}
+class _Following:
+    """Says how far the runs are; of those at URLs, as the store had it `FOLLOW_SECONDS` ago."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._roots = {run.root for run in runs}
+        self._asked = time.monotonic()
+
+    def states(self, runs: Runs) -> dict[str, Any]:
+        if time.monotonic() - self._asked > FOLLOW_SECONDS:
+            self._asked = time.monotonic()
+            for root in self._roots:
+                refresh(root)
+        return {name: state_of(run) for name, run in runs.items()}
 
 
 def _not_found(request: Request, error: Exception) -> Response:

@@ -106,7 +106,7 @@ def _summary(run: Run, known: History) -> dict[str, Any]:
     last = records[-1] if records else {}
     return {
         **state_of(run),
-        "folder": str(run.root),
+        "folder": f"{run.root}",
         "method": run.config.route.method,
         "task": run.config.data.title,
         "model": run.config.model.path,
@@ -134,7 +134,7 @@ def _fork(run: Run) -> dict[str, Any] | None:
         return None
     changed = run.fork.changed.items()
     return {
-        "parent": str(run.parent.root),
+        "parent": f"{run.parent.root}",
         "stage": run.fork.stage,
         "start": run.fork.start,
         "changed": [(key, written(old), written(new)) for key, (old, new) in changed],

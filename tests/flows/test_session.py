@@ -12,7 +12,7 @@ import pytest
 from flows.session import STAGES, Session
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, PolicyError, SrpoError, StoreError
-from pipeline.loading import validate_config
+from pipeline.loading import load_config, validate_config
 from tests.golden.run import golden_config
 
 STEPS = 3
@@ -300,3 +300,13 @@ def test_a_step_beyond_the_run_is_named(finished: Path) -> None:
         with pytest.raises(StoreError, match="has 3 complete steps: no state after 99"):
             session.run_stage(stage, 99)
     session.close()
+
+
+def test_a_snapshot_of_a_run_that_never_began_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    small = ["generate.questions=2", "evaluate.questions=2", "verify.workers=1"]
+    for teacher in ("live", "ema"):
+        config = load_config("demo", [*small, f"route.teacher={teacher}"])
+        session = Session.create(tmp_path / "run", config)
+        session.close()
+        (tmp_path / "run" / "run.json").unlink()
+    assert (tmp_path / "run" / "policy" / "000000" / "teacher.safetensors").exists()
