@@ -31,8 +31,25 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from pipeline import ranks
-from pipeline.errors import StoreError
+from pipeline.errors import SrpoError
 from pipeline.tensorfiles import Layout, Place, read_at, write_at
+
+
+class RankError(SrpoError):
+    """What a rank raised, on all of them, which are done with the work and hear of nothing else."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+@contextmanager
+def causes() -> Iterator[None]:
+    """Raise, on rank 0, what a rank raised in work done together."""
+    try:
+        yield
+    except RankError as error:
+        raise error.cause from None
 
 
 def save(tensors: Mapping[str, Tensor], layout: Layout, folder: Path) -> None:
@@ -43,7 +60,8 @@ def save(tensors: Mapping[str, Tensor], layout: Layout, folder: Path) -> None:
         layout: where each of them lies; the same on every rank.
 
     Raises:
-        OSError: a rank could not write.
+        OSError: it can't be written.
+        RankError: the same, where there are several ranks.
     """
     with _plainly():
         save_parts(
@@ -58,8 +76,10 @@ def load(tensors: Mapping[str, Tensor], places: Mapping[str, Place], folder: Pat
     """Fill tensors, or this rank's parts of them, from files; every rank must call it.
 
     Raises:
-        OSError: a rank could not read.
-        ValueError: a tensor is missing, or has another shape.
+        OSError: a file can't be read.
+        RuntimeError: a tensor is missing.
+        ValueError: a tensor has another shape.
+        RankError: one of these, where there are several ranks.
     """
     with _plainly():
         load_parts(
@@ -197,13 +217,11 @@ def _done(value: Any) -> Future[Any]:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Raise what the first rank with an error raised; say nothing of there being one process."""
+    """Raise what went wrong on the first rank; say nothing of there being one process alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         try:
             yield
         except CheckpointException as error:
             cause, _ = error.failures[min(error.failures)]
-            if ranks.rank():  # rank 0 says it; who ended before it would be taken for the cause
-                raise StoreError(f"{type(cause).__name__}: {cause}") from None
-            raise cause from None
+            raise (cause if ranks.size() == 1 else RankError(cause)) from None

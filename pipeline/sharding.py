@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -43,7 +42,8 @@ def shard(model: Any, device: torch.device, offload: bool) -> None:
         offload: keep parts, and their gradients, in the host's memory.
     """
     if not dist.is_initialized():  # one rank has no other use for a group
-        dist.init_process_group(store=HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(store=store, rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     pinned = device.type == "cuda"
     policy = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
@@ -96,9 +96,14 @@ def encoder_of(model: Any) -> Any:
 
 
 def settle(model: Any) -> None:
-    """Give back what was gathered: the parameters are this rank's parts again."""
+    """Give back what was gathered: the parameters are this rank's parts again.
+
+    So they are also after an error in the middle of a pass, which FSDP takes to go on.
+    """
     for part in _parts(model):
+        part.set_reshard_after_forward(True, recurse=False)
         part.reshard()
+        part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 @contextmanager
@@ -111,8 +116,6 @@ def gathered(model: Any) -> Iterator[None]:
         yield
     finally:
         settle(model)
-        for part in _parts(model):
-            part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         policy.tokenizer.save_pretrained(folder)
-        together(_write_parts, policy, folder)
+        with checkpoint.causes():
+            together(_write_parts, policy, folder)
         state = {
             "steps_done": steps_done,
             "policy_version": policy.version,
@@ -111,7 +112,8 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         StoreError: a file is missing or its bytes changed.
         PolicyError: the model can't be opened.
     """
-    policy: Policy = opened(_load_snapshot, folder, settings, teacher)
+    with checkpoint.causes():
+        policy: Policy = opened(_load_snapshot, folder, settings, teacher)
     return policy
 
 

@@ -66,11 +66,11 @@ class Layout(NamedTuple):
     sizes: dict[str, int]
 
     def create(self, folder: Path) -> None:
-        """Make the files with their headers, and room for all that follows."""
+        """Make the files with their headers, as long as they will be."""
         for name, header in self.headers.items():
             with (folder / name).open("xb") as file:
                 file.write(header)
-                os.posix_fallocate(file.fileno(), 0, self.sizes[name])
+                file.truncate(self.sizes[name])
 
 
 def laid_out(

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.engine import Sample, SamplingSettings
 from pipeline.errors import ConfigError, PolicyError
@@ -27,7 +29,7 @@ from pipeline.vllm.launch import environment, launch_of, server_options, transfe
 from pipeline.vllm.probe import probe_groups
 from pipeline.vllm.remote import RemoteHost
 from pipeline.vllm.threads import outcomes, side_by_side
-from pipeline.vllm.weights import Fan, named_weights
+from pipeline.vllm.weights import WEIGHTS_FILE, Fan, FileSender, named_weights
 from tests.conftest import OpenPolicy
 
 SETTINGS = SamplingSettings(0.5, 0.9, 7, 4, 16)
@@ -90,6 +92,20 @@ def test_every_name_of_a_tied_weight_is_sent(tiny_policy: OpenPolicy) -> None:
     assert set(sent) == {name for name, _ in model.named_parameters()} | {"lm_head.weight"}
     assert {weight.dtype for weight in sent.values()} == {torch.bfloat16}
     assert not any(weight.requires_grad for weight in sent.values())
+
+
+def test_weights_by_file_are_those_of_the_policy(tiny_policy: OpenPolicy, tmp_path: Path) -> None:
+    model, host = tiny_policy().model, Mock()
+    for version in ("first", "second"):
+        FileSender(tmp_path, torch.bfloat16).send([host], model, version, anew=False)
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS_FILE]
+    found = load_file(tmp_path / WEIGHTS_FILE)
+    expected = dict(named_weights(model, torch.bfloat16))
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(weight) for name, weight in expected.items())
+    sent = {"path": str(tmp_path / WEIGHTS_FILE), "tensors": len(expected)}
+    host.update_weights.assert_called_with(sent)
+    host.finish_weight_update.assert_called_with("second")
 
 
 def test_how_vllm_is_started(tiny_policy: OpenPolicy, tmp_path: Path) -> None:

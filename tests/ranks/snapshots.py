@@ -7,6 +7,7 @@ adopt      open the snapshot FROM, and keep it as TO with the teacher that FIRST
            beside it, has as its policy
 """
 
+import errno
 import os
 import signal
 import sys
@@ -43,6 +44,16 @@ def die_while_writing(_: Policy) -> None:
     checkpoint.write_at = write
 
 
+def fill_the_disk(_: Policy) -> None:
+    """Leave rank 1 no room for what it writes."""
+
+    def write(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if ranks.rank() == 1:
+        checkpoint.write_at = write
+
+
 def work(task: str, source: Path, target: Path) -> None:
     """Do a task, as rank 0."""
     if task == "start":
@@ -57,6 +68,13 @@ def work(task: str, source: Path, target: Path) -> None:
     policy = load_snapshot(source, SECTION, EMA)
     if task == "killed":
         ranks.together(die_while_writing, policy)
+    if task == "full":
+        ranks.together(fill_the_disk, policy)
+        try:
+            save_snapshot(policy, target, 2)
+        except OSError as error:
+            target.with_suffix(".said").write_text(str(error))
+            raise
     if task == "adopt":
         initial = partial(model_of_snapshot, source.with_name("first"), SECTION, EMA)
         ranks.together(Policy.adopt_teacher, policy, FROZEN, initial)

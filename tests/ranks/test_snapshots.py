@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from pipeline.policy import Policy
 from pipeline.snapshots import open_policy, save_snapshot
@@ -85,24 +91,28 @@ def test_every_number_of_ranks_opens_and_writes_the_same_bytes(
         assert files(target) == files(folder / expected)
 
 
-def test_models_in_another_form_than_they_are_trained_in(tiny_folder: Path, tmp_path: Path) -> None:
-    """bfloat16; experts of which transformers makes one weight, and which it stores one by one."""
+def test_other_kinds_of_models(tiny_folder: Path, tmp_path: Path) -> None:
+    """bfloat16; experts that transformers makes one weight of, and stores one by one; and a model
+    that ends the first pass it is tried out with by an error.
+    """
     experts = {
         "hidden_size": 12,
         "num_experts": 5,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 8,
     }
+    capped = {"final_logit_softcapping": None, "attn_logit_softcapping": 5.0}
     configs = {
         "half": (torch.bfloat16, Qwen3Config(**sizes(tied=True))),
         "experts": (torch.float32, Qwen3MoeConfig(**sizes(tied=False) | experts)),
+        "padded": (torch.float32, Gemma2Config(**sizes(tied=True), **capped)),
     }
     for name, (dtype, config) in configs.items():
         source = model_folder(tmp_path / name, tiny_folder, dtype, config)
         ours, theirs = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
         work("start", source, ours)
         launch("tests.ranks.snapshots", 2, tmp_path, "start", str(source), str(theirs))
-        assert files(ours) == files(theirs)
+        assert files(ours) == files(theirs), name
 
 
 def test_what_one_rank_alone_sees_is_refused_by_all(folder: Path, tmp_path: Path) -> None:
@@ -131,6 +141,15 @@ def test_a_rank_that_is_killed_while_it_writes_leaves_no_snapshot(
     assert not (target.parent / left[0] / "state.json").exists()
     launch("tests.ranks.snapshots", 2, tmp_path, "again", str(source), str(target))
     assert files(target) == files(source)
+
+
+def test_rank_0_says_that_the_disk_of_another_is_full(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "000002"
+    with pytest.raises(ChildFailedError) as caught:
+        launch("tests.ranks.snapshots", 2, tmp_path, "full", str(folder / "second"), str(target))
+    assert caught.value.failures[0].exitcode == 1
+    assert target.with_suffix(".said").read_text().startswith("[Errno 28] No space left on device")
+    assert not target.exists()
 
 
 def test_a_teacher_is_taken_from_the_first_snapshot(folder: Path, tmp_path: Path) -> None:
