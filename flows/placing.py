@@ -190,7 +190,7 @@ def _dask(place: Place) -> Iterator[str]:
         n_workers=place.workers,
         threads_per_worker=1,
         host=_LOCAL,
-        dashboard_address=None,
+        dashboard_address=f"{_LOCAL}:0",  # any free port; without bokeh there are no pages
         silence_logs="CRITICAL",
     ) as cluster:
         yield cluster.scheduler_address

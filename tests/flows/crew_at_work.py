@@ -3,8 +3,8 @@
     python tests/flows/crew_at_work.py PLACE RUNS PARTS ROWS SECONDS [CHILDREN]
 
 RUNS is a folder of runs, for Prefect's server; PARTS is where workers leave what they judged. Each
-verdict takes SECONDS; a worker has CHILDREN children, which are started before the clock is if their
-number is given. Prints one line of JSON.
+verdict takes SECONDS. A worker has CHILDREN children, started before the clock; if not given: one.
+Prints one line of JSON.
 """
 
 import hashlib
