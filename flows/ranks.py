@@ -17,6 +17,7 @@ from flows.summary import go_on
 from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.ranks import LOST
+from pipeline.remote.places import is_mirrored
 
 _SHOWN = 300
 
@@ -51,11 +52,16 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
     """Run `srpo` with these arguments as several ranks; return rank 0's exit code.
 
     Raises:
-        ConfigError: hosts without a place to meet.
+        ConfigError: hosts without a place to meet, or a run at a URL and no cache that they share.
         SrpoError: a rank ended that was not told to.
     """
     if places.nnodes > 1 and not places.rdzv_endpoint:
         raise ConfigError("--nnodes needs --rdzv-endpoint HOST:PORT, the first host's")
+    if places.nnodes > 1 and is_mirrored(run) and "SRPO_CACHE" not in os.environ:
+        raise ConfigError(
+            f"{run}: ranks of several hosts write snapshots together; set SRPO_CACHE to a folder "
+            "that all hosts share"
+        )
     with tempfile.TemporaryDirectory(prefix="srpo-ranks-") as logs:
         config = LaunchConfig(
             min_nodes=places.nnodes,

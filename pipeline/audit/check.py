@@ -101,7 +101,7 @@ def check_run(
         if elsewhere is None:
             _check_tables(run, tables, tables, hashing, report)
         for path, expected in snapshots.items():
-            found = hashing.result(path)
+            found = hashing.result(path, expected)
             if found != expected:
                 advice = snapshot_repair(path.parent)
                 report.add(path, f"SHA-256 {expected[:12]}…", _short(found), advice)
@@ -186,7 +186,7 @@ class _Step:
         if size != manifest.bytes:
             self.report.add(entry.path, f"{manifest.bytes} bytes", f"{size} bytes", entry.advice)
             return None
-        digest = self.hashing.result(entry.path)
+        digest = self.hashing.result(entry.path, manifest.sha256)
         if digest != manifest.sha256:
             expected = f"SHA-256 {manifest.sha256[:12]}…, the manifest's"
             self.report.add(entry.path, expected, _short(digest), entry.advice)

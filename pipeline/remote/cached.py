@@ -77,7 +77,7 @@ def stands_for(path: Path, thing: Object) -> bool:
 def put_placeholder(path: Path, thing: Object) -> None:
     """Have a file of an object's size that takes no room."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_beside(path)
     with naming(path), temporary.open("wb") as file:
         file.truncate(thing.size)
     _mark(temporary, thing.modified.timestamp(), _PLACEHOLDER)
@@ -93,7 +93,7 @@ def _download(path: Path) -> None:
     address = address_of(path)
     assert address is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_beside(path)
     with naming(path):
         try:
             found = objects.download(address, temporary)
@@ -103,7 +103,8 @@ def _download(path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_beside(path: Path) -> Path:
+    """Return a name that no reader looks at, and no other thread of any process uses."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.fetched")
 
 

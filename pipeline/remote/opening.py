@@ -7,6 +7,7 @@ beyond is on its way to the store.
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.remote.places import address_of
 OPEN_SECONDS = 600.0
 """How long a command waits for another one of this machine that opens the same mirror."""
 
+_PROBE = 1_234_567_890_123_456_789
 _MANAGED = ("run.json", "steps", "policy", "evaluations", "tokenizer")
 """What is the store's; anything else in a mirror is this machine's own, such as locks."""
 
@@ -87,7 +89,16 @@ def _runs_below(address: Address, depth: int) -> Iterator[tuple[str, ...]]:
 
 def _marker(root: Path) -> IO[str]:
     root.parent.mkdir(parents=True, exist_ok=True)
-    return root.with_name(f".{root.name}.mirror").open("w", encoding="utf-8")
+    path = root.with_name(f".{root.name}.mirror")
+    marker = path.open("w", encoding="utf-8")
+    os.utime(path, ns=(_PROBE, _PROBE))
+    if path.stat().st_mtime_ns != _PROBE:
+        marker.close()
+        raise StoreError(
+            f"{path.parent!s}: this file system keeps no nanoseconds, by which cached files are "
+            "known; set SRPO_CACHE to a folder on another one"
+        )
+    return marker
 
 
 def _lock(marker: IO[str], root: Path, *kinds: int) -> int:

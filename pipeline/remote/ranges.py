@@ -21,7 +21,7 @@ import pyarrow.ipc
 
 from pipeline.errors import StoreError
 from pipeline.remote import objects
-from pipeline.remote.cached import is_placeholder
+from pipeline.remote.cached import is_placeholder, temporary_beside
 from pipeline.remote.client import Address, Changed
 from pipeline.remote.objects import Object
 from pipeline.remote.places import address_of
@@ -48,7 +48,7 @@ def rows_by_range(path: Path, first: int, rows: int) -> pa.Table | None:
     address = address_of(path)
     if address is None or not is_placeholder(path) or path.stat().st_size <= WHOLE:
         return None
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = temporary_beside(path)
     try:
         return _rows(part, address, path.stat().st_size, first, rows)
     except Changed:

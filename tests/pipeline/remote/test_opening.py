@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.audit.check import check_run
 from pipeline.errors import StoreError
 from pipeline.files import remove_file, set_aside
 from pipeline.lock import RunLock
@@ -36,6 +37,15 @@ def make_run(url: str) -> Run:
 def stored(url: str) -> set[str]:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return set(objects.listed(Address(f"s3://{bucket}", key)))
+
+
+def flip(path: Path) -> None:
+    """Flip a bit as a disk does it: the file's time does not tell."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=times)
 
 
 def blocks(path: Path) -> int:
@@ -90,14 +100,8 @@ def test_a_cached_file_that_was_changed_is_fetched_anew(bucket: str, machine: Us
 
 
 def test_a_bit_that_flipped_in_the_cache_is_mended(bucket: str, machine: UseMachine) -> None:
-    """As a disk does it: the file's time does not tell."""
     run = make_run(f"{bucket}/first")
-    table = run.table_path("weights", STEP)
-    times = table.stat().st_atime_ns, table.stat().st_mtime_ns
-    content = bytearray(table.read_bytes())
-    content[100] ^= 1
-    table.write_bytes(content)
-    os.utime(table, ns=times)
+    flip(run.table_path("weights", STEP))
     assert Run.open(run.root).read("weights", STEP).equals(tables()["weights"])
 
 
@@ -210,6 +214,19 @@ def test_readers_leave_a_mirror_alone_that_a_command_writes_to(
     assert not coming.exists()
 
 
+def test_a_cache_that_keeps_no_nanoseconds_is_refused(
+    bucket: str, machine: UseMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.utime
+
+    def coarse(path: Path, ns: tuple[int, int]) -> None:
+        real(path, ns=(ns[0] // 10**9 * 10**9, ns[1] // 10**9 * 10**9))
+
+    monkeypatch.setattr(os, "utime", coarse)
+    with pytest.raises(StoreError, match=r"keeps no nanoseconds.*set SRPO_CACHE"):
+        refresh(run_path(f"{bucket}/first"))
+
+
 def test_who_opens_a_mirror_for_too_long_is_not_waited_for(
     bucket: str, machine: UseMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,3 +236,19 @@ def test_who_opens_a_mirror_for_too_long_is_not_waited_for(
         fcntl.flock(marker, fcntl.LOCK_EX)
         with pytest.raises(StoreError, match=r"waited 0.2 s for another command of this machine"):
             refresh(root)
+
+
+def test_a_check_mends_the_cache_and_names_what_is_damaged_on_the_store(
+    bucket: str, machine: UseMachine, tmp_path: Path
+) -> None:
+    run = make_run(f"{bucket}/first")
+    table = run.table_path("weights", STEP)
+    whole = table.read_bytes()
+    flip(table)
+    told = [f for f in check_run(Run.open(run.root)).findings if f.path == f"{table}"]
+    assert told == [] and table.read_bytes() == whole
+    (tmp_path / "bad").write_bytes(whole[:-100] + bytes(100))
+    place = Address(bucket, "first") / f"steps/{STEP:06d}/weights.arrow"
+    objects.upload(place, tmp_path / "bad")
+    found = [f for f in check_run(Run.open(run.root)).findings if f.path == f"{place}"]
+    assert ["SHA-256" in finding.expected for finding in found] == [True]
