@@ -110,7 +110,7 @@ def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
         assert workers
         process.kill()
         process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=180)  # Ray's two agents wait for its head first
     assert alive == []
     with at_work("processes:1", runs, tmp_path) as process:  # another place finds what is done
         assert digest(process) == expected
