@@ -70,9 +70,10 @@ def ended(parts: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in parts.glob("*.verdicts.json") if is_sealed(p)}
 
 
-def wait_for_parts(parts: Path, number: int) -> dict[Path, int]:
+def wait_for_parts(process: "subprocess.Popen[str]", parts: Path, number: int) -> dict[Path, int]:
     deadline = time.monotonic() + LIMIT_SECONDS
     while len(found := ended(parts)) < number:
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{len(found)} of {number} shards were judged"
         time.sleep(0.05)
     return found
@@ -90,7 +91,7 @@ def test_a_worker_killed_half_way_loses_nothing(
     place: str, runs: Path, expected: str, tmp_path: Path
 ) -> None:
     with at_work(place, runs, tmp_path) as process:
-        seen = wait_for_parts(tmp_path, 3)
+        seen = wait_for_parts(process, tmp_path, 3)
         os.kill(read_sealed(next(iter(seen)))["worker"], signal.SIGKILL)
         assert digest(process) == expected
     now = ended(tmp_path)
@@ -103,13 +104,13 @@ def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
     place: str, runs: Path, expected: str, tmp_path: Path
 ) -> None:
     with at_work(place, runs, tmp_path) as process:
-        seen = wait_for_parts(tmp_path, 2)
+        seen = wait_for_parts(process, tmp_path, 2)
         below = psutil.Process(process.pid).children(recursive=True)
         workers = [p for p in below if "flows.serving" not in p.cmdline()]
         assert workers
         process.kill()
         process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=180)  # Ray's two agents wait for its head first
     assert alive == []
     with at_work("processes:1", runs, tmp_path) as process:  # another place finds what is done
         assert digest(process) == expected
