@@ -19,5 +19,5 @@ def test_hosts_need_a_place_to_meet(tmp_path: Path) -> None:
 def test_hosts_need_one_cache_for_a_run_at_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SRPO_CACHE", raising=False)
     places = TWO_HOSTS._replace(rdzv_endpoint="localhost:1")
-    with pytest.raises(ConfigError, match="s3://bucket/run: ranks of several hosts.*SRPO_CACHE"):
+    with pytest.raises(ConfigError, match=r"s3://bucket/run: ranks of several hosts.*SRPO_CACHE"):
         launch([], places, run_path("s3://bucket/run"))
