@@ -1,4 +1,4 @@
-"""What ranks do with snapshots: `python -m tests.ranks.snapshots TASK FROM TO`, by torchrun.
+"""What ranks do with snapshots: `python -m tests.ranks.snapshots [TASK FROM TO]…`, by torchrun.
 
 start      open the model folder FROM, and keep it as the snapshot TO
 again      open the snapshot FROM, and keep it as the snapshot TO
@@ -88,7 +88,9 @@ def main() -> None:
         if ranks.rank():
             ranks.follow()
             return
-        work(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+        for first in range(1, len(sys.argv), 3):
+            task, source, target = sys.argv[first : first + 3]
+            work(task, Path(source), Path(target))
 
 
 if __name__ == "__main__":

@@ -62,33 +62,43 @@ def sizes(tied: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def folder(
-    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A `model`; beside it, by one rank: `first`, a snapshot of it, `second`, two updates on."""
-    folder = tmp_path_factory.mktemp("snapshots")
-    config = Qwen3Config(**sizes(request.param))
-    model_folder(folder / "model", tiny_folder, torch.float32, config)
-    work("start", folder / "model", folder / "first")
-    save_snapshot(trained(folder / "model"), folder / "second", 2)
-    tied = "lm_head.weight" not in load_file(folder / "second/model.safetensors")
-    assert tied is request.param
-    return folder
+@pytest.fixture(scope="module")
+def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A `model` each; beside it, by one rank: `first`, a snapshot, `second`, two updates on."""
+    found = {}
+    for name, tied in {"tied": True, "untied": False}.items():
+        found[name] = folder = tmp_path_factory.mktemp(name)
+        model_folder(folder / "model", tiny_folder, torch.float32, Qwen3Config(**sizes(tied)))
+        work("start", folder / "model", folder / "first")
+        save_snapshot(trained(folder / "model"), folder / "second", 2)
+        stored = load_file(folder / "second/model.safetensors")
+        assert ("lm_head.weight" in stored) is not tied
+    return found
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def on_ranks(count: int, logs: Path, *tasks: tuple[str, Path, Path]) -> None:
+    """Have so many ranks do tasks of `snapshots`, one after the other."""
+    launch("tests.ranks.snapshots", count, logs, *(str(part) for task in tasks for part in task))
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_number_of_ranks_opens_and_writes_the_same_bytes(
-    folder: Path, tmp_path: Path, count: int
+    folders: dict[str, Path], tmp_path: Path, count: int
 ) -> None:
-    for task, source, expected in [("start", "model", "first"), ("again", "second", "second")]:
-        target = tmp_path / task
-        launch("tests.ranks.snapshots", count, tmp_path, task, str(folder / source), str(target))
-        assert files(target) == files(folder / expected)
+    expected = {}
+    tasks = []
+    for name, folder in folders.items():
+        for task, source, same in [("start", "model", "first"), ("again", "second", "second")]:
+            target = tmp_path / f"{name}-{task}"
+            tasks.append((task, folder / source, target))
+            expected[target] = folder / same
+    on_ranks(count, tmp_path, *tasks)
+    for target, same in expected.items():
+        assert files(target) == files(same), target.name
 
 
 def test_other_kinds_of_models(tiny_folder: Path, tmp_path: Path) -> None:
@@ -108,62 +118,69 @@ def test_other_kinds_of_models(tiny_folder: Path, tmp_path: Path) -> None:
         "padded": (torch.float32, Gemma2Config(**sizes(tied=True), **capped)),
     }
     for name, (dtype, config) in configs.items():
-        source = model_folder(tmp_path / name, tiny_folder, dtype, config)
-        ours, theirs = tmp_path / f"{name}-1", tmp_path / f"{name}-2"
-        work("start", source, ours)
-        launch("tests.ranks.snapshots", 2, tmp_path, "start", str(source), str(theirs))
-        assert files(ours) == files(theirs), name
+        work(
+            "start",
+            model_folder(tmp_path / name, tiny_folder, dtype, config),
+            tmp_path / f"{name}-1",
+        )
+    on_ranks(2, tmp_path, *(("start", tmp_path / n, tmp_path / f"{n}-2") for n in configs))
+    for name in configs:
+        assert files(tmp_path / f"{name}-1") == files(tmp_path / f"{name}-2"), name
 
 
-def test_what_one_rank_alone_sees_is_refused_by_all(folder: Path, tmp_path: Path) -> None:
+def test_what_one_rank_alone_sees_is_refused_by_all(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     """The last row is the second rank's; of 101 rows that should be 102, it misses one."""
-    spoiled, other = (Path(shutil.copytree(folder / "model", tmp_path / n)) for n in ("a", "b"))
+    model = folders["tied"] / "model"
+    spoiled, other = (Path(shutil.copytree(model, tmp_path / n)) for n in ("a", "b"))
     tensors = load_file(spoiled / "model.safetensors")
     tensors["model.embed_tokens.weight"][-1, -1] = torch.inf
     save_file(tensors, spoiled / "model.safetensors", {"format": "pt"})
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "vocab_size": 102}))
-    for source, said in [(spoiled, "not finite"), (other, "of another shape")]:
-        target = tmp_path / "said"
-        launch("tests.ranks.snapshots", 2, tmp_path, "refused", str(source), str(target))
-        assert said in target.read_text() and "model.embed_tokens.weight" in target.read_text()
+    said = {spoiled: "not finite", other: "of another shape"}
+    on_ranks(2, tmp_path, *(("refused", source, source / "said") for source in said))
+    for source, words in said.items():
+        text = (source / "said").read_text()
+        assert words in text and "model.embed_tokens.weight" in text
 
 
 def test_a_rank_that_is_killed_while_it_writes_leaves_no_snapshot(
-    folder: Path, tmp_path: Path
+    folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    source, target = folder / "second", tmp_path / "policy" / "000002"
+    source, target = folders["tied"] / "second", tmp_path / "policy" / "000002"
     with pytest.raises(ChildFailedError) as caught:
-        launch("tests.ranks.snapshots", 2, tmp_path, "killed", str(source), str(target))
+        on_ranks(2, tmp_path, ("killed", source, target))
     assert caught.value.failures[1].exitcode == -9
     left = [path.name for path in target.parent.iterdir()]
     assert left == [".000002.tmp"]
     assert not (target.parent / left[0] / "state.json").exists()
-    launch("tests.ranks.snapshots", 2, tmp_path, "again", str(source), str(target))
+    on_ranks(2, tmp_path, ("again", source, target))
     assert files(target) == files(source)
 
 
-def test_rank_0_says_that_the_disk_of_another_is_full(folder: Path, tmp_path: Path) -> None:
+def test_rank_0_says_that_the_disk_of_another_is_full(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     target = tmp_path / "000002"
     with pytest.raises(ChildFailedError) as caught:
-        launch("tests.ranks.snapshots", 2, tmp_path, "full", str(folder / "second"), str(target))
+        on_ranks(2, tmp_path, ("full", folders["tied"] / "second", target))
     assert caught.value.failures[0].exitcode == 1
     assert target.with_suffix(".said").read_text().startswith("[Errno 28] No space left on device")
     assert not target.exists()
 
 
-def test_a_teacher_is_taken_from_the_first_snapshot(folder: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_taken_from_the_first_snapshot(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     """As a fork does that changes the teacher."""
-    found = []
-    for count in (1, 2):
-        target = tmp_path / str(count)
-        launch(
-            "tests.ranks.snapshots", count, tmp_path, "adopt", str(folder / "second"), str(target)
-        )
-        found.append(files(target))
-    assert found[0] == found[1]
-    state = json.loads(found[0]["state.json"])
+    source = folders["tied"] / "second"
+    work("adopt", source, tmp_path / "1")
+    on_ranks(2, tmp_path, ("adopt", source, tmp_path / "2"))
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    state = json.loads((tmp_path / "2/state.json").read_text())
     assert state["teacher"]["kind"] == FROZEN.kind
     teacher = load_file(tmp_path / "2/teacher.safetensors")
-    initial = load_file(folder / "first/model.safetensors")
+    initial = load_file(source.with_name("first") / "model.safetensors")
     assert all(teacher[name].equal(weight) for name, weight in initial.items())
