@@ -21,6 +21,8 @@ from tests.golden.run import golden_config, run_step
 RECORDED = Path(__file__).with_name("versions.json")
 OF_A_MACHINE = {"policy_version", "teacher_version", "task"}
 TOLERANCE = {"rel": 2e-4, "abs": 2e-6}
+ROUNDING = {"max_logprob_gap": 1e-4, "mean_logprob_gap": 1e-4, "engine_kl": 1e-9}
+"""Columns that hold nothing but rounding here, each machine's own, and how small they must be."""
 
 
 def outputs(folder: Path) -> dict[str, Any]:
@@ -80,7 +82,10 @@ def test_equal_versions_have_equal_outputs(tmp_path: Path) -> None:
                 expected = recorded[stage][table][column]
                 where = f"{table}.{column} of {stage} changed: raise the stage's version"
                 assert [count, letters] == [expected[0], expected[2]], where
-                assert place == pytest.approx(expected[1], **TOLERANCE), where
+                if column in ROUNDING:
+                    assert abs(place) < ROUNDING[column], where
+                else:
+                    assert place == pytest.approx(expected[1], **TOLERANCE), where
 
 
 if __name__ == "__main__":
