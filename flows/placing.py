@@ -40,6 +40,8 @@ _LIBRARIES = {
 }
 _OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray takes: nothing large is ever passed
 _LOCAL = "127.0.0.1"
+CONNECT_SECONDS = 10.0
+"""Within which a Dask cluster must answer that is said to be there."""
 PIECES_OF_A_WORKER = 4
 """Into which work is cut: the fewer, the more waits at the end for the slowest worker."""
 
@@ -181,11 +183,12 @@ def _ray(place: Place) -> Iterator[None]:
 @contextlib.contextmanager
 def _dask(place: Place) -> Iterator[str]:
     """Start a Dask cluster on this machine, unless one is there."""
+    from distributed import Client, LocalCluster
+
     if place.address is not None:
+        Client(place.address, timeout=CONNECT_SECONDS, set_as_default=False).close()
         yield place.address
         return
-    from distributed import LocalCluster
-
     with LocalCluster(
         n_workers=place.workers,
         threads_per_worker=1,

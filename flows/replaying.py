@@ -151,6 +151,14 @@ def sweep_over(
     crew.map("sweep", f"{__name__}:replay_fork", items, progress)
 
 
+def _expect_folder(root: Path) -> None:
+    if is_mirrored(root):
+        raise ConfigError(
+            f"{root}: steps of one fork at a URL are stored by this command alone; leave out "
+            "--runner, or make the fork in a folder"
+        )
+
+
 def replay(
     parent: Run,
     root: Path,
@@ -172,11 +180,8 @@ def replay(
     Raises:
         ConfigError: workers would write to a fork at a URL, whose lease is this process's.
     """
-    if crew is not None and is_mirrored(root):
-        raise ConfigError(
-            f"{root}: steps of one fork at a URL are stored by this command alone; leave out "
-            "--runner, or make the fork in a folder"
-        )
+    if crew is not None:
+        _expect_folder(root)
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
     session = Session.resume(root)

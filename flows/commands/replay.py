@@ -14,6 +14,7 @@ from flows.bars import bars
 from flows.options import FOLDER, RUN, Runner, Set
 
 if TYPE_CHECKING:
+    from flows.replaying import Plan
     from flows.session import Session
     from pipeline.audit.diff import RunDiff
 
@@ -58,11 +59,10 @@ def replay(
     from pipeline.store import Run
 
     parent = Run.open(run)
-    plan = Plan.of(parent, stage, until, steps)
-    sweep = spread(overrides or [])
-    for folder, chosen in zip(folders(fork, sweep), sweep, strict=True):  # all, before the first
-        planned_fork(parent, folder, stage, plan.start, plan.end, chosen, until == "update")
+    plan, sweep = Plan.of(parent, stage, until, steps), spread(overrides or [])
     forks = list(zip(folders(fork, sweep), sweep, strict=True))
+    for folder, chosen in forks:  # all, before the first
+        planned_fork(parent, folder, stage, plan.start, plan.end, chosen, until == "update")
     rows = []
     with crew_of(runner, parent.root.parent) as crew:
         if crew is not None and len(forks) > 1:
@@ -75,8 +75,7 @@ def replay(
                 session = replay_run(parent, folder, plan, chosen, progress, crew=crew)
             with contextlib.closing(session):
                 found = diff_runs(parent, session.run)
-                seconds = time.monotonic() - started
-                rows.append(_row(session, found, plan.last == "update", seconds))
+                rows.append(_row(session, found, plan, time.monotonic() - started))
                 print(f"{folder.name}: {found.sentence}")
                 note = session.run.fork.note if session.run.fork else ""
     print(note)
@@ -84,7 +83,7 @@ def replay(
     _print_next(parent.root, folders(fork, sweep), updates=plan.last == "update")
 
 
-def _row(session: "Session", found: "RunDiff", updates: bool, seconds: float) -> dict[str, str]:
+def _row(session: "Session", found: "RunDiff", plan: "Plan", seconds: float) -> dict[str, str]:
     """Return what a fork changed, as texts of one row."""
     from pipeline.text import duration, number
 
@@ -94,7 +93,7 @@ def _row(session: "Session", found: "RunDiff", updates: bool, seconds: float) ->
     row = {"fork": run.root.name}
     for table in ("verdicts", "routes", "weights"):
         row[table] = f"{changed.get(table, 0):,}"
-    if updates:
+    if plan.last == "update":
         records = [run.metrics(step) for step in range(run.fork.start, run.fork.end)]
         row |= {title: number(_mean(records, key)) for key, title in _MEANS.items()}
     row["time"] = duration(seconds)

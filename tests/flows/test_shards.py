@@ -11,10 +11,12 @@ from flows.shards import Bench, ShardedPool, judge_part
 from pipeline.errors import StoreError
 from pipeline.stage import Progress
 from pipeline.task import Verdict
+from tests.flows.judges import no_judges_left
 
 if TYPE_CHECKING:
     from flows.fanout import Crew
 
+__all__ = ["no_judges_left"]
 Item = dict[str, Any]
 TASK = Path(__file__).with_name("waiting_task.py")
 PAIRS = [("x" * n, "0") for n in range(40)]

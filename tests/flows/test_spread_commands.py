@@ -22,8 +22,11 @@ from flows.placing import Place
 from flows.session import Session
 from pipeline.stage import Progress
 from pipeline.store import Run
+from tests.flows.judges import no_judges_left
 from tests.flows.test_rerun_commands import tiny, trained
 from tests.pipeline.audit.damage import edit_json, flip, set_value
+
+__all__ = ["no_judges_left"]
 
 
 class Here:
