@@ -42,7 +42,7 @@ def begun(folder: Path) -> Path:
     return trained(folder / "begun", "--ranks", "2", steps=2)
 
 
-@pytest.mark.parametrize("ranks", ["1", "2", "4"])
+@pytest.mark.parametrize("ranks", ["1", "4"])  # on two: the next test
 def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
     ranks: str, one: Path, begun: Path, folder: Path
 ) -> None:
