@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
 
 from pipeline.errors import StoreError
+from pipeline.reading import arrow_rows
 from pipeline.remote import objects
 from pipeline.remote.cached import is_placeholder, temporary_beside
 from pipeline.remote.client import Address, Changed
@@ -72,7 +72,7 @@ def _rows(part: Path, address: Address, size: int, first: int, rows: int) -> pa.
             spans = [s for c in data.columns for s in _spans(c.chunk(0), first, rows, texts)]
             spans = [(start - base, end - base) for start, end in spans]
             if not all(0 <= start <= end <= size for start, end in spans):
-                return None  # compressed, or not as the manifest says
+                return None  # not as the manifest says
             _fill(file, address, known, spans)
         mapped = _mapped(part, size)
     return None if mapped is None else mapped[1].slice(first, rows)
@@ -81,14 +81,13 @@ def _rows(part: Path, address: Address, size: int, first: int, rows: int) -> pa.
 def _mapped(part: Path, size: int) -> tuple[int, pa.Table] | None:
     """Map the file; return its address in memory and its table, if that is in one piece."""
     with pa.memory_map(str(part)) as source:
-        base = source.read_buffer(size).address
-        source.seek(0)
-        try:
-            data = pa.ipc.open_file(source).read_all()
-        except (pa.ArrowException, OSError):  # more at its ends than we fetched
-            return None
+        whole = source.read_buffer(size)
+    try:
+        data = arrow_rows(whole)
+    except (pa.ArrowException, OSError, ValueError):  # compressed, or more at its ends than we have
+        return None
     known = all(c.num_chunks == 1 and _is_known(c.type) for c in data.columns)
-    return (base, data) if known else None
+    return (whole.address, data) if known else None
 
 
 def _is_known(kind: pa.DataType) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from pipeline.errors import StoreError
@@ -131,3 +132,15 @@ def test_every_column_of_token_tables_can_be_read_so() -> None:
         schema = SCHEMAS[table] if table == "weights" else teacher_schema(KEPT)
         assert schema is not None
         assert all(ranges._is_known(field.type) for field in schema)
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+def test_compressed_parts_are_never_unpacked(tmp_path: Path, codec: str | None) -> None:
+    """Such a table is left to the reader of whole files, which refuses it."""
+    path, written = tmp_path / "teacher.arrow", pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.ipc.new_file(path, teacher().schema, options=written) as writer:
+        writer.write_table(teacher().combine_chunks())
+    before = pa.total_allocated_bytes()
+    mapped = ranges._mapped(path, path.stat().st_size)
+    assert (mapped is None) == (codec is not None)
+    assert pa.total_allocated_bytes() - before < 4096
