@@ -23,7 +23,7 @@ from pipeline.errors import PolicyError
 from pipeline.packing import TokenSequence
 from pipeline.projection import logits_NV
 from pipeline.scoring import Component, Forward, response_hidden_ND
-from pipeline.sharding import Spread, copied, is_spread, local, placed, settle, shard
+from pipeline.sharding import ExactProducts, Spread, copied, is_spread, local, placed, settle, shard
 from pipeline.task import Message
 
 _IN_FLUX = "in flux"
@@ -266,7 +266,12 @@ def spreading(settings: ModelSection) -> Spread | None:
     """Return what spreads a model over the ranks there are; None where it stays whole."""
     if ranks.size() == 1 and not settings.cpu_offload:
         return None
-    return partial(shard, device=resolve_device(settings.device), offload=settings.cpu_offload)
+    return partial(
+        shard,
+        device=resolve_device(settings.device),
+        offload=settings.cpu_offload,
+        bfloat16=settings.precision == "bfloat16",
+    )
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -310,7 +315,7 @@ def _check_projection(policy: Policy) -> None:
     probe = TokenSequence([1, 2], [last // 2, last])
     forward = Forward(policy.device, bfloat16=False, shares=False, megabytes=1)
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
-    with policy.passing():
+    with policy.passing(), ExactProducts():
         hidden_ND = response_hidden_ND(policy.model, [probe], forward)
         ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
         theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
@@ -330,8 +335,9 @@ def _why_not_shared(model: Any, device: torch.device) -> str:
     try:
         if not install(model):
             return "its attention is not of the kinds we know"
-        expected_ND = response_hidden_ND(model, sequences, plain)
-        gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
+        with ExactProducts():
+            expected_ND = response_hidden_ND(model, sequences, plain)
+            gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
     except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:
         return str(error).partition("\n")[0]
     finally:

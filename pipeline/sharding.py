@@ -1,14 +1,17 @@
 """A model spread over ranks by FSDP2: each holds a part of every parameter, and gathers the rest.
 
 Layers are gathered one by one while a pass goes through them; embeddings and output projection
-stay gathered until `settle`. Gradients are summed, not averaged: every loss is divided by a number
-that counts all ranks' tokens. A model that is kept in the host's memory is spread too, also over
-one rank: gathering a layer is then what brings it to the GPU.
+stay gathered until `settle`. Where passes run under bfloat16 autocast, which rounds a layer's
+matrices before it multiplies by them, they are rounded before they are gathered. Gradients are
+summed, not averaged: every loss is divided by a number that counts all ranks' tokens. A model that
+is kept in the host's memory is spread too, also over one rank: gathering a layer is then what
+brings it to the GPU.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -19,20 +22,26 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
+    MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
+
+from pipeline.errors import PolicyError
 
 Spread = Callable[[Any], None]
 """What spreads a model over ranks, in place."""
 
 _ENCODE = "srpo_encode"
+_ROUNDED = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
-def shard(model: Any, device: torch.device, offload: bool) -> None:
+def shard(model: Any, device: torch.device, offload: bool, bfloat16: bool) -> None:
     """Spread a model's parameters over all ranks, in place; it may be without weights yet.
 
     A pass goes through the decoder without the projection, so that method is what FSDP watches.
@@ -40,21 +49,64 @@ def shard(model: Any, device: torch.device, offload: bool) -> None:
     Args:
         device: where passes are made.
         offload: keep parts, and their gradients, in the host's memory.
+        bfloat16: whether passes run under bfloat16 autocast.
     """
     if not dist.is_initialized():  # one rank has no other use for a group
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(store=store, rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     pinned = device.type == "cuda"
-    policy = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
-    for layer in model.get_decoder().layers:
-        fully_shard(layer, mesh=mesh, offload_policy=policy)
-    fully_shard(model, mesh=mesh, offload_policy=policy)
+    kept = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
+    spread = partial(fully_shard, mesh=mesh, offload_policy=kept)
+    for layer in _layers(model):
+        if bfloat16:
+            _spread_rounded(layer, spread)
+        else:
+            spread(layer)
+    spread(model)
     setattr(model, _ENCODE, MethodType(lambda self, **inputs: self.get_decoder()(**inputs), model))
     register_fsdp_forward_method(model, _ENCODE)
     for part in _parts(model):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
+
+
+def _layers(model: Any) -> Any:
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise PolicyError("its decoder names no layers; several ranks and cpu_offload need them")
+    return layers
+
+
+def _spread_rounded(layer: Any, spread: Callable[..., Any]) -> None:
+    """Spread a layer: its linear modules to be gathered in bfloat16, all else in float32.
+
+    Autocast would round what linear modules multiply by, and nothing else for certain.
+    """
+    for module in reversed(list(layer.modules())[1:]):  # what lies within before what is around it
+        if _owns_parameters(module) and not isinstance(module, nn.Linear):
+            spread(module)
+    if _owns_parameters(layer):
+        spread(layer)
+    else:
+        spread(layer, mp_policy=_ROUNDED)
+
+
+def _owns_parameters(module: Any) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
+
+
+class ExactProducts(TorchFunctionMode):
+    """In its block linear modules compute in their input's precision, whatever was gathered."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Convert weight and bias, if the function is `linear`."""
+        if function is linear:
+            inputs, *weights = args
+            args = (inputs, *[w if w is None else w.to(inputs.dtype) for w in weights])
+        return function(*args, **(kwargs or {}))
 
 
 def placed(model: Any, device: torch.device, offload: bool) -> Any:
@@ -103,7 +155,12 @@ def settle(model: Any) -> None:
     for part in _parts(model):
         part.set_reshard_after_forward(True, recurse=False)
         part.reshard()
-        part.set_reshard_after_forward(part is not model, recurse=False)
+        part.set_reshard_after_forward(not _stays(part, model), recurse=False)
+
+
+def _stays(part: Any, model: Any) -> bool:
+    """Tell whether a part stays gathered between passes: the outermost, and a layer's vectors."""
+    return part is model or all(parameter.dim() == 1 for parameter in part.parameters())
 
 
 @contextmanager

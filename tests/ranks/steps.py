@@ -1,9 +1,10 @@
-"""Steps made by hand on any number of ranks: `python -m tests.ranks.steps FOLDER HOW`, by torchrun.
+"""Steps made by hand on any number of ranks, each `python -m tests.ranks.steps FOLDER SETTINGS`.
 
-What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be one, then tables and
-whole gradient of every step.
+What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be one, what a gathered
+policy's weights are made of, then tables and whole gradient of every step.
 """
 
+import json
 import pickle
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pipeline import ranks
 from pipeline.config import Config, UpdateSection
 from pipeline.errors import NumericalError
 from pipeline.policy import Policy
-from pipeline.sharding import whole
+from pipeline.sharding import gathered, whole
 from pipeline.stage import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
@@ -54,6 +55,12 @@ def gradient(
     }
 
 
+def gathered_dtypes(policy: Policy) -> dict[str, torch.dtype]:
+    """Return the dtype that each weight is gathered in; every rank gathers them."""
+    with gathered(policy.model):
+        return {name: parameter.dtype for name, parameter in policy.named_parameters()}
+
+
 def refused(policy: Policy, config: Config) -> str:
     """Return the error of a step in which one rank alone meets a rollout that can't be."""
     tables = routed(policy, config, STEPS[0])
@@ -67,12 +74,25 @@ def refused(policy: Policy, config: Config) -> str:
     raise AssertionError("it was learned from")
 
 
-def all_steps(folder: Path, cpu_offload: bool = False) -> list[dict[str, Any]]:
-    """Take every step, one after the other, with a policy of its own."""
-    config = config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
-    error = refused(open_tiny(folder / "policy", cpu_offload=cpu_offload), config)
-    policy = open_tiny(folder / "policy", cpu_offload=cpu_offload)
-    found: list[dict[str, Any]] = [{"error": error}]
+def how(precision: str) -> Config:
+    """Return the configuration of the steps.
+
+    In bfloat16 another pass rounds otherwise, and so does a weight whose last bit is another: there
+    each sequence has a pass to itself, on any number of ranks, and weights stay where they are.
+    """
+    if precision == "float32":
+        return config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
+    alone = {"micro_batch_tokens": 1}
+    return config_of(route=alone, update={**alone, "learning_rate": 1e-12})
+
+
+def all_steps(folder: Path, **model: Any) -> list[dict[str, Any]]:
+    """Take every step, one after the other; `model` are settings of the policy's section."""
+    config = how(model.get("precision", "float32"))
+    error = refused(open_tiny(folder / "policy", **model), config)
+    policy = open_tiny(folder / "policy", **model)
+    dtypes = ranks.together(gathered_dtypes, policy)[0]
+    found: list[dict[str, Any]] = [{"error": error, "dtypes": dtypes, "why": policy.unshared}]
     for step, groups in enumerate(STEPS):
         tables: dict[str, pa.Table] = routed(policy, config, groups, step)
         rollouts = rollouts_of(tables, on_policy=True)
@@ -83,10 +103,9 @@ def all_steps(folder: Path, cpu_offload: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def on_ranks(folder: Path, count: int, cpu_offload: bool = False) -> list[dict[str, Any]]:
+def on_ranks(folder: Path, count: int, **model: Any) -> list[dict[str, Any]]:
     """Take the steps on so many ranks, in processes of their own."""
-    how = "offloaded" if cpu_offload else "plain"
-    launch("tests.ranks.steps", count, folder, str(folder), how)
+    launch("tests.ranks.steps", count, folder, str(folder), json.dumps(model))
     found: list[dict[str, Any]] = pickle.loads((folder / f"found-{count}.pickle").read_bytes())
     return found
 
@@ -99,7 +118,7 @@ def main() -> None:
         if ranks.rank():
             ranks.follow()
             return
-        found = all_steps(folder, cpu_offload=sys.argv[2] == "offloaded")
+        found = all_steps(folder, **json.loads(sys.argv[2]))
         (folder / f"found-{ranks.size()}.pickle").write_bytes(pickle.dumps(found))
 
 

@@ -1,62 +1,88 @@
 """Scoring and updates on 2 and 4 ranks equal those on one: ids exactly, numbers within 1e-5.
 
-So do those of a policy that is kept in the host's memory, which is all that CPUs can show of that.
+So do those of a policy that is kept in the host's memory, which is all that CPUs can show of that,
+and of one whose matrices are rounded to bfloat16 before they are gathered.
 """
 
 from typing import Any
 
 import pytest
+import torch
 
 from tests.ranks.compared import compare
 from tests.ranks.steps import STEPS, all_steps, on_ranks
 
 pytestmark = pytest.mark.slow
 
+Found = list[dict[str, Any]]
+"""What some number of ranks found: an error, then of every step its tables and gradient."""
+
+
+BFLOAT16 = {"precision": "bfloat16"}
+OFFLOADED = {"cpu_offload": True}
+HOW: dict[str, tuple[int, dict[str, Any]]] = {
+    "2 ranks": (2, {}),
+    "4 ranks": (4, {}),
+    "1 rank, offloaded": (1, OFFLOADED),
+    "2 ranks, offloaded": (2, OFFLOADED),
+    "2 ranks, bfloat16": (2, BFLOAT16),
+    "4 ranks, offloaded, bfloat16": (4, OFFLOADED | BFLOAT16),
+}
+
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return all_steps(tmp_path_factory.mktemp("one"))
-
-
-HOW = {
-    "2 ranks": (2, False),
-    "4 ranks": (4, False),
-    "1 rank, offloaded": (1, True),
-    "2 ranks, offloaded": (2, True),
-}
+def ones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    return {
+        precision: all_steps(tmp_path_factory.mktemp("one"), precision=precision)
+        for precision in ("float32", "bfloat16")
+    }
 
 
 @pytest.fixture(scope="module", params=HOW.values(), ids=HOW)
 def several(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
-    return on_ranks(tmp_path_factory.mktemp("several"), *request.param)
+) -> tuple[str, Found]:
+    count, model = request.param
+    found = on_ranks(tmp_path_factory.mktemp("several"), count, **model)
+    return model.get("precision", "float32"), found
 
 
-def test_an_error_of_one_rank_is_everybodys_and_they_go_on(
-    one: list[dict[str, Any]], several: list[dict[str, Any]]
-) -> None:
+@pytest.fixture
+def pair(ones: dict[str, Found], several: tuple[str, Found]) -> tuple[Found, Found]:
+    """Return what one rank found, and what several did at the same precision."""
+    precision, found = several
+    return ones[precision], found
+
+
+def test_an_error_of_one_rank_is_everybodys_and_they_go_on(pair: tuple[Found, Found]) -> None:
+    one, several = pair
     assert "differ by more than generate.max_logprob_gap = 50 nats in 1 of" in one[0]["error"]
     assert several[0]["error"].split(" (")[0] == one[0]["error"].split(" (")[0]
 
 
+def test_bfloat16_gathers_what_autocast_would_round(several: tuple[str, Found]) -> None:
+    precision, found = several
+    assert not found[0]["why"]  # tried out in float32, also where weights come rounded
+    for name, dtype in found[0]["dtypes"].items():
+        rounded = precision == "bfloat16" and name.endswith("_proj.weight")
+        assert dtype == (torch.bfloat16 if rounded else torch.float32), name
+
+
 @pytest.mark.parametrize("step", range(1, 1 + len(STEPS)))
-def test_tables_are_those_of_one_rank(
-    step: int, one: list[dict[str, Any]], several: list[dict[str, Any]]
-) -> None:
+def test_tables_are_those_of_one_rank(step: int, pair: tuple[Found, Found]) -> None:
+    one, several = pair
     for name, table in one[step]["tables"].items():
         compare(table, several[step]["tables"][name])
 
 
 @pytest.mark.parametrize("step", range(1, 1 + len(STEPS)))
-def test_gradients_are_those_of_one_rank(
-    step: int, one: list[dict[str, Any]], several: list[dict[str, Any]]
-) -> None:
+def test_gradients_are_those_of_one_rank(step: int, pair: tuple[Found, Found]) -> None:
+    one, several = pair
     ours, theirs = one[step]["gradient"], several[step]["gradient"]
     assert ours.keys() == theirs.keys()
     whole = float(sum(g.double().square().sum() for g in ours.values())) ** 0.5
     for name, gradient in ours.items():
         assert float((gradient - theirs[name]).double().norm()) <= 1e-5 * whole, name
-    norms = [found[step]["facts"]["grad_norm"] for found in (one, several)]
+    norms = [found[step]["facts"]["grad_norm"] for found in pair]
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
     assert norms[0][0] == pytest.approx(whole, rel=1e-5)

@@ -25,12 +25,10 @@ SYSTEM = {"role": "system", "content": "be brief"}
 TEACHER = TeacherSettings("ema", 0.05, 0.05)
 
 
-def open_tiny(
-    folder: Path, teacher: TeacherSettings = TEACHER, cpu_offload: bool = False
-) -> Policy:
-    """Write and open the tiny policy."""
+def open_tiny(folder: Path, teacher: TeacherSettings = TEACHER, **model: Any) -> Policy:
+    """Write and open the tiny policy; `model` are settings of the section model."""
     write_tiny_policy(folder, seed=1)
-    section = ModelSection(path=str(folder), device="cpu", cpu_offload=cpu_offload)
+    section = ModelSection(path=str(folder), device="cpu", **model)
     return open_policy(str(folder), section, teacher)
 
 
