@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from types import MethodType
 from typing import Any
 
@@ -58,11 +59,14 @@ def shard(model: Any, device: torch.device, offload: bool, bfloat16: bool) -> No
     pinned = device.type == "cuda"
     kept = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     spread = partial(fully_shard, mesh=mesh, offload_policy=kept)
-    for layer in _layers(model):
+    layers = _layers(model)
+    for layer in layers:
         if bfloat16:
             _spread_rounded(layer, spread)
         else:
             spread(layer)
+    for earlier, later in pairwise(layers):  # by itself FSDP would turn to `later`'s norms first
+        later.set_modules_to_backward_prefetch([earlier])
     spread(model)
     setattr(model, _ENCODE, MethodType(lambda self, **inputs: self.get_decoder()(**inputs), model))
     register_fsdp_forward_method(model, _ENCODE)
