@@ -35,6 +35,7 @@ _OF_TEMPLATES = (
     LookupError,
     RecursionError,
 )
+"""What a chat template, a program of somebody else's, may raise."""
 
 
 @dataclass(frozen=True)
@@ -234,14 +235,7 @@ def render_prompt(
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **template_kwargs
         )
-    except (
-        TemplateError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        LookupError,
-        RecursionError,
-    ) as error:
+    except _OF_TEMPLATES as error:
         roles = ", ".join(message.role for message in messages)
         reason = printable(" ".join(str(error).split()), 300)
         raise PolicyError(f"the chat template refuses turns of {roles}: {reason}") from None
