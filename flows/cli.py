@@ -127,11 +127,12 @@ def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
     if places[:2] == (1, 1):
         yield False
         return
-    from flows.ranks import Places, inside, launch
+    from flows.ranks import Places, inside, launch, settle_in
     from pipeline.ranks import follow, joined, rank
 
     if not inside():
         raise typer.Exit(launch([*sys.argv[1:], "--run", str(run)], Places(*places), run))
+    settle_in()
     with joined():
         if rank():
             follow()

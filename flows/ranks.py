@@ -1,12 +1,19 @@
-"""Several ranks: torchrun starts the same command once for each, and one line says who was lost."""
+"""Several ranks: torchrun starts the same command once for each, and one line says who was lost.
 
+Each rank is in a session of its own, so signals reach none of them: the command hands SIGINT and
+SIGTERM to rank 0, which stops as a command of one rank does and then ends the others. A rank whose
+command ends, however that happened, is killed by the kernel.
+"""
+
+import contextlib
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -18,8 +25,14 @@ from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.ranks import LOST
 from pipeline.remote.places import is_mirrored
+from pipeline.sandbox import prctl
 
 _SHOWN = 300
+_GRACE_SECONDS = 5
+"""Which ranks have to end in, if their command is interrupted and not asked to stop."""
+_COMMAND, _FIRST = "SRPO_COMMAND", "SRPO_FIRST_RANK"
+"""Environment variables of ranks: their command's process; where rank 0 writes down its own."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Places(NamedTuple):
@@ -48,6 +61,21 @@ def inside() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def settle_in() -> None:
+    """Be a rank: end with the command, and have rank 0 alone decide when to stop."""
+    if sys.platform == "linux":
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(_COMMAND, f"{os.getppid()}") != f"{os.getppid()}":
+        os._exit(LOST)  # it ended before
+    if os.environ["RANK"] != "0":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    elif _FIRST in os.environ:
+        made = Path(f"{os.environ[_FIRST]}.made")
+        made.write_text(f"{os.getpid()}", encoding="utf-8")
+        made.replace(os.environ[_FIRST])
+
+
 def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
     """Run `srpo` with these arguments as several ranks; return rank 0's exit code.
 
@@ -73,18 +101,46 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
             run_id="srpo",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(logs, redirects=_quiet(places)),
+            signals_to_handle="",  # none: two are ours, and what nohup ignores stays ignored
+            shutdown_timeout=_GRACE_SECONDS,
         )
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        # Ctrl-C reaches rank 0 by itself, which stops after its stage; the second one stops it.
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP"
-        known = signal.signal(signal.SIGINT, lambda number, frame: None)
+        first = Path(logs) / "first"
+        os.environ |= {_COMMAND: f"{os.getpid()}", _FIRST: f"{first}"}
         try:
-            elastic_launch(config, sys.executable)("-m", "flows.cli", *arguments)
+            with _handing_signals_to(first, places):
+                elastic_launch(config, sys.executable)("-m", "flows.cli", *arguments)
         except ChildFailedError as error:
             return _explained(error.failures, Path(logs), places, run)
-        finally:
-            signal.signal(signal.SIGINT, known)
     return 0
+
+
+@contextlib.contextmanager
+def _handing_signals_to(first: Path, places: Places) -> Iterator[None]:
+    """Hand SIGINT and SIGTERM to rank 0; on other hosts the second one ends this host's ranks.
+
+    Args:
+        first: the file that says which process it is; until it is there, the first one ends all.
+    """
+    warned = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal warned
+        if first.exists():
+            with contextlib.suppress(ProcessLookupError):  # it is about to end
+                os.kill(int(first.read_text(encoding="utf-8")), number)
+        elif places.node_rank == 0 or warned:
+            raise SystemExit(128 + number)
+        else:
+            warned = True
+            print("the first host's command stops the training; once more ends it", file=sys.stderr)
+
+    known = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in known.items():
+            signal.signal(number, handler)
 
 
 def _quiet(places: Places) -> dict[int, Std]:

@@ -58,6 +58,32 @@ def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
         ).read_bytes()
 
 
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not file.exists():
+        assert time.monotonic() < deadline, file
+        time.sleep(0.005)
+
+
+def test_ranks_stop_and_end_as_their_command_is_told(folder: Path) -> None:
+    run = folder / "signalled"
+    command = train(run, "--ranks", "2")
+    wait_for(run / "steps/000000/verdicts.json")
+    command.send_signal(signal.SIGINT)
+    said = finish(command)
+    assert command.returncode == 130, said
+    assert "Traceback" not in said
+    states = run.glob("policy/*/state.json")
+    assert {file.parent.name for file in states} in ({"000000"}, {"000000", "000001"})
+    command = train(run, "--ranks", "2")
+    wait_for(run / "steps/000001/rollouts.json")
+    ranks = psutil.Process(command.pid).children()
+    assert len(ranks) == 2
+    command.kill()
+    assert not psutil.wait_procs(ranks, timeout=10)[1]
+    finish(command)
+
+
 class Hosts:
     """Two commands that make up one training, as on two hosts; each has a rank."""
 
@@ -83,12 +109,9 @@ def test_a_rank_that_is_killed_in_any_stage_ends_all_and_the_run_goes_on(
     one: Path, folder: Path
 ) -> None:
     run = folder / "killed"
-    for number, (stage, file) in enumerate(STAGES.items()):
+    for number, file in enumerate(STAGES.values()):
         hosts, victim = Hosts(run), number % 2
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while not (run / file).exists():
-            assert time.monotonic() < deadline, stage
-            time.sleep(0.005)
+        wait_for(run / file)
         hosts.rank(victim).send_signal(signal.SIGKILL)
         killed = time.monotonic()
         said = hosts.end()
