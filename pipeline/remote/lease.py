@@ -99,13 +99,25 @@ class Lease:
         try:
             self._version = objects.replace(self._lock_object, self._content(), self._version)
         except Changed:
-            found = objects.read(self._lock_object)
+            self._version = self._own_version()
+            self._renew()
+        else:
+            self._renewed = begun
+
+    def _own_version(self) -> Version:
+        """Return the state of the lock object, if a renewal whose answer never came made it.
+
+        Raises:
+            StoreError: somebody else did.
+        """
+        found = objects.read(self._lock_object)
+        holder = _parsed(found[0]) if found else {}
+        if found is None or holder.get("token") != self._record["token"]:
             raise StoreError(
-                f"{self._url}: taken over by {_described(_parsed(found[0] if found else b''))}, "
-                f"since this command did not renew its lease for {LEASE_SECONDS:g} s; it ends "
-                "before it commits anything else"
-            ) from None
-        self._renewed = begun
+                f"{self._url}: taken over by {_described(holder)}, since this command did not "
+                f"renew its lease for {LEASE_SECONDS:g} s; it ends before it commits anything else"
+            )
+        return found[1]
 
     def _taken(self) -> Version:
         watched: Version | None = None

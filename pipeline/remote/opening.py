@@ -90,7 +90,7 @@ def _runs_below(address: Address, depth: int) -> Iterator[tuple[str, ...]]:
 def _marker(root: Path) -> IO[str]:
     root.parent.mkdir(parents=True, exist_ok=True)
     path = root.with_name(f".{root.name}.mirror")
-    marker = path.open("w", encoding="utf-8")
+    marker = path.open("w+", encoding="utf-8")  # NFS shares no lock on what can only be written
     os.utime(path, ns=(_PROBE, _PROBE))
     if path.stat().st_mtime_ns != _PROBE:
         marker.close()

@@ -7,7 +7,7 @@ Only the holder of the run's lease stores anything (`pipeline.remote.lease`). Be
 that are made once are created on condition that there is none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.errors import StoreError
@@ -63,7 +63,7 @@ def withdraw_folder(target: Path) -> None:
     if address is None:
         return
     names = objects.listed(address)
-    for name in sorted(names, key=lambda name: name != "state.json"):
+    for name in _while_held(target, sorted(names, key=lambda name: name != "state.json")):
         objects.remove(address / name)
 
 
@@ -73,7 +73,7 @@ def withdraw_unfinished(parent: Path) -> None:
     if address is None:
         return
     names = objects.listed(address)
-    for name in names:
+    for name in _while_held(parent, names):
         if f"{name.partition('/')[0]}/state.json" not in names:
             objects.remove(address / name)
 
@@ -82,6 +82,7 @@ def rename(target: Path, kept: Path) -> None:
     """Give an object the name that its file got: copied, then removed."""
     address = _address_to_change(target)
     if address is not None and objects.copy(address, address.beside(kept.name)):
+        _expect_held(target)
         objects.remove(address)
 
 
@@ -92,13 +93,30 @@ def _address_to_change(path: Path) -> Address | None:
         StoreError: it does not hold it.
     """
     address = address_of(path)
-    if address is None or path.parent.name.startswith("."):  # a folder that is being written
+    if address is None or _is_being_written(path.parent):
         return None
+    _expect_held(path)
+    return address
+
+
+def _is_being_written(folder: Path) -> bool:
+    """Tell whether a folder is a temporary one; a run may be called like that, too."""
+    return folder.name.startswith(".") and folder.resolve() not in _fences
+
+
+def _expect_held(path: Path) -> None:
+    """Refuse to change anything of a run that this process does not hold any more."""
     fence = next((_fences[p] for p in path.resolve().parents if p in _fences), None)
     if fence is None:
         raise StoreError(f"{path}: not stored: this command doesn't hold the lock of its run")
     fence()
-    return address
+
+
+def _while_held(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield what is to be changed in a folder: another writer may begin at any time."""
+    for name in names:
+        _expect_held(folder)
+        yield name
 
 
 def _publish_file(path: Path, address: Address) -> None:
@@ -121,10 +139,10 @@ def _publish_folder(folder: Path, address: Address) -> None:
     if "state.json" in former:
         objects.remove(address / "state.json")
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    for name, path in files.items():
-        if name != "state.json":
-            mark_stored(path, objects.upload(address / name, path))
-    for name in former.keys() - files.keys():
+    for name in _while_held(folder, sorted(files.keys() - {"state.json"})):
+        mark_stored(files[name], objects.upload(address / name, files[name]))
+    for name in _while_held(folder, sorted(former.keys() - files.keys())):
         objects.remove(address / name)
     if "state.json" in files:
+        _expect_held(folder)
         _publish_file(files["state.json"], address / "state.json")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from pipeline.remote import client, lease, objects
 from pipeline.remote.client import Address
 from pipeline.remote.lease import Lease
 from pipeline.remote.places import run_path
+from pipeline.remote.publishing import publish
 from pipeline.store import Run
 from tests.pipeline.made_up import COST, config, origin, tables
 from tests.pipeline.remote.conftest import UseMachine
@@ -24,6 +26,12 @@ def content(bucket: str) -> dict[str, object]:
     assert found is not None
     record: dict[str, object] = json.loads(found[0])
     return record
+
+
+def lease_of(root: Path) -> Lease:
+    holding = RunLock._held[root]._remote
+    assert holding is not None
+    return holding._lease
 
 
 def stop_renewing(held: Lease) -> None:
@@ -80,9 +88,7 @@ def test_who_lost_the_lease_commits_nothing_more(bucket: str, machine: UseMachin
     root = run_path(f"{bucket}/first")
     with RunLock(root) as lock:
         run = Run.create(root, config(), {})
-        holding = RunLock._held[root]._remote
-        assert holding is not None
-        stop_renewing(holding._lease)
+        stop_renewing(lease_of(root))
         machine("there")
         with RunLock(run_path(f"{bucket}/first")):
             machine("here")
@@ -103,6 +109,50 @@ def test_who_was_asleep_and_alone_goes_on(bucket: str, machine: UseMachine) -> N
     time.sleep(0.7)
     held.expect_held()
     assert content(bucket)["beat"] == 1
+
+
+def test_a_renewal_whose_answer_never_came_is_no_other_command(
+    bucket: str, machine: UseMachine, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Lease(run_path(f"{bucket}/first"), ME)
+    stop_renewing(held)
+    time.sleep(0.7)
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.5)
+    client._store.cache_clear()
+    server.share, server.faults = 1.0, ("lost",)
+    with pytest.raises(StoreError, match="the store failed"):
+        held.expect_held()
+    server.share = 0.0
+    assert content(bucket)["beat"] == 1, "it was renewed"
+    held.expect_held()
+    held.release()
+    assert content(bucket) == {"free": True}
+
+
+def test_who_loses_the_lease_amid_a_snapshot_stores_no_more_of_it(
+    bucket: str, machine: UseMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, stored = run_path(f"{bucket}/first"), Address(bucket, "first/policy/000001")
+    upload = objects.upload
+
+    def slow(address: Address, source: Path) -> str:
+        etag = upload(address, source)
+        if address.key.endswith("/a.txt"):  # while it is sent, the machine sleeps
+            stop_renewing(lease_of(root))
+            machine("there")
+            RunLock(run_path(f"{bucket}/first")).release()
+            machine("here")
+        return etag
+
+    monkeypatch.setattr(objects, "upload", slow)
+    with RunLock(root):
+        snapshot = root / "policy" / "000001"
+        snapshot.mkdir(parents=True)
+        for name in ("a.txt", "state.json"):
+            (snapshot / name).write_text(name)
+        with pytest.raises(StoreError, match="ends before it commits anything"):
+            publish(snapshot)
+    assert objects.listed(stored).keys() == {"a.txt"}
 
 
 def test_nothing_is_stored_without_the_lock(bucket: str, machine: UseMachine) -> None:

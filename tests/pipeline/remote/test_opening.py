@@ -52,6 +52,20 @@ def blocks(path: Path) -> int:
     return os.stat(path).st_blocks
 
 
+def test_a_run_may_be_called_as_temporary_folders_are(bucket: str, machine: UseMachine) -> None:
+    make_run(f"{bucket}/runs/.first")
+    machine("there")
+    assert Run.open(run_path(f"{bucket}/runs/.first")).config == config()
+
+
+def test_hosts_share_a_cache_where_shared_locks_want_a_file_that_can_be_read(
+    bucket: str, machine: UseMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS makes POSIX locks of flock's, and so wants a file's mode to fit the kind of lock."""
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)
+    make_run(f"{bucket}/runs/first")
+
+
 def test_another_machine_reads_what_was_committed(
     bucket: str, machine: UseMachine, server: Server
 ) -> None:
