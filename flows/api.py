@@ -61,8 +61,8 @@ def calling() -> Iterator[None]:
 
 
 def warn(error: ApiError) -> None:
-    """Say that Prefect failed while the training goes on."""
-    print(f"warning: {error}; the training goes on without it", file=sys.stderr)
+    """Say that Prefect failed while the work goes on."""
+    print(f"warning: {error}; the work goes on without it", file=sys.stderr)
 
 
 def unrecorded(error: ApiError, run: Path) -> SrpoError:

@@ -195,7 +195,7 @@ def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
     if lease.own:
         from flows.orphans import end_orphans
 
-        end_orphans(lease.url, session.run.root, session.config.run.prefect_seconds)
+        end_orphans(lease.url, session.config.run.prefect_seconds)
 
 
 def _train(

@@ -32,7 +32,8 @@ from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
-from flows.api import ApiError, calling
+from flows.api import ApiError, calling, warn
+from flows.orphans import this_process
 from flows.placing import Place, cluster_of
 from pipeline.errors import SrpoError
 
@@ -105,7 +106,9 @@ class Crew:
                 if self.place.kind != "processes" or losses == _LOST_IN_A_ROW:
                     raise self._lost(name, len(items) - len(found), error) from error
             except ApiError as error:
-                raise SrpoError(f"{name} can't be placed on {self.place}: {error}") from error
+                if len(found) < len(items):
+                    raise self._unplaced(name, len(items) - len(found), error) from error
+                warn(error)  # it failed to record the end of what is done
         return [found[i] for i in range(len(items))]
 
     def _spread(self, asked: "_Asked") -> None:
@@ -114,9 +117,16 @@ class Crew:
         with calling(), self.place.task_runner(self._cluster) as asked.runner, _light():
             token = _asked.set(asked)
             try:
-                fan_out(asked.name, asked.function, len(asked.items) - len(asked.found))
+                pieces = len(asked.items) - len(asked.found)
+                fan_out(asked.name, asked.function, pieces, this_process())
             finally:
                 _asked.reset(token)
+
+    def _unplaced(self, name: str, left: int, error: ApiError) -> SrpoError:
+        return SrpoError(
+            f"{name} can't be placed on {self.place}: {error}; {left} pieces of work are left, and "
+            "what is done is kept: run the same command again, a training with --resume"
+        )
 
     def _lost(self, name: str, left: int, error: Exception) -> SrpoError:
         return SrpoError(
@@ -154,12 +164,12 @@ def _light() -> Iterator[None]:
 
 
 @flow(name="fan-out", flow_run_name="{name}", persist_result=False, validate_parameters=False)
-def fan_out(name: str, function: str, pieces: int) -> None:
+def fan_out(name: str, function: str, pieces: int, process: str) -> None:
     """Have pieces of work done by tasks, and collect their results.
 
     A flow and its parameters travel with each of its tasks, and its own task runner is started
     beside each of them. So it refers to nothing, and its runner is not the one that places the
-    work: that, and all else, stays in the process that asked.
+    work: that, and all else, stays in the process that asked, which the last one names.
     """
     place_and_collect()
 

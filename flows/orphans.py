@@ -1,35 +1,37 @@
 """Flow runs whose process was killed: Prefect takes them for running until somebody says otherwise.
 
-Only a server of ours is asked: its flow runs are trainings in the folders beside it, and each of
-these has a lock (RUN/.lock) that the kernel drops with the process that trains.
+Only a server of ours is asked. Its flow runs are trainings in the folders beside it, each of which
+has a lock (RUN/.lock) that the kernel drops with the process that trains; and work that commands
+of this machine fan out, of which each flow run names its process.
 """
 
-import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from flows.api import ApiError, calling, warn
-from pipeline.lock import LOCK_FILE
+from pipeline.lock import is_held_elsewhere
 
 _RUNNING = {
-    "flows": {"name": {"any_": ["train"]}},
+    "flows": {"name": {"any_": ["train", "fan-out"]}},
     "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
 }
 
 
-def end_orphans(url: str, run: Path, limit_seconds: float) -> int:
+def end_orphans(url: str, limit_seconds: float) -> int:
     """Have flow runs recorded as crashed that nobody works on any more; return how many.
+
+    Call it before this process begins a flow run.
 
     Args:
         url: of a server of ours.
-        run: the run that is about to be trained, by this process and by nobody else.
     """
     try:
         with calling(), httpx.Client(base_url=url, trust_env=False, timeout=limit_seconds) as api:
             found = api.post("/flow_runs/filter", json=_RUNNING).raise_for_status().json()
-            orphans = [record for record in found if _is_orphan(record, run)]
+            orphans = [record for record in found if _is_orphan(record["parameters"])]
             for record in orphans:
                 message = "its process was ended"
                 state = {"type": "CRASHED", "name": "Crashed", "message": message}
@@ -41,19 +43,24 @@ def end_orphans(url: str, run: Path, limit_seconds: float) -> int:
     return len(orphans)
 
 
-def _is_orphan(record: dict[str, Any], run: Path) -> bool:
-    """Tell whether nobody trains the run of a flow run.
+def this_process() -> str:
+    """Return what no other process of this machine is called, before or after: number and start."""
+    return f"{os.getpid()} {_start(os.getpid())}"
 
-    The lock of our own run must not be tried: closing its file would drop it.
-    """
-    folder = Path(record["parameters"]["run"])
-    if folder == run.resolve():
-        return True
+
+def _is_orphan(parameters: dict[str, Any]) -> bool:
+    """Tell whether nobody works on a flow run with these parameters."""
+    if "run" in parameters:
+        return not is_held_elsewhere(Path(parameters["run"]))
+    number, _, start = str(parameters["process"]).partition(" ")
+    return start != f"{_start(int(number))}"
+
+
+def _start(process: int) -> str | None:
+    """Return when a process began, in the kernel's ticks; None: it has ended."""
     try:
-        with (folder / LOCK_FILE).open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *rest = text.rpartition(")")[2].split()  # its name, in brackets, may hold anything
+    return None if state in "ZX" else rest[18]

@@ -219,6 +219,10 @@ def crew_of(runner: str | None, folder: Path) -> "Iterator[Crew | None]":
         from flows.api import client_settings
         from flows.fanout import Crew
 
+        if lease.own:
+            from flows.orphans import end_orphans
+
+            end_orphans(lease.url, LIMIT_SECONDS)
         with temporary_settings(client_settings(LIMIT_SECONDS)), Crew(place) as crew:
             yield crew
     finally:

@@ -80,6 +80,24 @@ class RunLock:
         self._root = None
 
 
+def is_held_elsewhere(root: Path) -> bool:
+    """Tell whether another process holds the lock of a run folder, on this machine or its disks.
+
+    That of this process must not be tried: closing the file would drop it.
+    """
+    with RunLock._guard:
+        if root.resolve() in RunLock._held:
+            return False
+        try:
+            with (root / LOCK_FILE).open("r+", encoding="utf-8") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+    return False
+
+
 class _Holding:
     """The kernel's lock, and how many holds of this process share it."""
 

@@ -20,6 +20,7 @@ import pytest
 from flows.loop import Watcher
 from flows.server import open_server
 from pipeline.errors import NumericalError, SrpoError
+from pipeline.lock import RunLock
 from tests.flows.fakes import FakeSession
 from tests.flows.test_server import server_pid
 
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+PROJECT = Path(__file__).resolve().parents[2]
 LIMIT = 5.0
+TRY = """
+import fcntl, sys
+try:
+    fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit(1)
+"""
 
 
 class Server(NamedTuple):
@@ -83,6 +92,11 @@ def held(path: Path) -> Iterator[None]:
         holder.communicate()
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether this process holds a POSIX lock."""
+    return subprocess.run([sys.executable, "-c", TRY, str(path)]).returncode == 1
+
+
 def run_flow(session: FakeSession, watcher: Watcher) -> Any:
     from flows.train import run_training
 
@@ -105,25 +119,42 @@ def test_flow_runs_of_killed_commands_are_recorded_as_crashed(
 ) -> None:
     import httpx
 
-    from flows.orphans import end_orphans
+    from flows.orphans import end_orphans, this_process
 
+    ended = subprocess.run(
+        [sys.executable, "-c", "from flows.orphans import this_process; print(this_process())"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    working: list[tuple[str, str, dict[str, str]]] = [
+        ("killed", "fan-out", {"process": ended}),
+        ("number-used-again", "fan-out", {"process": f"{os.getpid()} 1"}),
+        ("at-work", "fan-out", {"process": this_process()}),
+    ]
+    for name in ("killed", "trained-elsewhere", "ours"):
+        (tmp_path / name).mkdir()
+        working.append((name, "train", {"run": str(tmp_path / name)}))
+    (tmp_path / "killed" / ".lock").touch()
     with httpx.Client(base_url=server.url) as api:
-        flow = api.post("/flows/", json={"name": "train"}).json()["id"]
         made = {}
-        for name in ("killed", "trained-elsewhere", "ours"):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / ".lock").touch()
+        for name, flow, parameters in working:
             record = {
-                "flow_id": flow,
+                "flow_id": api.post("/flows/", json={"name": flow}).json()["id"],
                 "name": name,
-                "parameters": {"run": str(tmp_path / name)},
+                "parameters": parameters,
                 "state": {"type": "RUNNING"},
             }
-            made[name] = api.post("/flow_runs/", json=record).json()["id"]
-        with held(tmp_path / "trained-elsewhere" / ".lock"):
-            assert end_orphans(server.url, tmp_path / "ours", LIMIT) == 2
+            made[name, flow] = api.post("/flow_runs/", json=record).json()["id"]
+        with held(tmp_path / "trained-elsewhere" / ".lock"), RunLock(tmp_path / "ours"):
+            assert end_orphans(server.url, LIMIT) == 4
+            assert is_locked(tmp_path / "ours" / ".lock"), "to look at a lock must not drop it"
         states = {n: api.get(f"/flow_runs/{i}").json()["state"]["type"] for n, i in made.items()}
-    assert states == {"killed": "CRASHED", "trained-elsewhere": "RUNNING", "ours": "CRASHED"}
+    assert [name for name, state in states.items() if state == "RUNNING"] == [
+        ("at-work", "fan-out"),
+        ("trained-elsewhere", "train"),
+    ]
 
 
 def test_a_frozen_server_costs_a_training_its_limits_and_one_line(
@@ -140,7 +171,7 @@ def test_a_frozen_server_costs_a_training_its_limits_and_one_line(
     assert text.startswith(f"Prefect's API at {server.url} fails (ReadTimeout")
     assert text.endswith(f"srpo train --resume --run {tmp_path / 'frozen'}")
     warning = capsys.readouterr().err
-    assert warning.count("\n") == 1 and "the training goes on without it" in warning
+    assert warning.count("\n") == 1 and "the work goes on without it" in warning
     os.kill(server.pid, signal.SIGCONT)
     give_up_sending()
 
