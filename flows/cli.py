@@ -77,7 +77,7 @@ def _leave(code: int | None) -> NoReturn:
 
 def _text(error: Exception) -> str:
     if isinstance(error, typer.TyperException):
-        return error.format_message()
+        return error.format_message().replace("Value error, ", "")  # pydantic's words
     if isinstance(error, OSError):
         again = "; then run the same command again" if is_trouble(error) else ""
         return f"{explained(error)}{again}"
@@ -124,7 +124,7 @@ def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
     Yields:
         Whether this rank has followed another to the end.
     """
-    if places[:2] == (1, 1):
+    if places[:3] == (1, 1, 0):
         yield False
         return
     from flows.ranks import Places, inside, launch, settle_in

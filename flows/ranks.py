@@ -8,14 +8,18 @@ command ends, however that happened, is killed by the kernel.
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -27,6 +31,9 @@ from pipeline.ranks import LOST
 from pipeline.remote.places import is_mirrored
 from pipeline.sandbox import prctl
 
+JOIN_SECONDS = 900
+"""Within which the hosts must have met: they may be started minutes apart."""
+_TRY_SECONDS, _PAUSE_SECONDS = 5.0, 0.5
 _SHOWN = 300
 _GRACE_SECONDS = 5
 """Which ranks have to end in, if their command is interrupted and not asked to stop."""
@@ -81,15 +88,11 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
 
     Raises:
         ConfigError: hosts without a place to meet, or a run at a URL and no cache that they share.
-        SrpoError: a rank ended that was not told to.
+        SrpoError: a rank ended that was not told to, or the hosts did not meet.
     """
-    if places.nnodes > 1 and not places.rdzv_endpoint:
-        raise ConfigError("--nnodes needs --rdzv-endpoint HOST:PORT, the first host's")
-    if places.nnodes > 1 and is_mirrored(run) and "SRPO_CACHE" not in os.environ:
-        raise ConfigError(
-            f"{run}: ranks of several hosts write snapshots together; set SRPO_CACHE to a folder "
-            "that all hosts share"
-        )
+    _check(places, run)
+    if places.node_rank > 0:
+        _wait_for_first(places)
     with tempfile.TemporaryDirectory(prefix="srpo-ranks-") as logs:
         config = LaunchConfig(
             min_nodes=places.nnodes,
@@ -97,7 +100,7 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
             nproc_per_node=places.ranks,
             rdzv_backend="static" if places.nnodes > 1 else "c10d",
             rdzv_endpoint=places.rdzv_endpoint or "localhost:0",
-            rdzv_configs={"rank": places.node_rank} if places.nnodes > 1 else {},
+            rdzv_configs=_meeting(places),
             run_id="srpo",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(logs, redirects=_quiet(places)),
@@ -112,6 +115,12 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
                 elastic_launch(config, sys.executable)("-m", "flows.cli", *arguments)
         except ChildFailedError as error:
             return _explained(error.failures, Path(logs), places, run)
+        except dist.DistError as error:
+            raise SrpoError(
+                f"--rdzv-endpoint {places.rdzv_endpoint}: the hosts did not meet there within "
+                f"{JOIN_SECONDS} s: {printable(str(error), _SHOWN)}; start the same command on "
+                f"all {places.nnodes} of them"
+            ) from None
     return 0
 
 
@@ -141,6 +150,52 @@ def _handing_signals_to(first: Path, places: Places) -> Iterator[None]:
     finally:
         for number, handler in known.items():
             signal.signal(number, handler)
+
+
+def _check(places: Places, run: Path) -> None:
+    """Refuse what can't be, before anything waits for another host."""
+    if places.node_rank >= places.nnodes:
+        raise ConfigError(
+            f"--node-rank {places.node_rank}: hosts have numbers from 0 to {places.nnodes - 1}, "
+            f"with --nnodes {places.nnodes}"
+        )
+    if places.nnodes > 1 and not re.fullmatch(r"[^:\s]+:[0-9]+", places.rdzv_endpoint):
+        raise ConfigError("--nnodes needs --rdzv-endpoint HOST:PORT, the first host's")
+    if places.nnodes > 1 and is_mirrored(run) and "SRPO_CACHE" not in os.environ:
+        raise ConfigError(
+            f"{run}: ranks of several hosts write snapshots together; set SRPO_CACHE to a folder "
+            "that all hosts share"
+        )
+
+
+def _wait_for_first(places: Places) -> None:
+    """Wait until the first host listens; torch would wait as long, with a trace for each try."""
+    host, _, port = places.rdzv_endpoint.partition(":")
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=_TRY_SECONDS).close()
+            return
+        except socket.gaierror as error:
+            raise ConfigError(f"--rdzv-endpoint {host}:{port}: {error.strerror}") from None
+        except OSError as error:
+            spent = time.monotonic() - started
+            if spent > JOIN_SECONDS:
+                raise SrpoError(
+                    f"--rdzv-endpoint {host}:{port}: waited {JOIN_SECONDS} s for the first host "
+                    f"({error.strerror or error}); start the same command there, --node-rank 0"
+                ) from None
+            if not told:
+                print(f"waiting for the first host at {host}:{port}, {JOIN_SECONDS} s at most")
+                told = True
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _meeting(places: Places) -> dict[str, Any]:
+    """Return how the hosts meet, in torchrun's words."""
+    if places.nnodes == 1:
+        return {}
+    return {"rank": places.node_rank, "timeout": JOIN_SECONDS}
 
 
 def _quiet(places: Places) -> dict[int, Std]:
