@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flows.bars import bars
 from flows.commands.audit import audit
+from flows.commands.cache import cache
 from flows.commands.check import check
 from flows.commands.compare import compare
 from flows.commands.diff import diff
@@ -315,6 +316,7 @@ app.command()(runs)
 app.command()(policy)
 app.command()(prune)
 app.command()(restore)
+app.command()(cache)
 
 
 def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:

@@ -17,6 +17,8 @@ from rich.table import Table
 from flows.server import server_state
 from pipeline.config import VerifySection
 from pipeline.disk import free_bytes
+from pipeline.remote.opening import mirrors
+from pipeline.remote.places import cache_folder
 from pipeline.sandbox import holds
 from pipeline.text import size
 from pipeline.verification import VerifierPool
@@ -42,6 +44,7 @@ def print_report(console: Console, root: Path) -> bool:
         *accelerator(),
         *engines(),
         verifiers(),
+        *cache(),
         prefect_server(root),
     ]
     table = Table(show_header=False, box=None)
@@ -184,6 +187,14 @@ def verifiers() -> Row:
     with VerifierPool(holds, "doctor", 1, section.timeout_seconds, section.memory_mb) as pool:
         (verdict,) = pool.verify([("", "")])
     return "verifier", verdict.prediction or f"{verdict.error}", verdict.error is None
+
+
+def cache() -> Iterator[Row]:
+    """Tell how much room runs at URLs take here, if there are any."""
+    folder = cache_folder()
+    if folder.exists():
+        taken = size(sum(mirrors(folder).values()))
+        yield "cache", f"{taken} of runs at URLs in {folder}; srpo cache lists them", True
 
 
 def prefect_server(root: Path) -> Row:

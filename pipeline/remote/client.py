@@ -29,6 +29,10 @@ FIRST_SECONDS = 10.0
 _TRIES = 10
 _METADATA = "//169.254.169.254/"
 """Where credentials are asked for that the environment does not have."""
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT to a service account's file",
+}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 _T = TypeVar("_T")
@@ -110,7 +114,7 @@ def persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
             if spent + pause > limit:
                 raise StoreError(
                     f"{address}: the store failed for {spent:.0f} s (limit {limit:g} s): "
-                    f"{_reason(error)}; {_advice(error, place in _reached)}"
+                    f"{_reason(error)}; {_advice(address, error, place in _reached)}"
                 ) from None
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -149,14 +153,14 @@ def _store(bucket: str, address: str) -> "ObjectStore":
         raise ConfigError(f"{bucket}: the environment's settings: {_reason(error)}") from None
 
 
-def _advice(error: Exception, reached: bool) -> str:
+def _advice(address: Address, error: Exception, reached: bool) -> str:
     if reached:
         return (
             "what is stored stays: when it answers again, run the same command again, a training "
             "with --resume"
         )
     if _METADATA in str(error):
-        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return f"no credentials: set {_CREDENTIALS[address.scheme]}"
     return "nothing succeeded yet: see to address and credentials (docs/storage.md)"
 
 

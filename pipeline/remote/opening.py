@@ -23,6 +23,7 @@ from pipeline.remote.places import address_of
 OPEN_SECONDS = 600.0
 """How long a command waits for another one of this machine that opens the same mirror."""
 
+_BLOCK = 512
 _PROBE = 1_234_567_890_123_456_789
 _MANAGED = ("run.json", "steps", "policy", "evaluations", "tokenizer")
 """What is the store's; anything else in a mirror is this machine's own, such as locks."""
@@ -76,6 +77,36 @@ def discover(folder: Path, depth: int) -> None:
         refresh(root)
 
 
+def clear(root: Path) -> bool:
+    """Have a mirror take no room for tables and weights: they are fetched again when they are read.
+
+    It is made equal to the store first, so what goes is there. Who has a file open keeps it.
+
+    Returns:
+        False: a command writes to it, so it stays as it is.
+    """
+    with _marker(root) as marker:
+        if _lock(marker, root, fcntl.LOCK_EX, fcntl.LOCK_SH) != fcntl.LOCK_EX:
+            return False
+        for path, thing in _make_equal(root).items():
+            if path.suffix in LARGE:
+                put_placeholder(path, thing)
+    return True
+
+
+def mirrors(folder: Path) -> dict[Path, int]:
+    """Return the mirrors in a folder of the cache, itself included, and what each takes, bytes."""
+    markers = [_marker_of(folder), *sorted(folder.rglob(".*.mirror"))]
+    opened = [m.with_name(m.name[1:].removesuffix(".mirror")) for m in markers if m.exists()]
+    found = {root: 0 for root in opened if any((root / name).exists() for name in _MANAGED)}
+    for path in folder.rglob("*"):
+        root = next((above for above in path.parents if above in found), None)
+        with contextlib.suppress(FileNotFoundError):  # of one that a command replaces just now
+            if root is not None:
+                found[root] += path.lstat().st_blocks * _BLOCK
+    return found
+
+
 def _runs_below(address: Address, depth: int) -> Iterator[tuple[str, ...]]:
     """Yield the folders that hold a run.json, as parts of their names; runs are not entered."""
     if objects.has(address / "run.json"):
@@ -89,7 +120,7 @@ def _runs_below(address: Address, depth: int) -> Iterator[tuple[str, ...]]:
 
 def _marker(root: Path) -> IO[str]:
     root.parent.mkdir(parents=True, exist_ok=True)
-    path = root.with_name(f".{root.name}.mirror")
+    path = _marker_of(root)
     marker = path.open("w+", encoding="utf-8")  # NFS shares no lock on what can only be written
     os.utime(path, ns=(_PROBE, _PROBE))
     if path.stat().st_mtime_ns != _PROBE:
@@ -99,6 +130,10 @@ def _marker(root: Path) -> IO[str]:
             "known; set SRPO_CACHE to a folder on another one"
         )
     return marker
+
+
+def _marker_of(root: Path) -> Path:
+    return root.with_name(f".{root.name}.mirror")
 
 
 def _lock(marker: IO[str], root: Path, *kinds: int) -> int:
@@ -117,8 +152,8 @@ def _lock(marker: IO[str], root: Path, *kinds: int) -> int:
         time.sleep(0.05)
 
 
-def _make_equal(root: Path) -> None:
-    """Fetch what is new on the store, and remove what is not there."""
+def _make_equal(root: Path) -> dict[Path, Object]:
+    """Fetch what is new on the store, and remove what is not there; return what is."""
     address = address_of(root)
     assert address is not None
     found = {root / name: thing for name, thing in _listed(address).items()}
@@ -132,6 +167,7 @@ def _make_equal(root: Path) -> None:
         if path.suffix in LARGE and not (is_current(path, thing) or stands_for(path, thing)):
             put_placeholder(path, thing)
     fetch_all({path: thing for path, thing in found.items() if path.suffix not in LARGE})
+    return found
 
 
 def _listed(address: Address) -> dict[str, Object]:

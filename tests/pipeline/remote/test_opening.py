@@ -15,7 +15,7 @@ from pipeline.lock import RunLock
 from pipeline.overview import find_runs
 from pipeline.remote import objects, opening
 from pipeline.remote.client import Address
-from pipeline.remote.opening import is_run, refresh
+from pipeline.remote.opening import clear, is_run, mirrors, refresh
 from pipeline.remote.places import run_path
 from pipeline.store import Run, is_taken
 from tests.pipeline.made_up import COST, STEP, config, origin, tables
@@ -83,6 +83,28 @@ def test_another_machine_reads_what_was_committed(
     server.requests.clear()
     Run.open(run_path(url)).read("weights", STEP)
     assert len(server.requests) == 1, "one listing, nothing else is new"
+
+
+def test_a_cleared_mirror_takes_no_room_and_loses_nothing(
+    bucket: str, machine: UseMachine, server: Server
+) -> None:
+    run = make_run(f"{bucket}/runs/first")
+    table, own = run.table_path("weights", STEP), run.root / "stalled-1.txt"
+    own.write_text("this machine's own", encoding="utf-8")
+    size = table.stat().st_size
+    (root, before), *others = mirrors(run_path(f"{bucket}/runs")).items()
+    assert (root, others) == (run.root, []) and before >= size
+    with RunLock(run.root):
+        assert not clear(run.root), "a command writes to it"
+        assert blocks(table) > 0
+    assert clear(run.root)
+    assert blocks(table) == 0 and table.stat().st_size == size and own.exists()
+    assert mirrors(run.root)[run.root] <= before - size
+    assert run.read("weights", STEP).equals(tables()["weights"]), "by who has opened it before"
+    server.share = 1.0
+    with pytest.raises(StoreError, match="the store failed"):
+        clear(run.root)
+    assert blocks(table) > 0, "what can't be fetched again stays"
 
 
 def test_what_changes_on_the_store_is_fetched_anew(bucket: str, machine: UseMachine) -> None:

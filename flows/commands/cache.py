@@ -1,0 +1,42 @@
+"""`srpo cache`: what runs at URLs take on this machine's disk, and having it back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.options import FOLDER
+
+
+def cache(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="URL of a run, or of what holds runs; default: all.", **FOLDER),
+    ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Give the room of tables and weights back.")
+    ] = False,
+) -> None:
+    """List what is cached of runs at URLs, and how much room it takes.
+
+    What is cleared is on the store, and fetched again by the next command that reads it. A run to
+    which a command writes is left as it is.
+
+    Example: srpo cache s3://bucket/runs --clear
+    """
+    from pipeline.errors import ConfigError
+    from pipeline.remote import opening
+    from pipeline.remote.places import cache_folder, is_mirrored, run_path
+    from pipeline.text import size
+
+    if folder is not None and not is_mirrored(folder):
+        raise ConfigError(f"{folder}: a folder of this machine; only runs at URLs are cached")
+    place = folder or cache_folder()
+    for path, taken in sorted(opening.mirrors(place).items()):
+        root, note = run_path(path), ""
+        if clear:
+            cleared = opening.clear(root)
+            note = ", cleared" if cleared else ", left as it is: a command writes to it"
+        print(f"{root}: {size(taken)}{note}")
+    left = "left " if clear else ""
+    print(f"{place}: {size(sum(opening.mirrors(place).values()))} {left}in all")
