@@ -97,6 +97,12 @@ def is_locked(path: Path) -> bool:
     return subprocess.run([sys.executable, "-c", TRY, str(path)]).returncode == 1
 
 
+def hit(pid: int, number: int) -> int:
+    """Send a process a signal, as a piece of work."""
+    os.kill(pid, number)
+    return pid
+
+
 def run_flow(session: FakeSession, watcher: Watcher) -> Any:
     from flows.train import run_training
 
@@ -172,6 +178,28 @@ def test_a_frozen_server_costs_a_training_its_limits_and_one_line(
     assert text.endswith(f"srpo train --resume --run {tmp_path / 'frozen'}")
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "the work goes on without it" in warning
+    os.kill(server.pid, signal.SIGCONT)
+    give_up_sending()
+
+
+def test_work_on_other_workers_is_done_although_the_server_freezes_meanwhile(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.settings import temporary_settings
+
+    from flows.api import client_settings
+    from flows.fanout import Crew
+    from flows.placing import Place
+
+    items = [{"pid": server.pid, "number": int(signal.SIGSTOP)}]
+    function = f"{__name__}:hit"
+    started = time.monotonic()
+    with temporary_settings(client_settings(LIMIT)), Crew(Place("processes", 1)) as crew:
+        assert crew.map("hit", function, items) == [server.pid]
+        assert capsys.readouterr().err.count("; the work goes on without it\n") == 1
+        with pytest.raises(SrpoError, match=r"hit can't be placed on processes:1: .*1 pieces of"):
+            crew.map("hit", function, items)
+    assert time.monotonic() - started < 20 * LIMIT
     os.kill(server.pid, signal.SIGCONT)
     give_up_sending()
 
