@@ -30,6 +30,7 @@ from flows.questions import warnings_of
 from flows.room import RoomWatcher, room_warnings
 from flows.watchdog import Watchdog
 from pipeline.errors import SrpoError
+from pipeline.ranks import broken_off
 from pipeline.remote.places import run_path
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
 
 
 def machine_failed(task_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell whether a failed stage deserves a second try: operating system errors only."""
-    return isinstance(state.data, OSError) or isinstance(
-        getattr(state.data, "exception", None), OSError
-    )
+    """Tell whether a failed stage deserves a second try: operating system errors only.
+
+    Other ranks that are still in the first one can't begin a second.
+    """
+    errors = (state.data, getattr(state.data, "exception", None))
+    return any(isinstance(error, OSError) for error in errors) and not broken_off()
 
 
 class StageTasks:

@@ -25,7 +25,7 @@ from transformers.distributed import DistributedConfig
 from pipeline import checkpoint
 from pipeline.audit.plain import printable
 from pipeline.errors import PolicyError
-from pipeline.ranks import FirstError, rank
+from pipeline.ranks import agreed, rank
 from pipeline.sharding import Spread, local, whole
 from pipeline.tensorfiles import Layout, laid_out
 
@@ -59,10 +59,8 @@ def load_pretrained(path: str, spread: Spread | None = None) -> tuple[Any, Any]:
     Raises:
         PolicyError: there is none, it can't be opened, or its parts don't belong together.
     """
-    failed = FirstError()
-    with failed.kept():
+    with agreed():
         found = _load(path, spread)
-    failed.expect_none()
     return found
 
 

@@ -111,6 +111,11 @@ def _losing() -> Iterator[None]:
         raise
 
 
+def broken_off() -> bool:
+    """Tell whether this rank left a call in which others may still wait: there is no next one."""
+    return bool(_unanswered)
+
+
 def together(function: Function, policy: Any, *arguments: Any, **local: Any) -> list[Any]:
     """Call function(policy, *arguments) on every rank, each with its own part of the policy.
 
@@ -192,6 +197,18 @@ class FirstError:
         for error in exchanged(self._error):
             if error is not None:
                 raise error
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """End a block, in which ranks exchange nothing, alike on all: by the first error, if any.
+
+    All must enter it. A rank that ended alone would leave the others waiting for it.
+    """
+    failed = FirstError()
+    with failed.kept():
+        yield
+    failed.expect_none()
 
 
 class _Answer(NamedTuple):

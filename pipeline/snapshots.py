@@ -24,7 +24,7 @@ from pipeline.files import atomic_path, digest_of, file_digest
 from pipeline.listed import expect_files, snapshot_repair
 from pipeline.policy import Policy, TeacherSettings, spreading
 from pipeline.pretrained import load_pretrained, save_model
-from pipeline.ranks import FirstError, exchanged, opened, share, together
+from pipeline.ranks import agreed, exchanged, opened, share, together
 from pipeline.remote.cached import fetch_folder
 from pipeline.sealed import read_sealed, write_sealed
 from pipeline.tensorfiles import laid_out, places_in
@@ -46,7 +46,9 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
 
 
 def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
-    model, tokenizer = load_pretrained(path, spreading(settings))
+    with agreed():
+        spread = spreading(settings)
+    model, tokenizer = load_pretrained(path, spread)
     files = [f for f in Path(path).glob("*") if f.suffix in _MODEL_FILES]
     identity: Any = _digests(files) or [path, model.config._commit_hash]
     numerics = settings.model_dump(exclude=_NOT_NUMERIC)
@@ -123,20 +125,20 @@ def model_of_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSett
 
 
 def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Policy:
-    fetch_folder(folder)
-    state = _read_state(folder / "state.json")
-    if state["teacher"] != asdict(teacher):
-        raise StoreError(
-            f"{folder}: a snapshot with teacher {state['teacher']}, wanted {asdict(teacher)}"
-        )
-    failed = FirstError()
-    with failed.kept():
+    with agreed():
+        fetch_folder(folder, share())
+    with agreed():
+        state = _read_state(folder / "state.json")
+        if state["teacher"] != asdict(teacher):
+            raise StoreError(
+                f"{folder}: a snapshot with teacher {state['teacher']}, wanted {asdict(teacher)}"
+            )
         expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder), share())
-    failed.expect_none()
-    optimizer = places_in(folder, "optimizer")
-    if state["steps_done"] > 0 and not optimizer:
-        raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
-    model, tokenizer = load_pretrained(str(folder), spreading(settings))
+        optimizer = places_in(folder, "optimizer")
+        if state["steps_done"] > 0 and not optimizer:
+            raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
+        spread = spreading(settings)
+    model, tokenizer = load_pretrained(str(folder), spread)
     policy = Policy(model, tokenizer, settings, teacher, state["policy_version"])
     policy.initial_version = state["initial_version"]
     if policy.teacher_model is not None:

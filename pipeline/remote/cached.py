@@ -49,11 +49,16 @@ def fetch_anew(path: Path) -> bool:
     return True
 
 
-def fetch_folder(folder: Path) -> None:
-    """Have all files of a folder here, such as a snapshot that another host stored."""
+def fetch_folder(folder: Path, mine: slice) -> None:
+    """Have files of a folder here, such as a snapshot that another host stored.
+
+    Args:
+        mine: which of them to fetch; others that share the cache fetch the others.
+    """
     address = address_of(folder)
     if address is not None:
-        fetch_all({folder / name: thing for name, thing in objects.listed(address).items()})
+        found = objects.listed(address)
+        fetch_all({folder / name: found[name] for name in sorted(found)[mine]})
 
 
 def fetch_all(wanted: Mapping[Path, Object]) -> None:

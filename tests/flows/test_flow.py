@@ -1,15 +1,18 @@
 """The training flow against a real server: what Prefect records, retries, stops and errors."""
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from flows.loop import Outcome, Watcher
 from flows.server import Lease, open_server
+from pipeline import ranks
 from pipeline.errors import NumericalError
 from pipeline.lineage import STEP_STAGES
 from tests.flows.fakes import FakeSession
@@ -82,6 +85,18 @@ def test_a_stage_that_the_machine_failed_is_tried_once_more(server: Lease, tmp_p
     session.fail_at = "update 1"
     assert run_flow(session) == Outcome(2, "steps")
     assert session.events.count("update 1") == 2
+
+
+def test_a_stage_that_other_ranks_are_still_in_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.train import machine_failed
+
+    failed: Any = SimpleNamespace(data=OSError(errno.EIO, "Input/output error"))
+    none: Any = None
+    assert machine_failed(none, none, failed)
+    monkeypatch.setattr(ranks, "_unanswered", ["a call"])
+    assert not machine_failed(none, none, failed)
 
 
 def test_an_error_of_ours_is_final_and_arrives_as_it_was_raised(

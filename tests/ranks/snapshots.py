@@ -3,6 +3,7 @@
 start      open the model folder FROM, and keep it as the snapshot TO
 again      open the snapshot FROM, and keep it as the snapshot TO
 killed     the same, but rank 1 is killed while it writes
+alone      the same, but at first rank 1 can't reach the store that the snapshot is on
 adopt      open the snapshot FROM, and keep it as TO with the teacher that FIRST, a snapshot
            beside it, has as its policy
 """
@@ -17,9 +18,9 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, ranks
+from pipeline import checkpoint, ranks, snapshots
 from pipeline.config import ModelSection
-from pipeline.errors import PolicyError
+from pipeline.errors import PolicyError, StoreError
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.snapshots import load_snapshot, model_of_snapshot, open_policy, save_snapshot
 
@@ -54,6 +55,18 @@ def fill_the_disk(_: Policy) -> None:
         checkpoint.write_at = write
 
 
+def lose_the_store(_: Policy) -> None:
+    """Let rank 1 fetch nothing when it next opens a snapshot."""
+    fetch = snapshots.fetch_folder
+
+    def failing(*_: Any) -> None:
+        snapshots.fetch_folder = fetch
+        raise StoreError("the store failed")
+
+    if ranks.rank() == 1:
+        snapshots.fetch_folder = failing
+
+
 def work(task: str, source: Path, target: Path) -> None:
     """Do a task, as rank 0."""
     if task == "start":
@@ -65,6 +78,12 @@ def work(task: str, source: Path, target: Path) -> None:
         except PolicyError as error:
             target.write_text(str(error))
         return
+    if task == "alone":
+        ranks.together(lose_the_store, None)
+        try:
+            load_snapshot(source, SECTION, EMA)
+        except StoreError as error:
+            target.with_suffix(".said").write_text(str(error))
     policy = load_snapshot(source, SECTION, EMA)
     if task == "killed":
         ranks.together(die_while_writing, policy)

@@ -146,6 +146,15 @@ def test_what_one_rank_alone_sees_is_refused_by_all(
         assert words in text and "model.embed_tokens.weight" in text
 
 
+def test_a_rank_that_alone_cannot_reach_the_store_ends_the_opening_on_all(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source, target = folders["tied"] / "second", tmp_path / "000002"
+    on_ranks(2, tmp_path, ("alone", source, target))
+    assert target.with_suffix(".said").read_text() == "the store failed"
+    assert files(target) == files(source)
+
+
 def test_a_rank_that_is_killed_while_it_writes_leaves_no_snapshot(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
