@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.disk import naming
 from pipeline.remote.cached import fetch, fetch_anew
 from pipeline.remote.publishing import (
+    is_stored,
     publish,
     rename,
     withdraw,
@@ -92,7 +93,7 @@ def make_folder(folder: Path) -> None:
 def set_aside(path: Path) -> Path:
     """Rename a damaged file to a name that no reader looks at, and return that."""
     number = 1
-    while (kept := path.with_name(f".{path.name}.damaged-{number}")).exists():
+    while (kept := path.with_name(f".{path.name}.damaged-{number}")).exists() or is_stored(kept):
         number += 1
     path.replace(kept)
     sync(path.parent)

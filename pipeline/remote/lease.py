@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.errors import StoreError
 from pipeline.remote import objects
@@ -33,6 +33,8 @@ RENEWALS = 3
 """How often a lease is renewed in that time."""
 POLL_SECONDS = 1.0
 LOCK = ".lock"
+_NEVER = Version('"never"', "1")
+"""A state that no object was ever in."""
 _LONGEST_LEASE = 600.0
 
 
@@ -153,12 +155,16 @@ class Lease:
 
     def _expect_conditions(self) -> None:
         """Refuse a store that would write in spite of a condition that doesn't hold."""
-        try:
+        with contextlib.suppress(Changed):
             objects.create(self._lock_object, b"{}")
-        except Changed:
-            return
+            self._refuse("If-None-Match")
+        with contextlib.suppress(Changed):
+            objects.replace(self._lock_object, b"{}", _NEVER)
+            self._refuse("If-Match")
+
+    def _refuse(self, ignored: str) -> NoReturn:
         raise StoreError(
-            f"{self._url}: this store ignores conditional writes (If-None-Match), so nothing would "
+            f"{self._url}: this store ignores conditional writes ({ignored}), so nothing would "
             "keep two commands from writing to one run; keep runs on another one"
         )
 

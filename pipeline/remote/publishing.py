@@ -78,6 +78,12 @@ def withdraw_unfinished(parent: Path) -> None:
             objects.remove(address / name)
 
 
+def is_stored(path: Path) -> bool:
+    """Tell whether the store has an object of a path's name; of an ordinary path it has none."""
+    address = address_of(path)
+    return address is not None and objects.has(address)
+
+
 def rename(target: Path, kept: Path) -> None:
     """Give an object the name that its file got: copied, then removed."""
     address = _address_to_change(target)

@@ -160,16 +160,18 @@ def test_nothing_is_stored_without_the_lock(bucket: str, machine: UseMachine) ->
         Run.create(run_path(f"{bucket}/first"), config(), {})
 
 
+@pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match"])
 def test_a_store_without_conditions_is_refused(
-    bucket: str, machine: UseMachine, monkeypatch: pytest.MonkeyPatch
+    ignored: str, bucket: str, machine: UseMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = objects._conditionally
 
     def regardless(address: Address, content: bytes, mode: object) -> objects.Version:
-        return real(address, content, "overwrite")
+        known = (mode == "create") == (ignored == "If-Match")
+        return real(address, content, mode if known else "overwrite")
 
     monkeypatch.setattr(objects, "_conditionally", regardless)
-    with pytest.raises(StoreError, match=r"ignores conditional writes \(If-None-Match\)"):
+    with pytest.raises(StoreError, match=rf"ignores conditional writes \({ignored}\)"):
         Lease(run_path(f"{bucket}/first"), ME)
 
 

@@ -163,6 +163,18 @@ def test_other_bytes_on_the_store_are_damage(
     assert f"steps/{STEP:06d}/.weights.arrow.damaged-1" in stored(f"{bucket}/first")
 
 
+def test_what_another_machine_set_aside_stays(bucket: str, machine: UseMachine) -> None:
+    make_run(f"{bucket}/first")
+    for name in ("here", "there"):
+        machine(name)
+        run = Run.open(run_path(f"{bucket}/first"))
+        with RunLock(run.root):
+            set_aside(run.table_path("weights", STEP))
+            run.commit(origin("weights"), tables()["weights"], {}, COST)
+    kept = {f"steps/{STEP:06d}/.weights.arrow.damaged-{number}" for number in (1, 2)}
+    assert kept <= stored(f"{bucket}/first")
+
+
 def test_what_was_not_stored_is_made_again(bucket: str, machine: UseMachine) -> None:
     """A command was killed between its disk and the store."""
     run = make_run(f"{bucket}/first")
