@@ -15,13 +15,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, SrpoError
 
@@ -38,10 +41,17 @@ _LIBRARIES = {
     "ray": ("ray", "prefect_ray"),
     "dask": ("distributed", "prefect_dask"),
 }
+_ADDRESSES = {
+    "processes": r"(?!)",  # none
+    "ray": r"(ray://)?[^/\s]+:[0-9]{1,5}",
+    "dask": r"((tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]{1,5}",
+}
 _OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray takes: nothing large is ever passed
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+"""How Ray is to be, in either case."""
 _LOCAL = "127.0.0.1"
 CONNECT_SECONDS = 10.0
-"""Within which a Dask cluster must answer that is said to be there."""
+"""Within which a cluster must answer that is said to be there."""
 PIECES_OF_A_WORKER = 4
 """Into which work is cut: the fewer, the more waits at the end for the slowest worker."""
 
@@ -67,7 +77,7 @@ class Place:
             ConfigError: it is neither, or its library is not installed.
         """
         found = _PLACE.fullmatch(text)
-        if found is None or (found[1] == "processes" and found[3]):
+        if found is None or (found[3] and not re.fullmatch(_ADDRESSES[found[1]], found[3])):
             raise ConfigError(
                 f"--runner {text}: expected processes:N, ray:N or dask:N with N workers, or an "
                 "existing cluster, such as ray:16@ray://HOST:10001 or dask:16@tcp://HOST:8786"
@@ -146,20 +156,26 @@ def _no_cluster(place: Place) -> Iterator[None]:
     yield
 
 
+def _expect_listening(address: str) -> None:
+    """Refuse an address at which nobody listens; the libraries take up to a minute to say so.
+
+    Raises:
+        OSError: no such host, or no connection to it.
+    """
+    place = urlsplit(f"//{address.rpartition('://')[2]}")
+    socket.create_connection((place.hostname, place.port), CONNECT_SECONDS).close()
+
+
 @contextlib.contextmanager
 def _ray(place: Place) -> Iterator[None]:
     """Connect this process to a Ray cluster; one of our own has no pages and reports nowhere."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if place.address is not None:
+        with _their_ray(place.address):
+            yield
+        return
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if place.address is not None:
-        ray.init(place.address, **quiet)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
     folder = tempfile.mkdtemp(prefix="srpo-ray-")
     ours = signal.getsignal(signal.SIGTERM)
     try:
@@ -170,7 +186,7 @@ def _ray(place: Place) -> Iterator[None]:
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address=_LOCAL,
             _temp_dir=folder,
-            **quiet,
+            **_QUIET,
         )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)  # Ray's handler ends the process at once
@@ -181,11 +197,34 @@ def _ray(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _their_ray(address: str) -> Iterator[None]:
+    """Connect this process to a Ray cluster that is there.
+
+    Clusters that were started where a token is ask for it; Ray does not show it unless told to.
+    """
+    _expect_listening(address)
+    token = Path("~/.ray/auth_token").expanduser()
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or token.exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of its tries to connect
+        ray.init(address, **_QUIET)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
 def _dask(place: Place) -> Iterator[str]:
     """Start a Dask cluster on this machine, unless one is there."""
     from distributed import Client, LocalCluster
 
     if place.address is not None:
+        _expect_listening(place.address)
         Client(place.address, timeout=CONNECT_SECONDS, set_as_default=False).close()
         yield place.address
         return

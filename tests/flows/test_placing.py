@@ -1,11 +1,12 @@
 """What `--runner` says, and what it refuses."""
 
 import importlib.util
+import socket
 
 import pytest
 
-from flows.placing import Place
-from pipeline.errors import ConfigError
+from flows.placing import Place, cluster_of
+from pipeline.errors import ConfigError, SrpoError
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,35 @@ def test_what_is_no_place_is_refused(text: str) -> None:
         Place.of(text)
 
 
-def test_processes_have_no_address() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "processes:2@tcp://10.0.0.1:1",
+        "ray:2@head",
+        "ray:2@tcp://head:10001",
+        "dask:2@ray://head:10001",
+        "dask:2@tcp://10.0.0.1",
+        "dask:2@tcp://10.0.0.1:1/x",
+    ],
+)
+def test_an_address_is_of_its_kind(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected processes:N"):
-        Place.of("processes:2@tcp://10.0.0.1:1")
+        Place.of(text)
+
+
+@pytest.mark.parametrize("kind", ["ray:2@ray", "dask:2@tcp"])
+def test_an_address_where_nobody_listens_is_one_line(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        place = Place.of(f"{kind}://127.0.0.1:{taken.getsockname()[1]}")
+        with (
+            pytest.raises(SrpoError, match=rf"--runner {place}: no workers there: Connection"),
+            cluster_of(place),
+        ):
+            raise AssertionError("there is none")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
