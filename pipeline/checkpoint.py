@@ -52,12 +52,13 @@ def causes() -> Iterator[None]:
         raise error.cause from None
 
 
-def save(tensors: Mapping[str, Tensor], layout: Layout, folder: Path) -> None:
-    """Write tensors into files that are not there yet, durably; every rank must call it.
+def save(tensors: Mapping[str, Tensor], layout: Layout, folder: Path, durable: bool = True) -> None:
+    """Write tensors into files that are not there yet; every rank must call it.
 
     Args:
         tensors: whole ones, or this rank's parts of them (DTensors).
-        layout: where each of them lies; the same on every rank.
+        layout: where each of them lies, and of which type it is there; the same on every rank.
+        durable: bring them to the disk.
 
     Raises:
         OSError: it can't be written.
@@ -66,7 +67,7 @@ def save(tensors: Mapping[str, Tensor], layout: Layout, folder: Path) -> None:
     with _plainly():
         save_parts(
             {name: tensor.detach() for name, tensor in tensors.items()},
-            storage_writer=_Writer(layout, folder),
+            storage_writer=_Writer(layout, folder, durable),
             process_group=ranks.control(),
             no_dist=ranks.size() == 1,
         )
@@ -93,8 +94,8 @@ def load(tensors: Mapping[str, Tensor], places: Mapping[str, Place], folder: Pat
 class _Writer(StorageWriter):
     """Writes rows in their place."""
 
-    def __init__(self, layout: Layout, folder: Path) -> None:
-        self._layout, self._folder = layout, folder
+    def __init__(self, layout: Layout, folder: Path, durable: bool) -> None:
+        self._layout, self._folder, self._durable = layout, folder, durable
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is kept from one save to another."""
@@ -112,7 +113,7 @@ class _Writer(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's rows, tensor by tensor, and bring them to the disk."""
+        """Write this rank's rows, tensor by tensor."""
         results = []
         with ExitStack() as stack:
             opened: dict[str, Any] = {}
@@ -126,9 +127,9 @@ class _Writer(StorageWriter):
                 assert isinstance(part, Tensor) and item.tensor_data is not None
                 chunk = item.tensor_data.chunk
                 start = _start(place, chunk.offsets, chunk.sizes)
-                write_at(opened[place.file].fileno(), start, part)
+                write_at(opened[place.file].fileno(), start, part.to(place.dtype))
                 results.append(WriteResult(item.index, part.nbytes, None))
-            for file in opened.values():
+            for file in opened.values() if self._durable else ():
                 os.fsync(file.fileno())
         return _done(results)
 

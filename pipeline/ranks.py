@@ -47,6 +47,11 @@ def rank() -> int:
     return dist.get_rank() if _control else 0
 
 
+def hosts() -> int:
+    """Return on how many hosts they are, as torchrun tells."""
+    return int(os.environ["GROUP_WORLD_SIZE"]) if _control else 1
+
+
 def control() -> Any:
     """Return the group of commands and answers, for objects; None with one rank."""
     return _control[0] if _control else None
@@ -130,6 +135,11 @@ def together(function: Function, policy: Any, *arguments: Any, **local: Any) -> 
     """
     _announce(_Call(function, arguments, opens=False))
     return _answers(function, policy, arguments, local)
+
+
+def waiting() -> bool:
+    """Tell whether all others wait for a call; not so when this rank left one in its middle."""
+    return not _unanswered
 
 
 def opened(function: Function, *arguments: Any) -> Any:

@@ -7,7 +7,7 @@ Files are those that safetensors' own writer makes of the same tensors, to the b
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,15 +107,6 @@ def places_in(folder: Path, stem: str) -> dict[str, Place]:
     """
     paths = [*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]
     return {name: place for path in sorted(paths) for name, place in _places(path)}
-
-
-def write_one_by_one(named: Iterable[tuple[str, Tensor]], layout: Layout, folder: Path) -> None:
-    """Write whole tensors as they come; none is kept when the next but one comes."""
-    layout.create(folder)
-    for name, tensor in named:
-        place = layout.places[name]
-        with (folder / place.file).open("r+b") as file:
-            write_at(file.fileno(), place.start, tensor)
 
 
 def write_at(descriptor: int, start: int, tensor: Tensor) -> None:

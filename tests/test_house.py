@@ -13,8 +13,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "flows", "data")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-PIPES = ("pipeline/verification.py", "pipeline/verification_child.py")
-"""Modules that pickle into a pipe to their own children; nothing of it reaches a disk."""
+PIPES = (
+    "pipeline/verification.py",
+    "pipeline/verification_child.py",
+    "pipeline/vllm/collective.py",
+)
+"""Modules that pickle into a pipe or socket to their own children; nothing of it reaches a disk."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 

@@ -1,6 +1,7 @@
-"""Sampling with vLLM: in the process of the run, on servers of its own, or on servers elsewhere.
+"""Sampling with vLLM: beside the policy, on servers of the run's own, or on servers elsewhere.
 
-    engine.py      what stages call: keeps hosts in step with the policy, shares work among them
+    engine.py      what stages call
+    station.py     what each rank has: hosts, kept in step with the policy, that share its work
     host.py        what a host is: one vLLM that samples groups and takes weights
     local.py       a host inside this process
     remote.py      a host behind HTTP

@@ -1,15 +1,23 @@
 """Weights over nccl or CUDA IPC: vLLM's own trainer side, over our hosts.
 
+Every rank has a trainer side, and all send at the same time, since all go through the weights
+together. By nccl rank 0 sends to the servers and the others only give their parts. By ipc each rank
+sends to its own engine: to vLLM each of them is rank 0 of a trainer of its own, but vLLM gathers
+the handles of all by torch's default group, and an engine picks those of its GPU.
+
 Needs GPUs on both sides; written against vLLM 0.32, it has not run on one yet (docs/vllm.md).
 """
 
+import base64
+import pickle
 import socket
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -19,6 +27,10 @@ from pipeline.errors import SrpoError
 from pipeline.vllm.host import Host
 from pipeline.vllm.server import free_port
 from pipeline.vllm.weights import Fan, named_weights
+
+_BUFFER_BYTES = 256 << 20
+"""Of weights that travel together. By nccl the sender holds up to two such buffers and what the
+next is made of; vLLM's own choice, a GiB, would add some GiB to rank 0's share."""
 
 
 class PolicyWeights(WeightSource):
@@ -37,6 +49,16 @@ class PolicyWeights(WeightSource):
         return ((name, weight.cuda()) for name, weight in named_weights(self._model, self._dtype))
 
 
+class Pickled(Fan):
+    """Hosts that get handles of CUDA memory as text, as vLLM's own client over HTTP sends them."""
+
+    def update_weights(self, update_info: Any) -> None:
+        """See `WeightClient`; what a pickle can do stays between a rank and its own child."""
+        handles = base64.b64encode(pickle.dumps(update_info["ipc_handles"])).decode()
+        told = {name: value for name, value in update_info.items() if name != "ipc_handles"}
+        super().update_weights({**told, "ipc_handles_pickled": handles})
+
+
 class CollectiveSender:
     """Sends by nccl or ipc; it connects anew whenever the hosts or the policy are others."""
 
@@ -47,7 +69,7 @@ class CollectiveSender:
         self._trainer: Any = None
 
     def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Connect if need be, and send."""
+        """Connect if need be, and send (see `Sender.send`)."""
         parties = (model, *hosts)
         if anew or self._fan is None or self._connected != parties:
             self._fan = self._connect(hosts, model, version)
@@ -63,19 +85,30 @@ class CollectiveSender:
     def _connect(self, hosts: Sequence[Host], model: Any, version: str) -> Fan:
         if self._trainer is not None:
             self._trainer.shutdown()
-        fan = Fan(hosts, version)
         source = PolicyWeights(model, self._dtype)
-        info = _ipc() if self._transfer == "ipc" else _nccl(1 + sum(h.workers for h in hosts))
+        if self._transfer == "ipc":
+            fan: Fan = Pickled(hosts, version)
+            info: TrainerInitInfo = _ipc(source)
+        else:
+            fan = Fan(hosts, version)
+            info = _nccl(1 + sum(host.workers for host in hosts))
         self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=fan, source=source)
         return fan
 
 
-def _ipc() -> IPCTrainerInitInfo:
-    return IPCTrainerInitInfo(rank=0)
+def _ipc(source: PolicyWeights) -> IPCTrainerInitInfo:
+    """Have weights go through one buffer; all at once they would be a second whole model."""
+    largest = max(prod(weight.shape) * weight.dtype.itemsize for weight in source.metadata())
+    buffer = max(largest, _BUFFER_BYTES)  # a weight beyond it would be refused
+    return IPCTrainerInitInfo(rank=0, packed=True, packed_buffer_size_bytes=buffer)
 
 
 def _nccl(size: int) -> NCCLTrainerInitInfo:
     address = socket.gethostbyname(socket.gethostname())
     return NCCLTrainerInitInfo(
-        rank=0, master_address=address, master_port=free_port(), world_size=size
+        rank=ranks.rank(),
+        master_address=address,
+        master_port=free_port(),
+        world_size=size,
+        packed_buffer_size_bytes=_BUFFER_BYTES,
     )

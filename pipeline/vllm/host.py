@@ -137,7 +137,10 @@ class Host(WeightClient, Protocol):
         """Give GPU memory back until `wake`; weights are lost. Nothing on a CPU."""
 
     def wake(self) -> None:
-        """Take GPU memory again."""
+        """Take GPU memory for weights again, which must then be sent."""
+
+    def wake_cache(self) -> None:
+        """Take GPU memory for keys and values again, once the weights are there."""
 
     def close(self) -> None:
         """End it, if it is ours."""

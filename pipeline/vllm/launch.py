@@ -52,14 +52,12 @@ def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
     """Return how an engine for this run's policy is started; writes the model's config.json.
 
     Raises:
-        ConfigError: an engine inside one of several ranks.
+        ConfigError: with several ranks, an engine of several GPUs beside them, or no folder for
+            weights that all their hosts share.
         EngineError: prompts and responses are longer than the model's positions.
     """
-    if ranks.size() > 1 and not (config.vllm.servers or config.vllm.urls):
-        raise ConfigError(
-            "with several ranks vLLM runs as a server; set vllm.servers, or vllm.urls"
-        )
     section, cuda = config.vllm, policy.device.type == "cuda"
+    _expect_fit_for_ranks(section, transfer_of(section, cuda))
     longest = max(config.generate.max_response_length, config.evaluate.max_response_length)
     length = config.data.max_prompt_length + longest
     positions = getattr(policy.model.config, "max_position_embeddings", None)
@@ -84,13 +82,26 @@ def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
     )
 
 
+def _expect_fit_for_ranks(section: VllmSection, transfer: Transfer) -> None:
+    if ranks.size() > 1 and beside(section) and section.tensor_parallel > 1:
+        raise ConfigError(
+            f"vllm.tensor_parallel is {section.tensor_parallel}, but each of {ranks.size()} ranks "
+            "has an engine on its own GPU; for engines of several GPUs set vllm.servers"
+        )
+    if ranks.hosts() > 1 and transfer == "file" and section.sync_folder is None:
+        raise ConfigError(
+            f"ranks of {ranks.hosts()} hosts write the weights for vLLM into one file; set "
+            "vllm.sync_folder to a folder that all of them share"
+        )
+
+
 def transfer_of(section: VllmSection, cuda: bool) -> Transfer:
     """Return how weights get to the engine: as set, else by where both sides are."""
     if section.sync != "auto":
         return section.sync
     if not cuda:
         return "file"
-    return "nccl" if section.urls or section.servers else "ipc"
+    return "ipc" if beside(section) else "nccl"
 
 
 def backend_of(transfer: Transfer) -> str:
@@ -131,17 +142,26 @@ def engine_arguments(launch: Launch) -> dict[str, Any]:
 
 def sleeps(launch: Launch) -> bool:
     """Tell whether the engine shares a GPU with the policy and so sleeps while that learns."""
-    return launch.cuda and not launch.section.servers and not launch.section.urls
+    return launch.cuda and beside(launch.section)
 
 
-def server_options(launch: Launch, port: int) -> list[str]:
-    """Return the command line of vLLM's server."""
+def beside(section: VllmSection) -> bool:
+    """Tell whether engines are where the policy is: one for each rank, on its device."""
+    return not section.servers and not section.urls
+
+
+def server_options(launch: Launch, place: int | Path) -> list[str]:
+    """Return the command line of vLLM's server.
+
+    Args:
+        place: a port of loopback, or a socket's path, which nobody else can open.
+    """
+    listening = {"uds": place} if isinstance(place, Path) else {"host": "127.0.0.1", "port": place}
     arguments = {
         **engine_arguments(launch),
         "data_parallel_size": launch.section.data_parallel,
         "served_model_name": "policy",
-        "host": "127.0.0.1",
-        "port": port,
+        **listening,
         "disable_uvicorn_access_log": True,
     }
     options: list[str] = []
@@ -179,7 +199,13 @@ def environment(launch: Launch, server: bool) -> dict[str, str]:
 
 
 def server_environment(launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the whole environment of a server of ours, which is no rank of the trainer's."""
+    """Return the whole environment of a server of ours, which is no rank of the trainer's.
+
+    One beside a rank sees that rank's GPU alone.
+    """
     kept = {k: v for k, v in inherited.items() if not k.startswith("TORCHELASTIC_")}
     kept = {k: v for k, v in kept.items() if k not in _OF_RANKS}
+    if sleeps(launch):
+        index, visible = inherited["LOCAL_RANK"], inherited.get("CUDA_VISIBLE_DEVICES")
+        kept["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(index)] if visible else index
     return {**kept, **environment(launch, server=True)}

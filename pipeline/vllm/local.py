@@ -1,4 +1,4 @@
-"""vLLM inside the run's process: no HTTP, no second copy of Python; on a CPU no process at all."""
+"""vLLM inside the run's one process: no HTTP; on a CPU no other process at all."""
 
 import importlib.util
 import os
@@ -20,6 +20,7 @@ class LocalHost:
         self._launch = launch
         self._llm: Any = None
         self._version: str | None = None
+        self._asleep = False
         self.workers = launch.section.tensor_parallel
 
     @property
@@ -119,12 +120,18 @@ class LocalHost:
         """See `Host.sleep`."""
         if sleeps(self._launch):
             self._llm.sleep(level=2)
-            self._version = None
+            self._version, self._asleep = None, True
 
     def wake(self) -> None:
         """See `Host.wake`."""
-        if sleeps(self._launch) and self._version is None:
-            self._llm.wake_up()
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+
+    def wake_cache(self) -> None:
+        """See `Host.wake_cache`."""
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
 
     def close(self) -> None:
         """End the engine and what processes it has."""

@@ -48,41 +48,70 @@ def probe_groups(vocabulary: int, length: int) -> list[Group]:
     return [Group(i, row.tolist(), _SEED + i, 1) for i, row in enumerate(ids_PT)]
 
 
-def check_host(
-    host: Host,
-    policy: Policy,
-    length: int,
-    dtype: Literal["float32", "bfloat16"],
-    stop_ids: Sequence[int],
-    timeout: float,
-) -> float:
-    """Have a host continue the fixed prompts; return the largest difference, nats.
+class Probe(NamedTuple):
+    """What a host, of this name, answered to the fixed prompts."""
+
+    label: str
+    answers: list[Sample]
+
+
+def probed(host: Host, vocabulary: int, length: int, ask: Ask) -> Probe:
+    """Have a host continue the fixed prompts.
 
     Args:
         length: tokens of prompt and response that the engine holds.
+        ask: whose stop tokens and timeout hold here too.
+    """
+    groups = probe_groups(vocabulary, length)
+    work = Work(groups, lambda _: None)
+    settings = SamplingSettings(_TEMPERATURE, 1.0, 0, _NEW_TOKENS, len(groups))
+    host.sample(work, ask._replace(settings=settings))
+    return Probe(host.label, [work.answers[group.number][0] for group in groups])
+
+
+def largest_gap(
+    policy: Policy, length: int, dtype: Literal["float32", "bfloat16"], probes: Sequence[Probe]
+) -> float:
+    """Return how far any rank's hosts are from the policy, nats; every rank must call it.
+
+    A pass of a policy that is spread over ranks needs them all, so ranks with fewer hosts than
+    others, or none, repeat another's pass.
+
+    Args:
+        probes: of this rank's hosts.
 
     Raises:
         EngineError: a log-probability differs by more than its dtype explains.
     """
     groups = probe_groups(policy.vocabulary, length)
-    work = Work(groups, lambda _: None)
-    settings = SamplingSettings(_TEMPERATURE, 1.0, 0, _NEW_TOKENS, len(groups))
-    host.sample(work, Ask(settings, stop_ids, timeout))
-    answers = [work.answers[group.number][0] for group in groups]
-    gap = _largest_gap(policy, groups, answers)
+    everybodys, first, worst = ranks.exchanged(probes), ranks.FirstError(), 0.0
+    for turn in range(max(map(len, everybodys))):
+        mine = turn < len(probes)
+        probe = probes[turn] if mine else next(p[turn] for p in everybodys if turn < len(p))
+        gap = _gap(policy, groups, probe.answers)
+        if mine:
+            with first.kept():
+                _expect_explained(gap, dtype, probe.label, policy.version)
+            worst = max(worst, gap.nats)
+    first.expect_none()
+    return max(ranks.exchanged(worst))
+
+
+def _expect_explained(
+    gap: Gap, dtype: Literal["float32", "bfloat16"], label: str, version: str
+) -> None:
     if not gap.nats <= BOUND[dtype]:
         raise EngineError(
-            f"{host.label} does not sample from policy {policy.version}: log-probability "
+            f"{label} does not sample from policy {version}: log-probability "
             f"{gap.engine:.6g} of token {gap.position} after probe prompt {gap.prompt} where the "
             f"policy has {gap.policy:.6g} (they differ by {gap.nats:.3g} nats, {dtype} allows "
             f"{BOUND[dtype]:g}); its weights, its copy of a tied projection or its prefix cache "
             "are not the policy's"
         )
-    return gap.nats
 
 
 def _logprobs(policy: Policy, sequences: Sequence[TokenSequence]) -> list[float]:
-    """Score the probe's answers; of a policy that is spread over ranks, all make the same pass."""
+    """Score a probe's answers."""
     count = sum(len(sequence.response_ids) for sequence in sequences)
     temperature_N = torch.full((count,), _TEMPERATURE, device=policy.device)
     forward = policy.forward(_MEGABYTES)
@@ -92,12 +121,12 @@ def _logprobs(policy: Policy, sequences: Sequence[TokenSequence]) -> list[float]
     return found
 
 
-def _largest_gap(policy: Policy, groups: Sequence[Group], answers: Sequence[Sample]) -> Gap:
+def _gap(policy: Policy, groups: Sequence[Group], answers: Sequence[Sample]) -> Gap:
     sequences = [
         TokenSequence(list(group.prompt_ids), answer.response_ids)
         for group, answer in zip(groups, answers, strict=True)
     ]
-    found = ranks.together(_logprobs, policy, sequences)[0]
+    found = _logprobs(policy, sequences)
     places = [(g, t) for g, answer in enumerate(answers) for t in range(len(answer.response_ids))]
     gaps = [
         Gap(abs(value - answers[g].logprobs[t]), g, t, answers[g].logprobs[t], value)

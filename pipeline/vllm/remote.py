@@ -23,6 +23,7 @@ class RemoteHost:
         url: of a server that runs already; None: `process` has one.
         limit: rollouts it works on side by side; decides how many groups are asked for at once.
         seconds: time limit for everything but sampling.
+        sleeps: it shares its GPU with the policy.
     """
 
     def __init__(
@@ -32,20 +33,27 @@ class RemoteHost:
         limit: int,
         workers: int,
         seconds: float,
+        sleeps: bool,
     ) -> None:
         self._url, self._process = url, process
         self._limit, self._seconds = limit, seconds
         self.workers = workers
         self._model = ""
         self._known = False
+        self._sleeps, self._asleep = sleeps, False
+        socket = process.socket if process is not None else None
         self._client = httpx.Client(
-            trust_env=False, limits=httpx.Limits(max_connections=_MOST_CONNECTIONS)
+            transport=httpx.HTTPTransport(
+                uds=str(socket) if socket else None,
+                limits=httpx.Limits(max_connections=_MOST_CONNECTIONS),
+            ),
+            trust_env=False,
         )
 
     @property
     def label(self) -> str:
         """Name the server."""
-        return f"vLLM at {self.url}"
+        return f"vLLM at {self.url}" if self._process is None else self._process.label
 
     @property
     def url(self) -> str:
@@ -67,6 +75,7 @@ class RemoteHost:
             raise HostLost(f"{self.label} does not answer /health; start it, or change vllm.urls")
         self._model = self._get("/v1/models")["data"][0]["id"]
         self._known = True
+        self._asleep = self._asleep and not fresh
         return fresh
 
     def sample(self, work: Work, ask: Ask) -> None:
@@ -125,7 +134,9 @@ class RemoteHost:
         self._post("/finish_weight_update", {"weight_version": weight_version})
 
     def weight_version(self) -> str | None:
-        """See `Host.weight_version`."""
+        """See `Host.weight_version`; one that sleeps has a name left for weights that are gone."""
+        if self._asleep:
+            return None
         found = self._get("/weight_info")["weight_version"]
         return None if found is None else str(found)
 
@@ -135,10 +146,21 @@ class RemoteHost:
             raise EngineError(f"{self.label} could not reset its prefix cache; requests are open")
 
     def sleep(self) -> None:
-        """Servers have GPUs of their own."""
+        """See `Host.sleep`."""
+        if self._sleeps:
+            self._post("/sleep?level=2")
+            self._asleep = True
 
     def wake(self) -> None:
-        """Nothing slept."""
+        """See `Host.wake`."""
+        if self._asleep:
+            self._post("/wake_up?tags=weights")
+
+    def wake_cache(self) -> None:
+        """See `Host.wake_cache`."""
+        if self._asleep:
+            self._post("/wake_up?tags=kv_cache")
+            self._asleep = False
 
     def close(self) -> None:
         """End the server, if it is ours."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import ranks
 from pipeline.vllm.host import EngineError
 from pipeline.vllm.launch import Launch, server_environment, server_options
 
@@ -23,30 +24,43 @@ _MARKS = ("error", "exception", "traceback", "killed")
 
 
 class ServerProcess:
-    """One server that is started when it is needed, and again if it ends."""
+    """One server that is started when it is needed, and again if it ends.
 
-    def __init__(self, launch: Launch, log: Path) -> None:
-        self._launch, self._log = launch, log
+    Args:
+        log: where its words go.
+        socket: a path to listen at; None: a port of loopback, another one at each start.
+    """
+
+    def __init__(self, launch: Launch, log: Path, socket: Path | None = None) -> None:
+        self._launch, self._log, self.socket = launch, log, socket
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
     @property
     def url(self) -> str:
-        """Return where it listens."""
-        return f"http://127.0.0.1:{self._port}"
+        """Return where it listens; of a socket, a name that means nothing."""
+        return "http://vllm" if self.socket else f"http://127.0.0.1:{self._port}"
+
+    @property
+    def label(self) -> str:
+        """Name it."""
+        return f"vLLM of rank {ranks.rank()}" if self.socket else f"vLLM at {self.url}"
 
     def start(self) -> bool:
         """Start the process if there is none; True: there was none."""
         if self._process is not None and self._process.poll() is None:
             return False
-        self._port = free_port()
+        if self.socket is None:
+            self._port = free_port()
+        else:
+            self.socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "pipeline.vllm.guard"),
                     *command,
-                    *server_options(self._launch, self._port),
+                    *server_options(self._launch, self.socket or self._port),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -67,15 +81,14 @@ class ServerProcess:
         while not healthy():
             if (code := self._process.poll()) is not None:
                 raise EngineError(
-                    f"the vLLM server on port {self._port} ended at its start (exit code {code}); "
-                    f"its log ends: {self.last_words()}"
+                    f"{self.label} ended at its start (exit code {code}); its log ends: "
+                    f"{self.last_words()}"
                 )
             if time.monotonic() > limit:
                 self.end()
                 raise EngineError(
-                    f"the vLLM server on port {self._port} did not come up within "
-                    f"vllm.start_seconds = {self._launch.seconds:g} s; its log ends: "
-                    f"{self.last_words()}"
+                    f"{self.label} did not come up within vllm.start_seconds = "
+                    f"{self._launch.seconds:g} s; its log ends: {self.last_words()}"
                 )
             time.sleep(_POLL_SECONDS)
 

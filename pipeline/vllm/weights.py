@@ -13,43 +13,40 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.policy import Policy
+from pipeline import checkpoint, ranks
 from pipeline.sharding import whole
-from pipeline.tensorfiles import laid_out, write_one_by_one
+from pipeline.tensorfiles import laid_out
 from pipeline.vllm.host import Host
 from pipeline.vllm.threads import side_by_side
 
-WEIGHTS_FILE = "weights.safetensors"
+_STEM = "weights"
+
+
+def named_parts(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield this rank's part of every weight under every name that it has.
+
+    Tied weights come once per name: an engine that holds a copy under the second name, as vLLM
+    does of an output projection, would keep the old one.
+    """
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield name, parameter.detach()
 
 
 def named_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight under every name that it has, in the engine's dtype.
-
-    Tied weights come once per name: an engine that holds a copy under the second name, as vLLM
-    does of an output projection, would keep the old one. Of a policy that is spread over ranks,
-    one weight at a time is whole; all ranks must go through them together.
-    """
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield name, whole(parameter.detach()).to(dtype)
-
-
-def hand_over(policy: Policy, dtype: torch.dtype, send: Callable[[], None] | None = None) -> None:
-    """Send a policy's weights, on rank 0; on the others, give it this rank's parts as it does."""
-    if send is not None:
-        send()
-        return
-    for _ in named_weights(policy.model, dtype):
-        pass
+    """Yield the same, each whole in its turn, in the engine's dtype; all ranks at the same time."""
+    for name, part in named_parts(model):
+        yield name, whole(part).to(dtype)
 
 
 class Sender(Protocol):
     """One way for weights."""
 
     def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Bring the model's weights to all hosts and have them named.
+        """Bring the model's weights to all hosts and have them named; every rank must call it.
 
         Args:
-            anew: whether a host came up since the last time.
+            hosts: this rank's.
+            anew: whether one of them came up since the last time.
         """
 
 
@@ -86,25 +83,29 @@ class Fan:
 
 
 class FileSender:
-    """Writes weights into one file, from which every host reads."""
+    """Has every rank write its rows of the weights to their place in one file, which hosts read.
+
+    Args:
+        folder: all ranks, and all hosts, see it.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self._path = folder / WEIGHTS_FILE
+        self._path = folder / f"{_STEM}.safetensors"
         self._dtype = dtype
 
     def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Write the file anew, a weight at a time, and have every host load it."""
+        """Write the file anew and have this rank's hosts load it (see `Sender.send`)."""
+        parts = dict(named_parts(model))
         empty = {
-            name: torch.empty(parameter.shape, dtype=self._dtype, device="meta")
-            for name, parameter in model.named_parameters(remove_duplicate=False)
+            name: torch.empty(part.shape, dtype=self._dtype, device="meta")
+            for name, part in parts.items()
         }
-        layout = laid_out(empty, "written", most=sys.maxsize)
-        written = self._path.with_name("written.safetensors")
-        written.unlink(missing_ok=True)
-        write_one_by_one(named_weights(model, self._dtype), layout, written.parent)
-        written.replace(self._path)
+        if ranks.rank() == 0:
+            self._path.unlink(missing_ok=True)
+        layout = laid_out(empty, _STEM, most=sys.maxsize)
+        checkpoint.save(parts, layout, self._path.parent, durable=False)
         fan = Fan(hosts, version)
         fan.init_weight_transfer_engine({})
         fan.start_weight_update()
-        fan.update_weights({"path": str(self._path), "tensors": len(empty)})
+        fan.update_weights({"path": str(self._path), "tensors": len(parts)})
         fan.finish_weight_update()

@@ -1,16 +1,13 @@
 """Files of tensors: those of safetensors' own writer, to the byte, in parts of a bounded size."""
 
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pipeline import checkpoint
-from pipeline.tensorfiles import laid_out, places_in, write_one_by_one
+from pipeline.tensorfiles import laid_out, places_in
 
 TENSORS = {
     "b": torch.arange(15, dtype=torch.float32).view(3, 5),
@@ -27,19 +24,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-@pytest.mark.parametrize("way", ["checkpoint", "one by one"])
-def test_bytes_are_those_of_safetensors(
-    tmp_path: Path, way: str, metadata: dict[str, str] | None
-) -> None:
+def test_bytes_are_those_of_safetensors(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     theirs.mkdir()
     ours.mkdir()
     save_file(TENSORS, theirs / "all.safetensors", metadata)
-    layout = laid_out(TENSORS, "all", metadata)
-    if way == "checkpoint":
-        checkpoint.save(TENSORS, layout, ours)
-    else:
-        write_one_by_one(TENSORS.items(), layout, ours)
+    checkpoint.save(TENSORS, laid_out(TENSORS, "all", metadata), ours)
     assert files(ours) == files(theirs)
 
 
@@ -70,6 +60,9 @@ def test_another_type_is_converted(tmp_path: Path) -> None:
     read = {"half": torch.zeros(3, 3)}
     checkpoint.load(read, places_in(tmp_path, "all"), tmp_path)
     assert read["half"].equal(torch.ones(3, 3))
+    wanted = {"half": torch.empty(3, 3, dtype=torch.float64, device="meta")}
+    checkpoint.save(read, laid_out(wanted, "written"), tmp_path, durable=False)
+    assert load_file(tmp_path / "written.safetensors")["half"].equal(torch.ones(3, 3).double())
 
 
 def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
@@ -89,20 +82,3 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     checkpoint.save(TENSORS, layout, tmp_path)
     with pytest.raises(FileExistsError):
         checkpoint.save(TENSORS, layout, tmp_path)
-
-
-def test_no_more_than_two_tensors_are_held_at_a_time(tmp_path: Path) -> None:
-    """However many there are: weights go to vLLM by a file without a copy of the model."""
-    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-
-    def one_by_one() -> Iterator[tuple[str, Tensor]]:
-        for number in range(10):
-            tensor = torch.zeros(4)
-            alive.add(tensor)
-            assert len(alive) <= 2
-            yield str(number), tensor
-            del tensor
-
-    empty = {str(number): torch.empty(4, device="meta") for number in range(10)}
-    write_one_by_one(one_by_one(), laid_out(empty, "all"), tmp_path)
-    assert len(load_file(tmp_path / "all.safetensors")) == 10

@@ -29,7 +29,7 @@ from pipeline.vllm.launch import environment, launch_of, server_options, transfe
 from pipeline.vllm.probe import probe_groups
 from pipeline.vllm.remote import RemoteHost
 from pipeline.vllm.threads import outcomes, side_by_side
-from pipeline.vllm.weights import WEIGHTS_FILE, Fan, FileSender, named_weights
+from pipeline.vllm.weights import Fan, FileSender, named_weights
 from tests.conftest import OpenPolicy
 
 SETTINGS = SamplingSettings(0.5, 0.9, 7, 4, 16)
@@ -98,12 +98,12 @@ def test_weights_by_file_are_those_of_the_policy(tiny_policy: OpenPolicy, tmp_pa
     model, host = tiny_policy().model, Mock()
     for version in ("first", "second"):
         FileSender(tmp_path, torch.bfloat16).send([host], model, version, anew=False)
-    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS_FILE]
-    found = load_file(tmp_path / WEIGHTS_FILE)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    found = load_file(tmp_path / "weights.safetensors")
     expected = dict(named_weights(model, torch.bfloat16))
     assert found.keys() == expected.keys()
     assert all(found[name].equal(weight) for name, weight in expected.items())
-    sent = {"path": str(tmp_path / WEIGHTS_FILE), "tensors": len(expected)}
+    sent = {"path": str(tmp_path / "weights.safetensors"), "tensors": len(expected)}
     host.update_weights.assert_called_with(sent)
     host.finish_weight_update.assert_called_with("second")
 
@@ -235,7 +235,7 @@ def server(answer: Answer) -> Iterator[str]:
 
 def asked(url: str, groups: int = 3) -> Work:
     """Have a host at a URL work off some groups of two rollouts."""
-    host = RemoteHost(url, None, limit=4, workers=1, seconds=2)
+    host = RemoteHost(url, None, limit=4, workers=1, seconds=2, sleeps=False)
     work = Work([Group(i, [1, 2, i], 10 * i, 2) for i in range(groups)], lambda _: None)
     try:
         host.start()

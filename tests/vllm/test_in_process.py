@@ -91,7 +91,7 @@ def test_weights_that_were_not_sent_are_noticed(
             for host in hosts:
                 host._version = version
 
-    monkeypatch.setattr(engine, "_sender", Forgetful())
+    monkeypatch.setattr(engine.station, "_sender", Forgetful())
     learn(policy, "000101-one-behind", scale=1e-3)
     with pytest.raises(EngineError, match="does not sample from policy 000101-one-behind"):
         sample(engine, asked, of)
@@ -105,12 +105,12 @@ def test_a_version_that_somebody_else_set_is_refused(
 ) -> None:
     engine, policy = pair
     learn(policy, "000201-ours")
-    host = engine._hosts[0]
+    host = engine.station._hosts[0]
     monkeypatch.setattr(host, "finish_weight_update", lambda version: None)
     with pytest.raises(EngineError, match="the step needs 000201-ours"):
         sample(engine, prompts(policy, 1), seeds(1, 1))
     monkeypatch.undo()
-    engine._hosts[0]._llm.finish_weight_update("000200-older")  # type: ignore[attr-defined]
+    engine.station._hosts[0]._llm.finish_weight_update("000200-older")  # type: ignore[attr-defined]
     sample(engine, prompts(policy, 1), seeds(1, 1))
 
 
@@ -118,12 +118,12 @@ def test_a_stale_projection_is_noticed(pair: Pair, monkeypatch: pytest.MonkeyPat
     engine, policy = pair
     asked, of = prompts(policy, 1), seeds(1, 1)
     sample(engine, asked, of)
-    whole = weights.named_weights
+    every = weights.named_parts
 
-    def without_head(model, dtype):  # type: ignore[no-untyped-def]
-        return ((n, w) for n, w in whole(model, dtype) if n != "lm_head.weight")
+    def without_head(model):  # type: ignore[no-untyped-def]
+        return ((name, part) for name, part in every(model) if name != "lm_head.weight")
 
-    monkeypatch.setattr(weights, "named_weights", without_head)
+    monkeypatch.setattr(weights, "named_parts", without_head)
     learn(policy, "000301-stale-head", scale=0.02)
     for _ in range(2):  # trying again makes it no better
         with pytest.raises(EngineError, match="tied projection"):
@@ -140,7 +140,7 @@ def test_a_prefix_cache_that_was_kept_is_noticed(
     engine, policy = pair
     asked, of = prompts(policy, 1), seeds(1, 1)
     sample(engine, asked, of)
-    monkeypatch.setattr(engine._hosts[0], "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(engine.station._hosts[0], "reset_prefix_cache", lambda: None)
     learn(policy, "000401-old-cache", scale=0.02)
     with pytest.raises(EngineError, match="prefix cache"):
         sample(engine, asked, of)

@@ -70,7 +70,7 @@ def test_a_server_at_a_url_serves_whoever_brings_weights(
     mine = sample(engine, asked, of)
     guest = demo_policy()
     learn(guest, "000700-a-guest", scale=0.02)
-    urls = [host.url for host in engine._hosts]  # type: ignore[attr-defined]
+    urls = [host.url for host in engine.station._hosts]  # type: ignore[attr-defined]
     with running(guest, f'vllm.urls=["{urls[0]}", "{urls[1]}"]') as visitor:
         assert largest_gap(guest, asked, sample(visitor, asked, of)) < 1e-4
     assert len(servers_of(engine)) == 2  # a guest's engine ends nothing
@@ -149,7 +149,7 @@ def test_nothing_is_left_when_the_run_is_killed(demo_policy: OpenPolicy) -> None
         sample(engine, prompts(policy, 1), seeds(1, 1))
         started = children() - before
         assert started
-        engine._hosts[0]._process._process.stdin.close()  # type: ignore[attr-defined]
+        engine.station._hosts[0]._process._process.stdin.close()  # type: ignore[attr-defined]
         limit = time.monotonic() + 20
         while time.monotonic() < limit and children() & started:
             time.sleep(0.2)
