@@ -39,7 +39,7 @@ class RemoteHost:
         self._limit, self._seconds = limit, seconds
         self.workers = workers
         self._model = ""
-        self._known = False
+        self._known, self._failed = False, False
         self._sleeps, self._asleep = sleeps, False
         socket = process.socket if process is not None else None
         self._client = httpx.Client(
@@ -64,17 +64,17 @@ class RemoteHost:
         return self._process.url
 
     def start(self) -> bool:
-        """See `Host.start`; a server that ended is started again."""
+        """See `Host.start`; a server of ours that ended, or failed, is started again."""
         fresh = not self._known
         if self._process is not None:
-            if self._known and not self._healthy():
+            if self._known and (self._failed or not self._healthy()):
                 self._process.end()
             fresh = self._process.start() or fresh
             self._process.wait(self._healthy)
         elif not self._healthy():
             raise HostLost(f"{self.label} does not answer /health; start it, or change vllm.urls")
         self._model = self._get("/v1/models")["data"][0]["id"]
-        self._known = True
+        self._known, self._failed = True, False
         self._asleep = self._asleep and not fresh
         return fresh
 
@@ -194,6 +194,7 @@ class RemoteHost:
         except httpx.TransportError as error:
             raise HostLost(f"{self.label} is gone ({type(error).__name__}: {error}){log}") from None
         if answer.status_code >= 500:
+            self._failed = True
             raise HostLost(f"{self.label} failed {path}: {answer.text[:_SHOWN]}{log}")
         if not answer.is_success:
             raise EngineError(

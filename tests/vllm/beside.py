@@ -5,28 +5,33 @@ What rank 0 finds is left in FOLDER/found.json.
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors.torch import load_file
 
 from pipeline import ranks
 from pipeline.config import ModelSection
+from pipeline.engine import Sample
 from pipeline.errors import SrpoError
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.snapshots import open_policy
 from pipeline.vllm import station
 from pipeline.vllm.engine import VllmEngine
-from pipeline.vllm.host import Host
+from pipeline.vllm.host import Ask, Group, Host
+from pipeline.vllm.remote import RemoteHost
+from pipeline.vllm.weights import FileSender
 from tests.vllm import live
 
 FOLDER = Path(__file__).parents[2] / "data" / "demo" / "policy"
-TIMEOUT = 8.0
+TIMEOUT = 20.0
 
 
 def learn(policy: Policy, version: str) -> None:
@@ -35,7 +40,7 @@ def learn(policy: Policy, version: str) -> None:
 
 
 def forget(_: Policy, number: int, rank: int) -> None:
-    """Have a rank write its rows as all do, and not tell its engine of the file."""
+    """Have a rank's engine get the weights that it has under the next one's name."""
     own = station.stations[number]
     send = own._sender.send
 
@@ -43,9 +48,13 @@ def forget(_: Policy, number: int, rank: int) -> None:
         send([], model, version, anew)
         for host in hosts:
             host.start_weight_update()
+            host.update_weights({"path": str(old), "tensors": tensors})
             host.finish_weight_update(version)
 
     if ranks.rank() == rank:
+        assert isinstance(own._sender, FileSender)
+        old = Path(shutil.copy(own._sender._path, own._folder / "old.safetensors"))
+        tensors = len(load_file(old))
         own._sender.send = unsent  # type: ignore[method-assign,assignment]
 
 
@@ -56,45 +65,51 @@ def remember(_: Policy, number: int) -> None:
 
 def core_of(_: Policy) -> int:
     """Return the process in which this rank's engine computes."""
-    return next(
-        p.pid for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()
-    )
+    (core,) = live.cores_of(psutil.Process())
+    return core.pid
 
 
-def all_cases(policy: Policy) -> dict[str, Any]:
+def doom(_: Policy, number: int, rank: int) -> None:
+    """Have a rank's engine killed when it has begun to sample."""
+    (host,) = station.stations[number]._hosts
+    assert isinstance(host, RemoteHost)
+    complete, requests = host._complete, count()
+
+    def killing(group: Group, ask: Ask) -> list[Sample]:
+        if next(requests) == 3:
+            os.kill(core_of(_), signal.SIGKILL)
+        return complete(group, ask)
+
+    if ranks.rank() == rank:
+        host._complete = killing  # type: ignore[method-assign]
+
+
+def all_cases(policy: Policy, found: dict[str, Any]) -> None:
     """Go through what can happen, as rank 0."""
     engine = VllmEngine(live.config(f"generate.timeout={TIMEOUT}"), policy)
     asked, of = live.prompts(policy, 24), live.seeds(24, 8)
 
-    def sampled(told: Callable[[int, int], None] = lambda done, total: None) -> Any:
+    def sampled() -> Any:
         try:
-            answers = live.sample(engine, asked, of, progress=told)
+            answers = live.sample(engine, asked, of)
         except SrpoError as error:
             return str(error)
         return [[a.response_ids for a in group] for group in answers]
 
-    found: dict[str, Any] = {"first": sampled(), "gaps": [engine.facts["engine_probe_gap"]]}
+    found["first"], found["gaps"] = sampled(), [engine.facts["engine_probe_gap"]]
     ranks.together(learn, policy, "000001-one-behind")
     ranks.together(forget, policy, engine._number, 1)
     found["unsent"] = sampled()
     ranks.together(remember, policy, engine._number)
     found["learned"] = sampled()
-    cores = ranks.together(core_of, policy)
-    killed: list[int] = []
-
-    def kill(done: int, total: int) -> None:
-        if not killed:
-            killed.append(done)
-            os.kill(cores[1], signal.SIGKILL)
-
-    found["killed"] = sampled(kill)
-    found["cores"] = cores, ranks.together(core_of, policy)
+    before = ranks.together(core_of, policy)
+    ranks.together(doom, policy, engine._number, 1)
+    found["killed"], found["cores"] = sampled(), [before, ranks.together(core_of, policy)]
     found["gaps"].append(engine.facts["engine_probe_gap"])
     os.kill(ranks.together(core_of, policy)[1], signal.SIGSTOP)
     started = time.monotonic()
     found["hangs"], found["seconds"] = sampled(), time.monotonic() - started
     engine.close()
-    return found
 
 
 def main() -> None:
@@ -107,7 +122,11 @@ def main() -> None:
             return
         section = ModelSection(path=str(FOLDER), device="cpu")
         policy = open_policy(str(FOLDER), section, TeacherSettings("ema", 0.05, 0.05))
-        (folder / "found.json").write_text(json.dumps(all_cases(policy)))
+        found: dict[str, Any] = {}
+        try:
+            all_cases(policy, found)
+        finally:
+            (folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -101,3 +101,12 @@ def servers_of(engine: VllmEngine) -> list[Any]:
     return [
         p for p in found if "api_server" in " ".join(p.cmdline()) and "guard" not in p.cmdline()[2]
     ]
+
+
+def cores_of(process: psutil.Process) -> list[psutil.Process]:
+    """Return the processes in which engines compute: children of servers, below a process."""
+    below = process.children(recursive=True)
+    servers = [
+        p for guard in below if "pipeline.vllm.guard" in guard.cmdline() for p in guard.children()
+    ]
+    return [p for s in servers for p in s.children() if "resource_tracker" not in str(p.cmdline())]
