@@ -1,5 +1,6 @@
 """Which arguments and environment vLLM gets, the same in this process and as a server."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -80,6 +81,15 @@ def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
         rollouts=max(config.generate.batch_size, config.evaluate.batch_size),
         cuda=cuda,
     )
+
+
+def expect_installed() -> None:
+    """Raise an EngineError where vLLM is not installed. The finder looks: an import takes long."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError(
+            "the engine is vllm, which is not installed; see `srpo doctor`, or set "
+            "generate.engine = transformers"
+        )
 
 
 def _expect_fit_for_ranks(section: VllmSection, transfer: Transfer) -> None:

@@ -1,6 +1,5 @@
 """vLLM inside the run's one process: no HTTP; on a CPU no other process at all."""
 
-import importlib.util
 import os
 import time
 import warnings
@@ -10,7 +9,13 @@ from typing import Any
 import torch
 
 from pipeline.vllm.host import Ask, EngineError, Group, Work, checked_sample
-from pipeline.vllm.launch import Launch, engine_arguments, environment, sleeps
+from pipeline.vllm.launch import (
+    Launch,
+    engine_arguments,
+    environment,
+    expect_installed,
+    sleeps,
+)
 
 
 class LocalHost:
@@ -35,11 +40,7 @@ class LocalHost:
         """
         if self._llm is not None:
             return False
-        if importlib.util.find_spec("vllm") is None:
-            raise EngineError(
-                "the engine is vllm, which is not installed; see `srpo doctor`, or set "
-                "generate.engine = transformers"
-            )
+        expect_installed()
         os.environ.update(environment(self._launch, server=False))
         threads, setter = torch.get_num_threads(), torch.set_num_threads
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import ranks
 from pipeline.vllm.host import EngineError
-from pipeline.vllm.launch import Launch, server_environment, server_options
+from pipeline.vllm.launch import Launch, expect_installed, server_environment, server_options
 
 _POLL_SECONDS = 0.25
 _END_SECONDS = 20.0
@@ -50,6 +50,7 @@ class ServerProcess:
         """Start the process if there is none; True: there was none."""
         if self._process is not None and self._process.poll() is None:
             return False
+        expect_installed()
         if self.socket is None:
             self._port = free_port()
         else:

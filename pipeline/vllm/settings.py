@@ -15,7 +15,7 @@ class VllmSection(Section):
         0,
         ge=0,
         le=1024,
-        description="servers to start on this machine; 0: inside the run's process",
+        description="servers to start on this machine; 0: an engine beside the policy, per rank",
     )
     urls: list[str] = Field(
         default_factory=list,
@@ -28,7 +28,7 @@ class VllmSection(Section):
         "auto", description="how weights get there; auto: file on CPUs, ipc or nccl on GPUs"
     )
     sync_folder: str | None = Field(
-        None, description="file: a folder that run and servers share; unset: a temporary one"
+        None, description="file: a folder that ranks and servers share; unset: a temporary one"
     )
     tensor_parallel: PositiveInt = Field(1, description="GPUs of one model replica")
     data_parallel: PositiveInt = Field(1, description="replicas inside each server")

@@ -150,6 +150,8 @@ class Station:
                 self._checked.pop(host, None)
 
         with phase("start vllm"):
+            if sleeps(self._launch):
+                torch.cuda.empty_cache()  # what updates left unused is for the engine now
             hosts = self._each(self._hosts, start)
         stale = any(self._checked.get(host) != policy.version for host in hosts)
         if any(ranks.exchanged(stale)):

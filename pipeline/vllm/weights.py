@@ -35,7 +35,7 @@ def named_parts(model: Any) -> Iterator[tuple[str, Tensor]]:
 def named_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield the same, each whole in its turn, in the engine's dtype; all ranks at the same time."""
     for name, part in named_parts(model):
-        yield name, whole(part).to(dtype)
+        yield name, whole(part.to(dtype))
 
 
 class Sender(Protocol):

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.loading import load_config
 from pipeline.policy import Policy
 from pipeline.vllm import station as station_module
-from pipeline.vllm.host import Ask, Group, Host
+from pipeline.vllm.host import Ask, EngineError, Group, Host
 from pipeline.vllm.launch import Launch, launch_of, server_environment, server_options
 from pipeline.vllm.local import LocalHost
 from pipeline.vllm.probe import Probe
@@ -220,3 +220,13 @@ def test_one_beside_a_rank_sleeps_and_wakes_so_too(
         "/reset_prefix_cache",
         "/sleep?level=2",
     ]
+
+
+def test_what_is_not_installed_is_said_in_one_line(
+    tiny_policy: OpenPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = launched(tiny_policy(), tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for start in (LocalHost(launch).start, ServerProcess(launch, tmp_path / "log").start):
+        with pytest.raises(EngineError, match="the engine is vllm, which is not installed"):
+            start()

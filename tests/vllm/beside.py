@@ -69,15 +69,15 @@ def core_of(_: Policy) -> int:
     return core.pid
 
 
-def doom(_: Policy, number: int, rank: int) -> None:
-    """Have a rank's engine killed when it has begun to sample."""
+def doom(_: Policy, number: int, rank: int, by: signal.Signals) -> None:
+    """Have a rank's engine get a signal when it has begun to sample."""
     (host,) = station.stations[number]._hosts
     assert isinstance(host, RemoteHost)
     complete, requests = host._complete, count()
 
     def killing(group: Group, ask: Ask) -> list[Sample]:
         if next(requests) == 3:
-            os.kill(core_of(_), signal.SIGKILL)
+            os.kill(core_of(_), by)
         return complete(group, ask)
 
     if ranks.rank() == rank:
@@ -103,10 +103,10 @@ def all_cases(policy: Policy, found: dict[str, Any]) -> None:
     ranks.together(remember, policy, engine._number)
     found["learned"] = sampled()
     before = ranks.together(core_of, policy)
-    ranks.together(doom, policy, engine._number, 1)
+    ranks.together(doom, policy, engine._number, 1, signal.SIGKILL)
     found["killed"], found["cores"] = sampled(), [before, ranks.together(core_of, policy)]
     found["gaps"].append(engine.facts["engine_probe_gap"])
-    os.kill(ranks.together(core_of, policy)[1], signal.SIGSTOP)
+    ranks.together(doom, policy, engine._number, 1, signal.SIGSTOP)
     started = time.monotonic()
     found["hangs"], found["seconds"] = sampled(), time.monotonic() - started
     engine.close()
