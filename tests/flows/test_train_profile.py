@@ -1,10 +1,6 @@
 """`srpo train --profile`: which steps get a profile, and what the command prints."""
 
 import contextlib
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from pipeline.loading import load_config
 from pipeline.profiles import profile_path, read_profile
 from pipeline.profiling import Profiler
 from pipeline.store import Run
+from tests.conftest import Srpo
 
-PROJECT = Path(__file__).resolve().parents[2]
 SMALL = [
     "run.steps=2",
     "run.threads=1",
@@ -70,34 +66,23 @@ def test_no_profiled_step_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no step was profiled" in capsys.readouterr().out
 
 
-@pytest.fixture
-def srpo() -> Callable[..., str]:
-    def called(*arguments: str) -> str:
-        values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            env={**values, "PYTHONPATH": str(PROJECT), "COLUMNS": "100"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return called
-
-
 @pytest.mark.slow
 def test_the_command_goes_on_with_and_without_a_profile(
-    tmp_path: Path, srpo: Callable[..., str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, srpo: Srpo
 ) -> None:
+    def said(*arguments: str) -> str:
+        code, out, err = srpo(*arguments)
+        assert code == 0, err
+        return out
+
+    monkeypatch.setenv("COLUMNS", "100")
     folder = tmp_path / "run"
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    printed = srpo("train", "demo", "--run", str(folder), "--profile", *settings)
+    printed = said("train", "demo", "--run", str(folder), "--profile", *settings)
     assert "where the time of 2 steps went" in printed
     again = ("train", "--resume", "--run", str(folder))
-    assert "where the time" not in srpo(*again, "--set", "run.steps=3")
-    assert "where the time of 1 step went" in srpo(*again, "--profile", "--set", "run.steps=4")
+    assert "where the time" not in said(*again, "--set", "run.steps=3")
+    assert "where the time of 1 step went" in said(*again, "--profile", "--set", "run.steps=4")
     run = Run.open(folder)
     assert [profile_path(run, step).exists() for step in range(4)] == [True, True, False, True]
     assert check_run(run).findings == []
