@@ -28,7 +28,6 @@ SMALL = [
     "evaluate.questions=4",
     "evaluate.rollouts=2",
     "verify.workers=1",
-    "run.threads=1",
 ]
 LIMIT_SECONDS = 120
 

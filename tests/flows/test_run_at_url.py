@@ -1,7 +1,6 @@
 """A training whose root is on a local S3 server that fails now and then: killed, resumed, whole."""
 
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from tests.s3 import CREDENTIALS, Server, serving
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).resolve().parents[2]
 SMALL = [
     "run.steps=6",
     "run.snapshot_every=3",
@@ -46,10 +44,9 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def environment(server: Server, tmp_path: Path) -> dict[str, str]:
-    values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+def environment(server: Server, tmp_path: Path, prefect_api: dict[str, str]) -> dict[str, str]:
     own = {"AWS_ENDPOINT_URL": server.url, "SRPO_CACHE": str(tmp_path / "cache")}
-    return {**values, **CREDENTIALS, **own, "PYTHONPATH": str(PROJECT)}
+    return {**prefect_api, **CREDENTIALS, **own}
 
 
 def start(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
@@ -93,6 +90,7 @@ def tables_on(server: Server, prefix: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.campaign
 def test_killed_twice_on_a_store_that_fails_it_has_the_tables_of_a_disk(
     server: Server, environment: dict[str, str], tmp_path: Path
 ) -> None:

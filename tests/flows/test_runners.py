@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parents[2]
 PLACES = ["processes:2", "ray:2", "dask:2"]
 ROWS, SHARDS = 96, 12
+SECONDS = "0.04"  # of a verdict
 LIMIT_SECONDS = 300.0
 PROBE = """
 from flows.placing import crew_of
@@ -32,17 +34,24 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def api(prefect_api: dict[str, str]) -> Iterator[None]:
+    """Have commands find the server that tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in prefect_api.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of runs, in which one command after the other finds Prefect's server."""
+    """Return a folder of runs."""
     return tmp_path_factory.mktemp("runs")
 
 
 def started(*arguments: str) -> "subprocess.Popen[str]":
-    given = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env={**given, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,7 +60,7 @@ def started(*arguments: str) -> "subprocess.Popen[str]":
 
 def at_work(place: str, runs: Path, parts: Path) -> "subprocess.Popen[str]":
     script = str(PROJECT / "tests" / "flows" / "crew_at_work.py")
-    return started(script, place, str(runs), str(parts), str(ROWS), "0.1")
+    return started(script, place, str(runs), str(parts), str(ROWS), SECONDS)
 
 
 def result(process: "subprocess.Popen[str]") -> str:

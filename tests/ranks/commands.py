@@ -1,9 +1,15 @@
-"""`srpo train` as a process, with any number of ranks."""
+"""`srpo train` as a process, with any number of ranks, and the same training without it."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+
+from flows import loop
+from flows.session import Session
+from pipeline.loading import load_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240
@@ -17,13 +23,19 @@ SMALL = (
 )
 
 
-def train(run: Path, *options: str, steps: int = STEPS) -> subprocess.Popen[str]:
-    """Begin a run, or go on with it."""
+def train(
+    run: Path, *options: str, steps: int = STEPS, api: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Begin a run, or go on with it.
+
+    Args:
+        api: variables by which a Prefect server is found; None: it has one of its own.
+    """
     settings = (f"run.steps={steps}", *(() if run.exists() else SMALL))
     how = ["--resume"] if run.exists() else ["demo"]
     arguments = ["train", *how, "--run", str(run), *options]
     arguments += [part for setting in settings for part in ("--set", setting)]
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | dict(api or {})
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *arguments],
         env={**environment, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
@@ -42,9 +54,19 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def trained(run: Path, *options: str, steps: int = STEPS) -> Path:
+def trained(
+    run: Path, *options: str, steps: int = STEPS, api: Mapping[str, str] | None = None
+) -> Path:
     """Train to the end, and return the run."""
-    process = train(run, *options, steps=steps)
+    process = train(run, *options, steps=steps, api=api)
     said = finish(process)
     assert process.returncode == 0, said
+    return run
+
+
+def trained_here(run: Path) -> Path:
+    """Train to the end in this process, without Prefect, and return the run."""
+    settings = [*SMALL, f"run.steps={STEPS}"]
+    with closing(Session.create(run, load_config("demo", settings))) as session:
+        loop.train(session, session.run_stage, [], lambda: False)
     return run

@@ -1,10 +1,18 @@
-"""A module of tests as several ranks, in processes of their own, started by torchrun's launcher."""
+"""A module of tests as several ranks, in processes of their own, started by torchrun's launcher.
 
+They are forked from a process that has imported what they need, and done nothing else: importing it
+takes each of them five seconds otherwise, most of what a test of ranks costs.
+"""
+
+import importlib
+import multiprocessing
 import sys
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+IMPORTED = ["tests.ranks.steps", "tests.ranks.snapshots", "benchmarks.ranks_memory"]
 
 
 def launch(module: str, count: int, logs: Path, *arguments: str) -> None:
@@ -22,5 +30,14 @@ def launch(module: str, count: int, logs: Path, *arguments: str) -> None:
         run_id="test",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
+        start_method="forkserver",
+        monitor_interval=0.05,
     )
-    elastic_launch(settings, sys.executable)("-m", module, *arguments)
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    elastic_launch(settings, be)(module, *arguments)
+
+
+def be(module: str, *arguments: str) -> None:
+    """Be one of the ranks."""
+    sys.argv = [module, *arguments]
+    importlib.import_module(module).main()

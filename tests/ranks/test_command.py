@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.audit.check import check_run
 from pipeline.store import Run
-from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained
+from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 from tests.ranks.compared import compare_runs
 
 pytestmark = pytest.mark.slow
@@ -33,21 +33,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> Path:
-    return trained(folder / "one")
+    return trained_here(folder / "one")
 
 
 @pytest.fixture(scope="module")
-def begun(folder: Path) -> Path:
+def begun(folder: Path, prefect_api: dict[str, str]) -> Path:
     """Two steps on two ranks."""
-    return trained(folder / "begun", "--ranks", "2", steps=2)
+    return trained(folder / "begun", "--ranks", "2", steps=2, api=prefect_api)
 
 
 @pytest.mark.parametrize("ranks", ["1", "4"])  # on two: the next test
 def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
-    ranks: str, one: Path, begun: Path, folder: Path
+    ranks: str, one: Path, begun: Path, folder: Path, prefect_api: dict[str, str]
 ) -> None:
     run = Path(shutil.copytree(begun, folder / f"on-{ranks}"))
-    trained(run, "--ranks", ranks)
+    trained(run, "--ranks", ranks, api=prefect_api)
     compare_runs(one, run, STEPS)
     assert not check_run(Run.open(run)).findings
     names = [sorted(p.name for p in (r / "policy/000003").iterdir()) for r in (one, run)]
@@ -65,9 +65,11 @@ def wait_for(file: Path) -> None:
         time.sleep(0.005)
 
 
-def test_ranks_stop_and_end_as_their_command_is_told(folder: Path) -> None:
+def test_ranks_stop_and_end_as_their_command_is_told(
+    folder: Path, prefect_api: dict[str, str]
+) -> None:
     run = folder / "signalled"
-    command = train(run, "--ranks", "2")
+    command = train(run, "--ranks", "2", api=prefect_api)
     wait_for(run / "steps/000000/verdicts.json")
     command.send_signal(signal.SIGINT)
     said = finish(command)
@@ -75,7 +77,7 @@ def test_ranks_stop_and_end_as_their_command_is_told(folder: Path) -> None:
     assert "Traceback" not in said
     states = run.glob("policy/*/state.json")
     assert {file.parent.name for file in states} in ({"000000"}, {"000000", "000001"})
-    command = train(run, "--ranks", "2")
+    command = train(run, "--ranks", "2", api=prefect_api)
     wait_for(run / "steps/000001/rollouts.json")
     ranks = psutil.Process(command.pid).children()
     assert len(ranks) == 2
@@ -87,13 +89,12 @@ def test_ranks_stop_and_end_as_their_command_is_told(folder: Path) -> None:
 class Hosts:
     """Two commands that make up one training, as on two hosts; each has a rank."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, api: dict[str, str]) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = f"127.0.0.1:{free.getsockname()[1]}"
         options = ("--nnodes", "2", "--rdzv-endpoint", place)
-        first = train(run, *options, "--node-rank", "0")
-        self.commands = [first, train(run, *options, "--node-rank", "1")]
+        self.commands = [train(run, *options, "--node-rank", n, api=api) for n in ("0", "1")]
 
     def rank(self, number: int) -> psutil.Process:
         """Return the process of a rank."""
@@ -105,12 +106,13 @@ class Hosts:
         return [finish(command) for command in self.commands]
 
 
+@pytest.mark.campaign
 def test_a_rank_that_is_killed_in_any_stage_ends_all_and_the_run_goes_on(
-    one: Path, folder: Path
+    one: Path, folder: Path, prefect_api: dict[str, str]
 ) -> None:
     run = folder / "killed"
     for number, file in enumerate(STAGES.values()):
-        hosts, victim = Hosts(run), number % 2
+        hosts, victim = Hosts(run, prefect_api), number % 2
         wait_for(run / file)
         hosts.rank(victim).send_signal(signal.SIGKILL)
         killed = time.monotonic()
@@ -122,7 +124,7 @@ def test_a_rank_that_is_killed_in_any_stage_ends_all_and_the_run_goes_on(
         assert f"rank {victim} was killed by SIGKILL; go on" in lines[victim][0]
         assert "a rank on another host is gone; go on" in lines[1 - victim][0]
         assert not re.search(r"Traceback", "".join(said)), said
-    hosts = Hosts(run)
+    hosts = Hosts(run, prefect_api)
     said = hosts.end()
     assert [command.returncode for command in hosts.commands] == [0, 0], said
     compare_runs(one, run, STEPS)
