@@ -4,6 +4,7 @@
     tiny_policy     factory of fresh policies over it: tiny_policy(teacher="ema", rate=0.5, …)
     demo_policy     factory of fresh policies over the shipped demo policy, same arguments
     prefect_api     environment of commands that talk to the one Prefect server that tests share
+    api_here        the same, for this process as well
     srpo            srpo("train", "demo", …): a command in this process, its exit code and words
     own_server      own_server(root): have a server of `root` come up sooner than from nothing
 
@@ -32,6 +33,7 @@ from pipeline.snapshots import open_policy
 from tests.servers import prepared, shared
 
 OpenPolicy = Callable[..., Policy]
+OwnServer = Callable[[Path], Path]
 Srpo = Callable[..., tuple[int, str, str]]
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -94,12 +96,18 @@ def prefect_api(servers: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def srpo(
-    prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Srpo:
-    """Return a function that runs a command and gives its exit code, its output and its errors."""
+def api_here(prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Have this process talk to the shared server too; return what `prefect_api` does."""
     for name, value in prefect_api.items():
         monkeypatch.setenv(name, value)
+    return prefect_api
+
+
+@pytest.fixture
+def srpo(
+    api_here: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Srpo:
+    """Return a function that runs a command and gives its exit code, its output and its errors."""
 
     def called(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["srpo", *map(str, arguments)])
@@ -112,7 +120,7 @@ def srpo(
 
 
 @pytest.fixture(scope="session")
-def own_server(servers: Path, prefect_api: dict[str, str]) -> Callable[[Path], Path]:
+def own_server(servers: Path, prefect_api: dict[str, str]) -> OwnServer:
     """Return `prepared`, over what the shared server had at its start."""
     return partial(prepared, fresh=servers)
 

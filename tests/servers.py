@@ -42,7 +42,7 @@ def shared(root: Path) -> Iterator[dict[str, str]]:
 def prepared(root: Path, fresh: Path) -> Path:
     """Give a folder of runs a fresh database, so that its own server comes up sooner; return it."""
     home = root / ".prefect"
-    home.mkdir()
+    home.mkdir(parents=True)
     _copy(fresh, home)
     (home / READY).touch()
     return root

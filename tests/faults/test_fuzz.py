@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run.open(root)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", TARGETS)
 def test_only_errors_of_ours_come_out(run: Run, name: str) -> None:
     tally = fuzz(run.root, name, SECONDS, "ci")

@@ -11,7 +11,7 @@ KILLS, SEED = 10, 4
 SNAPSHOT_EVERY = 2
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_ten_kills_leave_the_tables_and_the_policy_of_an_undisturbed_run(tmp_path: Path) -> None:
     with contextlib.closing(Campaign(tmp_path, SEED)) as campaign:
         kills = list(campaign.kills(0, KILLS))

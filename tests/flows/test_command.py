@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import pytest
 from flows.loop import train
 from flows.session import STAGES, Session
 from pipeline.loading import load_config
+from tests.conftest import OwnServer
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_tables(
     number: signal.Signals,
     code: int,
     tmp_path: Path,
-    own_server: Callable[[Path], Path],
+    own_server: OwnServer,
     undisturbed: dict[str, str],
 ) -> None:
     values = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}

@@ -1,10 +1,7 @@
 """deploy/: what goes to containers is valid before any container service sees it."""
 
-import contextlib
 import json
-import os
 import subprocess
-import sys
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from flows.placing import Place
-from flows.server import open_server
-from tests.flows.test_deployments import expect_flows
+from tests.flows.test_deployments import expect_flows, registered
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEPLOY = PROJECT / "deploy"
@@ -106,33 +102,13 @@ def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
 
 
 @pytest.mark.slow
-def test_all_register_with_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    lease = open_server(tmp_path)
-    base = ["--base-job-template", str(DEPLOY / "kubernetes-pool.json")]
-    try:
-        lease.wait()
-        for command in (
-            ["work-pool", "create", "gpu", "--type", "kubernetes", *base],
-            ["work-pool", "create", "cpu", "--type", "kubernetes", *base],
-            ["work-pool", "create", "containers", "--type", "docker"],
-            ["deploy", "--all", "--prefect-file", "deploy/prefect.yaml"],
-        ):
-            done = subprocess.run(
-                [sys.executable, "-m", "prefect", "--no-prompt", *command],
-                cwd=PROJECT,
-                env={**os.environ, "PYTHONPATH": str(PROJECT)},
-                capture_output=True,
-                text=True,
-                timeout=240,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-        from prefect.client.orchestration import SyncPrefectClient
+def test_all_register_with_a_server(api_here: dict[str, str]) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
 
-        with SyncPrefectClient(lease.url) as client:
-            pools = {d.name: d.work_pool_name for d in client.read_deployments()}
-        assert pools == {d["name"]: d["work_pool"]["name"] for d in deployments()}
-    finally:
-        lease.release()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+    pools = [
+        WorkPoolCreate(name="gpu", type="kubernetes", base_job_template=template()),
+        WorkPoolCreate(name="cpu", type="kubernetes", base_job_template=template()),
+        WorkPoolCreate(name="containers", type="docker"),
+    ]
+    found = registered(api_here, pools, "--prefect-file", "deploy/prefect.yaml")
+    assert found == {d["name"]: d["work_pool"]["name"] for d in deployments()}

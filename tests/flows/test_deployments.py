@@ -1,19 +1,20 @@
 """prefect.yaml: every deployment names a flow that exists, with parameters that it takes."""
 
-import contextlib
 import importlib
 import inspect
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from flows.server import open_server
 from pipeline.lineage import STEP_STAGES
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.actions import WorkPoolCreate
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -46,51 +47,48 @@ def test_entrypoints_are_flows_that_take_the_parameters() -> None:
     expect_flows(deployments())
 
 
-@pytest.mark.slow
-def test_all_deployments_register_with_a_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    lease = open_server(tmp_path)
-    try:
-        lease.wait()
-        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-        for command in (
-            ["work-pool", "create", "srpo", "--type", "process"],
-            ["deploy", "--all"],
-        ):
-            done = subprocess.run(
-                [*prefect, *command],
-                cwd=PROJECT,
-                env={**os.environ, "PWD": str(PROJECT), "PYTHONPATH": str(PROJECT)},
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-        from prefect.client.orchestration import SyncPrefectClient
+def registered(
+    api: dict[str, str], pools: Sequence["WorkPoolCreate"], *options: str
+) -> dict[str, str | None]:
+    """Have Prefect's command register all deployments; return those of some pools, with theirs."""
+    from prefect.client.orchestration import SyncPrefectClient
 
-        with SyncPrefectClient(lease.url) as client:
-            names = {d.name for d in client.read_deployments()}
-            assert names == {d["name"] for d in deployments()}
-            # One is executed, on no run: the flow is found, imported, and says what is missing.
-            nowhere = str(tmp_path / "nowhere")
-            deployment = client.read_deployment_by_name("stage/route")
-            created = client.create_flow_run_from_deployment(
-                deployment.id, parameters={"name": "route", "run": nowhere, "step": 0}
-            )
-            worker = [*prefect, "worker", "start", "--pool", "srpo", "--run-once"]
-            subprocess.run(
-                worker,
-                cwd=PROJECT,
-                env={**os.environ, "PYTHONPATH": str(PROJECT)},
-                capture_output=True,
-                timeout=120,
-            )
-            state = client.read_flow_run(created.id).state
-            assert state is not None and state.message is not None
-            assert f"{nowhere}: no run here" in state.message
-    finally:
-        lease.release()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", *options]
+    with SyncPrefectClient(api["PREFECT_API_URL"]) as client:
+        for pool in pools:
+            client.create_work_pool(pool)
+        environment = {**api, "PWD": str(PROJECT)}
+        done = subprocess.run(
+            deploy, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        names = {pool.name for pool in pools}
+        found = client.read_deployments()
+        return {d.name: d.work_pool_name for d in found if d.work_pool_name in names}
+
+
+@pytest.mark.slow
+def test_all_deployments_register_with_a_server(tmp_path: Path, api_here: dict[str, str]) -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    found = registered(api_here, [WorkPoolCreate(name="srpo", type="process")])
+    assert found.keys() == {d["name"] for d in deployments()}
+    # One is executed, on no run: the flow is found, imported, and says what is missing.
+    nowhere = str(tmp_path / "nowhere")
+    with SyncPrefectClient(api_here["PREFECT_API_URL"]) as client:
+        deployment = client.read_deployment_by_name("stage/route")
+        created = client.create_flow_run_from_deployment(
+            deployment.id, parameters={"name": "route", "run": nowhere, "step": 0}
+        )
+        worker = ["worker", "start", "--pool", "srpo", "--run-once"]
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *worker],
+            cwd=PROJECT,
+            env=api_here,
+            capture_output=True,
+            timeout=120,
+        )
+        state = client.read_flow_run(created.id).state
+        assert state is not None and state.message is not None
+        assert f"{nowhere}: no run here" in state.message

@@ -15,6 +15,7 @@ from flows.server import Lease, open_server
 from pipeline import ranks
 from pipeline.errors import NumericalError
 from pipeline.lineage import STEP_STAGES
+from tests.conftest import OwnServer
 from tests.flows.fakes import FakeSession
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lease]:
+def server(tmp_path_factory: pytest.TempPathFactory, own_server: OwnServer) -> Iterator[Lease]:
     given = os.environ.pop("PREFECT_API_URL", None)
-    lease = open_server(tmp_path_factory.mktemp("runs"))
+    lease = open_server(own_server(tmp_path_factory.mktemp("runs")))
     lease.wait()
     yield lease
     lease.release()

@@ -21,6 +21,7 @@ from flows.loop import Watcher
 from flows.server import open_server
 from pipeline.errors import NumericalError, SrpoError
 from pipeline.lock import RunLock
+from tests.conftest import OwnServer
 from tests.flows.fakes import FakeSession
 from tests.flows.test_server import server_pid
 
@@ -48,10 +49,10 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, own_server: OwnServer) -> Iterator[Server]:
     """A server that the tests, in their order, use, freeze and end."""
     given = os.environ.pop("PREFECT_API_URL", None)
-    root = tmp_path_factory.mktemp("runs")
+    root = own_server(tmp_path_factory.mktemp("runs"))
     lease = open_server(root)
     lease.wait()
     pid = server_pid(root)

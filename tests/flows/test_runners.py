@@ -22,11 +22,12 @@ ROWS, SHARDS = 96, 12
 SECONDS = "0.04"  # of a verdict
 LIMIT_SECONDS = 300.0
 PROBE = """
-from flows.placing import crew_of
+from flows import placing
 from pathlib import Path
 import sys
+placing.CONNECT_SECONDS = 2.0
 if __name__ == "__main__":
-    with crew_of(sys.argv[1], Path(sys.argv[2])) as crew:
+    with placing.crew_of(sys.argv[1], Path(sys.argv[2])) as crew:
         try:
             crew.map("probe", sys.argv[3], [{"text": "a@b"}])
         except ValueError as error:
@@ -95,6 +96,7 @@ def expected(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest(at_work("processes:1", runs, folder))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("place", PLACES)
 def test_a_worker_killed_half_way_loses_nothing(
     place: str, runs: Path, expected: str, tmp_path: Path
@@ -108,6 +110,7 @@ def test_a_worker_killed_half_way_loses_nothing(
     assert {path: now[path] for path in seen} == seen, "a finished shard was judged again"
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("place", ["processes:2", "dask:2"])  # agents of Ray live on a while
 def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
     place: str, runs: Path, expected: str, tmp_path: Path

@@ -15,6 +15,7 @@ import pytest
 
 from flows.server import CLIENT_SETTINGS, Lease, open_server, server_state
 from pipeline.errors import SrpoError
+from tests.conftest import OwnServer
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -75,7 +76,10 @@ def wait_until_gone(pid: int, limit_seconds: float) -> float:
     raise AssertionError(f"process {pid} is still there after {limit_seconds} s")
 
 
-def test_commands_share_a_server_and_sigkill_of_all_of_them_ends_it(tmp_path: Path) -> None:
+def test_commands_share_a_server_and_sigkill_of_all_of_them_ends_it(
+    tmp_path: Path, own_server: OwnServer
+) -> None:
+    own_server(tmp_path)
     with holder(tmp_path) as (first, url):
         pid = server_pid(tmp_path)
         with holder(tmp_path) as (second, same_url):
@@ -157,9 +161,9 @@ def test_release_restores_the_environment(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
 
 
-def test_a_server_whose_folder_is_deleted_ends(tmp_path: Path) -> None:
+def test_a_server_whose_folder_is_deleted_ends(tmp_path: Path, own_server: OwnServer) -> None:
     root = tmp_path / "runs"
-    lease = open_server(root)
+    lease = open_server(own_server(root))
     lease.wait()
     pid = server_pid(root)
     shutil.rmtree(root)

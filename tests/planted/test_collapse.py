@@ -16,7 +16,7 @@ from tests.planted.collapse import Collapse, make
 ONSET, STEPS, WITHIN = 7, 12, 5
 SEEDS = (0, 1, 2)
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 
 @pytest.fixture(scope="module")

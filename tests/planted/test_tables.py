@@ -18,7 +18,7 @@ ONSET, WITHIN, SEEDS = 12, 5, (0, 1, 2)
 Tables = dict[str, pa.Table]
 Shows = Callable[[Tables], Any]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 
 def spike(since: int) -> State:
