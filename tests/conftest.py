@@ -26,7 +26,7 @@ from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from flows.cli import main
+from flows import cli
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.snapshots import open_policy
@@ -108,11 +108,12 @@ def srpo(
     api_here: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Srpo:
     """Return a function that runs a command and gives its exit code, its output and its errors."""
+    monkeypatch.setattr(cli, "LEAVE_SECONDS", 60.0)  # past it, the command would end the tests
 
     def called(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["srpo", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            main()
+            cli.main()
         printed = capsys.readouterr()
         return int(end.value.code or 0), printed.out, printed.err
 

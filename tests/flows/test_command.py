@@ -15,7 +15,7 @@ import pytest
 from flows.loop import train
 from flows.session import STAGES, Session
 from pipeline.loading import load_config
-from tests.conftest import OwnServer
+from tests.conftest import OwnServer, Srpo
 
 pytestmark = pytest.mark.slow
 
@@ -122,15 +122,14 @@ def test_a_run_that_was_ended_goes_on_to_the_same_tables(
         ("smoke-tool-use", DATASETS / "toolalpaca" / "test.json"),
     ],
 )
-def test_real_prompts_pass_every_stage(
-    preset: str, path: Path, tmp_path: Path, prefect_api: dict[str, str]
-) -> None:
+def test_real_prompts_pass_every_stage(preset: str, path: Path, tmp_path: Path, srpo: Srpo) -> None:
     if not path.exists():
         pytest.skip(f"the dataset {path} is not on this machine")
     run = tmp_path / "run"
     changes = [f"data.path={path}", "run.steps=1", "evaluate.questions=1"]
     settings = [part for change in changes for part in ("--set", change)]
-    finish(command("train", preset, "--run", str(run), *settings), prefect_api)
+    code, _, error = srpo("train", preset, "--run", run, *settings)
+    assert code == 0, error
     tables = {t for s in STAGES.values() if s.name != "evaluate" for t in s.writes}
     assert {p.stem for p in (run / "steps" / "000000").glob("*.arrow")} == tables
     assert sorted(p.stem for p in (run / "evaluations").glob("*.arrow")) == ["000000", "000001"]

@@ -24,6 +24,7 @@ from pipeline.loading import load_config
 from pipeline.metrics import evaluation_metrics
 from pipeline.overview import overview
 from pipeline.store import Run
+from tests.conftest import Srpo
 from tests.flows.mixtures import DOUBLES, SETTINGS, STEPS, mixed, settings, trained
 from tests.flows.test_command import command, digests, finish, wait_for
 
@@ -240,9 +241,7 @@ def test_a_killed_run_goes_on_to_the_same_tables(
 
 
 @pytest.mark.slow
-def test_real_prompts_of_two_tasks_pass_every_stage(
-    tmp_path: Path, prefect_api: dict[str, str]
-) -> None:
+def test_real_prompts_of_two_tasks_pass_every_stage(tmp_path: Path, srpo: Srpo) -> None:
     paths = {
         "science_qa": DATASETS / "sciknoweval" / "chemistry",
         "tool_use": DATASETS / "toolalpaca" / "test.json",
@@ -254,7 +253,8 @@ def test_real_prompts_of_two_tasks_pass_every_stage(
     changes += [f"data.mixture.{name}.path={path}" for name, path in paths.items()]
     chosen = [part for change in changes for part in ("--set", change)]
     root = tmp_path / "run"
-    finish(command("train", "smoke-science-qa", "--run", str(root), *chosen), prefect_api)
+    code, _, error = srpo("train", "smoke-science-qa", "--run", root, *chosen)
+    assert code == 0, error
     run = Run.open(root)
     groups = frame(run, "rollouts", 0).unique("group")
     assert Counter(groups["task"]) == {"science_qa": 2, "tool_use": 2}
