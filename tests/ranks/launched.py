@@ -12,7 +12,12 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-IMPORTED = ["tests.ranks.steps", "tests.ranks.snapshots", "benchmarks.ranks_memory"]
+IMPORTED = [
+    "tests.ranks.steps",
+    "tests.ranks.snapshots",
+    "tests.ranks.stations",
+    "benchmarks.ranks_memory",
+]
 
 
 def launch(module: str, count: int, logs: Path, *arguments: str) -> None:

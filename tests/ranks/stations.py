@@ -182,11 +182,11 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
     return found
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Be one of the ranks."""
     torch.set_num_threads(1)
     station._hosts = stand_ins  # type: ignore[assignment]
-    folder = Path(arguments[0])
+    folder = Path(sys.argv[1])
     with ranks.joined():
         if ranks.rank():
             ranks.follow()
@@ -195,4 +195,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.policy import Policy
 from pipeline.vllm import engine as engine_module
-from pipeline.vllm import weights
+from pipeline.vllm import local, weights
 from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import EngineError
 from tests.conftest import OpenPolicy
@@ -147,6 +147,24 @@ def test_a_prefix_cache_that_was_kept_is_noticed(
     monkeypatch.undo()
     learn(policy, "000402-fine")
     assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
+
+
+def test_an_engine_that_slept_is_awake_when_it_samples(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU keeps its memory, but vLLM's scheduler rests until all that sleeps has been woken."""
+    engine, policy = pair
+    asked, of = prompts(policy, 2), seeds(2, 2)
+    host = engine.station._hosts[0]
+    monkeypatch.setattr(local, "sleeps", lambda launch: True)
+    sample(engine, asked, of)
+    assert host._llm.llm_engine.is_sleeping()  # type: ignore[attr-defined]
+    assert host.weight_version() is None
+    learn(policy, "000501-after-sleep", scale=0.02)
+    assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
+    monkeypatch.undo()
+    assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
+    assert not host._llm.llm_engine.is_sleeping()  # type: ignore[attr-defined]
 
 
 def test_threads_are_the_trainers_again(pair: Pair) -> None:

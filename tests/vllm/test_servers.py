@@ -62,6 +62,24 @@ def test_updates_reach_every_server(pair: Pair) -> None:
         assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
 
 
+def test_servers_that_slept_are_awake_when_they_sample(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, policy = pair
+    asked, of = prompts(policy, 6), seeds(6, 2)
+    hosts = engine.station._hosts
+    for host in hosts:
+        monkeypatch.setattr(host, "_sleeps", True)
+    sample(engine, asked, of)
+    assert [host._get("/is_sleeping") for host in hosts] == [{"is_sleeping": True}] * 2  # type: ignore[attr-defined]
+    assert [host.weight_version() for host in hosts] == [None] * 2
+    learn(policy, "000600-after-sleep", scale=0.02)
+    assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
+    monkeypatch.undo()
+    assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
+    assert [host._get("/is_sleeping") for host in hosts] == [{"is_sleeping": False}] * 2  # type: ignore[attr-defined]
+
+
 def test_a_server_at_a_url_serves_whoever_brings_weights(
     pair: Pair, demo_policy: OpenPolicy
 ) -> None:
