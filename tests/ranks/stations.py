@@ -6,7 +6,7 @@ log-probabilities of their own. What rank 0 finds is left in FOLDER/found.json.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
