@@ -35,6 +35,7 @@ from prefect.task_runners import TaskRunner
 from flows.api import ApiError, calling, warn
 from flows.orphans import this_process
 from flows.placing import Place, cluster_of
+from pipeline.audit.plain import printable
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ Item = dict[str, Any]
 
 LIMIT_SECONDS = 3600.0
 """Without any piece of work done, after which a command ends that has no other limit."""
+_SHOWN = 200
 _LOST_IN_A_ROW = 3
 """Pools of processes that may break without a piece of work done by them."""
 
@@ -105,6 +107,10 @@ class Crew:
                 losses = losses + 1 if len(found) == known else 1
                 if self.place.kind != "processes" or losses == _LOST_IN_A_ROW:
                     raise self._lost(name, len(items) - len(found), error) from error
+            except RuntimeError as error:  # Dask's word for what its scheduler can't read
+                if "deserialization" not in str(error):
+                    raise
+                raise self._lost(name, len(items) - len(found), error) from error
             except ApiError as error:
                 if len(found) < len(items):
                     raise self._unplaced(name, len(items) - len(found), error) from error
@@ -129,9 +135,11 @@ class Crew:
         )
 
     def _lost(self, name: str, left: int, error: Exception) -> SrpoError:
+        reason = printable(" ".join(f"{error}".split())[-_SHOWN:])  # of a traceback, its end
         return SrpoError(
-            f"{name} on {self.place}: workers were lost again and again, with {left} pieces of "
-            f"work to do ({type(error).__name__}): too little memory there? What is done is kept"
+            f"{name} on {self.place}: workers were lost again and again, or can't do it, with "
+            f"{left} pieces of work left ({type(error).__name__}: {reason}): "
+            "too little memory there, or another installation than here? What is done is kept"
         )
 
 

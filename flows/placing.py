@@ -47,7 +47,7 @@ _ADDRESSES = {
     "dask": r"((tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]{1,5}",
 }
 _OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray takes: nothing large is ever passed
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 """How Ray is to be, in either case."""
 _LOCAL = "127.0.0.1"
 CONNECT_SECONDS = 10.0
@@ -114,15 +114,17 @@ class Place:
         return cast("TaskRunner[Any]", DaskTaskRunner(address=cluster))
 
     def losses(self) -> tuple[type[Exception], ...]:
-        """Return what is raised when a worker was lost, and its work with it."""
+        """Return what is raised when a worker, or the way to it, was lost, and its work with it."""
         if self.kind == "ray":
             from ray.exceptions import RayError
 
-            return (RayError,)
+            return (RayError, ConnectionError)
         if self.kind == "dask":
             from distributed import KilledWorker
+            from distributed.client import FutureCancelledError
+            from distributed.comm import CommClosedError
 
-            return (KilledWorker,)
+            return (KilledWorker, FutureCancelledError, CommClosedError)
         return (BrokenProcessPool,)
 
 
@@ -206,7 +208,6 @@ def _their_ray(address: str) -> Iterator[None]:
     token = Path("~/.ray/auth_token").expanduser()
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or token.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     import ray
 
     with warnings.catch_warnings():
