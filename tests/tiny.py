@@ -16,11 +16,12 @@ _TEMPLATE = (
 )
 
 
-def write_tiny_policy(folder: Path, seed: int, spread: float = 0.15) -> None:
+def write_tiny_policy(folder: Path, seed: int, spread: float = 0.15, tied: bool = True) -> None:
     """Write a Hugging Face folder: 2 layers, hidden 32, one token per character, V = 53.
 
     Args:
         spread: deviation of the initial weights; larger means lower entropy.
+        tied: whether the output projection is the table of embeddings.
     """
     tokens = [*SPECIAL, "<unk>", *CHARACTERS]
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
@@ -46,7 +47,7 @@ def write_tiny_policy(folder: Path, seed: int, spread: float = 0.15) -> None:
                 num_key_value_heads=1,
                 head_dim=16,
                 max_position_embeddings=512,
-                tie_word_embeddings=True,
+                tie_word_embeddings=tied,
                 initializer_range=spread,
                 eos_token_id=1,
                 pad_token_id=0,

@@ -182,8 +182,7 @@ def accumulate_gradient(
     with policy.passing():
         for members in turns(forward.batches(sequences, budget)):
             if members is None:
-                hidden_ND = idle_pass(policy.model, forward)
-                torch.autograd.backward(hidden_ND, torch.zeros_like(hidden_ND))
+                _backward_idle(policy, forward)
                 continue
             batch = flatten([computed[i] for i in members], kept, policy.device)
             losses = _backward(policy, batch, tokens, settings, forward)
@@ -232,6 +231,17 @@ def _backward(
     with phase("backward", positions, (TRAINING - 1) * flops):
         torch.autograd.backward(hidden_ND, torch.cat([g for g in gradients if g is not None]))
     return TokenLosses(*[torch.cat(column) for column in zip(*parts, strict=True)])
+
+
+def _backward_idle(policy: Policy, forward: Forward) -> None:
+    """Take part in the gradients of other ranks: they sum those of all weights that have one.
+
+    So a projection that is no tied weight needs a gradient, too, though no logits are made.
+    """
+    hidden_ND = idle_pass(policy.model, forward)
+    weight_VD, bias_V, *_ = forward.head(policy.model)
+    outputs = [part for part in (hidden_ND, weight_VD, bias_V) if part is not None]
+    torch.autograd.backward(outputs, [torch.zeros_like(part) for part in outputs])
 
 
 def _optimize(

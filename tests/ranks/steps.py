@@ -87,7 +87,7 @@ def how(precision: str) -> Config:
 
 
 def all_steps(folder: Path, **model: Any) -> list[dict[str, Any]]:
-    """Take every step, one after the other; `model` are settings of the policy's section."""
+    """Take every step, one after the other; `model` is how the policy is opened (`open_tiny`)."""
     config = how(model.get("precision", "float32"))
     error = refused(open_tiny(folder / "policy", **model), config)
     policy = open_tiny(folder / "policy", **model)

@@ -25,9 +25,11 @@ SYSTEM = {"role": "system", "content": "be brief"}
 TEACHER = TeacherSettings("ema", 0.05, 0.05)
 
 
-def open_tiny(folder: Path, teacher: TeacherSettings = TEACHER, **model: Any) -> Policy:
+def open_tiny(
+    folder: Path, teacher: TeacherSettings = TEACHER, tied: bool = True, **model: Any
+) -> Policy:
     """Write and open the tiny policy; `model` are settings of the section model."""
-    write_tiny_policy(folder, seed=1)
+    write_tiny_policy(folder, seed=1, tied=tied)
     section = ModelSection(path=str(folder), device="cpu", **model)
     return open_policy(str(folder), section, teacher)
 
