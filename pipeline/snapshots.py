@@ -93,8 +93,12 @@ def _digests_in(_: Policy, folder: Path) -> dict[str, str]:
 
 
 def _digests(files: list[Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by name, each taken by one rank; all must call it."""
-    mine = {f.name: file_digest(f) for f in sorted(files)[share()]}
+    """Return the SHA-256 of files by name, each taken by one rank; all must call it.
+
+    They are those that rank 0 lists: other hosts' listings of a shared folder may lag behind.
+    """
+    listed = exchanged(sorted(files))[0]
+    mine = {f.name: file_digest(f) for f in listed[share()]}
     return dict(sorted(pair for part in exchanged(mine) for pair in part.items()))
 
 
