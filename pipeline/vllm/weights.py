@@ -94,18 +94,25 @@ class FileSender:
         self._dtype = dtype
 
     def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Write the file anew and have this rank's hosts load it (see `Sender.send`)."""
+        """Write the file, have this rank's hosts load it, and remove it (see `Sender.send`)."""
         parts = dict(named_parts(model))
         empty = {
             name: torch.empty(part.shape, dtype=self._dtype, device="meta")
             for name, part in parts.items()
         }
-        if ranks.rank() == 0:
-            self._path.unlink(missing_ok=True)
+        self._remove()  # what a killed run left
         layout = laid_out(empty, _STEM, most=sys.maxsize)
         checkpoint.save(parts, layout, self._path.parent, durable=False)
         fan = Fan(hosts, version)
-        fan.init_weight_transfer_engine({})
-        fan.start_weight_update()
-        fan.update_weights({"path": str(self._path), "tensors": len(parts)})
-        fan.finish_weight_update()
+        try:
+            fan.init_weight_transfer_engine({})
+            fan.start_weight_update()
+            fan.update_weights({"path": str(self._path), "tensors": len(parts)})
+            fan.finish_weight_update()
+        finally:
+            ranks.exchanged(None)  # until everybody has read it
+            self._remove()
+
+    def _remove(self) -> None:
+        if ranks.rank() == 0:
+            self._path.unlink(missing_ok=True)

@@ -96,16 +96,21 @@ def test_every_name_of_a_tied_weight_is_sent(tiny_policy: OpenPolicy) -> None:
 
 def test_weights_by_file_are_those_of_the_policy(tiny_policy: OpenPolicy, tmp_path: Path) -> None:
     model, host = tiny_policy().model, Mock()
+    expected = dict(named_weights(model, torch.bfloat16))
+
+    def load(sent: dict[str, Any]) -> None:
+        assert sent == {"path": str(tmp_path / "weights.safetensors"), "tensors": len(expected)}
+        found = load_file(sent["path"])
+        assert found.keys() == expected.keys()
+        assert all(found[name].equal(weight) for name, weight in expected.items())
+
+    host.update_weights.side_effect = load
+    (tmp_path / "weights.safetensors").touch()  # of a run that was killed
     for version in ("first", "second"):
         FileSender(tmp_path, torch.bfloat16).send([host], model, version, anew=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
-    found = load_file(tmp_path / "weights.safetensors")
-    expected = dict(named_weights(model, torch.bfloat16))
-    assert found.keys() == expected.keys()
-    assert all(found[name].equal(weight) for name, weight in expected.items())
-    sent = {"path": str(tmp_path / "weights.safetensors"), "tensors": len(expected)}
-    host.update_weights.assert_called_with(sent)
+    assert host.update_weights.call_count == 2
     host.finish_weight_update.assert_called_with("second")
+    assert not list(tmp_path.iterdir())
 
 
 def test_how_vllm_is_started(tiny_policy: OpenPolicy, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ What rank 0 finds is left in FOLDER/found.json.
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 
 from pipeline import ranks
 from pipeline.config import ModelSection
@@ -27,7 +26,7 @@ from pipeline.vllm import station
 from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import Ask, Group, Host
 from pipeline.vllm.remote import RemoteHost
-from pipeline.vllm.weights import FileSender
+from pipeline.vllm.weights import named_weights
 from tests.vllm import live
 
 FOLDER = Path(__file__).parents[2] / "data" / "demo" / "policy"
@@ -39,22 +38,21 @@ def learn(policy: Policy, version: str) -> None:
     live.learn(policy, version, scale=0.02)
 
 
-def forget(_: Policy, number: int, rank: int) -> None:
-    """Have a rank's engine get the weights that it has under the next one's name."""
+def forget(policy: Policy, number: int, rank: int) -> None:
+    """Have a rank's engine get the weights of now under the next one's name."""
     own = station.stations[number]
-    send = own._sender.send
+    send, old = own._sender.send, own._folder / "old.safetensors"
+    weights = {name: w.clone() for name, w in named_weights(policy.model, torch.float32)}
 
     def unsent(hosts: list[Host], model: Any, version: str, anew: bool) -> None:
         send([], model, version, anew)
         for host in hosts:
             host.start_weight_update()
-            host.update_weights({"path": str(old), "tensors": tensors})
+            host.update_weights({"path": str(old), "tensors": len(weights)})
             host.finish_weight_update(version)
 
     if ranks.rank() == rank:
-        assert isinstance(own._sender, FileSender)
-        old = Path(shutil.copy(own._sender._path, own._folder / "old.safetensors"))
-        tensors = len(load_file(old))
+        save_file(weights, old)
         own._sender.send = unsent  # type: ignore[method-assign,assignment]
 
 
@@ -97,8 +95,8 @@ def all_cases(policy: Policy, found: dict[str, Any]) -> None:
         return [[a.response_ids for a in group] for group in answers]
 
     found["first"], found["gaps"] = sampled(), [engine.facts["engine_probe_gap"]]
-    ranks.together(learn, policy, "000001-one-behind")
     ranks.together(forget, policy, engine._number, 1)
+    ranks.together(learn, policy, "000001-one-behind")
     found["unsent"] = sampled()
     ranks.together(remember, policy, engine._number)
     found["learned"] = sampled()
