@@ -98,21 +98,21 @@ def _is_known(kind: pa.DataType) -> bool:
 
 
 def _spans(array: pa.Array, first: int, rows: int, texts: bool) -> Iterator[Span]:
-    """Yield where in memory the rows are; texts are known when their offsets have been fetched."""
+    """Yield where in memory the rows are: all but texts, or texts, when their offsets are here."""
     validity, contents = array.buffers()[:2]
-    if validity is not None:
+    if validity is not None and not texts:
         yield validity.address + first // 8, validity.address + (first + rows + 7) // 8
     if pa.types.is_fixed_size_list(array.type):
         each = array.type.list_size
         yield from _spans(array.values, first * each, rows * each, texts)
-        return
-    width = 4 if pa.types.is_string(array.type) else array.type.bit_width // 8
-    more = 1 if pa.types.is_string(array.type) else 0  # an offset at each end
-    yield contents.address + width * first, contents.address + width * (first + rows + more)
-    if more and texts:
+    elif texts and pa.types.is_string(array.type):
         offsets = np.frombuffer(contents, dtype=np.int32)[[first, first + rows]]
         start = array.buffers()[2].address
         yield start + int(offsets[0]), start + int(offsets[1])
+    elif not texts:
+        width = 4 if pa.types.is_string(array.type) else array.type.bit_width // 8
+        more = 1 if pa.types.is_string(array.type) else 0  # an offset at each end
+        yield contents.address + width * first, contents.address + width * (first + rows + more)
 
 
 def _fill(file: BinaryIO, address: Address, known: Object, spans: Iterable[Span]) -> None:
