@@ -160,7 +160,8 @@ def _make_equal(root: Path) -> dict[Path, Object]:
     for path in list(_managed_files(root)):
         if path not in found:
             path.unlink()
-    for folder in sorted((p for p in root.glob("**/*") if p.is_dir()), reverse=True):
+    managed = [path for name in _MANAGED for path in [root / name, *(root / name).glob("**/*")]]
+    for folder in sorted((path for path in managed if path.is_dir()), reverse=True):
         with contextlib.suppress(OSError):  # of one that is not empty
             folder.rmdir()
     for path, thing in found.items():

@@ -163,6 +163,18 @@ def test_other_bytes_on_the_store_are_damage(
     assert f"steps/{STEP:06d}/.weights.arrow.damaged-1" in stored(f"{bucket}/first")
 
 
+def test_a_run_inside_another_keeps_the_folder_that_it_writes_to_next(
+    bucket: str, machine: UseMachine
+) -> None:
+    make_run(f"{bucket}/first")
+    inner = run_path(f"{bucket}/first/forks/inner")
+    with RunLock(inner):
+        Run.create(inner, config(), {})
+        (inner / "steps" / "000007").mkdir(parents=True)
+        refresh(run_path(f"{bucket}/first"))
+        assert (inner / "steps" / "000007").exists()
+
+
 def test_what_another_machine_set_aside_stays(bucket: str, machine: UseMachine) -> None:
     make_run(f"{bucket}/first")
     for name in ("here", "there"):
