@@ -22,6 +22,7 @@ from prefect.settings import (
 )
 
 from pipeline.errors import SrpoError
+from pipeline.text import go_on
 
 _JITTER = 1.2
 """Between its tries the client waits 2, 4, 8 … seconds, and up to a fifth more."""
@@ -67,8 +68,6 @@ def warn(error: ApiError) -> None:
 
 def unrecorded(error: ApiError, run: Path) -> SrpoError:
     """Return the error of a training whose end Prefect did not record."""
-    from flows.summary import go_on  # heavy, and workers elsewhere import this module
-
     return SrpoError(
         f"{error}, so it has no record of how this training ended; what was trained is "
         f"on the disk; go on, or have the end recorded: {go_on(run)}"

@@ -152,7 +152,8 @@ def _train_run(
     from flows.opening import checked_config, open_session
     from flows.placing import Place
     from flows.server import open_server
-    from flows.summary import go_on, print_summary
+    from flows.summary import print_summary
+    from pipeline.text import go_on
 
     place = Place.of(runner) if runner else None
     settings = checked_config(config, run, overrides, resume)
@@ -236,9 +237,9 @@ def evaluate(
 
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
+    from flows.crews import crew_of
     from flows.evaluating import evaluate_now
     from flows.opening import default_run_dir, model_config, split_state
-    from flows.placing import crew_of
     from flows.progress import evaluation_line
     from flows.session import Session
     from pipeline.remote.opening import is_run

@@ -31,8 +31,6 @@ from pipeline.errors import ConfigError, SrpoError
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
-    from flows.fanout import Crew
-
 Kind = Literal["processes", "ray", "dask"]
 
 _PLACE = re.compile(r"(processes|ray|dask):([1-9][0-9]{0,3})(?:@(.+))?")
@@ -237,33 +235,3 @@ def _dask(place: Place) -> Iterator[str]:
         silence_logs="CRITICAL",
     ) as cluster:
         yield cluster.scheduler_address
-
-
-@contextlib.contextmanager
-def crew_of(runner: str | None, folder: Path) -> "Iterator[Crew | None]":
-    """Yield the workers that a command was told to use, and None if it was not told.
-
-    The work is recorded by the Prefect API that trainings in `folder` use, for which it waits.
-    """
-    if runner is None:
-        yield None
-        return
-    from flows.server import LIMIT_SECONDS, open_server
-
-    place = Place.of(runner)
-    lease = open_server(folder)
-    try:
-        lease.wait()
-        from prefect.settings import temporary_settings
-
-        from flows.api import client_settings
-        from flows.fanout import Crew
-
-        if lease.own:
-            from flows.orphans import end_orphans
-
-            end_orphans(lease.url, LIMIT_SECONDS)
-        with temporary_settings(client_settings(LIMIT_SECONDS)), Crew(place) as crew:
-            yield crew
-    finally:
-        lease.release()

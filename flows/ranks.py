@@ -24,12 +24,12 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from flows.summary import go_on
 from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.ranks import LOST
 from pipeline.remote.places import is_mirrored
 from pipeline.sandbox import prctl
+from pipeline.text import go_on
 
 JOIN_SECONDS = 900
 """Within which the hosts must have met: they may be started minutes apart."""

@@ -1,7 +1,6 @@
 """The table at the end of a training: what it did to the policy, what it cost, how to go on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from flows.text import count, duration, interval, percent
 from pipeline.health.records import Records
 from pipeline.metrics import tasks_of
 from pipeline.store import Run
+from pipeline.text import go_on
 
 ENDINGS = {
     "steps": "all steps done",
@@ -89,8 +89,3 @@ def _next_commands(run: Run, outcome: Outcome) -> list[tuple[str, str]]:
         ("train longer", f"{go_on(run.root)} --set run.steps={longer}"),
         ("evaluate again", f"srpo evaluate {run.root}@{outcome.steps_done}"),
     ]
-
-
-def go_on(run: Path) -> str:
-    """Return the command that goes on with a run."""
-    return f"srpo train --resume --run {run}"

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from flows.loop import Reference, Watcher
-from flows.summary import go_on
+from pipeline.text import go_on
 
 EXIT_CODE = 2
 GRACE_SECONDS = 5.0

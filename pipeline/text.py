@@ -1,6 +1,7 @@
-"""Numbers as people read them: on the terminal, in Prefect's pages and in the viewer alike."""
+"""Numbers as people read them, on the terminal, in Prefect's pages and in the viewer alike."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 NOTHING = "-"
@@ -52,3 +53,8 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([n])
     return ", ".join(" to ".join(map(str, part)) for part in parts)
+
+
+def go_on(run: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"srpo train --resume --run {run}"

@@ -3,6 +3,7 @@
 import ast
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ def test_the_import_direction(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     ours = {name.split(".")[0] for name in imported(path)} & set(PACKAGES)
     assert ours <= ALLOWED[package]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not inside functions or for types either: who reads one would have to know the other."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in MODULES}
+    TopologicalSorter(
+        {
+            name: {m for found in imported(path) for m in (found, found.rpartition(".")[0])}
+            & names.keys()
+            for name, path in names.items()
+        }
+    ).prepare()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -68,7 +68,7 @@ def check_part(run: str, steps: list[int]) -> dict[str, Any]:
 
 
 def _check(path: Path, console: "Console", runner: str | None) -> bool:
-    from flows.placing import crew_of
+    from flows.crews import crew_of
     from pipeline.audit.check import check_run
     from pipeline.store import Run
 

@@ -51,8 +51,8 @@ def replay(
 
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
+    from flows.crews import crew_of
     from flows.forking import planned_fork
-    from flows.placing import crew_of
     from flows.replaying import Plan, folders, spread, sweep_over
     from flows.replaying import replay as replay_run
     from pipeline.audit.diff import diff_runs

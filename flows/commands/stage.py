@@ -37,7 +37,7 @@ def stage(
 
     Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
     """
-    from flows.placing import crew_of
+    from flows.crews import crew_of
     from flows.session import STAGES, Session
     from pipeline.lock import RunLock
     from pipeline.repair import expect_readers_agree, set_aside_damage

@@ -58,7 +58,8 @@ def export_part(runs: list[str], folder: str, first: int, last: int) -> None:
 
 
 def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
-    from flows.placing import crew_of, pieces
+    from flows.crews import crew_of
+    from flows.placing import pieces
     from pipeline.viewer.export import export
     from pipeline.viewer.exported import exported_steps
 

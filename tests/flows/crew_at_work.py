@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from flows.placing import crew_of
+from flows.crews import crew_of
 from flows.shards import Bench, ShardedPool
 
 TASK = Path(__file__).with_name("waiting_task.py")
