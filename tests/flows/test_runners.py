@@ -23,11 +23,12 @@ SECONDS = "0.04"  # of a verdict
 LIMIT_SECONDS = 300.0
 PROBE = """
 from flows import placing
+from flows.crews import crew_of
 from pathlib import Path
 import sys
 placing.CONNECT_SECONDS = 2.0
 if __name__ == "__main__":
-    with placing.crew_of(sys.argv[1], Path(sys.argv[2])) as crew:
+    with crew_of(sys.argv[1], Path(sys.argv[2])) as crew:
         try:
             crew.map("probe", sys.argv[3], [{"text": "a@b"}])
         except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import flows.placing
+import flows.crews
 from flows.cli import main
 from flows.placing import Place
 from flows.session import Session
@@ -61,7 +61,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
         had.append(Here(Place.of(runner)))
         yield had[-1]
 
-    monkeypatch.setattr(flows.placing, "crew_of", crew_of)
+    monkeypatch.setattr(flows.crews, "crew_of", crew_of)
     return had
 
 
