@@ -26,7 +26,7 @@ from pipeline.overview import overview
 from pipeline.store import Run
 from tests.conftest import Srpo
 from tests.flows.mixtures import DOUBLES, SETTINGS, STEPS, mixed, settings, trained
-from tests.flows.test_command import command, digests, finish, wait_for
+from tests.flows.test_command import command, digests, wait_for
 
 DATASETS = Path(__file__).resolve().parents[3] / "shared" / "datasets"
 
@@ -219,7 +219,7 @@ def test_names_are_part_of_questions_identity(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_tables(
-    run: Run, tmp_path: Path, prefect_api: dict[str, str]
+    run: Run, tmp_path: Path, prefect_api: dict[str, str], srpo: Srpo
 ) -> None:
     task = run.config.data.sources["doubles"].task
     changes = [*SETTINGS, f"data.mixture.doubles.task={task}"]
@@ -234,7 +234,8 @@ def test_a_killed_run_goes_on_to_the_same_tables(
     wait_for(killed / "steps" / "000002" / "verdicts.json")
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    said = finish(command("train", "--resume", "--run", str(killed)), prefect_api)
+    code, said, error = srpo("train", "--resume", "--run", killed)
+    assert code == 0, error
     assert digests(killed) == digests(run.root)
     rows = [line.split() for line in said.splitlines()]
     assert sum(row[:1] == ["doubles"] for row in rows) == 3  # before, after, best

@@ -1,16 +1,19 @@
 """`srpo train --ranks`: the same run on any number of ranks; ranks that are killed; two hosts."""
 
+import json
 import re
 import shutil
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from pipeline.audit.check import check_run
+from pipeline.lock import LOCK_FILE
 from pipeline.store import Run
 from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 from tests.ranks.compared import compare_runs
@@ -101,6 +104,22 @@ class Hosts:
         command = psutil.Process(self.commands[number].pid)
         return next(c for c in command.children() if "flows.cli" in c.cmdline())
 
+    def wait_for(self, file: Path, run: Path) -> None:
+        """Wait until a file is there and rank 0 writes to the run.
+
+        On a busy machine ranks that were killed may have been ahead of the stage that was meant.
+        """
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not (file.exists() and self._writes(run)):
+            assert time.monotonic() < deadline, file
+            time.sleep(0.005)
+
+    def _writes(self, run: Path) -> bool:
+        with suppress(StopIteration, OSError, ValueError):
+            holder = json.loads((run / LOCK_FILE).read_text(encoding="utf-8"))
+            return bool(holder["process"] == self.rank(0).pid)
+        return False
+
     def end(self) -> list[str]:
         """Wait for both and return what they said."""
         return [finish(command) for command in self.commands]
@@ -113,7 +132,7 @@ def test_a_rank_that_is_killed_in_any_stage_ends_all_and_the_run_goes_on(
     run = folder / "killed"
     for number, file in enumerate(STAGES.values()):
         hosts, victim = Hosts(run, prefect_api), number % 2
-        wait_for(run / file)
+        hosts.wait_for(run / file, run)
         hosts.rank(victim).send_signal(signal.SIGKILL)
         killed = time.monotonic()
         said = hosts.end()
