@@ -151,11 +151,16 @@ def sweep_over(
     crew.map("sweep", f"{__name__}:replay_fork", items, progress)
 
 
-def _expect_folder(root: Path) -> None:
+def expect_folder(root: Path) -> None:
+    """Refuse to spread the steps of a fork at a URL, whose lease is this process's.
+
+    Raises:
+        ConfigError: it is at one.
+    """
     if is_mirrored(root):
         raise ConfigError(
-            f"{root}: steps of one fork at a URL are stored by this command alone; leave out "
-            "--runner, or make the fork in a folder"
+            f"{root}: steps of one fork at a URL are stored by this command alone: leave out "
+            "--runner; a sweep spreads its forks"
         )
 
 
@@ -181,7 +186,7 @@ def replay(
         ConfigError: workers would write to a fork at a URL, whose lease is this process's.
     """
     if crew is not None:
-        _expect_folder(root)
+        expect_folder(root)
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
     session = Session.resume(root)

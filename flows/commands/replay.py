@@ -53,7 +53,7 @@ def replay(
     """
     from flows.crews import crew_of
     from flows.forking import planned_fork
-    from flows.replaying import Plan, folders, spread, sweep_over
+    from flows.replaying import Plan, expect_folder, folders, spread, sweep_over
     from flows.replaying import replay as replay_run
     from pipeline.audit.diff import diff_runs
     from pipeline.store import Run
@@ -63,6 +63,8 @@ def replay(
     forks = list(zip(folders(fork, sweep), sweep, strict=True))
     for folder, chosen in forks:  # all, before the first
         planned_fork(parent, folder, stage, plan.start, plan.end, chosen, until == "update")
+    if runner is not None and len(forks) == 1:
+        expect_folder(fork)
     rows = []
     with crew_of(runner, parent.root.parent) as crew:
         if crew is not None and len(forks) > 1:

@@ -19,7 +19,10 @@ import pytest
 import flows.crews
 from flows.cli import main
 from flows.placing import Place
+from flows.replaying import expect_folder
 from flows.session import Session
+from pipeline.errors import ConfigError
+from pipeline.remote.places import run_path
 from pipeline.stage import Progress
 from pipeline.store import Run
 from tests.flows.judges import no_judges_left
@@ -192,6 +195,15 @@ def test_an_export_has_the_same_pages(
         found.append({str(p.relative_to(folder)): p.read_bytes() for p in paths})
     assert crews[0].done == {"export": 8}
     assert found[0] == found[1]
+
+
+def test_the_steps_of_one_fork_at_a_url_are_not_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SRPO_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match="s3://bucket/fork: steps of one fork at a URL"):
+        expect_folder(run_path("s3://bucket/fork"))
+    expect_folder(tmp_path / "fork")
 
 
 @pytest.mark.parametrize(
