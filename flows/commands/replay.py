@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flows.replaying import Plan
     from flows.session import Session
     from pipeline.audit.diff import RunDiff
+    from pipeline.store import Run
 
 _MEANS = {"loss": "loss", "grad_norm": "grad norm", "jsd_mean": "divergence"}
 _TITLE = "rows that differ from the parent's"
@@ -52,8 +53,7 @@ def replay(
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
     from flows.crews import crew_of
-    from flows.forking import planned_fork
-    from flows.replaying import Plan, expect_folder, folders, spread, sweep_over
+    from flows.replaying import Plan, folders, spread, sweep_over
     from flows.replaying import replay as replay_run
     from pipeline.audit.diff import diff_runs
     from pipeline.store import Run
@@ -61,10 +61,7 @@ def replay(
     parent = Run.open(run)
     plan, sweep = Plan.of(parent, stage, until, steps), spread(overrides or [])
     forks = list(zip(folders(fork, sweep), sweep, strict=True))
-    for folder, chosen in forks:  # all, before the first
-        planned_fork(parent, folder, stage, plan.start, plan.end, chosen, until == "update")
-    if runner is not None and len(forks) == 1:
-        expect_folder(fork)
+    _expect_possible(parent, plan, forks, runner)
     rows = []
     with crew_of(runner, parent.root.parent) as crew:
         if crew is not None and len(forks) > 1:
@@ -83,6 +80,20 @@ def replay(
     print(note)
     _print_table(rows, updates=plan.last == "update")
     _print_next(parent.root, folders(fork, sweep), updates=plan.last == "update")
+
+
+def _expect_possible(
+    parent: "Run", plan: "Plan", forks: Sequence[tuple[Path, list[str]]], runner: str | None
+) -> None:
+    """Refuse what can't be of any fork, before the first is made."""
+    from flows.forking import planned_fork
+    from flows.replaying import expect_folder
+
+    updates = plan.last == "update"
+    for folder, chosen in forks:
+        planned_fork(parent, folder, plan.stage, plan.start, plan.end, chosen, updates)
+    if runner is not None and len(forks) == 1:
+        expect_folder(forks[0][0])
 
 
 def _row(session: "Session", found: "RunDiff", plan: "Plan", seconds: float) -> dict[str, str]:
