@@ -107,7 +107,8 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
             signals_to_handle="",  # none: two are ours, and what nohup ignores stays ignored
             shutdown_timeout=_GRACE_SECONDS,
         )
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for part in ("", ".agent.server.api"):  # which has a level of its own
+            logging.getLogger(f"torch.distributed.elastic{part}").setLevel(logging.CRITICAL)
         first = Path(logs) / "first"
         os.environ |= {_COMMAND: f"{os.getpid()}", _FIRST: f"{first}"}
         try:
