@@ -52,6 +52,8 @@ def _is_orphan(parameters: dict[str, Any]) -> bool:
     """Tell whether nobody works on a flow run with these parameters."""
     if "run" in parameters:
         return not is_held_elsewhere(Path(parameters["run"]))
+    if "process" not in parameters:  # of an earlier version, which named none
+        return True
     number, _, start = str(parameters["process"]).partition(" ")
     return start != f"{_start(int(number))}"
 

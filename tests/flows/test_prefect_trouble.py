@@ -138,6 +138,7 @@ def test_flow_runs_of_killed_commands_are_recorded_as_crashed(
     working: list[tuple[str, str, dict[str, str]]] = [
         ("killed", "fan-out", {"process": ended}),
         ("number-used-again", "fan-out", {"process": f"{os.getpid()} 1"}),
+        ("of-an-earlier-version", "fan-out", {}),
         ("at-work", "fan-out", {"process": this_process()}),
     ]
     for name in ("killed", "trained-elsewhere", "ours"):
@@ -155,7 +156,7 @@ def test_flow_runs_of_killed_commands_are_recorded_as_crashed(
             }
             made[name, flow] = api.post("/flow_runs/", json=record).json()["id"]
         with held(tmp_path / "trained-elsewhere" / ".lock"), RunLock(tmp_path / "ours"):
-            assert end_orphans(server.url, LIMIT) == 4
+            assert end_orphans(server.url, LIMIT) == 5
             assert is_locked(tmp_path / "ours" / ".lock"), "to look at a lock must not drop it"
         states = {n: api.get(f"/flow_runs/{i}").json()["state"]["type"] for n, i in made.items()}
     assert [name for name, state in states.items() if state == "RUNNING"] == [
