@@ -206,6 +206,7 @@ def _their_ray(address: str) -> Iterator[None]:
     token = Path("~/.ray/auth_token").expanduser()
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or token.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no cluster of our own if it is lost
     import ray
 
     with warnings.catch_warnings():
