@@ -103,18 +103,16 @@ class Crew:
             known = len(found)
             try:
                 self._spread(_Asked(name, function, items, found, progress))
-            except self.place.losses() as error:
-                losses = losses + 1 if len(found) == known else 1
-                if self.place.kind != "processes" or losses == _LOST_IN_A_ROW:
-                    raise self._lost(name, len(items) - len(found), error) from error
-            except RuntimeError as error:  # Dask's word for what its scheduler can't read
-                if "deserialization" not in str(error):
-                    raise
-                raise self._lost(name, len(items) - len(found), error) from error
             except ApiError as error:
                 if len(found) < len(items):
                     raise self._unplaced(name, len(items) - len(found), error) from error
                 warn(error)  # it failed to record the end of what is done
+            except Exception as error:
+                if not self.place.lost(error):
+                    raise
+                losses = losses + 1 if len(found) == known else 1
+                if self.place.kind != "processes" or losses == _LOST_IN_A_ROW:
+                    raise self._lost(name, len(items) - len(found), error) from error
         return [found[i] for i in range(len(items))]
 
     def _spread(self, asked: "_Asked") -> None:

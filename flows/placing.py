@@ -111,19 +111,25 @@ class Place:
 
         return cast("TaskRunner[Any]", DaskTaskRunner(address=cluster))
 
-    def losses(self) -> tuple[type[Exception], ...]:
-        """Return what is raised when a worker, or the way to it, was lost, and its work with it."""
+    def lost(self, error: Exception) -> bool:
+        """Tell whether an error says that a worker, or the way to it, was lost with its work.
+
+        Dask's scheduler so calls what it can't read; Ray has no type of its own for a client whose
+        cluster is gone.
+        """
         if self.kind == "ray":
             from ray.exceptions import RayError
 
-            return (RayError, ConnectionError)
+            known = isinstance(error, RayError | ConnectionError)
+            return known or "Ray Client is not connected" in str(error)
         if self.kind == "dask":
             from distributed import KilledWorker
             from distributed.client import FutureCancelledError
             from distributed.comm import CommClosedError
 
-            return (KilledWorker, FutureCancelledError, CommClosedError)
-        return (BrokenProcessPool,)
+            known = isinstance(error, KilledWorker | FutureCancelledError | CommClosedError)
+            return known or (isinstance(error, RuntimeError) and "deserialization" in str(error))
+        return isinstance(error, BrokenProcessPool)
 
 
 def cut(number: int, parts: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import socket
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -64,3 +65,19 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"prefect_ray|ray is not installed: pip .*srpo\[ray\]"):
         Place.of("ray:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "lost"),
+    [
+        ("processes:2", BrokenProcessPool("a process ended"), True),
+        ("processes:2", ConnectionError("refused"), False),
+        ("ray:2", ConnectionError("refused"), True),
+        ("ray:2", Exception("Ray Client is not connected. Please connect by calling …"), True),
+        ("ray:2", Exception("something else"), False),
+        ("dask:2", RuntimeError("Error during deserialization of the task graph"), True),
+        ("dask:2", RuntimeError("something else"), False),
+    ],
+)
+def test_a_loss_is_told_from_other_errors(text: str, error: Exception, lost: bool) -> None:
+    assert Place.of(text).lost(error) == lost
