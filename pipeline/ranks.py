@@ -137,11 +137,6 @@ def together(function: Function, policy: Any, *arguments: Any, **local: Any) -> 
     return _answers(function, policy, arguments, local)
 
 
-def waiting() -> bool:
-    """Tell whether all others wait for a call; not so when this rank left one in its middle."""
-    return not _unanswered
-
-
 def opened(function: Function, *arguments: Any) -> Any:
     """Have every rank open its part of a policy, function(*arguments); return rank 0's."""
     _announce(_Call(_open, (function, *arguments), opens=True))

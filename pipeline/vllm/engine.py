@@ -62,10 +62,10 @@ class VllmEngine:
 
     def close(self) -> None:
         """End what was started; ranks that were left in the middle of a call end by themselves."""
-        if ranks.waiting():
-            ranks.together(station.end, None, self._number)
-        else:
+        if ranks.broken_off():
             station.end(None, self._number)
+        else:
+            ranks.together(station.end, None, self._number)
 
 
 def _groups(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[Group]:
