@@ -27,10 +27,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flows import cli
+from flows.server import CLIENT_SETTINGS
 from pipeline.config import ModelSection, TeacherKind
 from pipeline.policy import Policy, TeacherSettings
 from pipeline.snapshots import open_policy
-from tests.servers import prepared, shared
+from tests.servers import leave_former, prepared, shared
 
 OpenPolicy = Callable[..., Policy]
 OwnServer = Callable[[Path], Path]
@@ -44,6 +45,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+# Prefect reads them once, when whichever test is first imports it.
+for name, value in CLIENT_SETTINGS.items():
+    os.environ.setdefault(name, value)
 
 # The same examples at every run, and no clock: two cores are shared with other work.
 settings.register_profile("srpo", deadline=None, derandomize=True, max_examples=50)
@@ -98,6 +103,7 @@ def prefect_api(servers: Path) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def api_here(prefect_api: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Have this process talk to the shared server too; return what `prefect_api` does."""
+    leave_former()
     for name, value in prefect_api.items():
         monkeypatch.setenv(name, value)
     return prefect_api

@@ -165,9 +165,19 @@ def test_children_are_silent_small_and_apart(
     assert shared.verify([("gets SIGINT", "")])[0].error is None
 
 
+_THERE: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def there() -> None:
+    """Know what earlier tests of this process have left running, such as servers that fork."""
+    _THERE.clear()
+    _THERE.update(psutil.Process().children(recursive=True))
+
+
 def processes(parent: int | None = None) -> list[psutil.Process]:
     """What a process has started, as it is seen from outside: guards, verifiers, their programs."""
-    return list(psutil.Process(parent).children(recursive=True))
+    return [p for p in psutil.Process(parent).children(recursive=True) if p not in _THERE]
 
 
 def wait_until_gone(those: list[psutil.Process], seconds: float = 20.0) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from pipeline.policy import Policy
+from pipeline.ranks import LOST
 from pipeline.snapshots import open_policy, save_snapshot
 from tests.ranks.launched import launch
 from tests.ranks.snapshots import EMA, FROZEN, SECTION, work
@@ -161,7 +162,9 @@ def test_a_rank_that_is_killed_while_it_writes_leaves_no_snapshot(
     source, target = folders["tied"] / "second", tmp_path / "policy" / "000002"
     with pytest.raises(ChildFailedError) as caught:
         on_ranks(2, tmp_path, ("killed", source, target))
-    assert caught.value.failures[1].exitcode == -9
+    # Of two that end together one is reported: that which was killed, or that which lost it.
+    found = {number: failure.exitcode for number, failure in caught.value.failures.items()}
+    assert found in ({1: -9}, {0: LOST})
     left = [path.name for path in target.parent.iterdir()]
     assert left == [".000002.tmp"]
     assert not (target.parent / left[0] / "state.json").exists()
