@@ -195,6 +195,7 @@ def environment(launch: Launch, server: bool) -> dict[str, str]:
     }
     if server:
         variables["VLLM_SERVER_DEV_MODE"] = "1"
+        variables["VLLM_RPC_BASE_PATH"] = str(launch.folder.parent)  # sockets it doesn't remove
     if launch.transfer == "ipc":
         variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if not launch.cuda:

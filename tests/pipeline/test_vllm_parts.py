@@ -126,6 +126,7 @@ def test_how_vllm_is_started(tiny_policy: OpenPolicy, tmp_path: Path) -> None:
     assert said["--load-format"] == "dummy"
     assert said["--host"] == "127.0.0.1"
     assert "--no-enable-chunked-prefill" in options
+    assert environment(launch, server=True)["VLLM_RPC_BASE_PATH"] == str(tmp_path)
     assert environment(launch, server=True)["OMP_NUM_THREADS"] == "3"
     assert environment(launch, server=False)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 

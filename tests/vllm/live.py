@@ -95,6 +95,12 @@ def children() -> set[int]:
     return {p.pid for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
 
 
+def guards() -> set[int]:
+    """Return the guards of vLLM's servers on this machine, also those whose parent is gone."""
+    every = psutil.process_iter(["cmdline"])
+    return {p.pid for p in every if "pipeline.vllm.guard" in (p.info["cmdline"] or ())}
+
+
 def servers_of(engine: VllmEngine) -> list[Any]:
     """Return the processes of vLLM's servers, below their guards."""
     found = psutil.Process().children(recursive=True)

@@ -73,9 +73,9 @@ def test_an_engine_beside_each_rank(tmp_path: Path, one: Run) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder, before = tmp_path_factory.mktemp("beside"), live.children()
+    folder, before = tmp_path_factory.mktemp("beside"), live.guards()
     launch("tests.vllm.beside", 2, folder, str(folder))
-    assert live.children() <= before
+    assert live.guards() <= before
     result: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return result
 
