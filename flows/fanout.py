@@ -137,7 +137,8 @@ class Crew:
         return SrpoError(
             f"{name} on {self.place}: workers were lost again and again, or can't do it, with "
             f"{left} pieces of work left ({type(error).__name__}: {reason}): "
-            "too little memory there, or another installation than here? What is done is kept"
+            "is the cluster still there, has it too little memory, or another installation than "
+            "here? What is done is kept: run the same command again, a training with --resume"
         )
 
 
