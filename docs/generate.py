@@ -17,13 +17,23 @@ import pyarrow as pa
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from words import (
+    ALARM,
+    COST_KEYS,
+    FACTS,
+    KEPT_VARIANTS,
+    KEYS,
+    MANIFEST_KEYS,
+    METRICS,
+    METRICS_OF_TASKS,
+    MIXTURE,
+    ORIGIN_KEYS,
+    PLANTED_ALARM,
+    ROW_OF,
+    RUN_FOLDER,
+)
 
-import stages.evaluate
-import stages.generate
-import stages.route
-import stages.update
-import stages.verify
-import stages.weigh
+from flows.session import STAGES
 from pipeline.config import Config
 from pipeline.data_settings import DataSection, TaskEntry
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
@@ -35,194 +45,6 @@ from pipeline.stage import Stage
 
 FOLDER = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py: change the code, then run `make docs`. -->"
-
-STAGES: list[Stage] = [
-    stages.generate.STAGE,
-    stages.verify.STAGE,
-    stages.route.STAGE,
-    stages.weigh.STAGE,
-    stages.update.STAGE,
-    stages.evaluate.STAGE,
-]
-
-ROW_OF = {
-    "rollouts": "rollout",
-    "verdicts": "rollout",
-    "routes": "rollout",
-    "scores": "rollout",
-    "teacher": "response token of a rollout that the teacher scored",
-    "weights": "response token of a rollout that the teacher scored",
-    "updates": "rollout",
-    "evaluations": "sampled answer to a test question",
-}
-
-KEPT_VARIANTS = (
-    '`route.kept_dtype = "float16"` stores `teacher_logprobs` and `student_logprobs` as '
-    "`list<halffloat>[K]`: a log-probability is then off by up to 2^-11 of itself. Everything else "
-    "is computed before rounding and stays float32. `route.keep_student_logprobs = false` leaves "
-    "the column `student_logprobs` out: training does not read it, `srpo check` can't recompute "
-    "`jsd` without it, and audits know token losses only of `jsd` at alpha = 0.5 and "
-    "`sampled_token`."
-)
-ORIGIN_KEYS = {
-    "schema_version": "version of the schemas and of the run folder",
-    "table": "name of the table",
-    "step": "training step; for evaluations: steps done",
-    "stage": "stage that made it",
-    "stage_version": "that stage's version, raised by hand",
-    "inputs": "SHA-256 of every table read, and digests of questions, seed or verifier where the "
-    "stage uses them",
-    "settings": "the configuration sections that the stage declares, in full",
-    "policy_version": "version of the policy that was used; null without one",
-    "teacher_version": "kind and version of the teacher, as in `ema@000012-1a2b3c4d5e6f`",
-}
-MANIFEST_KEYS = {
-    "origin": "what the table was made from; the same in equal runs, and also in the Arrow file's "
-    "schema metadata under `srpo`",
-    "rows": "number of rows",
-    "bytes": "size of the Arrow file",
-    "sha256": "SHA-256 of the Arrow file",
-    "facts": "numbers of the stage that belong to no row, see below",
-    "index": "token tables: first row and number of rows of each rollout; else null",
-    "cost": "what making it cost; differs between equal runs",
-    "digest": "SHA-256 of the rest of this record",
-}
-COST_KEYS = {
-    "seconds": "time in the stage's `run`; reading, checking and committing tables is not in it",
-    "tokens": "tokens handled",
-    "peak_memory_mb": "largest resident set of the process up to then, not of this stage alone",
-    "created": "UTC time when the stage had made the table",
-    "write_seconds": "time of writing, hashing and syncing the table; not in older manifests",
-}
-FACTS = {
-    "generate": "`rollouts`; `truncated`, those cut at the length limit",
-    "verify": "`errors`, responses that could not be judged",
-    "route": "`teacher_passes`, rollouts that the teacher scored; `tokens_computed` and "
-    "`tokens_naive`, see below",
-    "weigh": "none",
-    "update": "`learning_rate`; `loss`, `grad_norm` (before clipping) and `tokens` (N), one number "
-    "per mini-batch; `checksum` of every bit of weights, teacher and optimizer after it; "
-    "`tokens_computed` and `tokens_naive`; `next_policy_version`",
-    "evaluate": "none",
-}
-KEYS = ("key", "type", "default", "range", "meaning")
-
-MIXTURE = """\
-### Several tasks in one run
-
-Instead of `data.task`, a table for each task, two or more:
-
-```toml
-[data]
-max_prompt_length = 1024
-
-[data.mixture.arithmetic] # its task is called as it is
-weight = 2
-
-[data.mixture.capitals]
-task = "tasks/capitals.py"
-
-[data.mixture.chemistry]
-task = "science_qa"
-path = "/data/sciknoweval/chemistry"
-weight = 0.5
-```
-
-On the command line: `--set data.mixture.arithmetic.weight=3`, `--set data.mixture=none`. A name
-has at most 40 letters, digits, `_` and `-`; rollouts have it in their column `task`, and before
-the `prompt_id` of their question, as in `capitals/Peru`. The order of the tables doesn't matter.
-
-- Weights are shares of the questions of training, exact at any step: every task has had its
-  share of all questions so far, rounded up or down. Nothing is drawn. Each task has seeded
-  epochs of its own.
-- `generate.questions` counts the questions of all tasks; a task with a small share is not in
-  every step.
-- Each answer is judged by its own task's verifier, in child processes that load no other task:
-  `verify.workers` for each task. All other settings hold for all tasks.
-- An evaluation asks test questions of every task, of each the first `evaluate.questions`.
-  Accuracy overall is that of all its questions, each of which counts the same: a task with more
-  questions counts more, and weights of training don't matter. For the same number of each task,
-  set `evaluate.questions` to what the smallest has. Best snapshots, comparisons and alarms go by
-  accuracy overall; each task's own stands beside it."""
-
-METRICS = {
-    "step": "training step",
-    "rollouts": "rollouts of the step",
-    "reward_mean": "mean reward",
-    "correct_share": "share of correct rollouts",
-    "format_rate": "share that keeps the output format",
-    "verifier_errors": "responses that could not be judged",
-    "truncated_share": "share cut at the length limit",
-    "response_tokens_mean": "mean response length",
-    "response_tokens_max": "longest response",
-    "duplicate_share": "share of responses of 16 tokens or more that another question got too",
-    "share_grpo": "share of rollouts on the GRPO route",
-    "share_sdpo": "share on the SDPO route",
-    "share_mix": "share on the mix route",
-    "share_none": "share that is left out",
-    "teacher_available": "share with a demonstration",
-    "distils": "whether the method distils at all",
-    "demonstrations": "responses that demonstrate",
-    "demonstration_tokens_mean": "mean length of the responses that demonstrate; null: none",
-    "other_tokens_mean": "mean length of all others",
-    "correct_tokens_mean": "mean length of correct responses; null: none",
-    "wrong_tokens_mean": "mean length of wrong responses; null: none",
-    "taught_tokens": "tokens that the teacher scored",
-    "teacher_entropy_mean": "their mean teacher entropy, nats; null without such tokens",
-    "jsd_mean": "their mean divergence at alpha = 0.5, nats; null likewise",
-    "weight_std": "deviation of their weights; null likewise",
-    "loss": "mean loss of the step's optimizer updates",
-    "grad_norm": "mean gradient norm before clipping",
-    "learning_rate": "learning rate of the step",
-    "updates": "optimizer updates",
-    "routed_tokens": "sum of N over the updates",
-    "computed_tokens": "response tokens that went through forward and backward",
-    "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
-    "logprob_gap_mean": "mean over rollouts of their largest such gap; null likewise",
-    "logprob_gap_token_mean": "mean over computed tokens of |log pi_old - log pi_engine|, nats",
-    "engine_kl": "mean over computed tokens of their estimate of KL(engine || pi_old), nats",
-    "tis_cut_share": "computed tokens whose correction update.tis_clip cuts",
-    "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
-    "tokens_computed": "tokens, padding included, that passed through models in route and update",
-    "tokens_naive": "tokens of prompts and responses, were each rollout's prompt its own and none "
-    "left out",
-    "work_share": "the first divided by the second; null if nothing was computed",
-    "seconds_generate": "seconds in generate",
-    "seconds_verify": "seconds in verify",
-    "seconds_route": "seconds in route",
-    "seconds_weigh": "seconds in weigh",
-    "seconds_update": "seconds in update",
-    "seconds": "their sum; what `run.max_hours` counts",
-    "tokens": "sampled tokens",
-    "alarms": "what looks wrong since this step, see [health](health.md)",
-    "digest": "SHA-256 of the rest of this record",
-}
-
-ALARM = {
-    "rule": "the rule that raised it",
-    "step": "first step, or state evaluated, at which the trouble shows",
-    "healthy": "steps done of the newest state that is not known to be affected",
-    "message": "what was found and what was expected",
-    "evidence": "up to five rollouts that show it; ids of evaluations begin with e",
-    "command": "shows the evidence",
-    "severe": "whether `run.on_alarm` acts on it",
-}
-
-RUN_FOLDER = """\
-    RUN/run.json                     resolved configuration, versions, hardware, digests; of a fork
-                                     also its parent, whose tables it refers to, and what changed
-    RUN/tokenizer/                   the tokenizer, so that tables can be read as text
-    RUN/steps/000012/NAME.arrow      a table of step 12 (steps count from 0)
-    RUN/steps/000012/NAME.json       its manifest; a table without one does not exist
-    RUN/steps/000012/metrics.json    the step's flat record; it exists when the step is complete
-    RUN/steps/000012/profile.json    where its time went, by `srpo train --profile`; nothing
-                                     depends on it
-    RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and (beyond
-                                     4 GiB in several files: teacher-00001-of-00008.safetensors)
-        teacher.safetensors          the teacher in float32 (not for the live teacher)
-        optimizer.safetensors        AdamW's state (not before the first update)
-        state.json                   steps done, versions, SHA-256 of every other file
-    RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json"""
 
 
 def configuration_page() -> str:
@@ -280,7 +102,7 @@ def tables_page() -> str:
         RUN_FOLDER,
         "`{steps done:06d}` names snapshots and evaluations: number N is the state after N steps.",
     ]
-    for stage in STAGES:
+    for stage in STAGES.values():
         for name in stage.writes:
             parts += _table_section(stage, name)
     parts += [
@@ -292,27 +114,13 @@ def tables_page() -> str:
         "### cost",
         _described(Cost, COST_KEYS),
         "### facts",
-        _table(("stage", "facts"), [(f"`{s.name}`", FACTS[s.name]) for s in STAGES]),
+        _table(("stage", "facts"), [(f"`{s.name}`", FACTS[s.name]) for s in STAGES.values()]),
         "## metrics.json",
         "One flat record per step, derived from its tables and manifests alone.",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
         METRICS_OF_TASKS,
     ]
     return "\n\n".join(parts) + "\n"
-
-
-METRICS_OF_TASKS = """\
-In a run of several tasks each task has some of them for its own rollouts, after a slash:
-`rollouts/NAME`, `reward_mean/NAME`, `correct_share/NAME`, `format_rate/NAME`,
-`verifier_errors/NAME`, `truncated_share/NAME`, `response_tokens_mean/NAME`, `share_sdpo/NAME`
-and `teacher_available/NAME`. Counts are 0 and the rest is null in a step that asked nothing of
-it. The record of an evaluation, which commands and pages make from its table, has all its
-numbers so, `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`, `questions/NAME` and so
-on, beside those of all questions together."""
-
-PLANTED_ALARM = """\
-    ALARM evaluated_format_falls, step 12: format rate 78% at evaluation after 12 steps, at best
-    100% before; in training it is 95%; srpo audit runs/planted --rollout e000012-0000-00"""
 
 
 def health_page() -> str:

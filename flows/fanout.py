@@ -47,6 +47,7 @@ Item = dict[str, Any]
 LIMIT_SECONDS = 3600.0
 """Without any piece of work done, after which a command ends that has no other limit."""
 _SHOWN = 200
+_GO_ON = "what is done is kept: run the same command again, a training with --resume"
 _LOST_IN_A_ROW = 3
 """Pools of processes that may break without a piece of work done by them."""
 
@@ -129,16 +130,15 @@ class Crew:
     def _unplaced(self, name: str, left: int, error: ApiError) -> SrpoError:
         return SrpoError(
             f"{name} can't be placed on {self.place}: {error}; {left} pieces of work are left, and "
-            "what is done is kept: run the same command again, a training with --resume"
+            f"{_GO_ON}"
         )
 
     def _lost(self, name: str, left: int, error: Exception) -> SrpoError:
         reason = printable(" ".join(f"{error}".split())[-_SHOWN:])  # of a traceback, its end
         return SrpoError(
             f"{name} on {self.place}: workers were lost again and again, or can't do it, with "
-            f"{left} pieces of work left ({type(error).__name__}: {reason}): "
-            "is the cluster still there, has it too little memory, or another installation than "
-            "here? What is done is kept: run the same command again, a training with --resume"
+            f"{left} pieces of work left ({type(error).__name__}: {reason}); is the cluster still "
+            f"there, with memory enough and the installation of here? {_GO_ON}"
         )
 
 

@@ -13,6 +13,7 @@ from pipeline.loading import load_config, preset_names
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "flows", "data")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+BESIDE = sorted(path for folder in ("docs", "benchmarks") for path in (ROOT / folder).glob("*.py"))
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PIPES = (
     "pipeline/verification.py",
@@ -113,7 +114,7 @@ def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(parsed(path))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", [*MODULES, *BESIDE], ids=name_of)
 def test_files_stay_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < LONGEST_FILE
 

@@ -31,12 +31,15 @@ Pair = tuple[VllmEngine, Policy]
 
 
 @pytest.fixture(scope="module")
-def pair(demo_policy: OpenPolicy) -> Iterator[Pair]:
+def pair(demo_policy: OpenPolicy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Return an engine of two servers for the tests of this module, and its policy."""
-    policy, before = demo_policy(), children()
-    with running(policy, "vllm.servers=2") as engine:
-        yield engine, policy
+    policy, before, temporary = demo_policy(), children(), tmp_path_factory.mktemp("t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))  # of servers, not of this process, which has read it
+        with running(policy, "vllm.servers=2") as engine:
+            yield engine, policy
     assert children() <= before
+    assert not [path for path in temporary.iterdir() if path.is_socket()]
 
 
 def test_two_servers_draw_what_one_engine_draws(pair: Pair) -> None:
