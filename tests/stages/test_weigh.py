@@ -49,7 +49,7 @@ def test_a_surer_teacher_weighs_more(entropies: list[float]) -> None:
 
 
 def test_a_large_beta_does_not_underflow_to_nothing() -> None:
-    raw = log_raw_weights_N(np.array([11.0, 12.0, 12.0]), beta=100.0)
+    raw = log_raw_weights_N(np.array([11.0, 12.0, 12.0]), beta=10_000.0)
     weights = normalised_weights_N(raw, np.zeros(3, dtype=np.int64))
     assert weights == pytest.approx([3.0, 0.0, 0.0])
 
