@@ -137,8 +137,8 @@ class Crew:
         reason = printable(" ".join(f"{error}".split())[-_SHOWN:])  # of a traceback, its end
         return SrpoError(
             f"{name} on {self.place}: workers were lost again and again, or can't do it, with "
-            f"{left} pieces of work left ({type(error).__name__}: {reason}); is the cluster still "
-            f"there, with memory enough and the installation of here? {_GO_ON}"
+            f"{left} pieces of work left ({type(error).__name__}: {reason}); {_GO_ON}, once the "
+            "workers are there, with memory enough and the same installation as here"
         )
 
 
