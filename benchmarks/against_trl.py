@@ -25,7 +25,7 @@ import torch
 from benchmarks.flops import NETWORKS, Work, ours, sampling, theirs
 from benchmarks.peer import CACHE, CORRECT, DEFAULT_PEER, Peer, Plan, Settings, run
 from benchmarks.report import Line, markdown, show, write
-from pipeline.arithmetic import matmul_rate
+from pipeline.machine.flops import matmul_rate
 
 Figures = dict[str, Any]
 MICRO = 8

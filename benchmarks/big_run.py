@@ -32,18 +32,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import flows.engines
+import flows.session.engines
 import stages.route.stage
 import stages.update.stage
 from data.random_policy import write_random_policy
-from flows.session import Session
-from pipeline.config import Config, UpdateSection
-from pipeline.distributions import buckets_NB, jsd_N, log_tail_N
-from pipeline.engine import Sample, SamplingSettings
-from pipeline.lineage import STEP_STAGES
-from pipeline.loading import validate_config
-from pipeline.policy import Policy
-from pipeline.scoring import Forward
+from flows.session.session import Session
+from pipeline.config.load import validate_config
+from pipeline.config.sections import Config, UpdateSection
+from pipeline.forward.distributions import buckets_NB, jsd_N, log_tail_N
+from pipeline.forward.scoring import Forward
+from pipeline.policy.policy import Policy
+from pipeline.run.step_layout import STEP_STAGES
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.seeds import derive_seed
 from stages.route.scores import ScoredRollout, ScoringJob, TaughtTokens
 from stages.update.batch import Rollout
@@ -114,7 +114,7 @@ class MadeUp:
 
     def install(self) -> None:
         """Take the places of the engine, of scoring, and of the optimizer's steps."""
-        flows.engines.TransformersEngine = self.engine  # type: ignore[assignment,misc]
+        flows.session.engines.TransformersEngine = self.engine  # type: ignore[assignment,misc]
         stages.route.stage.score_rollouts = self.score
         stages.update.stage._optimize = self.optimize
 

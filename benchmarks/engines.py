@@ -25,13 +25,13 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.report import surroundings
 from data.random_policy import VOCABULARY, write_random_policy
-from pipeline.config import ModelSection
-from pipeline.engine import Engine, SamplingSettings
-from pipeline.loading import load_config
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.process import settle
-from pipeline.sampling import TransformersEngine
-from pipeline.snapshots import open_policy
+from pipeline.config.load import load_config
+from pipeline.config.sections import ModelSection
+from pipeline.distributed.process_setup import settle
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import open_policy
+from pipeline.sampling.engine import Engine, SamplingSettings
+from pipeline.sampling.transformers_engine import TransformersEngine
 from pipeline.vllm.engine import VllmEngine
 
 _GROUP = 8

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.registry import judge, open_task
-from pipeline.verification import VerifierPool
+from pipeline.verification.pool import VerifierPool
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPT = PROJECT / "tests" / "flows" / "crew_at_work.py"

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from pipeline.engine import Engine, Sample, SamplingSettings
+from pipeline.sampling.engine import Engine, Sample, SamplingSettings
 from pipeline.task import Message, Question, Verdict
 
 _SPECIAL = ["<pad>", "<unk>", "<user>", "<assistant>", "<end>"]

@@ -28,12 +28,12 @@ from rich.table import Table
 from data import science_qa, tool_use
 from pipeline.audit.listing import samples, where
 from pipeline.audit.rollout import rollout_record
+from pipeline.config.load import load_config, preset_names, preset_text
 from pipeline.errors import SrpoError
-from pipeline.files import digest_of, file_digest, json_text
-from pipeline.loading import load_config, preset_names, preset_text
-from pipeline.manifest import Manifest
-from pipeline.sealed import write_sealed
-from pipeline.store import Run
+from pipeline.files.durable import digest_of, file_digest, json_text
+from pipeline.files.sealed_json import write_sealed
+from pipeline.run.run import Run
+from pipeline.tables.manifest import Manifest
 
 TARGETS = ("configuration", "set", "dataset", "where", "manifest", "run.json", "table")
 

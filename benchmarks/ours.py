@@ -33,18 +33,19 @@ import pyarrow.compute as pc
 
 from benchmarks.clock import Clock
 from benchmarks.fixture import CannedEngine, Fixture, KnownRewards, expect_full_length
-from pipeline.config import Config, RouteSection
-from pipeline.engine import Sample, sampling_settings
-from pipeline.loading import validate_config
-from pipeline.memory import PeakMemory
-from pipeline.policy import TeacherSettings
-from pipeline.process import settle
-from pipeline.sampling import TransformersEngine
-from pipeline.snapshots import open_policy
-from pipeline.stage import Handles, run_stage, silent
-from pipeline.store import Run
+from pipeline.config.load import validate_config
+from pipeline.config.sections import Config, RouteSection
+from pipeline.distributed.process_setup import settle
+from pipeline.machine.peak_memory import PeakMemory
+from pipeline.policy.policy import TeacherSettings
+from pipeline.policy.snapshots import open_policy
+from pipeline.run.run import Run
+from pipeline.sampling.engine import Sample, sampling_settings
+from pipeline.sampling.transformers_engine import TransformersEngine
+from pipeline.stage.contract import Handles, silent
+from pipeline.stage.runner import run_stage
+from pipeline.tables.arrow_writing import Writer
 from pipeline.task import Verifier
-from pipeline.writing import Writer
 from stages.generate import STAGE as GENERATE
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from benchmarks.cost import MODELS, SNAPSHOT, Gpus, Load, Step, memory, our_step, sampling, shares
 from benchmarks.report import Sheet
-from pipeline.config import Config
-from pipeline.loading import load_config
-from pipeline.space import Facts, step_bytes
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
+from pipeline.housekeeping.space_forecast import Facts, step_bytes
 
 NUMBERS = (1, 8, 64)
 CORRECT = 0.65
@@ -70,8 +70,8 @@ def load_of(response: float, config: Config) -> Load:
 def written(config: Config, load: Load) -> tuple[float, float]:
     """Return the bytes of a step's teacher table, and of its other tables.
 
-    `pipeline.space` counts the most that a configuration can write; with mean lengths for limits
-    that is a step in which all that could be taught is.
+    `pipeline.housekeeping.space_forecast` counts the most that a configuration can write; with mean
+    lengths for limits that is a step in which all that could be taught is.
     """
     lengths = {
         "generate": {"max_response_length": round(load.response)},

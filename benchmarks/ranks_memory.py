@@ -29,10 +29,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.fixture import write_fixture
 from benchmarks.vocabulary_memory import make_state
-from pipeline import ranks
-from pipeline.config import ModelSection
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.snapshots import load_snapshot, open_policy, save_snapshot
+from pipeline.config.sections import ModelSection
+from pipeline.distributed import ranks
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import load_snapshot, open_policy, save_snapshot
 
 NETWORK = {
     "vocab_size": 32_768,

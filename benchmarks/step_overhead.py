@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from flows.loop import Watcher, train
-from flows.server import open_server
-from flows.session import STAGES, Session
-from pipeline.loading import validate_config
-from pipeline.stage import Output, Stage
+from flows.prefect_api.server import open_server
+from flows.session.session import STAGES, Session
+from flows.training.loop import Watcher, train
+from pipeline.config.load import validate_config
+from pipeline.stage.contract import Output, Stage
 
 # The first steps also warm caches up and start the verifier's children.
 WARM_UP = 3
@@ -101,7 +101,7 @@ def plain(session: Session, clock: Clock) -> None:
 def with_prefect(session: Session, clock: Clock) -> None:
     """Train as `srpo train` does, on the server of the run's root."""
     # Prefect reads the server's address when it is imported: not before the lease is there.
-    from flows.train import run_training
+    from flows.training.train_flow import run_training
 
     run_training(session, [clock])
 

@@ -49,7 +49,7 @@ def child(case: Case) -> float:
     """Measure one case in this process; return the growth in MB."""
     from benchmarks.fixture import write_fixture
     from benchmarks.ours import LEARNING, Bench, Job, return_free_memory
-    from pipeline.memory import PeakMemory
+    from pipeline.machine.peak_memory import PeakMemory
 
     with tempfile.TemporaryDirectory() as scratch:
         write_fixture(

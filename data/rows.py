@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.audit.plain import printable
 from pipeline.errors import DataError
 from pipeline.task import Message, Question, Split
+from pipeline.text import printable
 
 SPLIT_SEED = 42
 SUFFIXES = (".json", ".jsonl")

@@ -33,15 +33,15 @@ from words import (
     RUN_FOLDER,
 )
 
-from flows.session import STAGES
-from pipeline.config import Config
-from pipeline.data_settings import DataSection, TaskEntry
+from flows.session.session import STAGES
+from pipeline.config.data import DataSection, TaskEntry
+from pipeline.config.load import load_config, preset_names, preset_text
+from pipeline.config.sections import Config
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from pipeline.health.shifts import MAJORITY, NOISE, PAST, RECENT, WINDOW
-from pipeline.loading import load_config, preset_names, preset_text
-from pipeline.manifest import Cost, Manifest, Origin
-from pipeline.schemas import SCHEMA_VERSION, SCHEMAS, TOKEN_TABLES, teacher_schema
-from pipeline.stage import Stage
+from pipeline.stage.contract import Stage
+from pipeline.tables.manifest import Cost, Manifest, Origin
+from pipeline.tables.schemas import SCHEMA_VERSION, SCHEMAS, TOKEN_TABLES, teacher_schema
 
 FOLDER = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py: change the code, then run `make docs`. -->"

@@ -1,5 +1,6 @@
 """Numbers as people read them, on the terminal, in Prefect's pages and in the viewer alike."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,39 @@ def ranges(numbers: Sequence[int]) -> str:
 def go_on(run: Path) -> str:
     """Return the command that goes on with a run."""
     return f"srpo train --resume --run {run}"
+
+
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Categories of characters that a terminal obeys or hides: controls, bidi marks, surrogates, …"""
+
+
+def printable(text: str, limit: int | None = None, newlines: bool = False) -> str:
+    r"""Return text in which controls, ANSI, bidi marks and the like are escapes such as \x1b.
+
+    Args:
+        limit: characters that are kept; what is cut is counted at the end.
+        newlines: keep line ends and tabs as they are.
+    """
+    kept = text if limit is None or len(text) <= limit else text[:limit]
+    shown = "".join(_shown(c, newlines) for c in kept)
+    cut = len(text) - len(kept)
+    return f"{shown}… ({cut:,} more characters)" if cut else shown
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8 can hold: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8") if _broken(text) else text
+
+
+def _broken(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _shown(character: str, newlines: bool) -> str:
+    if newlines and character in "\n\t":
+        return character
+    if unicodedata.category(character) not in _UNSEEN:
+        return character
+    known = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(character)
+    code = ord(character)
+    return known or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from pipeline.config import Config
-from pipeline.engine import sampling_settings
-from pipeline.sampled import sample_columns, verdict_columns
-from pipeline.schemas import EVALUATIONS
-from pipeline.stage import Handles, Output, Stage
+from pipeline.config.sections import Config
+from pipeline.sampling.engine import sampling_settings
+from pipeline.stage.answer_columns import sample_columns, verdict_columns
+from pipeline.stage.contract import Handles, Output, Stage
+from pipeline.tables.schemas import EVALUATIONS
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from pipeline.config import Config
-from pipeline.sampled import verdict_columns
-from pipeline.schemas import VERDICTS
-from pipeline.stage import Handles, Output, Stage
+from pipeline.config.sections import Config
+from pipeline.stage.answer_columns import verdict_columns
+from pipeline.stage.contract import Handles, Output, Stage
+from pipeline.tables.schemas import VERDICTS
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.config import Config
-from pipeline.schemas import WEIGHTS
-from pipeline.stage import Handles, Output, Stage
+from pipeline.config.sections import Config
+from pipeline.stage.contract import Handles, Output, Stage
+from pipeline.tables.schemas import WEIGHTS
 
 Floats = npt.NDArray[np.float64]
 

@@ -27,10 +27,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flows import cli
-from flows.server import CLIENT_SETTINGS
-from pipeline.config import ModelSection, TeacherKind
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.snapshots import open_policy
+from flows.prefect_api.server import CLIENT_SETTINGS
+from pipeline.config.sections import ModelSection, TeacherKind
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import open_policy
 from tests.servers import leave_former, prepared, shared
 
 OpenPolicy = Callable[..., Policy]

@@ -13,8 +13,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from flows.server import CLIENT_SETTINGS, open_server
-from flows.serving import READY
+from flows.prefect_api.server import CLIENT_SETTINGS, open_server
+from flows.prefect_api.server_process import READY
 
 DATABASE = "prefect.db"
 _DRAIN_SECONDS = 2.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.loading import load_config, preset_names
+from pipeline.config.load import load_config, preset_names
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "flows", "data")
@@ -16,8 +16,8 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 BESIDE = sorted(path for folder in ("docs", "benchmarks") for path in (ROOT / folder).glob("*.py"))
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PIPES = (
-    "pipeline/verification.py",
-    "pipeline/verification_child.py",
+    "pipeline/verification/pool.py",
+    "pipeline/verification/child.py",
     "pipeline/vllm/collective.py",
 )
 """Modules that pickle into a pipe or socket to their own children; nothing of it reaches a disk."""
@@ -66,7 +66,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 def test_the_modules_were_found() -> None:
     names = {name_of(path) for path in MODULES}
-    assert {"pipeline/store.py", "stages/weigh.py", "flows/session.py"} <= names
+    assert {"pipeline/run/run.py", "stages/weigh.py", "flows/session/session.py"} <= names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -174,12 +174,12 @@ def test_imports_are_found_wherever_they_stand(
     path = tmp_path / "stages" / "route" / "module.py"
     path.parent.mkdir(parents=True)
     path.write_text(
-        "import pipeline.store\n"
+        "import pipeline.run.run\n"
         "def f():\n    import prefect.flows\n"
         "    from ..weigh import run\n    from . import scores\n"
     )
     assert set(imported(path)) == {
-        "pipeline.store",
+        "pipeline.run.run",
         "prefect.flows",
         "stages.weigh.run",
         "stages.route.scores",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.session import Session
-from pipeline.loading import load_config
+from flows.session.session import Session
+from pipeline.config.load import load_config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

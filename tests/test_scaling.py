@@ -33,7 +33,7 @@ from benchmarks.step_times import (
     seconds_at,
     sheets,
 )
-from pipeline.loading import load_config
+from pipeline.config.load import load_config
 
 PAGE = Path(__file__).parents[1] / "docs/SCALING.md"
 START = 700

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import RUN
+from flows.commands.options import RUN
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from pipeline.store import Run
+    from pipeline.run.run import Run
 
 SHOWN = 50
 
@@ -87,7 +87,7 @@ def audit(
 
     Example: srpo audit runs/first --where "route = 'sdpo' and divergence > 0.2" --sort=-loss_sum
     """
-    from pipeline.store import Run
+    from pipeline.run.run import Run
 
     if columns == "help":
         _print_columns()
@@ -200,14 +200,14 @@ def _show_rollout(
         return
     if style is not AuditFormat.TABLE:
         raise ConfigError(f"--rollout with --format {style}: one rollout is a table or json")
-    from flows.commands.audit_rollout import print_rollout
+    from flows.commands.rollout_text import print_rollout
 
     with _console(output) as console:
         print_rollout(console, record, limit)
 
 
 def _show_prompt(run: "Run", found: "pl.DataFrame", limit: int | None, output: Path | None) -> None:
-    from flows.commands.audit_text import print_prompt
+    from flows.commands.terminal_tables import print_prompt
     from pipeline.audit.rollout import rollout_record
 
     example = rollout_record(run, found["rollout_id"][0]) if len(found) else None
@@ -223,7 +223,7 @@ def _show_rows(
     limit: int | None,
     output: Path | None,
 ) -> None:
-    from flows.commands.audit_text import fitting, print_rows
+    from flows.commands.terminal_tables import fitting, print_rows
 
     with _console(output) as console:
         if fit:
@@ -247,7 +247,7 @@ def _cleaned(rows: "pl.DataFrame") -> "pl.DataFrame":
     """Return rows whose texts a terminal can show; files and pipes get them as they are."""
     import polars as pl
 
-    from pipeline.audit.plain import printable
+    from pipeline.text import printable
 
     texts = pl.col(pl.String)
     return rows.with_columns(texts.map_elements(printable, return_dtype=pl.String))
@@ -277,7 +277,7 @@ def _console(output: Path | None) -> Any:
     """Return a context that gives the console to print on."""
     from rich.console import Console
 
-    from flows.commands.audit_text import file_console
+    from flows.commands.terminal_tables import file_console
 
     return nullcontext(Console()) if output is None else file_console(output)
 

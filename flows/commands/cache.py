@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import FOLDER
+from flows.commands.options import FOLDER
 
 
 def cache(
@@ -25,8 +25,8 @@ def cache(
     Example: srpo cache s3://bucket/runs --clear
     """
     from pipeline.errors import ConfigError
-    from pipeline.remote import opening
-    from pipeline.remote.places import cache_folder, is_mirrored, run_path
+    from pipeline.remote import mirror_sync as opening
+    from pipeline.remote.mirror_paths import cache_folder, is_mirrored, run_path
     from pipeline.text import size
 
     if folder is not None and not is_mirrored(folder):

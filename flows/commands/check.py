@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.bars import bars
-from flows.options import RUN, Runner
-from pipeline.audit.plain import printable
+from flows.commands.bars import bars
+from flows.commands.options import RUN, Runner
 from pipeline.errors import ConfigError
-from pipeline.text import count, duration, number
+from pipeline.text import count, duration, number, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flows.fanout import Crew
-    from pipeline.audit.check_findings import CheckReport
-    from pipeline.stage import Progress
+    from flows.workers.crew import Crew
+    from pipeline.check.findings import CheckReport
+    from pipeline.stage.contract import Progress
 
 _LONGEST_NOTES = 20
 
@@ -60,17 +59,17 @@ def _say(console: "Console", text: str) -> None:
 
 def check_part(run: str, steps: list[int]) -> dict[str, Any]:
     """Check some steps of a run, on a worker; return the report as plain values."""
-    from pipeline.audit.check import check_steps
-    from pipeline.remote.places import run_path
-    from pipeline.store import Run
+    from pipeline.check.check_run import check_steps
+    from pipeline.remote.mirror_paths import run_path
+    from pipeline.run.run import Run
 
     return asdict(check_steps(Run.open(run_path(run)), steps))
 
 
 def _check(path: Path, console: "Console", runner: str | None) -> bool:
-    from flows.crews import crew_of
-    from pipeline.audit.check import check_run
-    from pipeline.store import Run
+    from flows.workers.command_crew import crew_of
+    from pipeline.check.check_run import check_run
+    from pipeline.run.run import Run
 
     run, started = Run.open(path), time.perf_counter()
     with crew_of(runner, run.root.parent) as crew:
@@ -88,8 +87,8 @@ def _spread(
     crew: "Crew", root: Path, progress: "Progress", steps: Sequence[int]
 ) -> "Iterator[CheckReport]":
     """Have steps checked by a crew; yield the reports in order."""
-    from flows.placing import pieces
-    from pipeline.audit.check_findings import CheckReport, Finding
+    from flows.workers.place import pieces
+    from pipeline.check.findings import CheckReport, Finding
 
     run = f"{root.resolve()}"
     items = [{"run": run, "steps": list(steps[a:b])} for a, b in pieces(len(steps), crew.place)]
@@ -127,7 +126,7 @@ def _print(report: "CheckReport", seconds: float, console: "Console") -> None:
 
 
 def _check_deeply(run: Path, step: int, console: "Console") -> bool:
-    from flows.deep import check_step
+    from flows.reruns.deep_check import check_step
 
     started = time.perf_counter()
     with bars("updates replayed", "rollouts recomputed") as (replayed, recomputed):

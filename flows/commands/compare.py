@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import RUN
+from flows.commands.options import RUN
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
-    from pipeline.audit.compare import Axis, Comparison
+    from pipeline.compare.comparison import Axis, Comparison
 
 _SECONDS_PER_HOUR = 3600
 _LONGEST_NAME = 16
@@ -54,9 +54,9 @@ def compare(
         "tokens": _numbers("--tokens", tokens),
         "steps": _numbers("--steps", steps),
     }
-    from pipeline.audit.compare import compare_runs
-    from pipeline.audit.compare_page import record_of, write_folder
-    from pipeline.store import Run
+    from pipeline.compare.comparison import compare_runs
+    from pipeline.compare.report import record_of, write_folder
+    from pipeline.run.run import Run
 
     found = compare_runs([Run.open(path) for path in runs], limits)
     for warning in found.warnings:
@@ -84,14 +84,8 @@ def _print(found: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.audit.compare import AXES
-    from pipeline.audit.compare_page import (
-        AXIS_TITLES,
-        budgets_of,
-        cell_texts,
-        limit_text,
-        note_of,
-    )
+    from pipeline.compare.comparison import AXES
+    from pipeline.compare.report import AXIS_TITLES, budgets_of, cell_texts, limit_text, note_of
 
     console = Console()
     names = [row.label for row in found.rows]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.audit.plain import printable
-from pipeline.remote.places import run_path
-from pipeline.text import count, number
+from pipeline.remote.mirror_paths import run_path
+from pipeline.text import count, number, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.audit.diff import DecisionChange, RunDiff, TableSummary
+    from pipeline.compare.run_diff import DecisionChange, RunDiff, TableSummary
 
 _WIDTH = 60
 
@@ -47,8 +46,8 @@ def diff(
     """
     from rich.console import Console
 
-    from pipeline.audit.diff import diff_runs
-    from pipeline.store import Run
+    from pipeline.compare.run_diff import diff_runs
+    from pipeline.run.run import Run
 
     found = diff_runs(Run.open(run_a), Run.open(run_b))
     if output is DiffFormat.JSON:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.bars import bars
+from flows.commands.bars import bars
 from pipeline.errors import ConfigError, StoreError
 
 
@@ -21,9 +21,9 @@ def policy(
 
     Example: srpo policy runs/first@37 models/first-37
     """
-    from flows.opening import split_state
-    from flows.session import Session
-    from pipeline.snapshots import save_snapshot
+    from flows.session.open_run import split_state
+    from flows.session.session import Session
+    from pipeline.policy.snapshots import save_snapshot
 
     run, step = split_state(state)
     if step is None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.bars import bars
-from flows.options import RUN
+from flows.commands.bars import bars
+from flows.commands.options import RUN
 from pipeline.text import size
 
 if TYPE_CHECKING:
-    from pipeline.retention import Plan
+    from pipeline.housekeeping.pruning import Plan
 
 
 def prune(
@@ -41,10 +41,10 @@ def prune(
     """
     from rich.console import Console
 
-    from flows.commands.prune_text import print_plan
-    from pipeline.lock import RunLock
-    from pipeline.retention import expect_sound_start, plan
-    from pipeline.store import Run
+    from flows.commands.prune_plan_text import print_plan
+    from pipeline.housekeeping.pruning import expect_sound_start, plan
+    from pipeline.run.lock import RunLock
+    from pipeline.run.run import Run
 
     names = [name.strip() for name in tables.split(",")]
     opened = Run.open(run)
@@ -71,12 +71,12 @@ def restore(
 
     Example: srpo restore runs/first /archive/first
     """
-    from flows.session import Session
-    from pipeline.archive import archive_path
-    from pipeline.archive import restore as from_archive
-    from pipeline.lock import RunLock
-    from pipeline.retention import pruned_tables
-    from pipeline.store import Run
+    from flows.session.session import Session
+    from pipeline.housekeeping.parquet_archive import archive_path
+    from pipeline.housekeeping.parquet_archive import restore as from_archive
+    from pipeline.housekeeping.pruning import pruned_tables
+    from pipeline.run.lock import RunLock
+    from pipeline.run.run import Run
 
     opened = Run.open(run)
     anew: dict[int, set[str]] = {}
@@ -101,8 +101,8 @@ def restore(
 
 def _remove(found: "Plan", folder: Path | None) -> str:
     """Remove what the plan says, each table once its archive is sound; say what that takes."""
-    from pipeline.archive import archive
-    from pipeline.retention import remove, remove_snapshots
+    from pipeline.housekeeping.parquet_archive import archive
+    from pipeline.housekeeping.pruning import remove, remove_snapshots
 
     written = 0
     with bars("removing") as (progress,):

@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.bars import bars
-from flows.options import FOLDER, RUN, Runner, Set
+from flows.commands.bars import bars
+from flows.commands.options import FOLDER, RUN, Runner, Set
 
 if TYPE_CHECKING:
-    from flows.replaying import Plan
-    from flows.session import Session
-    from pipeline.audit.diff import RunDiff
-    from pipeline.store import Run
+    from flows.reruns.replay import Plan
+    from flows.session.session import Session
+    from pipeline.compare.run_diff import RunDiff
+    from pipeline.run.run import Run
 
 _MEANS = {"loss": "loss", "grad_norm": "grad norm", "jsd_mean": "divergence"}
 _TITLE = "rows that differ from the parent's"
@@ -52,11 +52,11 @@ def replay(
 
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
-    from flows.crews import crew_of
-    from flows.replaying import Plan, folders, spread, sweep_over
-    from flows.replaying import replay as replay_run
-    from pipeline.audit.diff import diff_runs
-    from pipeline.store import Run
+    from flows.reruns.replay import Plan, folders, spread, sweep_over
+    from flows.reruns.replay import replay as replay_run
+    from flows.workers.command_crew import crew_of
+    from pipeline.compare.run_diff import diff_runs
+    from pipeline.run.run import Run
 
     parent = Run.open(run)
     plan, sweep = Plan.of(parent, stage, until, steps), spread(overrides or [])
@@ -86,8 +86,8 @@ def _expect_possible(
     parent: "Run", plan: "Plan", forks: Sequence[tuple[Path, list[str]]], runner: str | None
 ) -> None:
     """Refuse what can't be of any fork, before the first is made."""
-    from flows.forking import planned_fork
-    from flows.replaying import expect_folder
+    from flows.reruns.replay import expect_folder
+    from flows.session.fork_run import planned_fork
 
     updates = plan.last == "update"
     for folder, chosen in forks:

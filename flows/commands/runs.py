@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.options import FOLDER
+from flows.commands.options import FOLDER
 
 _COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "fork of")
 
@@ -26,9 +26,9 @@ def runs(
     """
     import json
 
-    from pipeline.audit.plain import printable
     from pipeline.errors import SrpoError
-    from pipeline.overview import find_runs, overview
+    from pipeline.housekeeping.run_listing import find_runs, overview
+    from pipeline.text import printable
 
     found = []
     for root in find_runs(folder):
@@ -45,8 +45,7 @@ def runs(
 
 
 def _print(folder: Path, found: list[dict[str, Any]]) -> None:
-    from pipeline.audit.plain import printable
-    from pipeline.text import NOTHING, size
+    from pipeline.text import NOTHING, printable, size
 
     place = f"{folder}"
     table = Table(box=None, title=f"runs in {printable(place)}", title_justify="left")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.bars import bars
-from flows.options import FOLDER, RUN, Runner, Set
+from flows.commands.bars import bars
+from flows.commands.options import FOLDER, RUN, Runner, Set
 from pipeline.errors import SrpoError
-from pipeline.remote.places import run_path
+from pipeline.remote.mirror_paths import run_path
 
 if TYPE_CHECKING:
-    from flows.session import Session
+    from flows.session.session import Session
 
 
 def stage(
@@ -37,11 +37,11 @@ def stage(
 
     Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
     """
-    from flows.crews import crew_of
-    from flows.session import STAGES, Session
-    from pipeline.lock import RunLock
-    from pipeline.repair import expect_readers_agree, set_aside_damage
-    from pipeline.store import Run
+    from flows.session.session import STAGES, Session
+    from flows.workers.command_crew import crew_of
+    from pipeline.housekeeping.repair import expect_readers_agree, set_aside_damage
+    from pipeline.run.lock import RunLock
+    from pipeline.run.run import Run
 
     if name not in STAGES:
         raise SrpoError(f"no stage {name}; there are {', '.join(STAGES)}")
@@ -76,8 +76,8 @@ def _fork_if_needed(
     parent: Any, fork: Path | None, name: str, step: int, overrides: Sequence[str]
 ) -> Path:
     """Return the folder to work in: the run itself, or a new fork of it."""
-    from flows.forking import code_changes, fork_run, free_name
-    from flows.session import STAGES
+    from flows.session.fork_run import code_changes, fork_run, free_name
+    from flows.session.session import STAGES
 
     changed_code = code_changes(parent, STAGES[name], step)
     if fork is None and not overrides and not changed_code:
@@ -102,8 +102,8 @@ def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> N
         print(f"  {table}: {facts['rows']} rows, sha256 {sha256}, {facts['path']}")
     if run.fork is None or run.parent is None or reference["skipped"]:
         return
-    from pipeline.audit.diff import diff_runs
-    from pipeline.lineage import stages_from
+    from pipeline.compare.run_diff import diff_runs
+    from pipeline.run.step_layout import stages_from
 
     found = {difference.table: difference for difference in diff_runs(run.parent, run).tables}
     for table in reference["tables"]:

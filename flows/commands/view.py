@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from flows.options import RUN, Runner
+from flows.commands.options import RUN, Runner
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.text import count, duration
 
 if TYPE_CHECKING:
-    from pipeline.store import Run
+    from pipeline.run.run import Run
 
 HOST, PORT = "127.0.0.1", 8765
 
@@ -37,7 +37,7 @@ def view(
 
     Example: srpo view runs/first runs/second
     """
-    from pipeline.store import Run
+    from pipeline.run.run import Run
 
     opened = [Run.open(path) for path in runs]
     if export is not None:
@@ -50,18 +50,18 @@ def view(
 
 def export_part(runs: list[str], folder: str, first: int, last: int) -> None:
     """Write some pages of an export, on a worker."""
-    from pipeline.remote.places import run_path
-    from pipeline.store import Run
+    from pipeline.remote.mirror_paths import run_path
+    from pipeline.run.run import Run
     from pipeline.viewer.export import export_pages
 
     export_pages([Run.open(run_path(root)) for root in runs], Path(folder), first, last)
 
 
 def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
-    from flows.crews import crew_of
-    from flows.placing import pieces
+    from flows.workers.command_crew import crew_of
+    from flows.workers.place import pieces
     from pipeline.viewer.export import export
-    from pipeline.viewer.exported import exported_steps
+    from pipeline.viewer.export_selection import exported_steps
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -97,7 +97,7 @@ def _serve(runs: "list[Run]", port: int) -> None:
     import uvicorn
 
     from pipeline.viewer.app import create_app
-    from pipeline.viewer.shell import Page, named
+    from pipeline.viewer.page import Page, named
 
     with _listener(port) as listener:
         address = f"http://{HOST}:{listener.getsockname()[1]}"

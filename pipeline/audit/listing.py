@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from polars.exceptions import PolarsError
 
-from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, StoreError
-from pipeline.schemas import SCHEMAS
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.tables.schemas import SCHEMAS
+from pipeline.text import printable
 
 
 class Column(NamedTuple):

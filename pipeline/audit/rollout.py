@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.audit.contributions import shares_T
-from pipeline.audit.kept import NOT_KEPT, keeps_student, kept_TK, pruned_fields
-from pipeline.audit.losses import batch_tokens_of, losses_of
-from pipeline.audit.plain import printable
-from pipeline.audit.tokens import TokenTexts
+from pipeline.audit.stored_logprobs import NOT_KEPT, keeps_student, kept_TK, pruned_fields
+from pipeline.audit.token_losses import batch_tokens_of, losses_of
+from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import ConfigError
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.text import printable
 
 TOP = 5
 ROLLOUT_ID = re.compile(r"(?P<kind>e?)(?P<step>[0-9]{6,9})-[0-9]{4,9}-[0-9]{2,9}")

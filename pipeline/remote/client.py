@@ -12,8 +12,8 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from pipeline.audit.plain import printable
 from pipeline.errors import ConfigError, StoreError
+from pipeline.text import printable
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -6,8 +6,8 @@ another holder watches the object; if it doesn't change for the holder's `lease_
 is gone. A holder that could not renew it for as long stops before its next commit, or takes it
 again if nobody else has.
 
-The holder of the lock on the mirror (`pipeline.lock`) knows that no other process of its machine
-writes through the same mirror: a lease that was left by one is taken over at once.
+The holder of the lock on the mirror (`pipeline.run.lock`) knows that no other process of its
+machine writes through the same mirror: a lease that was left by one is taken over at once.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 from pipeline.errors import StoreError
 from pipeline.remote import objects
 from pipeline.remote.client import Changed
+from pipeline.remote.mirror_paths import address_of, cache_folder
 from pipeline.remote.objects import Version
-from pipeline.remote.places import address_of, cache_folder
 
 LEASE_SECONDS = 30.0
 """How long a lease holds that nobody renews; recorded in it, so that commands may differ."""

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.twin import formulas, routing
+from pipeline.twin.float16_tables import read_rounded, teacher_buckets
 from pipeline.twin.formulas import Settings
-from pipeline.twin.records import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
-from pipeline.twin.rounded import read_rounded, teacher_buckets
+from pipeline.twin.inputs import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
 
 State = Mapping[str, Tensor]
 

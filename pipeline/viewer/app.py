@@ -17,12 +17,22 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import SrpoError
-from pipeline.remote.opening import refresh
-from pipeline.store import Run
-from pipeline.viewer.pages import KINDS
+from pipeline.remote.mirror_sync import refresh
+from pipeline.run.run import Run
+from pipeline.viewer.page import (
+    PLOTLY,
+    POLICY,
+    STATIC,
+    Kind,
+    Missing,
+    Page,
+    Runs,
+    Shelf,
+    named,
+)
+from pipeline.viewer.page_registry import KINDS
 from pipeline.viewer.rollout_page import KEPT, kept_at
-from pipeline.viewer.shell import PLOTLY, POLICY, STATIC, Kind, Missing, Page, Runs, Shelf, named
-from pipeline.viewer.state import state_of
+from pipeline.viewer.run_state import state_of
 
 HOSTS = ["127.0.0.1", "localhost"]
 """Names under which the server answers: a page elsewhere can't reach it by rebinding its own."""

@@ -5,14 +5,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from pipeline.audit.diff import DecisionChange, RunDiff, diff_runs
-from pipeline.audit.plain import printable
-from pipeline.metrics import tasks_of
-from pipeline.store import Run
-from pipeline.text import count, number
-from pipeline.viewer.exported import in_export
-from pipeline.viewer.records import History, history
-from pipeline.viewer.series import (
+from pipeline.compare.run_diff import DecisionChange, RunDiff, diff_runs
+from pipeline.run.metrics import tasks_of
+from pipeline.run.run import Run
+from pipeline.text import count, number, printable
+from pipeline.viewer.chart_series import (
     CHARTS,
     STYLES,
     Chart,
@@ -21,9 +18,11 @@ from pipeline.viewer.series import (
     last_text,
     run_series,
 )
-from pipeline.viewer.settings import written
-from pipeline.viewer.shell import Kind, Runs, run_named
-from pipeline.viewer.state import state_of
+from pipeline.viewer.export_selection import in_export
+from pipeline.viewer.history import History, history
+from pipeline.viewer.page import Kind, Runs, run_named
+from pipeline.viewer.run_settings import written
+from pipeline.viewer.run_state import state_of
 
 SHOWN = 200
 """Changed decisions of each kind in a page; `srpo diff --format json` has them all."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import StoreError
-from pipeline.store import Run
-from pipeline.viewer.pages import KINDS
-from pipeline.viewer.shell import PLOTLY, STATIC, Kind, Runs, named
+from pipeline.run.run import Run
+from pipeline.viewer.page import PLOTLY, STATIC, Kind, Runs, named
+from pipeline.viewer.page_registry import KINDS
 
 Progress = Callable[[int, int], None]
 Elsewhere = Callable[[int], None]

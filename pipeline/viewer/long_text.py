@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.audit.plain import printable
+from pipeline.text import printable
 
 AT_ONCE, MOST = 3_000, 200_000
 """Characters that stand open on a page, and characters that are on it at all."""

@@ -8,17 +8,16 @@ from typing import Any
 import polars as pl
 
 from pipeline.audit.listing import samples
-from pipeline.audit.plain import printable
 from pipeline.audit.rollout import ROLLOUT_ID, RolloutRecord, rollout_record
 from pipeline.errors import ConfigError
-from pipeline.store import Run
-from pipeline.text import count, number, percent
-from pipeline.viewer.cells import Row, cell, short, small_share, with_loss_shares
-from pipeline.viewer.exported import exported_steps, in_export
+from pipeline.run.run import Run
+from pipeline.text import count, number, percent, printable
+from pipeline.viewer.export_selection import exported_steps, in_export
 from pipeline.viewer.long_text import long_text
+from pipeline.viewer.page import Kind, Missing, Runs, per_run, plain, run_named
+from pipeline.viewer.rollout_cell import Row, cell, short, small_share, with_loss_shares
 from pipeline.viewer.rollout_tokens import all_kept, token_page
-from pipeline.viewer.shell import Kind, Missing, Runs, per_run, plain, run_named
-from pipeline.viewer.sides import side_by_side
+from pipeline.viewer.text_diff import side_by_side
 
 KEPT = "/runs/{name}/rollouts/{rollout_id}/tokens/{position}/"
 """Address of what is kept at one token, for pages that don't hold it all."""

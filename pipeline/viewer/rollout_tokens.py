@@ -6,12 +6,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.audit.kept import keeps_student, kept_TK
-from pipeline.audit.plain import printable
 from pipeline.audit.rollout import RolloutRecord, TokenRecord, topk
-from pipeline.audit.tokens import TokenTexts
-from pipeline.store import Run
-from pipeline.viewer.heat import QUANTITIES, Layer, Quantity, css_class, first_shown, layer
+from pipeline.audit.stored_logprobs import keeps_student, kept_TK
+from pipeline.audit.token_texts import TokenTexts
+from pipeline.run.run import Run
+from pipeline.text import printable
+from pipeline.viewer.heat_map import (
+    QUANTITIES,
+    Layer,
+    Quantity,
+    css_class,
+    first_shown,
+    layer,
+)
 
 MOST_TOKENS = 10_000
 """Tokens on a page; the text of the response is there whole."""

@@ -5,11 +5,8 @@ from dataclasses import replace
 from itertools import combinations, cycle
 from typing import Any
 
-from pipeline.store import Run
-from pipeline.viewer.exported import in_export
-from pipeline.viewer.profile import profile_context, profiles_of, with_profiles
-from pipeline.viewer.records import History, Record, history
-from pipeline.viewer.series import (
+from pipeline.run.run import Run
+from pipeline.viewer.chart_series import (
     MARKS,
     PROFILE,
     ROUTES,
@@ -19,9 +16,12 @@ from pipeline.viewer.series import (
     last_text,
     run_series,
 )
-from pipeline.viewer.settings import changed_settings, origins, policies, written
-from pipeline.viewer.shell import Kind, Runs, run_named
-from pipeline.viewer.state import state_of
+from pipeline.viewer.export_selection import in_export
+from pipeline.viewer.history import History, Record, history
+from pipeline.viewer.page import Kind, Runs, run_named
+from pipeline.viewer.profile_section import profile_context, profiles_of, with_profiles
+from pipeline.viewer.run_settings import changed_settings, origins, policies, written
+from pipeline.viewer.run_state import state_of
 
 _COLUMNS = (
     "reward_mean",

@@ -5,15 +5,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.audit.listing import samples
-from pipeline.audit.plain import printable
-from pipeline.lineage import STEP_TABLES
-from pipeline.pruned import removal
-from pipeline.store import Run
-from pipeline.text import count, duration, number, percent
-from pipeline.viewer.cells import Row, cell, short, small_share, verdict, with_loss_shares
-from pipeline.viewer.exported import in_export
-from pipeline.viewer.records import Record, step_record
-from pipeline.viewer.shell import Kind, Missing, Runs, per_run, run_named
+from pipeline.run.removal import removal
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
+from pipeline.text import count, duration, number, percent, printable
+from pipeline.viewer.export_selection import in_export
+from pipeline.viewer.history import Record, step_record
+from pipeline.viewer.page import Kind, Missing, Runs, per_run, run_named
+from pipeline.viewer.rollout_cell import (
+    Row,
+    cell,
+    short,
+    small_share,
+    verdict,
+    with_loss_shares,
+)
 
 LARGEST = 12
 """Rollouts in the list of those that have most of the loss."""

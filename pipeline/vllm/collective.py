@@ -22,10 +22,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from pipeline import ranks
+from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
 from pipeline.vllm.host import Host
-from pipeline.vllm.server import free_port
+from pipeline.vllm.server_process import free_port
 from pipeline.vllm.weights import Fan, named_weights
 
 _BUFFER_BYTES = 256 << 20

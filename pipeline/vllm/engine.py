@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from pipeline import ranks
-from pipeline.checkpoint import causes
-from pipeline.config import Config
-from pipeline.engine import Sample, SamplingSettings
+from pipeline.config.sections import Config
+from pipeline.distributed import ranks
 from pipeline.errors import PolicyError
-from pipeline.policy import Policy
+from pipeline.policy.checkpoint import causes
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm import station
 from pipeline.vllm.host import Ask, Group
 
@@ -17,7 +17,7 @@ _numbers = count()
 
 
 class VllmEngine:
-    """Sampling with vLLM (see `pipeline.engine.Engine`).
+    """Sampling with vLLM (see `pipeline.sampling.engine.Engine`).
 
     Before it samples, every host must hold the weights of the policy's very version; hosts that
     don't get them, and are checked by log-probabilities.

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pipeline.engine import Sample, SamplingSettings
 from pipeline.errors import SrpoError
+from pipeline.sampling.engine import Sample, SamplingSettings
 
 
 class EngineError(SrpoError):

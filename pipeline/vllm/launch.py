@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline import ranks
-from pipeline.config import Config
+from pipeline.config.sections import Config
+from pipeline.config.vllm import VllmSection
+from pipeline.distributed import ranks
 from pipeline.errors import ConfigError
-from pipeline.policy import Policy
+from pipeline.policy.policy import Policy
 from pipeline.vllm.host import EngineError
-from pipeline.vllm.settings import VllmSection
 
 Transfer = Literal["file", "ipc", "nccl"]
 FILE_BACKEND = "srpo_file"

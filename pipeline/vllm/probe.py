@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from pipeline import ranks
-from pipeline.engine import Sample, SamplingSettings
-from pipeline.packing import TokenSequence
-from pipeline.policy import Policy
-from pipeline.scoring import score_student
+from pipeline.distributed import ranks
+from pipeline.forward.packing import TokenSequence
+from pipeline.forward.scoring import score_student
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm.host import Ask, EngineError, Group, Host, Work
 
 BOUND = {"float32": 1e-4, "bfloat16": 0.2}

@@ -15,18 +15,18 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline import ranks
-from pipeline.config import Config
-from pipeline.engine import Sample
-from pipeline.files import remove_folder
-from pipeline.policy import Policy
-from pipeline.profiling import phase
+from pipeline.config.sections import Config
+from pipeline.distributed import ranks
+from pipeline.files.durable import remove_folder
+from pipeline.machine.phases import phase
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample
 from pipeline.vllm.host import Ask, EngineError, Group, Host, HostLost, Work
+from pipeline.vllm.http_host import RemoteHost
+from pipeline.vllm.in_process import LocalHost
 from pipeline.vllm.launch import Launch, beside, launch_of, sleeps
-from pipeline.vllm.local import LocalHost
 from pipeline.vllm.probe import Probe, largest_gap, probed
-from pipeline.vllm.remote import RemoteHost
-from pipeline.vllm.server import ServerProcess
+from pipeline.vllm.server_process import ServerProcess
 from pipeline.vllm.threads import outcomes
 from pipeline.vllm.weights import FileSender, Sender
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline import checkpoint, ranks
-from pipeline.sharding import whole
-from pipeline.tensorfiles import laid_out
+from pipeline.distributed import ranks
+from pipeline.distributed.sharding import whole
+from pipeline.policy import checkpoint
+from pipeline.policy.safetensors_layout import laid_out
 from pipeline.vllm.host import Host
 from pipeline.vllm.threads import side_by_side
 

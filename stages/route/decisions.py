@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config import Demonstration, Method
+from pipeline.config.sections import Demonstration, Method
 from pipeline.seeds import permutation
 
 _STD_FLOOR = 1e-6

@@ -8,13 +8,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.distributions import buckets_NB, jsd_N
+from pipeline.distributed.ranks import FirstError, size, together, turns
 from pipeline.errors import NumericalError
-from pipeline.packing import TokenSequence, consecutive_slices
-from pipeline.policy import Policy
-from pipeline.projection import Distribution
-from pipeline.ranks import FirstError, size, together, turns
-from pipeline.scoring import Forward, fair_budget, idle_pass, score_student, score_teacher
+from pipeline.forward.distributions import buckets_NB, jsd_N
+from pipeline.forward.packing import TokenSequence, consecutive_slices
+from pipeline.forward.projection import Distribution
+from pipeline.forward.scoring import (
+    Forward,
+    fair_budget,
+    idle_pass,
+    score_student,
+    score_teacher,
+)
+from pipeline.policy.policy import Policy
 
 _JSD_ALPHA = 0.5
 

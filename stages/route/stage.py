@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.config import Config, RouteSection
-from pipeline.packing import TokenSequence
-from pipeline.policy import Policy
-from pipeline.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, teacher_schema
-from pipeline.stage import Handles, Output, ProgressCounter, Render, Stage
+from pipeline.config.sections import Config, RouteSection
+from pipeline.forward.packing import TokenSequence
+from pipeline.policy.policy import Policy
+from pipeline.stage.contract import Handles, Output, ProgressCounter, Render, Stage
+from pipeline.tables.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, teacher_schema
 from pipeline.task import Message
 from stages.route.decisions import (
     demonstrating_sibling,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.stage import Render
+from pipeline.stage.contract import Render
 from pipeline.task import Message
 
 _SOLUTION = "\nCorrect solution:\n\n"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.packing import TokenSequence, consecutive_slices
+from pipeline.forward.packing import TokenSequence, consecutive_slices
 
 OldSource = Literal["live", "stored", "sampled"]
 Floats = npt.NDArray[np.float32]

@@ -7,8 +7,8 @@ step's batch, which the stage applies.
 import torch
 from torch import Tensor
 
-from pipeline.config import Divergence
-from pipeline.distributions import jsd_N, kl_N
+from pipeline.config.sections import Divergence
+from pipeline.forward.distributions import jsd_N, kl_N
 
 _RATIO_CLAMP = 20.0
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.config import UpdateSection
-from pipeline.distributions import buckets_NB, log_tail_N
-from pipeline.projection import Head, train_logprobs
+from pipeline.config.sections import UpdateSection
+from pipeline.forward.distributions import buckets_NB, log_tail_N
+from pipeline.forward.projection import Head, train_logprobs
 from stages.update.batch import FlatBatch
 from stages.update.losses import (
     clipped_N,

@@ -13,16 +13,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.arithmetic import TRAINING, forward_flops, projection_flops
-from pipeline.config import Config, UpdateSection
+from pipeline.config.sections import Config, UpdateSection
+from pipeline.distributed.ranks import FirstError, exchanged, size, together, turns
+from pipeline.distributed.sharding import whole
 from pipeline.errors import NumericalError
-from pipeline.policy import Policy
-from pipeline.profiling import phase
-from pipeline.ranks import FirstError, exchanged, size, together, turns
-from pipeline.schemas import UPDATES
-from pipeline.scoring import Forward, fair_budget, idle_pass, response_hidden_ND
-from pipeline.sharding import whole
-from pipeline.stage import Handles, Output, ProgressCounter, Stage
+from pipeline.forward.scoring import Forward, fair_budget, idle_pass, response_hidden_ND
+from pipeline.machine.flops import TRAINING, forward_flops, projection_flops
+from pipeline.machine.phases import phase
+from pipeline.policy.policy import Policy
+from pipeline.stage.contract import Handles, Output, ProgressCounter, Stage
+from pipeline.tables.schemas import UPDATES
 from stages.update.batch import FlatBatch, Rollout, flatten, rollouts_of
 from stages.update.gate import expect_near
 from stages.update.losses import engine_kl_N

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.mathematics import last_answer, load, verify
 from data.registry import judge, open_task
 from pipeline.errors import DataError
-from pipeline.verification import VerifierPool
+from pipeline.verification.pool import VerifierPool
 
 
 @pytest.mark.parametrize(

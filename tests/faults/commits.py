@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ModelSection
-from pipeline.files import digest_of, remove_folder, remove_leftovers, set_aside
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.sealed import read_sealed, write_sealed
-from pipeline.snapshots import keep_tokenizer, load_snapshot, save_snapshot
-from pipeline.store import Run, is_taken
+from pipeline.config.sections import ModelSection
+from pipeline.files.durable import digest_of, remove_folder, remove_leftovers, set_aside
+from pipeline.files.sealed_json import read_sealed, write_sealed
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import keep_tokenizer, load_snapshot, save_snapshot
+from pipeline.run.run import Run, is_taken
 from tests.faults.broken_disk import FAULTS, BrokenDisk, Fault
 from tests.pipeline.made_up import COST, STEP, config, origin, tables
 

@@ -69,7 +69,7 @@ class Family:
             return "command"
         with contextlib.suppress(*_GONE):
             line = " ".join(process.cmdline())
-            if "flows.serving" in line:
+            if "flows.prefect_api.server_process" in line:
                 return "server"
             if "verification_guard" in line:
                 return "verifier"

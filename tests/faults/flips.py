@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.beginning import teacher_settings
-from pipeline.audit.check import check_run
+from flows.session.new_run import teacher_settings
+from pipeline.check.check_run import check_run
 from pipeline.errors import SrpoError
-from pipeline.profiles import read_profile
-from pipeline.snapshots import load_snapshot
-from pipeline.store import Run
+from pipeline.policy.snapshots import load_snapshot
+from pipeline.run.run import Run
+from pipeline.run.step_profiles import read_profile
 
 
 @dataclass(frozen=True)

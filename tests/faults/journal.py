@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import flows.opening
+import flows.session.open_run
 from flows.cli import main
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.config import Config
-    from pipeline.stage import Handles, Output, Stage
+    from pipeline.config.sections import Config
+    from pipeline.stage.contract import Handles, Output, Stage
 
 
 class Entry(NamedTuple):
@@ -62,16 +62,16 @@ def _noted(stage: Stage, journal: int) -> Stage:
 
 def _note_in(path: str) -> None:
     """Have the stages of the session that the command will open write to a journal."""
-    opened = flows.opening.open_session
+    opened = flows.session.open_run.open_session
     journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def open_session(*arguments: Any) -> Any:
-        from flows.session import STAGES
+        from flows.session.session import STAGES
 
         STAGES.update({name: _noted(stage, journal) for name, stage in STAGES.items()})
         return opened(*arguments)
 
-    flows.opening.open_session = open_session
+    flows.session.open_run.open_session = open_session
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from flows.session import STAGES
+from flows.session.session import STAGES
 from tests.faults import journal
 from tests.faults.family import Family, Kind
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flows.session import Session
-from pipeline.engine import Sample, SamplingSettings
+from flows.session.session import Session
 from pipeline.errors import NumericalError, PolicyError
-from pipeline.policy import Policy
-from pipeline.sampling import TransformersEngine
-from pipeline.stage import Handles
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample, SamplingSettings
+from pipeline.sampling.transformers_engine import TransformersEngine
+from pipeline.stage.contract import Handles
 from stages.generate import STAGE as GENERATE
 from stages.update import STAGE as UPDATE
 from tests.golden.run import golden_config

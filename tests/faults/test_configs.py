@@ -11,11 +11,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from flows import cli
-from flows.session import Session
+from flows.session.session import Session
 from pipeline.audit.rollout import ROLLOUT_ID
+from pipeline.config.field_types import OF_THE_TEMPLATE
+from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
-from pipeline.loading import load_config
-from pipeline.settings import OF_THE_TEMPLATE
 
 MINIMAL = b'[data]\ntask = "arithmetic"\n[model]\npath = "demo"\n'
 LONGEST_LINE = cli.ERROR_LIMIT + 50

@@ -11,11 +11,11 @@ import pytest
 
 from data import mathematics, rows, science_qa, tool_use
 from data.registry import open_task
-from flows.session import Session
-from pipeline.audit.plain import printable
+from flows.session.session import Session
+from pipeline.config.load import load_config
 from pipeline.errors import DataError
-from pipeline.loading import load_config
 from pipeline.task import Message
+from pipeline.text import printable
 
 LONGEST_LINE = 1000
 Load = Callable[..., str]

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.writing
-from flows.loop import Outcome, Watcher, train
-from flows.session import Session
-from pipeline.audit.check import check_run
-from pipeline.config import Config
-from pipeline.disk import explained, naming
+import pipeline.tables.arrow_writing
+from flows.session.session import Session
+from flows.training.loop import Outcome, Watcher, train
+from pipeline.check.check_run import check_run
+from pipeline.config.sections import Config
 from pipeline.errors import StoreError
-from pipeline.store import Run, is_taken
+from pipeline.machine.disk import explained, naming
+from pipeline.run.run import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.flows.test_session import digests
 from tests.golden.run import golden_config
@@ -54,7 +54,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.writing, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline.tables.arrow_writing, "RETRY_SECONDS", 0.0)
 
 
 def everything(root: Path) -> dict[str, str]:
@@ -285,7 +285,9 @@ def test_the_command_says_it_in_one_line(disk: SmallDisk, environment: dict[str,
 @pytest.mark.slow
 def test_a_server_that_finds_no_room(disk: SmallDisk, environment: dict[str, str]) -> None:
     disk.fill(500_000)
-    code = "import sys; from pathlib import Path; from flows.server import open_server; "
+    code = (
+        "import sys; from pathlib import Path; from flows.prefect_api.server import open_server; "
+    )
     code += "open_server(Path(sys.argv[1])).wait()"
     done = subprocess.run(
         [sys.executable, "-c", code, str(disk.root)],

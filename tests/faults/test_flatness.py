@@ -7,9 +7,9 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.loop import Watcher, train
-from flows.session import Session
-from pipeline.loading import load_config
+from flows.session.session import Session
+from flows.training.loop import Watcher, train
+from pipeline.config.load import load_config
 
 SMALL = [
     "run.steps=13",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.session import STAGES, Session
-from pipeline.audit.check import check_run
+from flows.session.session import STAGES, Session
+from pipeline.check.check_run import check_run
 from pipeline.errors import StoreError
-from pipeline.files import file_digest
-from pipeline.lineage import STEP_STAGES, STEP_TABLES, TABLES_OF_STAGE
-from pipeline.repair import expect_readers_agree, set_aside_damage
-from pipeline.store import Run
+from pipeline.files.durable import file_digest
+from pipeline.housekeeping.repair import expect_readers_agree, set_aside_damage
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES, TABLES_OF_STAGE
 from tests.faults.flips import Place, flipped, kind, named_by_check, places, refused_by_readers
 from tests.golden.run import golden_config
 

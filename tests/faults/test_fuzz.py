@@ -5,10 +5,10 @@ from contextlib import closing
 import pytest
 
 from benchmarks.fuzz import TARGETS, fuzz
-from flows.session import Session
-from pipeline.lineage import STEP_STAGES
-from pipeline.loading import load_config
-from pipeline.store import Run
+from flows.session.session import Session
+from pipeline.config.load import load_config
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 
 SECONDS = 4.0
 SETTINGS = [

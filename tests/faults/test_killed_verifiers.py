@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.task import Verdict
-from pipeline.verification import VerifierPool
+from pipeline.verification.pool import VerifierPool
 
 JUDGES = Path(__file__).resolve().parents[1] / "pipeline"
 RIGHT = Verdict(1.0, True, "t gold")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import ModelSection
-from pipeline.memory import PeakMemory
-from pipeline.policy import Policy
-from pipeline.snapshots import open_policy
+from pipeline.config.sections import ModelSection
+from pipeline.machine.peak_memory import PeakMemory
+from pipeline.policy.policy import Policy
+from pipeline.policy.snapshots import open_policy
 from stages.update import STAGE as UPDATE
 from stages.update.batch import rollouts_of
 from stages.update.stage import accumulate_gradient

@@ -13,14 +13,14 @@ from unittest.mock import ANY
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.lock import LOCK_FILE, RunLock
+from pipeline.run.lock import LOCK_FILE, RunLock
 from tests.conftest import Srpo
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.lock import RunLock
+from pipeline.run.lock import RunLock
 RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 {then}

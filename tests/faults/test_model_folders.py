@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import pretrained
-from pipeline.config import ModelSection
+from pipeline.config.sections import ModelSection
 from pipeline.errors import PolicyError
-from pipeline.policy import TeacherSettings
-from pipeline.snapshots import open_policy
+from pipeline.policy import model_loading as pretrained
+from pipeline.policy.policy import TeacherSettings
+from pipeline.policy.snapshots import open_policy
 from pipeline.task import Message
 
 Spoil = Callable[[Path], object]

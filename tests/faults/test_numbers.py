@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flows.session import Session
+from flows.session.session import Session
 from pipeline.errors import NumericalError, SrpoError
-from pipeline.files import file_digest
+from pipeline.files.durable import file_digest
 from pipeline.twin.step import recompute
 from tests.golden.run import STEP, golden_config, run_step, teacher_states, twin_settings
 from tests.golden.test_golden import disagreements, twin_of

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.forking import fork_run
-from flows.loop import Outcome
-from flows.session import Session
-from pipeline.archive import archive, archive_path, restore
-from pipeline.audit.check import check_run
-from pipeline.audit.diff import diff_runs
+from flows.session.fork_run import fork_run
+from flows.session.session import Session
+from flows.training.loop import Outcome
 from pipeline.audit.rollout import rollout_record
+from pipeline.check.check_run import check_run
+from pipeline.compare.run_diff import diff_runs
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import file_digest
-from pipeline.pruned import PRUNABLE, record_path, removal
-from pipeline.retention import Piece, plan, pruned_tables, remove
-from pipeline.store import Run
+from pipeline.files.durable import file_digest
+from pipeline.housekeeping.parquet_archive import archive, archive_path, restore
+from pipeline.housekeeping.pruning import Piece, plan, pruned_tables, remove
+from pipeline.run.removal import PRUNABLE, record_path, removal
+from pipeline.run.run import Run
 from tests.faults.test_disk import go_on
 from tests.flows.test_session import digests
 from tests.golden.run import golden_config

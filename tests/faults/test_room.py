@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.room import RoomWatcher, room_line, room_warnings
-from flows.session import Session
-from pipeline.config import Config
+from flows.session.session import Session
+from flows.training.disk_watch import RoomWatcher, room_line, room_warnings
+from pipeline.config.sections import Config
 from pipeline.errors import StoreError
-from pipeline.space import needed
+from pipeline.housekeeping.space_forecast import needed
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.faults.test_disk import At, go_on
 from tests.golden.run import golden_config

@@ -13,11 +13,11 @@ import pytest
 
 from pipeline.audit.listing import samples
 from pipeline.errors import SrpoError, StoreError
-from pipeline.files import file_digest
-from pipeline.overview import overview
-from pipeline.sealed import write_sealed
-from pipeline.store import Run
-from pipeline.writing import write_arrow
+from pipeline.files.durable import file_digest
+from pipeline.files.sealed_json import write_sealed
+from pipeline.housekeeping.run_listing import overview
+from pipeline.run.run import Run
+from pipeline.tables.arrow_writing import write_arrow
 from tests.faults.test_fuzz import run
 
 __all__ = ["run"]

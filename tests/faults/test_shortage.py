@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flows.forking import fork_run
-from flows.session import Session
+from flows.session.fork_run import fork_run
+from flows.session.session import Session
+from pipeline.config.load import load_config
 from pipeline.errors import MemoryShortage
-from pipeline.loading import load_config
-from pipeline.shortage import LOWER, explained
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.stage.out_of_memory import LOWER, explained
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ["run.steps=2", "run.threads=1", "generate.questions=16", "evaluate.questions=4"]
@@ -23,7 +23,7 @@ CONFIG = load_config("demo", SMALL)
 STARVED = """
 import resource, sys
 from pathlib import Path
-from flows.session import Session
+from flows.session.session import Session
 from pipeline.errors import SrpoError
 
 session = Session.resume(Path(sys.argv[1]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import write_json
+from pipeline.files.durable import write_json
 from tests.conftest import OpenPolicy
 from tests.faults.broken_disk import BrokenDisk
 from tests.faults.commits import campaign, operations

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
-from pipeline.schemas import SCHEMAS, TOKEN_TABLES, teacher_schema
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.tables.schemas import SCHEMAS, TOKEN_TABLES, teacher_schema
 from tests.pipeline.made_up import COST, STEP, config, origin
 
 NAMES = [name for name in SCHEMAS if name not in TOKEN_TABLES]

@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.session import Session
-from pipeline.loading import load_config
-from pipeline.lock import LOCK_FILE
-from pipeline.sandbox import holds
+from flows.session.session import Session
+from pipeline.config.load import load_config
+from pipeline.run.lock import LOCK_FILE
 from pipeline.task import Verdict
-from pipeline.verification import VerifierPool
+from pipeline.verification.pool import VerifierPool
+from pipeline.verification.sandbox import holds
 
 HERE = Path(__file__).parent
 GOOD = Verdict(1.0, True, "good")
@@ -101,8 +101,8 @@ assert libc.prctl(22, ctypes.c_ulong(2), ctypes.c_char_p(head), zero, zero) == 0
 
 IN_A_POOL = """
 import hostile_verifiers as hostile
-from pipeline.sandbox import holds
-from pipeline.verification import VerifierPool
+from pipeline.verification.sandbox import holds
+from pipeline.verification.pool import VerifierPool
 with VerifierPool(holds, "t", 1, 60.0, 512) as pool:
     print(pool.verify([("", "")])[0].prediction)
 with VerifierPool(hostile.judge, "t", 1, 60.0, 512) as pool:

@@ -14,8 +14,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from flows.crews import crew_of
-from flows.shards import Bench, ShardedPool
+from flows.workers.command_crew import crew_of
+from flows.workers.verdict_shards import Bench, ShardedPool
 
 TASK = Path(__file__).with_name("waiting_task.py")
 

@@ -5,13 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.loading import load_config
-from pipeline.store import Run
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
+from pipeline.run.run import Run
 
 
 class FakeSession:
-    """Plays `flows.session.Session` for the loop, the display and the flow."""
+    """Plays `flows.session.session.Session` for the loop, the display and the flow."""
 
     def __init__(self, root: Path, *overrides: str, first: int = 0) -> None:
         settings = ["data.path=none", "run.snapshot_every=4", "evaluate.every=3", *overrides]

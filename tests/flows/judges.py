@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows import shards
-from pipeline.verification import VerifierPool
+from flows.workers import verdict_shards as shards
+from pipeline.verification.pool import VerifierPool
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from flows.session import Session
-from pipeline.config import Config
-from pipeline.lineage import STEP_STAGES
-from pipeline.loading import load_config
-from pipeline.store import Run
+from flows.session.session import Session
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 
 STEPS = 6
 DOUBLES = '''"""Doubles of numbers; the answer is right wherever it stands."""

@@ -15,10 +15,10 @@ import polars as pl
 import pytest
 
 from flows.cli import main
-from flows.replaying import Plan, replay
+from flows.reruns.replay import Plan, replay
 from pipeline.audit.listing import COLUMNS, ON_REQUEST, describe, samples
 from pipeline.audit.rollout import rollout_record
-from pipeline.store import Run
+from pipeline.run.run import Run
 from tests.golden.run import STEP, make_run
 from tests.viewer.hostile import LONG, hostile_run
 

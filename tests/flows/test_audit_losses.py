@@ -6,12 +6,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows.replaying import Plan, replay
-from flows.session import Session
+from flows.reruns.replay import Plan, replay
+from flows.session.session import Session
 from pipeline.audit.listing import samples
 from pipeline.audit.rollout import RolloutRecord, rollout_record
-from pipeline.lineage import STEP_STAGES
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.run import golden_config
 
 Sections = dict[str, dict[str, Any]]

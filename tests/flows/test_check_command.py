@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.replaying import Plan, replay
-from pipeline.store import Run
+from flows.reruns.replay import Plan, replay
+from pipeline.run.run import Run
 from tests.golden.run import make_run
 from tests.pipeline.audit.damage import flip, set_value
 

@@ -119,7 +119,7 @@ def test_resume_with_other_settings_names_them(
 
 
 def test_limits_may_grow_on_resume(tmp_path: Path) -> None:
-    from flows.opening import resumed_config
+    from flows.session.open_run import resumed_config
 
     run = FakeSession(tmp_path / "run").run
     assert resumed_config(run, None, ["run.steps=40"]).run.steps == 40
@@ -127,7 +127,7 @@ def test_limits_may_grow_on_resume(tmp_path: Path) -> None:
 
 
 def test_run_folders_are_numbered(tmp_path: Path) -> None:
-    from flows.opening import default_run_dir
+    from flows.session.open_run import default_run_dir
 
     assert default_run_dir("demo", tmp_path) == tmp_path / "demo-1"
     (tmp_path / "demo-1").mkdir()
@@ -138,7 +138,7 @@ def test_run_folders_are_numbered(tmp_path: Path) -> None:
 def test_presets_are_listed_and_printed_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.loading import preset_names, preset_text
+    from pipeline.config.load import preset_names, preset_text
 
     assert srpo(monkeypatch, "presets") == 0
     listed = capsys.readouterr().out

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.loop import train
-from flows.session import STAGES, Session
-from pipeline.loading import load_config
+from flows.session.session import STAGES, Session
+from flows.training.loop import train
+from pipeline.config.load import load_config
 from tests.conftest import OwnServer, Srpo
 
 pytestmark = pytest.mark.slow

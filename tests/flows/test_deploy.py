@@ -11,7 +11,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from flows.placing import Place
+from flows.workers.place import Place
 from tests.flows.test_deployments import expect_flows, registered
 
 PROJECT = Path(__file__).resolve().parents[2]

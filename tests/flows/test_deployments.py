@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from pipeline.lineage import STEP_STAGES
+from pipeline.run.step_layout import STEP_STAGES
 
 if TYPE_CHECKING:
     from prefect.client.schemas.actions import WorkPoolCreate

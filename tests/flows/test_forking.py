@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from flows.forking import fork_run
-from flows.replaying import Plan, folders, replay, split_steps, spread
-from flows.session import Session
-from pipeline.audit.diff import diff_runs
-from pipeline.config import Config
+from flows.reruns.replay import Plan, folders, replay, split_steps, spread
+from flows.session.fork_run import fork_run
+from flows.session.session import Session
+from pipeline.compare.run_diff import diff_runs
+from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.lineage import STEP_STAGES, TABLES_OF_STAGE, Fork
-from pipeline.sealed import write_sealed
-from pipeline.store import Run
+from pipeline.files.sealed_json import write_sealed
+from pipeline.run.fork import Fork
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES, TABLES_OF_STAGE
 from tests.golden.run import golden_config
 
 STEPS = 4
@@ -79,7 +80,7 @@ def own_tables(run: Run) -> set[tuple[str, int]]:
 
 
 def test_tables_of_stages_are_those_that_they_declare() -> None:
-    from flows.session import STAGES
+    from flows.session.session import STAGES
 
     assert {name: STAGES[name].writes for name in STEP_STAGES} == TABLES_OF_STAGE
 
@@ -193,7 +194,7 @@ def test_another_teacher(parent: Run, replayed: Replay, kind: str) -> None:
 def test_decisions_need_no_policy(
     parent: Run, replayed: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.session.load_snapshot", None)
+    monkeypatch.setattr("flows.session.session.load_snapshot", None)
     fork = replayed("verify", "verify.success_threshold=0", last="decisions")
     assert own_tables(fork) == {(t, s) for t in ("verdicts", "routes") for s in range(STEPS)}
     assert all(fork.read("routes", 0)["correct"].to_pylist())
@@ -265,7 +266,7 @@ def test_a_fork_knows_its_parent(parent: Run, tmp_path: Path) -> None:
     other = json.loads((tmp_path / "elsewhere" / "run.json").read_text())
     values = {**other["config"], "run": {**other["config"]["run"], "seed": 77}}
     facts = {k: v for k, v in other.items() if k not in ("config", "digest", "schema_version")}
-    from pipeline.loading import validate_config
+    from pipeline.config.load import validate_config
 
     Run.create(tmp_path / "b" / "parent", validate_config(values, "test"), facts)
     with pytest.raises(StoreError, match="is now run"):

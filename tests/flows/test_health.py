@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from flows.loop import Outcome
-from flows.progress import Lines, Screen
-from flows.summary import print_summary
-from pipeline.health.records import Records
-from pipeline.lineage import STEP_TABLES
-from pipeline.overview import overview
-from pipeline.store import Run
+from flows.training.loop import Outcome
+from flows.training.progress import Lines, Screen
+from flows.training.summary import print_summary
+from pipeline.housekeeping.run_listing import overview
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
+from pipeline.run.step_records import Records
 from tests.flows.fakes import FakeSession
 from tests.pipeline.made_up import COST, config, origin, tables, with_column
 

@@ -9,19 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.deep import check_step
-from flows.replaying import Plan, replay
-from flows.session import Session
-from pipeline.audit.check import check_run
-from pipeline.audit.diff import diff_runs
-from pipeline.audit.kept import NOT_KEPT
+from flows.reruns.deep_check import check_step
+from flows.reruns.replay import Plan, replay
+from flows.session.session import Session
 from pipeline.audit.rollout import rollout_record, topk
-from pipeline.lineage import STEP_STAGES
-from pipeline.schemas import STUDENT_LOGPROBS, schema_of, teacher_schema
-from pipeline.store import Run
+from pipeline.audit.stored_logprobs import NOT_KEPT
+from pipeline.check.check_run import check_run
+from pipeline.compare.run_diff import diff_runs
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
+from pipeline.tables.schemas import STUDENT_LOGPROBS, schema_of, teacher_schema
 from pipeline.viewer import rollout_tokens
+from pipeline.viewer.page import named
 from pipeline.viewer.rollout_page import ROLLOUT, context, kept_at
-from pipeline.viewer.shell import named
 from tests.golden.run import golden_config
 from tests.pipeline.audit.damage import set_value
 

@@ -12,18 +12,18 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.evaluating import evaluate_now
-from flows.questions import load_questions
-from flows.replaying import Plan, replay
-from flows.session import Session
-from pipeline.audit.check import check_run
-from pipeline.audit.compare import compare_runs
+from flows.reruns.evaluate import evaluate_now
+from flows.reruns.replay import Plan, replay
+from flows.session.questions import load_questions
+from flows.session.session import Session
+from pipeline.check.check_run import check_run
+from pipeline.compare.comparison import compare_runs
+from pipeline.config.load import load_config
 from pipeline.errors import ConfigError, DataError, StoreError
-from pipeline.files import digest_of
-from pipeline.loading import load_config
-from pipeline.metrics import evaluation_metrics
-from pipeline.overview import overview
-from pipeline.store import Run
+from pipeline.files.durable import digest_of
+from pipeline.housekeeping.run_listing import overview
+from pipeline.run.metrics import evaluation_metrics
+from pipeline.run.run import Run
 from tests.conftest import Srpo
 from tests.flows.mixtures import DOUBLES, SETTINGS, STEPS, mixed, settings, trained
 from tests.flows.test_command import command, digests, wait_for

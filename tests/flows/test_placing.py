@@ -6,7 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from flows.placing import Place, cluster_of
+from flows.workers.place import Place, cluster_of
 from pipeline.errors import ConfigError, SrpoError
 
 

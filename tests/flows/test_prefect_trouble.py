@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 
-from flows.loop import Watcher
-from flows.server import open_server
+from flows.prefect_api.server import open_server
+from flows.training.loop import Watcher
 from pipeline.errors import NumericalError, SrpoError
-from pipeline.lock import RunLock
+from pipeline.run.lock import RunLock
 from tests.conftest import OwnServer
 from tests.flows.fakes import FakeSession
 from tests.flows.test_server import server_pid
 
 if TYPE_CHECKING:
-    from flows.session import Session
+    from flows.session.session import Session
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def hit(pid: int, number: int) -> int:
 
 
 def run_flow(session: FakeSession, watcher: Watcher) -> Any:
-    from flows.train import run_training
+    from flows.training.train_flow import run_training
 
     return run_training(cast("Session", session), [watcher])
 
@@ -126,10 +126,14 @@ def test_flow_runs_of_killed_commands_are_recorded_as_crashed(
 ) -> None:
     import httpx
 
-    from flows.orphans import end_orphans, this_process
+    from flows.prefect_api.killed_runs import end_orphans, this_process
 
     ended = subprocess.run(
-        [sys.executable, "-c", "from flows.orphans import this_process; print(this_process())"],
+        [
+            sys.executable,
+            "-c",
+            "from flows.prefect_api.killed_runs import this_process; print(this_process())",
+        ],
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -189,9 +193,9 @@ def test_work_on_other_workers_is_done_although_the_server_freezes_meanwhile(
 ) -> None:
     from prefect.settings import temporary_settings
 
-    from flows.api import client_settings
-    from flows.fanout import Crew
-    from flows.placing import Place
+    from flows.prefect_api.calls import client_settings
+    from flows.workers.crew import Crew
+    from flows.workers.place import Place
 
     items = [{"pid": server.pid, "number": int(signal.SIGSTOP)}]
     function = f"{__name__}:hit"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.ranks import Places, launch
+from flows.training.rank_launcher import Places, launch
 from pipeline.errors import ConfigError, SrpoError
-from pipeline.remote.places import run_path
+from pipeline.remote.mirror_paths import run_path
 
 TWO_HOSTS = Places(ranks=1, nnodes=2, node_rank=0, rdzv_endpoint="")
 
@@ -27,7 +27,7 @@ def test_a_host_has_one_of_their_numbers(places: Places, tmp_path: Path) -> None
 def test_a_first_host_that_is_not_there_is_waited_for_with_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flows.ranks.JOIN_SECONDS", 1)
+    monkeypatch.setattr("flows.training.rank_launcher.JOIN_SECONDS", 1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         place = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -42,7 +42,7 @@ def test_a_first_host_that_is_not_there_is_waited_for_with_a_limit(
 def test_a_first_host_waits_for_the_others_with_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.ranks.JOIN_SECONDS", 1)
+    monkeypatch.setattr("flows.training.rank_launcher.JOIN_SECONDS", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"

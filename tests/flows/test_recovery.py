@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from flows.loop import Outcome, train
-from flows.progress import Lines
-from flows.recovery import session_after_alarm
-from flows.session import Session
-from pipeline.loading import load_config
+from flows.session.session import Session
+from flows.training.alarm_fork import session_after_alarm
+from flows.training.loop import Outcome, train
+from flows.training.progress import Lines
+from pipeline.config.load import load_config
 from tests.flows.fakes import FakeSession
 
 BREAKING = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.session import Session
-from pipeline.config import Config
-from pipeline.lineage import STEP_STAGES
-from pipeline.store import Run
+from flows.session.session import Session
+from pipeline.config.sections import Config
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.run import golden_config
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.sealed import is_sealed, read_sealed
+from pipeline.files.sealed_json import is_sealed, read_sealed
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ SECONDS = "0.04"  # of a verdict
 LIMIT_SECONDS = 300.0
 PROBE = """
 from flows import placing
-from flows.crews import crew_of
+from flows.workers.command_crew import crew_of
 from pathlib import Path
 import sys
 placing.CONNECT_SECONDS = 2.0
@@ -119,7 +119,7 @@ def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
     with at_work(place, runs, tmp_path) as process:
         seen = wait_for_parts(process, tmp_path, 2)
         below = psutil.Process(process.pid).children(recursive=True)
-        workers = [p for p in below if "flows.serving" not in p.cmdline()]
+        workers = [p for p in below if "flows.prefect_api.server_process" not in p.cmdline()]
         assert workers
         process.kill()
         process.wait()
@@ -132,13 +132,13 @@ def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
 
 
 def test_an_error_names_piece_host_and_process(runs: Path) -> None:
-    line = result(started("-c", PROBE, "dask:1", str(runs), "flows.opening:split_state"))
+    line = result(started("-c", PROBE, "dask:1", str(runs), "flows.session.open_run:split_state"))
     assert line.startswith("ConfigError: probe, piece 1 of 1, on ")
     assert line.endswith("a@b: expected RUN or RUN@STEP, got 'b' as the number of steps\n")
 
 
 def test_a_cluster_that_is_not_there_is_one_line(runs: Path) -> None:
     place = "dask:2@tcp://127.0.0.1:9"
-    line = result(started("-c", PROBE, place, str(runs), "flows.opening:split_state"))
+    line = result(started("-c", PROBE, place, str(runs), "flows.session.open_run:split_state"))
     assert line.startswith(f"SrpoError: --runner {place}: no workers")
     assert line.count("\n") == 1

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.forking import fork_run
-from flows.session import Session
-from pipeline.lineage import STEP_STAGES
+from flows.session.fork_run import fork_run
+from flows.session.session import Session
+from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.run import golden_config
 
 

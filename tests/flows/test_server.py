@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import CLIENT_SETTINGS, Lease, open_server, server_state
+from flows.prefect_api.server import CLIENT_SETTINGS, Lease, open_server, server_state
 from pipeline.errors import SrpoError
 from tests.conftest import OwnServer
 
@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from flows.server import open_server
+from flows.prefect_api.server import open_server
 lease = open_server(Path(sys.argv[1]))
 lease.wait()
 print(lease.url, flush=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.session import STAGES, Session
-from pipeline.config import Config
+from flows.session.session import STAGES, Session
+from pipeline.config.load import load_config, validate_config
+from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, DataError, PolicyError, SrpoError, StoreError
-from pipeline.loading import load_config, validate_config
 from tests.golden.run import golden_config
 
 STEPS = 3

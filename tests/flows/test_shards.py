@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from flows.placing import Place
-from flows.shards import Bench, ShardedPool, judge_part
+from flows.workers.place import Place
+from flows.workers.verdict_shards import Bench, ShardedPool, judge_part
 from pipeline.errors import StoreError
-from pipeline.stage import Progress
+from pipeline.stage.contract import Progress
 from pipeline.task import Verdict
 from tests.flows.judges import no_judges_left
 
 if TYPE_CHECKING:
-    from flows.fanout import Crew
+    from flows.workers.crew import Crew
 
 __all__ = ["no_judges_left"]
 Item = dict[str, Any]
@@ -34,7 +34,7 @@ class Here:
     def map(
         self, name: str, function: str, items: Sequence[Item], progress: Progress | None
     ) -> list[Any]:
-        assert (name, function) == ("verify", "flows.shards:judge_part")
+        assert (name, function) == ("verify", "flows.workers.verdict_shards:judge_part")
         found = []
         for item in items:
             if len(self.items) == self.fail_after:

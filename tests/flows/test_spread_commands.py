@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-import flows.crews
+import flows.workers.command_crew
 from flows.cli import main
-from flows.placing import Place
-from flows.replaying import expect_folder
-from flows.session import Session
+from flows.reruns.replay import expect_folder
+from flows.session.session import Session
+from flows.workers.place import Place
 from pipeline.errors import ConfigError
-from pipeline.remote.places import run_path
-from pipeline.stage import Progress
-from pipeline.store import Run
+from pipeline.remote.mirror_paths import run_path
+from pipeline.run.run import Run
+from pipeline.stage.contract import Progress
 from tests.flows.judges import no_judges_left
 from tests.flows.test_rerun_commands import tiny, trained
 from tests.pipeline.audit.damage import edit_json, flip, set_value
@@ -64,7 +64,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
         had.append(Here(Place.of(runner)))
         yield had[-1]
 
-    monkeypatch.setattr(flows.crews, "crew_of", crew_of)
+    monkeypatch.setattr(flows.workers.command_crew, "crew_of", crew_of)
     return had
 
 

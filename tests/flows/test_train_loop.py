@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from flows.loop import Outcome, StopSwitch, Watcher, train
-from pipeline.lineage import STEP_STAGES
+from flows.training.loop import Outcome, StopSwitch, Watcher, train
+from pipeline.run.step_layout import STEP_STAGES
 from tests.flows.fakes import FakeSession
 
 

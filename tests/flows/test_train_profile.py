@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.loop import Outcome, train
-from flows.profile import ProfileWatcher, print_profile, profiled
-from flows.session import Session
-from pipeline.audit.check import check_run
-from pipeline.lineage import STEP_STAGES
-from pipeline.loading import load_config
-from pipeline.profiles import profile_path, read_profile
-from pipeline.profiling import Profiler
-from pipeline.store import Run
+from flows.session.session import Session
+from flows.training.loop import Outcome, train
+from flows.training.profile_watch import ProfileWatcher, print_profile, profiled
+from pipeline.check.check_run import check_run
+from pipeline.config.load import load_config
+from pipeline.machine.phases import Profiler
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
+from pipeline.run.step_profiles import profile_path, read_profile
 from tests.conftest import Srpo
 
 SMALL = [

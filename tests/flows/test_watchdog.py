@@ -12,9 +12,9 @@ TRAINING = """
 import ctypes, sys
 from functools import partial
 from pathlib import Path
-from flows.loop import train
-from flows.watchdog import Watchdog
-from pipeline.writing import Writer
+from flows.training.loop import train
+from flows.training.watchdog import Watchdog
+from pipeline.tables.arrow_writing import Writer
 from tests.flows.fakes import FakeSession
 
 hang = partial(ctypes.{library}(None).sleep, {seconds})

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.writing
-from flows.loop import Outcome, Watcher, train
-from flows.session import Session
-from pipeline.config import Config
+import pipeline.tables.arrow_writing
+from flows.session.session import Session
+from flows.training.loop import Outcome, Watcher, train
+from pipeline.config.sections import Config
 from pipeline.errors import StoreError
-from pipeline.lineage import STEP_STAGES
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 from tests.flows.test_session import digests
 from tests.golden.run import golden_config
 
@@ -137,7 +137,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_later(
     session = Session.create(tmp_path / "run", config)
     table = name.split(".")[1]
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.writing, "RETRY_SECONDS", 0.0)
+        patch.setattr(pipeline.tables.arrow_writing, "RETRY_SECONDS", 0.0)
         patch.setattr(os, "fsync", failing_sync(name))
         said = r"No space left on device \(.* free there\); make room there; .* --resume"
         message = rf"{table}\.arrow: not written, .*: {said}"
@@ -152,8 +152,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_later(
 STALLED = """
 import os, sys, time
 from pathlib import Path
-from flows.loop import Watcher, train
-from flows.session import Session
+from flows.training.loop import Watcher, train
+from flows.session.session import Session
 
 sync = os.fsync
 

@@ -10,10 +10,10 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from flows.replaying import Plan, replay
-from flows.session import Session
-from pipeline.lineage import STEP_STAGES
-from pipeline.schemas import SCHEMA_VERSION
+from flows.reruns.replay import Plan, replay
+from flows.session.session import Session
+from pipeline.run.step_layout import STEP_STAGES
+from pipeline.tables.schemas import SCHEMA_VERSION
 from tests.golden.run import golden_config
 
 KEPT = Path(__file__).parent / "kept"

@@ -14,11 +14,11 @@ import pyarrow as pa
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flows.session import Session
-from pipeline.config import Config
-from pipeline.loading import validate_config
-from pipeline.policy import Policy
-from pipeline.stage import Handles, silent
+from flows.session.session import Session
+from pipeline.config.load import validate_config
+from pipeline.config.sections import Config
+from pipeline.policy.policy import Policy
+from pipeline.stage.contract import Handles, silent
 from pipeline.twin.formulas import Settings
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE

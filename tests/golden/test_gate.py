@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.session import Session
+from flows.session.session import Session
 from pipeline.errors import NumericalError
 from tests.golden.run import golden_config
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import pipeline.projection
+import pipeline.forward.projection
 import stages.route.scores
 import stages.route.stage
 import stages.update.objective
 import stages.update.stage
 import stages.weigh
-from flows.session import Session
-from pipeline.policy import Policy
-from pipeline.scoring import Component
-from pipeline.twin.comparing import compare, compare_gradients, compare_routes
-from pipeline.twin.records import StepTwin
+from flows.session.session import Session
+from pipeline.forward.scoring import Component
+from pipeline.policy.policy import Policy
+from pipeline.twin.compare_tables import compare, compare_gradients, compare_routes
+from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
 from stages.update.objective import TokenLosses
@@ -146,7 +146,7 @@ def live_teacher(policy: Policy) -> list[Component]:
 
 
 BREAKAGES: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
-    "entropy over top-K": ([(pipeline.projection, "entropy_N", top_k_entropy)], "entropy"),
+    "entropy over top-K": ([(pipeline.forward.projection, "entropy_N", top_k_entropy)], "entropy"),
     "normalisation per micro-batch": (
         [
             (

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from flows.session import Session
-from pipeline.audit.check import check_run
-from pipeline.audit.diff import diff_runs
+from flows.session.session import Session
 from pipeline.audit.listing import samples
 from pipeline.audit.rollout import rollout_record
-from pipeline.lineage import STEP_TABLES
-from pipeline.overview import overview
-from pipeline.schemas import SCHEMA_VERSION
-from pipeline.store import Run
+from pipeline.check.check_run import check_run
+from pipeline.compare.run_diff import diff_runs
+from pipeline.housekeeping.run_listing import overview
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
+from pipeline.tables.schemas import SCHEMA_VERSION
 from pipeline.viewer.app import create_app
 from tests.golden.keep_runs import KEPT
 

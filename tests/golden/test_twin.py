@@ -11,9 +11,9 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from pipeline.twin import formulas
-from pipeline.twin.comparing import compare, compare_gradients, compare_routes
+from pipeline.twin.compare_tables import compare, compare_gradients, compare_routes
 from pipeline.twin.formulas import Settings
-from pipeline.twin.records import StepTwin
+from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
 from tests.golden.tiny import TinyStep, make_step

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.session import STAGES, Session
+from flows.session.session import STAGES, Session
 from tests.golden.run import golden_config, run_step
 
 RECORDED = Path(__file__).with_name("versions.json")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Config
-from pipeline.files import digest_of, write_json
-from pipeline.store import Run
+from pipeline.config.sections import Config
+from pipeline.files.durable import digest_of, write_json
+from pipeline.run.run import Run
 from tests.pipeline.made_up import COST, config, origin, tables
 
 QUESTIONS, ANSWERS = 10, 2

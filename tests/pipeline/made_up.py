@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Config
-from pipeline.loading import validate_config
-from pipeline.manifest import Cost, Origin
-from pipeline.schemas import SCHEMA_VERSION, SCHEMAS, teacher_schema
+from pipeline.config.load import validate_config
+from pipeline.config.sections import Config
+from pipeline.tables.manifest import Cost, Origin
+from pipeline.tables.schemas import SCHEMA_VERSION, SCHEMAS, teacher_schema
 
 STEP = 3
 IDS = [f"{STEP:06d}-{group:04d}-{sample:02d}" for group in (0, 1) for sample in (0, 1)]

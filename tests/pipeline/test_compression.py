@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compression import is_compressed
+from pipeline.tables.compression import is_compressed
 
 ROWS = pa.table({"n": range(10), "text": ["zero"] * 10})
 

@@ -5,9 +5,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config, DataSection, ModelSection, RouteSection, UpdateSection
+from pipeline.config.load import config_keys, load_config, validate_config
+from pipeline.config.sections import (
+    Config,
+    DataSection,
+    ModelSection,
+    RouteSection,
+    UpdateSection,
+)
 from pipeline.errors import ConfigError
-from pipeline.loading import config_keys, load_config, validate_config
 
 BASE: dict[str, Any] = {"data": {"task": "arithmetic"}, "model": {"path": "demo"}}
 

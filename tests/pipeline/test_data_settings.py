@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config.load import load_config, validate_config
+from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
-from pipeline.loading import load_config, validate_config
 
 TEXT = """
 [model]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.attention import install
-from pipeline.decoding import Branches, Decoder, Spread
+from pipeline.forward.attention import install
+from pipeline.sampling.decoding import Branches, Decoder, Spread
 from tests.pipeline.test_packing import CPU, MODELS, PACKED, PLAIN, built, tokens
 
 

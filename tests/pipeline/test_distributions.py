@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.distributions import buckets_NB, cool_, entropy_N, jsd_N, kl_N, log_tail_N
+from pipeline.forward.distributions import (
+    buckets_NB,
+    cool_,
+    entropy_N,
+    jsd_N,
+    kl_N,
+    log_tail_N,
+)
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 INF = math.inf

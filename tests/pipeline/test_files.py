@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import atomic_path, canonical_json, digest_of, file_digest, write_json
+from pipeline.files.durable import (
+    atomic_path,
+    canonical_json,
+    digest_of,
+    file_digest,
+    write_json,
+)
 
 
 def test_canonical_json_by_hand() -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.invariants import broken_invariants, check_table
+from pipeline.tables.invariants import broken_invariants, check_table
 from tests.pipeline.made_up import IDS, tables, with_column, with_value
 
 INF, NAN = math.inf, math.nan

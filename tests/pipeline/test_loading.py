@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config.load import config_keys, load_config, preset_names, preset_text
+from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
-from pipeline.loading import config_keys, load_config, preset_names, preset_text
 
 SHIPPED = {f"{method}-paper" for method in ("srpo", "grpo", "sdpo")}
 SHIPPED |= {"demo", "demo-grpo", "demo-sdpo", "smoke-science-qa", "smoke-tool-use"}

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.manifest import Manifest
+from pipeline.tables.manifest import Manifest
 from tests.pipeline.made_up import COST, origin
 
 OLD_DIGEST = "1bad0b4d8ee80a701be6f0a2f184bda7dd4a5fabfc757a7d99a3e79f73d9410f"

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.manifest import Manifest
-from pipeline.metrics import bootstrap, evaluation_metrics, majority_correct, step_metrics
+from pipeline.run.metrics import (
+    bootstrap,
+    evaluation_metrics,
+    majority_correct,
+    step_metrics,
+)
+from pipeline.tables.manifest import Manifest
 from tests.pipeline.made_up import COST, IDS, STEP, origin, tables, with_column
 
 FACTS = {"loss": [0.5, 0.25], "grad_norm": [2.0, 4.0], "learning_rate": 5e-6, "tokens": [6, 4]}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.mixture import deal
+from flows.session.question_mixture import deal
 
 WEIGHTS = st.dictionaries(
     st.sampled_from("abcdef"),

@@ -21,10 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from pipeline.attention import UnsupportedAttention, install
-from pipeline.packing import TokenSequence, pack_shared, packed_row, packed_tokens
-from pipeline.policy import _why_not_shared
-from pipeline.scoring import Forward, response_hidden_ND
+from pipeline.forward.attention import UnsupportedAttention, install
+from pipeline.forward.packing import TokenSequence, pack_shared, packed_row, packed_tokens
+from pipeline.forward.scoring import Forward, response_hidden_ND
+from pipeline.policy.policy import _why_not_shared
 
 CPU = torch.device("cpu")
 PLAIN = Forward(CPU, bfloat16=False, shares=False, megabytes=1)

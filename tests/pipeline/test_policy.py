@@ -15,11 +15,11 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from pipeline.config import ModelSection, TeacherKind
+from pipeline.config.sections import ModelSection, TeacherKind
 from pipeline.errors import PolicyError
-from pipeline.packing import TokenSequence
-from pipeline.policy import Policy, TeacherSettings, resolve_device
-from pipeline.scoring import score_teacher
+from pipeline.forward.packing import TokenSequence
+from pipeline.forward.scoring import score_teacher
+from pipeline.policy.policy import Policy, TeacherSettings, resolve_device
 from pipeline.task import Message
 from tests.conftest import OpenPolicy
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit.check import check_run
+from pipeline.check.check_run import check_run
 from pipeline.errors import StoreError
-from pipeline.profiles import (
+from pipeline.files.sealed_json import write_sealed
+from pipeline.machine.phases import REST, Row
+from pipeline.run.step_profiles import (
     Machine,
     Profile,
     StageCost,
@@ -16,8 +18,6 @@ from pipeline.profiles import (
     read_profile,
     write_profile,
 )
-from pipeline.profiling import REST, Row
-from pipeline.sealed import write_sealed
 from tests.pipeline.audit.audited import make_run
 from tests.pipeline.made_up import COST, STEP, tables
 

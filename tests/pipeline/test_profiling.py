@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import pipeline.profiling
-from pipeline.arithmetic import forward_flops, matmul_rate, projection_flops
-from pipeline.profiling import REST, Profiler, Row, beside, phase
+import pipeline.machine.phases
+from pipeline.machine.flops import forward_flops, matmul_rate, projection_flops
+from pipeline.machine.phases import REST, Profiler, Row, beside, phase
 from tests.tiny import VOCABULARY, write_tiny_policy
 
 
@@ -18,7 +18,7 @@ from tests.tiny import VOCABULARY, write_tiny_policy
 def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Return the time [s] that the clock shows; tests move it by hand."""
     now = [100.0]
-    monkeypatch.setattr(pipeline.profiling, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(pipeline.machine.phases, "perf_counter", lambda: now[0])
     yield now
 
 

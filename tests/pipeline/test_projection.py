@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.projection import Head, _likeliest, describe, logits_NV, train_logprobs
+from pipeline.forward.projection import (
+    Head,
+    _likeliest,
+    describe,
+    logits_NV,
+    train_logprobs,
+)
 
 D, V, K = 7, 90, 5
 

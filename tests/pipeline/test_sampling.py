@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.engine import Sample, SamplingSettings
-from pipeline.packing import TokenSequence
-from pipeline.policy import Policy
-from pipeline.sampled import sample_columns
-from pipeline.sampling import TransformersEngine, draw_B, keep_likeliest
-from pipeline.scoring import score_student
-from pipeline.stage import Handles, silent
+from pipeline.forward.packing import TokenSequence
+from pipeline.forward.scoring import score_student
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample, SamplingSettings
+from pipeline.sampling.transformers_engine import TransformersEngine, draw_B, keep_likeliest
+from pipeline.stage.answer_columns import sample_columns
+from pipeline.stage.contract import Handles, silent
 from pipeline.task import Message, Question
 from tests.conftest import OpenPolicy
 

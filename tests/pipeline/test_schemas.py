@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.config import KeptDtype
-from pipeline.schemas import SCHEMAS, TOKEN_TABLES, schema_of, teacher_schema
+from pipeline.config.sections import KeptDtype
+from pipeline.tables.schemas import SCHEMAS, TOKEN_TABLES, schema_of, teacher_schema
 
 # DESIGN.md, "Tables": columns in order; "?" marks nullable ones.
 COLUMNS = {

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.packing import TokenSequence, pack, response_targets_N
-from pipeline.policy import Policy
-from pipeline.projection import Distribution, train_logprobs
-from pipeline.scoring import (
+from pipeline.forward.packing import TokenSequence, pack, response_targets_N
+from pipeline.forward.projection import Distribution, train_logprobs
+from pipeline.forward.scoring import (
     Component,
     Forward,
     response_hidden_ND,
     score_student,
     score_teacher,
 )
+from pipeline.policy.policy import Policy
 from tests.conftest import OpenPolicy
 
 LENGTHS = [(7, 5), (1, 1), (12, 3), (3, 9), (5, 2)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.sealed import MAX_BYTES, read_sealed, write_sealed
+from pipeline.files.sealed_json import MAX_BYTES, read_sealed, write_sealed
 
 RECORD = {"name": "ü\n<b>", "values": [1, 2.5, None, True], "inner": {"b": 1e-9, "a": {}}}
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import pipeline.snapshots
-from pipeline import tensorfiles
-from pipeline.config import ModelSection
+import pipeline.policy.snapshots
+from pipeline.config.sections import ModelSection
 from pipeline.errors import PolicyError, StoreError
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.snapshots import load_snapshot, open_policy, save_snapshot
+from pipeline.policy import safetensors_layout as tensorfiles
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import load_snapshot, open_policy, save_snapshot
 from tests.conftest import OpenPolicy
 
 EMA = TeacherSettings("ema", 0.25, 0.05)
@@ -222,7 +222,7 @@ def test_an_interrupted_save_leaves_no_snapshot(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.snapshots, "_optimizer_tensors", fail)
+        patch.setattr(pipeline.policy.snapshots, "_optimizer_tensors", fail)
         with pytest.raises(KeyboardInterrupt):
             save_snapshot(trained, target, 2)
     assert not target.exists()

@@ -4,9 +4,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config
-from pipeline.loading import load_config
-from pipeline.space import Facts, evaluation_bytes, needed, snapshot_bytes, step_bytes
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
+from pipeline.housekeeping.space_forecast import (
+    Facts,
+    evaluation_bytes,
+    needed,
+    snapshot_bytes,
+    step_bytes,
+)
 
 FACTS = Facts(parameters=1000, vocabulary=100, answers=6)
 SETTINGS = [

@@ -8,20 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config import Config
+from pipeline.config.sections import Config
 from pipeline.errors import PolicyError, StoreError
-from pipeline.policy import Policy
-from pipeline.stage import (
+from pipeline.policy.policy import Policy
+from pipeline.run.run import Run
+from pipeline.stage.contract import (
     Handles,
     Output,
     ProgressCounter,
     Stage,
     StageResult,
-    next_version,
-    run_stage,
     silent,
 )
-from pipeline.store import Run
+from pipeline.stage.runner import next_version, run_stage
 from pipeline.task import Message, Question
 from tests.conftest import OpenPolicy
 from tests.pipeline.made_up import COST, STEP, config, origin, tables, with_value

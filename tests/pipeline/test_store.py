@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-import pipeline.manifest
+import pipeline.tables.manifest
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, file_digest, json_text
-from pipeline.manifest import Origin
-from pipeline.reading import read_arrow
-from pipeline.store import Run
+from pipeline.files.durable import digest_of, file_digest, json_text
+from pipeline.run.run import Run
+from pipeline.tables.arrow_reading import read_arrow
+from pipeline.tables.manifest import Origin
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
 
 FACTS = {"skipped": 2}
@@ -324,7 +324,7 @@ def test_a_kill_between_table_and_manifest_leaves_the_step_rerunnable(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.manifest, "write_json", killed)
+        patch.setattr(pipeline.tables.manifest, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             commit(run, "rollouts")
     assert run.table_path("rollouts", STEP).exists()

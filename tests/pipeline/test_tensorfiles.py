@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import checkpoint
-from pipeline.tensorfiles import laid_out, places_in
+from pipeline.policy import checkpoint
+from pipeline.policy.safetensors_layout import laid_out, places_in
 
 TENSORS = {
     "b": torch.arange(15, dtype=torch.float32).view(3, 5),

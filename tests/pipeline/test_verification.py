@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.task import Verdict
-from pipeline.verification import VerifierPool
-from pipeline.verification_child import _repeatable
+from pipeline.verification.child import _repeatable
+from pipeline.verification.pool import VerifierPool
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -267,7 +267,7 @@ import sys
 from pathlib import Path
 with Path("imported").open("a") as log:
     log.write("once\\n")
-from pipeline.verification import VerifierPool
+from pipeline.verification.pool import VerifierPool
 from misbehaving_judges import judge
 if __name__ == "__main__":
     pool = VerifierPool(judge, "t", 2, 1000.0, 512)

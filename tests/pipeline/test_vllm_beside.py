@@ -12,18 +12,18 @@ from unittest.mock import Mock, call
 
 import pytest
 
-from pipeline import ranks
-from pipeline.engine import SamplingSettings
+from pipeline.config.load import load_config
+from pipeline.distributed import ranks
 from pipeline.errors import ConfigError
-from pipeline.loading import load_config
-from pipeline.policy import Policy
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import SamplingSettings
 from pipeline.vllm import station as station_module
 from pipeline.vllm.host import Ask, EngineError, Group, Host
+from pipeline.vllm.http_host import RemoteHost
+from pipeline.vllm.in_process import LocalHost
 from pipeline.vllm.launch import Launch, launch_of, server_environment, server_options
-from pipeline.vllm.local import LocalHost
 from pipeline.vllm.probe import Probe
-from pipeline.vllm.remote import RemoteHost
-from pipeline.vllm.server import ServerProcess
+from pipeline.vllm.server_process import ServerProcess
 from pipeline.vllm.station import Station
 from tests.conftest import OpenPolicy
 

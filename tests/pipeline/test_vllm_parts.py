@@ -20,14 +20,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.engine import Sample, SamplingSettings
+from pipeline.config.load import load_config
 from pipeline.errors import ConfigError, PolicyError
-from pipeline.loading import load_config
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm import engine as engine_module
 from pipeline.vllm.host import Ask, EngineError, Group, HostLost, Work, checked_sample
+from pipeline.vllm.http_host import RemoteHost
 from pipeline.vllm.launch import environment, launch_of, server_options, transfer_of
 from pipeline.vllm.probe import probe_groups
-from pipeline.vllm.remote import RemoteHost
 from pipeline.vllm.threads import outcomes, side_by_side
 from pipeline.vllm.weights import Fan, FileSender, named_weights
 from tests.conftest import OpenPolicy
@@ -321,7 +321,7 @@ SCRIPT = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '100']); 
 def guarded() -> tuple["subprocess.Popen[bytes]", list[int]]:
     """Start a guard over a process with a child, and return both processes' ids."""
     guard = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.vllm.guard", sys.executable, "-c", SCRIPT],
+        [sys.executable, "-m", "pipeline.vllm.process_guard", sys.executable, "-c", SCRIPT],
         stdin=subprocess.PIPE,
     )
     limit = time.monotonic() + 20

@@ -8,14 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-import pipeline.files
-import pipeline.writing
+import pipeline.files.durable
+import pipeline.tables.arrow_writing
 from pipeline.errors import StoreError
-from pipeline.files import file_digest, move_into_place
-from pipeline.reading import read_arrow
-from pipeline.stage import Handles, run_stage
-from pipeline.store import Run
-from pipeline.writing import Writer, write_arrow
+from pipeline.files.durable import file_digest, move_into_place
+from pipeline.run.run import Run
+from pipeline.stage.contract import Handles
+from pipeline.stage.runner import run_stage
+from pipeline.tables.arrow_reading import read_arrow
+from pipeline.tables.arrow_writing import Writer, write_arrow
 from tests.pipeline.made_up import COST, STEP, config, origin, tables, with_value
 from tests.pipeline.test_stage import Recorder, make_verdicts
 
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.writing, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline.tables.arrow_writing, "RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         assert opened.wait(30)
         move_into_place(temporary, target)
 
-    monkeypatch.setattr(pipeline.files, "move_into_place", wait_and_move)
+    monkeypatch.setattr(pipeline.files.durable, "move_into_place", wait_and_move)
     return opened
 
 
@@ -249,7 +250,7 @@ def test_no_stage_begins_after_a_failed_write(run: Run, monkeypatch: pytest.Monk
 
     later = Recorder("scores")
     with pytest.raises(StoreError, match=r"verdicts\.arrow: not written"), Writer() as writer:
-        monkeypatch.setattr(pipeline.store, "write_arrow", full)
+        monkeypatch.setattr(pipeline.run.run, "write_arrow", full)
         run_stage(run, make_verdicts(Recorder("verdicts")), Handles(0, STEP), writer)
         with pytest.raises(StoreError, match=r"verdicts\.arrow: not written"):
             writer.wait()

@@ -25,18 +25,19 @@ import torch
 
 from data.arithmetic import Problem
 from data.registry import file_digest, judge, open_task
-from flows.session import STAGES, Session
-from pipeline.engine import Sample, SamplingSettings
-from pipeline.lineage import STEP_STAGES
-from pipeline.loading import load_config
-from pipeline.packing import TokenSequence, consecutive_slices
-from pipeline.policy import Policy
-from pipeline.scoring import score_student
+from flows.session.session import STAGES, Session
+from pipeline.config.load import load_config
+from pipeline.forward.packing import TokenSequence, consecutive_slices
+from pipeline.forward.scoring import score_student
+from pipeline.policy.policy import Policy
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.seeds import derive_seed
-from pipeline.stage import Handles, run_stage
-from pipeline.store import Run
+from pipeline.stage.contract import Handles
+from pipeline.stage.runner import run_stage
 from pipeline.task import Verifier
-from pipeline.verification import VerifierPool
+from pipeline.verification.pool import VerifierPool
 
 Collapse = Literal["none", "format", "shrink"]
 RAMP = (0.4, 0.7, 0.95)

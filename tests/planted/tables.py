@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import data.demo
-from pipeline.health.records import Records
-from pipeline.lineage import STEP_TABLES, TABLES_OF_STAGE
-from pipeline.manifest import Cost, Origin
-from pipeline.schemas import SCHEMA_VERSION, SCHEMAS, teacher_schema
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES, TABLES_OF_STAGE
+from pipeline.run.step_records import Records
+from pipeline.tables.manifest import Cost, Origin
+from pipeline.tables.schemas import SCHEMA_VERSION, SCHEMAS, teacher_schema
 from stages.route.decisions import group_statistics, route_of
 from stages.weigh import log_raw_weights_N, normalised_weights_N
 from tests.pipeline.made_up import config

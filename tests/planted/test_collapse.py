@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pytest
 
 from flows.cli import main
-from pipeline.health.records import Records
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.run.step_records import Records
 from tests.planted.collapse import Collapse, make
 
 ONSET, STEPS, WITHIN = 7, 12, 5

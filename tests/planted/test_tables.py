@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from flows.cli import main
-from pipeline.store import Run
+from pipeline.run.run import Run
 from tests.planted.tables import EOS, State, Trouble, growing, healthy, make
 
 ONSET, WITHIN, SEEDS = 12, 5, (0, 1, 2)

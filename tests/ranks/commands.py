@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from flows import loop
-from flows.session import Session
-from pipeline.loading import load_config
+from flows.session.session import Session
+from flows.training import loop
+from pipeline.config.load import load_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.lineage import STEP_TABLES
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
 
 _NAMES_OF_VERSIONS = "policy_version"
 """It digests every table before it, so it is another one from the first different bit on."""

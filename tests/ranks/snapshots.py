@@ -18,11 +18,17 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, ranks, snapshots
-from pipeline.config import ModelSection
+from pipeline.config.sections import ModelSection
+from pipeline.distributed import ranks
 from pipeline.errors import PolicyError, StoreError
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.snapshots import load_snapshot, model_of_snapshot, open_policy, save_snapshot
+from pipeline.policy import checkpoint, snapshots
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import (
+    load_snapshot,
+    model_of_snapshot,
+    open_policy,
+    save_snapshot,
+)
 
 EMA = TeacherSettings("ema", 0.25, 0.05)
 FROZEN = TeacherSettings("frozen", 0.25, 0.05)

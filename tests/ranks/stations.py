@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline import ranks
-from pipeline.engine import Sample, SamplingSettings
+from pipeline.config.load import load_config
+from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
-from pipeline.loading import load_config
-from pipeline.policy import Policy
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm import station
 from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import Ask, EngineError, HostLost, Work

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipeline import ranks
-from pipeline.config import Config, UpdateSection
+from pipeline.config.sections import Config, UpdateSection
+from pipeline.distributed import ranks
+from pipeline.distributed.sharding import gathered, whole
 from pipeline.errors import NumericalError
-from pipeline.policy import Policy
-from pipeline.sharding import gathered, whole
-from pipeline.stage import Handles
+from pipeline.policy.policy import Policy
+from pipeline.stage.contract import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient

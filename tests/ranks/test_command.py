@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.audit.check import check_run
-from pipeline.lock import LOCK_FILE
-from pipeline.store import Run
+from pipeline.check.check_run import check_run
+from pipeline.run.lock import LOCK_FILE
+from pipeline.run.run import Run
 from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 from tests.ranks.compared import compare_runs
 

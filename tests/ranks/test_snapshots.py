@@ -17,9 +17,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from pipeline.policy import Policy
-from pipeline.ranks import LOST
-from pipeline.snapshots import open_policy, save_snapshot
+from pipeline.distributed.ranks import LOST
+from pipeline.policy.policy import Policy
+from pipeline.policy.snapshots import open_policy, save_snapshot
 from tests.ranks.launched import launch
 from tests.ranks.snapshots import EMA, FROZEN, SECTION, work
 

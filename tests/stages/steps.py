@@ -6,13 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Config, ModelSection
-from pipeline.invariants import check_table
-from pipeline.loading import validate_config
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.schemas import ROLLOUTS, VERDICTS
-from pipeline.snapshots import open_policy
-from pipeline.stage import Handles
+from pipeline.config.load import validate_config
+from pipeline.config.sections import Config, ModelSection
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import open_policy
+from pipeline.stage.contract import Handles
+from pipeline.tables.invariants import check_table
+from pipeline.tables.schemas import ROLLOUTS, VERDICTS
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH

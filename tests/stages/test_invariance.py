@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows.session import Session
-from pipeline.config import UpdateSection
+from flows.session.session import Session
+from pipeline.config.sections import UpdateSection
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient
 from tests.golden.run import STEP, make_run, run_step

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.policy import Policy
-from pipeline.schemas import teacher_schema
+from pipeline.policy.policy import Policy
+from pipeline.tables.schemas import teacher_schema
 from stages.route import STAGE as ROUTE
 from stages.route.stage import _half
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, sampled

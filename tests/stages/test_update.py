@@ -9,7 +9,7 @@ import torch
 
 import stages.update.stage
 from pipeline.errors import NumericalError, PolicyError
-from pipeline.policy import Policy
+from pipeline.policy.policy import Policy
 from stages.update import STAGE as UPDATE
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, updated
 

@@ -16,11 +16,11 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from flows.replaying import Plan, replay
-from flows.session import Session
-from pipeline.lineage import STEP_STAGES
-from pipeline.loading import load_config
-from pipeline.store import Run
+from flows.reruns.replay import Plan, replay
+from flows.session.session import Session
+from pipeline.config.load import load_config
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 from pipeline.viewer.app import create_app
 
 Serve = Callable[[Sequence[Run]], str]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.lineage import STEP_TABLES
-from pipeline.sealed import write_sealed
-from pipeline.store import Run
+from pipeline.files.sealed_json import write_sealed
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
 from tests.pipeline.made_up import with_column
 
 LONG = 100_000

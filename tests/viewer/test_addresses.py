@@ -7,10 +7,10 @@ from fastapi.testclient import TestClient
 
 from pipeline.audit.rollout import rollout_record
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import Run
+from pipeline.run.run import Run
 from pipeline.viewer.app import create_app
 from pipeline.viewer.export import _write
-from pipeline.viewer.shell import Kind
+from pipeline.viewer.page import Kind
 
 ODD = ["9" * 300 + "-0-0", "9" * 5000, "٠٠٠٠٠٠-٠٠٠٠-٠٠", "000000-0000-00-00", "e", "x" * 40]
 

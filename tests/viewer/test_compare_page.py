@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.store import Run
+from pipeline.run.run import Run
 from pipeline.viewer.compare_page import COMPARE, context
-from pipeline.viewer.shell import Missing, named
+from pipeline.viewer.page import Missing, named
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
 from tests.viewer.conftest import STEPS, Serve
 from tests.viewer.test_run_page import Open, drawn

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit.compare import compare_runs
-from pipeline.audit.compare_page import write_folder
+from pipeline.compare.comparison import compare_runs
+from pipeline.compare.report import write_folder
 from tests.pipeline.compared import make_run
 from tests.viewer.conftest import Watched
 

@@ -10,13 +10,13 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.files import digest_of, write_json
-from pipeline.store import Run
-from pipeline.viewer import exported as exported_module
+from pipeline.files.durable import digest_of, write_json
+from pipeline.run.run import Run
+from pipeline.viewer import export_selection as exported_module
 from pipeline.viewer.export import export
-from pipeline.viewer.exported import exported_steps, in_export
-from pipeline.viewer.pages import KINDS
-from pipeline.viewer.shell import STATIC, named
+from pipeline.viewer.export_selection import exported_steps, in_export
+from pipeline.viewer.page import STATIC, named
+from pipeline.viewer.page_registry import KINDS
 from tests.viewer.test_run_page import Open, axis_title, copied, drawn
 
 

@@ -2,7 +2,15 @@
 
 from math import inf, nan
 
-from pipeline.viewer.heat import LEVELS, QUANTITIES, SIDE, Layer, css_class, first_shown, layer
+from pipeline.viewer.heat_map import (
+    LEVELS,
+    QUANTITIES,
+    SIDE,
+    Layer,
+    css_class,
+    first_shown,
+    layer,
+)
 
 OF = {quantity.key: quantity for quantity in QUANTITIES}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Run
+from pipeline.run.run import Run
 from pipeline.viewer.export import export
-from pipeline.viewer.pages import KINDS
+from pipeline.viewer.page import named
+from pipeline.viewer.page_registry import KINDS
 from pipeline.viewer.rollout_page import kept_at
-from pipeline.viewer.shell import named
 from tests.viewer.conftest import Serve, Watched
 from tests.viewer.hostile import LONG, hostile_run
 from tests.viewer.test_run_page import Open

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.profiles import Machine, write_profile
-from pipeline.profiling import REST, Row
-from pipeline.store import Run
+from pipeline.machine.phases import REST, Row
+from pipeline.run.run import Run
+from pipeline.run.step_profiles import Machine, write_profile
 from pipeline.viewer.export import export
+from pipeline.viewer.page import named
 from pipeline.viewer.run_page import RUN, context
-from pipeline.viewer.shell import named
 from tests.viewer.conftest import Serve, Watched
 
 Open = Callable[..., Watched]

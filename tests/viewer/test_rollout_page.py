@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.store import Run
+from pipeline.run.run import Run
 from pipeline.viewer import rollout_tokens
 from pipeline.viewer.export import export
+from pipeline.viewer.page import Missing, named
 from pipeline.viewer.rollout_page import ROLLOUT, context, kept_at
 from pipeline.viewer.rollout_tokens import in_flow, visible
-from pipeline.viewer.shell import Missing, named
 from tests.viewer.conftest import Serve
 from tests.viewer.hostile import hostile_run
 from tests.viewer.test_run_page import Open

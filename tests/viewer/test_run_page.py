@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.files import digest_of, write_json
-from pipeline.store import Run
-from pipeline.viewer.records import History, history
+from pipeline.files.durable import digest_of, write_json
+from pipeline.run.run import Run
+from pipeline.viewer.chart_series import CHARTS, last_text, run_series, smoothed
+from pipeline.viewer.history import History, history
+from pipeline.viewer.page import named
 from pipeline.viewer.run_page import RUN, alarms_of, context
-from pipeline.viewer.series import CHARTS, last_text, run_series, smoothed
-from pipeline.viewer.settings import changed_settings
-from pipeline.viewer.shell import named
+from pipeline.viewer.run_settings import changed_settings
 from tests.flows import mixtures
 from tests.viewer.conftest import STEPS, Serve, Watched
 

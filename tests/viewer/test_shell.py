@@ -9,11 +9,11 @@ from fastapi.testclient import TestClient
 from jinja2 import UndefinedError
 
 from pipeline.errors import StoreError
-from pipeline.store import Run
+from pipeline.run.run import Run
 from pipeline.viewer import app as application
 from pipeline.viewer.app import create_app
-from pipeline.viewer.pages import KINDS
-from pipeline.viewer.shell import FOLDER, Kind, Missing, Page, data_block, named
+from pipeline.viewer.page import FOLDER, Kind, Missing, Page, data_block, named
+from pipeline.viewer.page_registry import KINDS
 from tests.pipeline.made_up import config
 
 TEMPLATES = sorted((FOLDER / "templates").glob("*.html"))

@@ -2,7 +2,7 @@
 
 import time
 
-from pipeline.viewer.sides import MOST_WORDS, Part, side_by_side
+from pipeline.viewer.text_diff import MOST_WORDS, Part, side_by_side
 
 
 def test_differing_words_are_marked_on_both_sides() -> None:

@@ -5,10 +5,10 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.store import Run
-from pipeline.viewer import exported
-from pipeline.viewer.cells import cell, with_loss_shares
-from pipeline.viewer.shell import Missing, named
+from pipeline.run.run import Run
+from pipeline.viewer import export_selection as exported
+from pipeline.viewer.page import Missing, named
+from pipeline.viewer.rollout_cell import cell, with_loss_shares
 from pipeline.viewer.step_page import STEP, context
 from tests.viewer.conftest import STEPS, Serve
 from tests.viewer.test_run_page import Open

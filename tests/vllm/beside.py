@@ -16,16 +16,16 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from pipeline import ranks
-from pipeline.config import ModelSection
-from pipeline.engine import Sample
+from pipeline.config.sections import ModelSection
+from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
-from pipeline.policy import Policy, TeacherSettings
-from pipeline.snapshots import open_policy
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import open_policy
+from pipeline.sampling.engine import Sample
 from pipeline.vllm import station
 from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import Ask, Group, Host
-from pipeline.vllm.remote import RemoteHost
+from pipeline.vllm.http_host import RemoteHost
 from pipeline.vllm.weights import named_weights
 from tests.vllm import live
 

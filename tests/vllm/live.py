@@ -8,10 +8,10 @@ import numpy as np
 import psutil
 import torch
 
-from pipeline.config import Config
-from pipeline.engine import Sample, SamplingSettings
-from pipeline.loading import load_config
-from pipeline.policy import Policy
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
+from pipeline.policy.policy import Policy
+from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm.engine import VllmEngine
 
 SETTINGS = SamplingSettings(
@@ -98,7 +98,7 @@ def children() -> set[int]:
 def guards() -> set[int]:
     """Return the guards of vLLM's servers on this machine, also those whose parent is gone."""
     every = psutil.process_iter(["cmdline"])
-    return {p.pid for p in every if "pipeline.vllm.guard" in (p.info["cmdline"] or ())}
+    return {p.pid for p in every if "pipeline.vllm.process_guard" in (p.info["cmdline"] or ())}
 
 
 def servers_of(engine: VllmEngine) -> list[Any]:
@@ -113,6 +113,9 @@ def cores_of(process: psutil.Process) -> list[psutil.Process]:
     """Return the processes in which engines compute: children of servers, below a process."""
     below = process.children(recursive=True)
     servers = [
-        p for guard in below if "pipeline.vllm.guard" in guard.cmdline() for p in guard.children()
+        p
+        for guard in below
+        if "pipeline.vllm.process_guard" in guard.cmdline()
+        for p in guard.children()
     ]
     return [p for s in servers for p in s.children() if "resource_tracker" not in str(p.cmdline())]

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.policy import Policy
+from pipeline.policy.policy import Policy
 from pipeline.vllm import engine as engine_module
-from pipeline.vllm import local, weights
+from pipeline.vllm import in_process as local
+from pipeline.vllm import weights
 from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import EngineError
 from tests.conftest import OpenPolicy

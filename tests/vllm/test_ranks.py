@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.audit.check import check_run
-from pipeline.lineage import STEP_TABLES
-from pipeline.store import Run
+from pipeline.check.check_run import check_run
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
 from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained
 from tests.ranks.compared import compare
 from tests.ranks.launched import launch

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from pipeline.policy import Policy
+from pipeline.policy.policy import Policy
 from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import EngineError
 from tests.conftest import OpenPolicy

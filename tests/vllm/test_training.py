@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.session import Session
+from flows.session.session import Session
 from pipeline.errors import NumericalError
-from pipeline.lineage import STEP_STAGES
+from pipeline.run.step_layout import STEP_STAGES
 from tests.vllm.live import children, config
 
 pytestmark = pytest.mark.vllm

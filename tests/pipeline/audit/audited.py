@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import UpdateSection
-from pipeline.schemas import teacher_schema
-from pipeline.store import Run
+from pipeline.config.sections import UpdateSection
+from pipeline.run.run import Run
+from pipeline.tables.schemas import teacher_schema
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables
 
 LARGE_ROLLOUTS, TOKENS, KEPT = 100, 200, 100

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from pipeline.files import json_text
-from pipeline.manifest import Manifest
-from pipeline.sealed import write_sealed
+from pipeline.files.durable import json_text
+from pipeline.files.sealed_json import write_sealed
+from pipeline.tables.manifest import Manifest
 from tests.pipeline.made_up import with_value
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.session import Session
-from pipeline.audit.check import check_run
-from pipeline.audit.check_findings import CheckReport, Finding
-from pipeline.files import json_text
-from pipeline.lineage import STEP_TABLES
-from pipeline.store import Run
+from flows.session.session import Session
+from pipeline.check.check_run import check_run
+from pipeline.check.findings import CheckReport, Finding
+from pipeline.files.durable import json_text
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_TABLES
 from tests.golden.run import make_run
 from tests.pipeline.audit.damage import edit_json, flip, reseal, rewrite, set_value
 from tests.pipeline.made_up import with_column
@@ -306,7 +306,7 @@ def test_leftovers_are_noted(run: Path) -> None:
 
 
 def test_a_fork_is_checked_with_what_it_inherits(run: Path, tmp_path: Path) -> None:
-    from flows.replaying import Plan, replay
+    from flows.reruns.replay import Plan, replay
 
     parent = Run.open(run)
     plan = Plan.of(parent, "weigh", "update", None)
@@ -412,7 +412,7 @@ def test_a_snapshot_of_other_settings(run: Path, change: Any, expected: str) -> 
 
 
 def test_advice_names_the_run_that_owns_a_file(run: Path, tmp_path: Path) -> None:
-    from flows.replaying import Plan, replay
+    from flows.reruns.replay import Plan, replay
 
     parent, fork = Run.open(run), tmp_path / "fork"
     replay(parent, fork, Plan.of(parent, "weigh", "update", "1:2"), ["weigh.beta=2"]).close()

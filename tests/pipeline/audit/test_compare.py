@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit.compare import (
+from pipeline.compare.comparison import (
     T_QUANTILES,
     Budget,
     Cell,
@@ -16,14 +16,14 @@ from pipeline.audit.compare import (
     compare_runs,
     seeds_interval,
 )
-from pipeline.audit.compare_page import note_of, record_of, write_folder
-from pipeline.audit.figures import figures_of
-from pipeline.audit.panels import rolling, step_series
+from pipeline.compare.figures import figures_of
+from pipeline.compare.panels import rolling, step_series
+from pipeline.compare.report import note_of, record_of, write_folder
 from pipeline.errors import SrpoError, StoreError
-from pipeline.files import digest_of, write_json
-from pipeline.lineage import Fork
-from pipeline.metrics import evaluation_metrics
-from pipeline.store import Run
+from pipeline.files.durable import digest_of, write_json
+from pipeline.run.fork import Fork
+from pipeline.run.metrics import evaluation_metrics
+from pipeline.run.run import Run
 from tests.pipeline.compared import evaluation, make_run
 
 ACCURACIES = {0: 0.2, 2: 0.6, 4: 0.5}

@@ -6,8 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit.contributions import TaughtTokens, divergence_T, shares_T, token_losses_T
-from pipeline.config import UpdateSection
+from pipeline.audit.contributions import (
+    TaughtTokens,
+    divergence_T,
+    shares_T,
+    token_losses_T,
+)
+from pipeline.config.sections import UpdateSection
 
 HALF, QUARTER = math.log(0.5), math.log(0.25)
 JSD = 0.25 * math.log(16 / 15) + 0.5 * (0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.deep import check_step
-from flows.replaying import Plan, replay
-from flows.session import Session
-from pipeline.audit.deep import DeepReport
+from flows.reruns.deep_check import check_step
+from flows.reruns.replay import Plan, replay
+from flows.session.session import Session
+from pipeline.check.deep import DeepReport
 from pipeline.errors import ConfigError, StoreError
-from pipeline.lineage import STEP_STAGES
-from pipeline.store import Run
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.run import golden_config
 from tests.pipeline.audit.damage import edit_json, set_value
 

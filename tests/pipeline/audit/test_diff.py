@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.audit.diff import RunDiff, diff_runs
-from pipeline.audit.diff_rows import differing_rows
-from pipeline.store import Run
+from pipeline.compare.column_diff import differing_rows
+from pipeline.compare.run_diff import RunDiff, diff_runs
+from pipeline.run.run import Run
 from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_column, with_value
 
 Tables = dict[str, pa.Table]

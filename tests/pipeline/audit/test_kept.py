@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.audit.kept import jsd_rounding_T, kept_TK, rounding
-from pipeline.distributions import buckets_NB, jsd_N, log_tail_N
-from pipeline.schemas import teacher_schema
+from pipeline.audit.stored_logprobs import jsd_rounding_T, kept_TK, rounding
+from pipeline.forward.distributions import buckets_NB, jsd_N, log_tail_N
+from pipeline.tables.schemas import teacher_schema
 
 
 def halved(values: torch.Tensor) -> torch.Tensor:

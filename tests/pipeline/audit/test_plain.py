@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.audit.plain import encodable, printable
+from pipeline.text import encodable, printable
 
 
 @pytest.mark.parametrize(

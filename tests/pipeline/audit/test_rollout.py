@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.audit.rollout import rollout_record, topk
 from pipeline.errors import ConfigError
-from pipeline.store import Run
+from pipeline.run.run import Run
 from tests.pipeline.audit.audited import LARGE_IDS, TOKENS, large_run, make_run
 from tests.pipeline.made_up import IDS, STEP, tables, with_column, with_value
 

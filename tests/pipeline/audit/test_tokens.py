@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.audit.tokens import TokenTexts
+from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import StoreError
 
 TEXT = "hello world\n 12, hello"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.lock import RunLock
 from pipeline.remote import client
-from pipeline.remote.places import run_path
+from pipeline.remote.mirror_paths import run_path
+from pipeline.run.lock import RunLock
 from tests.conftest import OpenPolicy
 from tests.faults.commits import Operation, operations
 from tests.pipeline.remote.conftest import UseMachine

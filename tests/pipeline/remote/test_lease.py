@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.lock import RunLock
 from pipeline.remote import client, lease, objects
 from pipeline.remote.client import Address
 from pipeline.remote.lease import Lease
-from pipeline.remote.places import run_path
-from pipeline.remote.publishing import publish
-from pipeline.store import Run
+from pipeline.remote.mirror_paths import run_path
+from pipeline.remote.upload import publish
+from pipeline.run.lock import RunLock
+from pipeline.run.run import Run
 from tests.pipeline.made_up import COST, config, origin, tables
 from tests.pipeline.remote.conftest import UseMachine
 from tests.s3 import Server

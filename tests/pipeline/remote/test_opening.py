@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit.check import check_run
+from pipeline.check.check_run import check_run
 from pipeline.errors import StoreError
-from pipeline.files import remove_file, set_aside
-from pipeline.lock import RunLock
-from pipeline.overview import find_runs
-from pipeline.remote import objects, opening
+from pipeline.files.durable import remove_file, set_aside
+from pipeline.housekeeping.run_listing import find_runs
+from pipeline.remote import mirror_sync as opening
+from pipeline.remote import objects
 from pipeline.remote.client import Address
-from pipeline.remote.opening import clear, is_run, mirrors, refresh
-from pipeline.remote.places import run_path
-from pipeline.store import Run, is_taken
+from pipeline.remote.mirror_paths import run_path
+from pipeline.remote.mirror_sync import clear, is_run, mirrors, refresh
+from pipeline.run.lock import RunLock
+from pipeline.run.run import Run, is_taken
 from tests.pipeline.made_up import COST, STEP, config, origin, tables
 from tests.pipeline.remote.conftest import UseMachine
 from tests.s3 import Server
@@ -260,7 +261,9 @@ def test_readers_leave_a_mirror_alone_that_a_command_writes_to(
 ) -> None:
     """What is on its way to the store is not removed; in another process as in this one."""
     run = make_run(f"{bucket}/first")
-    script = "import sys; from pipeline.store import Run; from pipeline.remote.places import "
+    script = (
+        "import sys; from pipeline.run.run import Run; from pipeline.remote.mirror_paths import "
+    )
     script += "run_path; Run.open(run_path(sys.argv[1]))"
     with RunLock(run.root):
         coming = run.table_path("weights", STEP).with_name("verdicts.arrow")

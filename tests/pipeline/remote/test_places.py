@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.remote.places import MirrorPath, address_of, is_mirrored, run_path
+from pipeline.remote.mirror_paths import MirrorPath, address_of, is_mirrored, run_path
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,13 @@ import pyarrow.ipc
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.lock import RunLock
-from pipeline.remote import objects, ranges
+from pipeline.remote import objects
 from pipeline.remote.client import Address
-from pipeline.remote.places import run_path
-from pipeline.schemas import SCHEMAS, teacher_schema
-from pipeline.store import Run
+from pipeline.remote.mirror_paths import run_path
+from pipeline.run import remote_rows as ranges
+from pipeline.run.lock import RunLock
+from pipeline.run.run import Run
+from pipeline.tables.schemas import SCHEMAS, teacher_schema
 from tests.pipeline.made_up import COST, STEP, config, origin
 from tests.pipeline.remote.conftest import UseMachine
 from tests.s3 import Server

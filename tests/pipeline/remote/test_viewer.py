@@ -3,10 +3,10 @@
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.lock import RunLock
-from pipeline.remote.places import run_path
-from pipeline.sealed import write_sealed
-from pipeline.store import Run
+from pipeline.files.sealed_json import write_sealed
+from pipeline.remote.mirror_paths import run_path
+from pipeline.run.lock import RunLock
+from pipeline.run.run import Run
 from pipeline.viewer import app
 from tests.pipeline.made_up import config
 from tests.pipeline.remote.conftest import UseMachine

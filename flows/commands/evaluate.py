@@ -1,0 +1,50 @@
+"""`srpo evaluate`: how good a policy is, on the test questions."""
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from flows.commands.bars import bars
+from flows.commands.options import RUNS, Runner, Set
+
+
+def evaluate(
+    state: Annotated[
+        str, typer.Argument(metavar="RUN[@STEP]|MODEL", help="A run, at its end or STEP; a model.")
+    ],
+    task: Annotated[str | None, typer.Option(help="Another task than the run's.")] = None,
+    overrides: Set = None,
+    runner: Runner = None,
+) -> None:
+    """Measure a policy on the test questions: avg@k with its interval, pass@k, maj@k.
+
+    A model is a Hugging Face folder or name; its answers are kept in a run folder of their own.
+
+    Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
+    """
+    from flows.reruns.evaluate import evaluate_now
+    from flows.session.open_run import default_run_dir, model_config, split_state
+    from flows.session.session import Session
+    from flows.training.progress import evaluation_line
+    from flows.workers.command_crew import crew_of
+    from pipeline.remote.mirror_sync import is_run
+
+    run, step = split_state(state)
+    chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
+    if is_run(run):
+        session = Session.resume(run)
+    else:
+        settings = model_config(state, chosen)
+        run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
+        session = Session.create(run, settings, keep_start=False)
+    names = ("policy, by replaying updates", "evaluate")
+    with (
+        contextlib.closing(session),
+        crew_of(runner, run.parent) as crew,
+        bars(*names) as (replayed, own),
+    ):
+        steps_done = session.next_step() if step is None else step
+        summary = evaluate_now(session, steps_done, chosen, own, replayed, crew)
+    print(evaluation_line(steps_done, summary))
+    print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")

@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.remote.mirror_paths import run_path
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended."""
+RUNS = Path("runs")
+"""Where runs go that are given no folder."""
+
+RUN: dict[str, Any] = {"parser": run_path, "metavar": "RUN"}
+"""How a command takes a run: by its folder or its URL."""
+FOLDER: dict[str, Any] = {"parser": run_path, "metavar": "FOLDER"}
+"""How it takes the folder of a new run, or one that holds runs."""
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be given several times."),
+]
+
+Runner = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND:N",
+        help="Spread the work over N workers: processes:N, ray:N, dask:N, or KIND:N@ADDRESS of a "
+        "cluster (docs/runners.md).",
+    ),
+]

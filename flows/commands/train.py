@@ -1,0 +1,160 @@
+"""`srpo train`: one run, on one process or several."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.commands.options import INTERRUPTED, RUN, RUNS, Runner, Set
+from pipeline.errors import SrpoError, StoreError
+from pipeline.machine.disk import explained
+
+if TYPE_CHECKING:
+    from flows.prefect_api.server import Lease
+    from flows.session.session import Session
+    from flows.training.loop import Outcome
+    from flows.workers.place import Place
+
+
+ALARMED = 3
+"""Exit code of a training that an alarm ended."""
+
+
+def train(
+    config: Annotated[str | None, typer.Argument(help="A TOML file or a preset.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder or URL of the run.", **RUN)] = None,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record where the time of each step goes.")
+    ] = False,
+    runner: Runner = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes per host that share it.")] = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help="Hosts; start this on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which host this is, from 0.")] = 0,
+    rdzv_endpoint: Annotated[str, typer.Option(help="HOST:PORT of host 0.")] = "",
+) -> None:
+    """Train a policy; the tables of every step stay on disk.
+
+    Ctrl-C ends the running stage, takes a snapshot and says how to go on; twice stops at once.
+
+    Example: srpo train demo --run runs/first --set run.steps=20
+    """
+    from flows.session.open_run import default_run_dir
+
+    if run is None:
+        if resume or config is None:
+            raise SrpoError("which run? --resume needs --run DIR; a new run needs a configuration")
+        run = default_run_dir(config, RUNS)
+    places = (ranks, nnodes, node_rank, rdzv_endpoint)
+    with _as_ranks(places, run) as follower:
+        code = 0 if follower else _train_run(config, run, overrides or [], resume, profile, runner)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
+    """Be a rank if torchrun started this process; start ranks if several are wanted.
+
+    Yields:
+        Whether this rank has followed another to the end.
+    """
+    if places[:3] == (1, 1, 0):
+        yield False
+        return
+    from flows.training.rank_launcher import Places, inside, launch, settle_in
+    from pipeline.distributed.ranks import follow, joined, rank
+
+    if not inside():
+        raise typer.Exit(launch([*sys.argv[1:], "--run", str(run)], Places(*places), run))
+    settle_in()
+    with joined():
+        if rank():
+            follow()
+        yield rank() > 0
+
+
+def _train_run(
+    config: str | None,
+    run: Path,
+    overrides: list[str],
+    resume: bool,
+    profile: bool,
+    runner: str | None,
+) -> int:
+    """Train on one run; return the command's exit code."""
+    from flows.prefect_api.server import open_server
+    from flows.session.open_run import checked_config, open_session
+    from flows.training.summary import print_summary
+    from flows.workers.place import Place
+    from pipeline.text import go_on
+
+    place = Place.of(runner) if runner else None
+    settings = checked_config(config, run, overrides, resume)
+    console = Console()
+    # It starts in the background, while the model loads.
+    lease = open_server(run.parent, settings.run.prefect_seconds)
+    try:
+        if not lease.own:
+            lease.wait()  # somebody else's server: before anything is written
+        with console.status(f"{run}: opening the policy, starting Prefect"):
+            opened = open_session(settings, run, resume)
+            from flows.training.alarm_fork import session_after_alarm
+        with contextlib.closing(opened) as session:
+            with console.status(f"{run}: starting Prefect"):
+                _wait_for_prefect(lease, session)
+            outcome = _train(session, run, console, profile, place)
+            print_summary(console, session, outcome)
+            following = session_after_alarm(session, outcome)
+        if following is not None:
+            with contextlib.closing(following) as session:
+                run = session.run.root
+                print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
+                outcome = _train(session, run, console, profile, place)
+                print_summary(console, session, outcome)
+    except OSError as error:
+        begun = (run / "run.json").exists()
+        on = f"then go on: {go_on(run)}" if begun else "then run the same command again"
+        raise StoreError(f"{explained(error)}; {on}") from error
+    except KeyboardInterrupt:
+        known = (run / "run.json").exists()
+        hint = f"; go on: {go_on(run)}" if known else "; nothing was written"
+        print(f"interrupted{hint}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        lease.release()
+    return {"stopped": INTERRUPTED, "alarm": ALARMED}.get(outcome.ended, 0)
+
+
+def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
+    lease.wait()
+    if lease.own:
+        from flows.prefect_api.killed_runs import end_orphans
+
+        end_orphans(lease.url, session.config.run.prefect_seconds)
+
+
+def _train(
+    session: "Session", run: Path, console: Console, profile: bool, place: "Place | None"
+) -> "Outcome":
+    from flows.session.questions import warnings_of
+    from flows.training.disk_watch import RoomWatcher, room_line, room_warnings
+    from flows.training.profile_watch import profiled
+    from flows.training.progress import Lines, Screen, print_warnings
+    from flows.training.train_flow import run_training
+    from flows.workers.crew import crew_at
+
+    warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
+    print_warnings([*warnings, *room_warnings(session)])
+    print(f"{run}: {room_line(session)}")
+    with contextlib.ExitStack() as stack:
+        session.spread_over(stack.enter_context(crew_at(place, session.config.run.stall_seconds)))
+        first = stack.enter_context(profiled(session, console)) if profile else []
+        if not console.is_terminal:
+            return run_training(session, [*first, RoomWatcher(session), Lines(session)])
+        with Screen(session, run.name, console) as screen:
+            return run_training(session, [*first, RoomWatcher(session), screen])

@@ -1,0 +1,103 @@
+"""Flows of one stage, evaluation or replay, for deployments: scheduled, or on another machine."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.reruns.evaluate import evaluate_now
+from flows.reruns.replay import Plan, replay
+from flows.session.fork_run import fork_run
+from flows.session.session import Session
+from flows.training.loop import Call, Reference, Watcher
+from flows.training.train_flow import StageTasks
+from flows.workers.crew import crew_at
+from flows.workers.place import Place
+from pipeline.errors import ConfigError
+from pipeline.run.run import Run
+
+
+@flow(name="stage", flow_run_name="{name}-{step:06d}", persist_result=False)
+def stage_flow(
+    name: str,
+    run: str,
+    step: int,
+    overrides: list[str] | None = None,
+    fork: str | None = None,
+    runner: str | None = None,
+) -> Reference:
+    """Run one stage of one step, as `srpo stage NAME` does: in place, or in a fork.
+
+    Args:
+        name: generate, verify, route, weigh, update or evaluate.
+        run: the run's folder, on the worker.
+        step: training step; for evaluate the number of steps done.
+        overrides: settings, `section.key=value`; they need a fork.
+        fork: folder of the new run that refers to the tables of `run` upstream.
+        runner: place among whose workers responses are spread, such as `ray:8@ray://HOST:10001`.
+    """
+    place = Place.of(runner) if runner else None
+    root = Path(run)
+    if fork is not None:
+        root = fork_run(Run.open(root), Path(fork), name, step, step + 1, overrides or []).root
+    elif overrides:
+        raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
+    with contextlib.closing(Session.resume(root)) as session:
+        with crew_at(place, session.config.run.stall_seconds) as crew:
+            session.spread_over(crew)
+            reference = StageTasks(session, [Watcher()])(name, step)
+        session.finish_if_complete(step)
+        return reference
+
+
+@flow(name="replay", persist_result=False)
+def replay_flow(
+    run: str,
+    stage: str,
+    fork: str,
+    steps: str | None = None,
+    overrides: list[str] | None = None,
+    runner: str | None = None,
+) -> str:
+    """Recompute a stage and what follows it over saved rollouts, as `srpo replay` does.
+
+    Args:
+        run: the run whose rollouts are used again, on the worker.
+        stage: verify, route, weigh or update.
+        fork: folder of the new run.
+        steps: A:B, half-open; default all.
+        overrides: settings, `section.key=value`.
+        runner: place whose workers run the stages that need no policy, several steps at a time.
+    """
+    parent = Run.open(Path(run))
+    plan = Plan.of(parent, stage, "update", steps)
+    place = Place.of(runner) if runner else None
+    with crew_at(place, parent.config.run.stall_seconds) as crew:
+        session = replay(parent, Path(fork), plan, overrides or [], runner=_tasks_of, crew=crew)
+    session.close()
+    return str(session.run.root)
+
+
+def _tasks_of(session: Session) -> Call:
+    return StageTasks(session, [Watcher()])
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{steps_done:06d}", persist_result=False)
+def evaluate_flow(
+    run: str, steps_done: int, overrides: list[str] | None = None, runner: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a state of a run, as `srpo evaluate RUN@STEP` does.
+
+    Args:
+        run: the run's folder, on the worker.
+        steps_done: which state.
+        overrides: settings, `evaluate.…=value` or `data.…=value`.
+        runner: place among whose workers answers are spread to be judged.
+    """
+    place = Place.of(runner) if runner else None
+    with (
+        contextlib.closing(Session.resume(Path(run))) as session,
+        crew_at(place, session.config.run.stall_seconds) as crew,
+    ):
+        return evaluate_now(session, steps_done, overrides or [], crew=crew)

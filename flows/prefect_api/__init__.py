@@ -1,0 +1,1 @@
+"""Prefect's server: whose it is, how it is called, and when it ends."""

@@ -1,0 +1,1 @@
+"""Work over saved tables: replays, evaluations and deep checks."""

@@ -1,0 +1,94 @@
+"""Driving `srpo check --deep`: rebuild the policies of a step, then hand them to the twin."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from flows.session.session import Session
+from pipeline.check.deep import DeepReport, StartingState, State, deep_check
+from pipeline.errors import ConfigError, StoreError
+from pipeline.policy.policy import Policy
+from pipeline.policy.snapshots import save_snapshot
+from pipeline.run.run import Run
+from pipeline.stage.contract import Progress, silent
+
+
+def check_step(
+    run_dir: Path, step: int, progress: Progress = silent, replayed: Progress = silent
+) -> DeepReport:
+    """Recompute one step of a run in float64 and compare its tables.
+
+    Args:
+        progress: told of rollouts scored and learned from.
+        replayed: told of updates replayed to rebuild the policy.
+
+    Raises:
+        ConfigError: the run's precision is not float32.
+        StoreError: a table of the step is missing or damaged, or the step is too large.
+    """
+    run = Run.open(run_dir)
+    if run.config.model.precision != "float32":
+        raise ConfigError(
+            f"{run_dir}: computed in {run.config.model.precision}; --deep knows what float32 may "
+            "do, and compares no other precision"
+        )
+    routes = run.read("routes", step)
+    scorer = run.owner("teacher" if run.has("teacher", step) else "rollouts", step)
+    with tempfile.TemporaryDirectory(prefix="srpo-deep-") as folder:
+        with contextlib.closing(Session.resume(scorer.root, writes=False)) as session:
+            policy = session.prepare(step, replayed)
+            _expect_small(run, step, policy)
+            start = _starting_state(policy, Path(folder) / "policy", step)
+        before = {}
+        if run.has("updates", step):
+            updater = run.owner("updates", step)
+            batches = len(set(routes["mini_batch"].to_pylist()))
+            before = _before_updates(updater.root, step, batches, replayed)
+        total, done = 2 * routes.num_rows, 0
+
+        def advance(passes: int) -> None:
+            nonlocal done
+            done += passes
+            progress(done, total)
+
+        return deep_check(run, step, start, before, advance)
+
+
+def _starting_state(policy: Policy, folder: Path, step: int) -> StartingState:
+    save_snapshot(policy, folder, step)
+    teacher = [(_parameters(part.model), part.coefficient) for part in policy.teacher_components()]
+    return StartingState(folder, policy.version, teacher)
+
+
+def _before_updates(root: Path, step: int, batches: int, replayed: Progress) -> dict[int, State]:
+    """Return the parameters before each optimizer update; all but the first need a replay."""
+    found: dict[int, State] = {}
+    with contextlib.closing(Session.resume(root, writes=False)) as session:
+        policy = session.prepare(step, replayed)
+        if batches == 1:
+            return {0: _parameters(policy.model)}
+        hook = policy.optimizer.register_step_pre_hook(
+            lambda *_: found.update({len(found): _parameters(policy.model)})
+        )
+        session.run_stage("update", step)
+        hook.remove()
+    return found
+
+
+def _parameters(model: torch.nn.Module) -> State:
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def _expect_small(run: Run, step: int, policy: Policy) -> None:
+    """Refuse a step whose distributions over the vocabulary don't fit into memory."""
+    tokens = run.manifest("teacher", step).rows if run.has("teacher", step) else 0
+    needed = 16 * tokens * policy.vocabulary
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise StoreError(
+            f"{run.root}: step {step} has {tokens} taught tokens; their distributions in float64 "
+            f"take {needed / 1e9:.0f} GB, this machine has {memory / 1e9:.0f}"
+        )

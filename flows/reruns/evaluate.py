@@ -1,0 +1,70 @@
+"""Evaluating a state of a run on demand, by its own settings or by others."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from flows.session.questions import check_evaluation_context, fitting, load_questions
+from flows.session.session import Session
+from flows.session.verifiers import code_digest
+from pipeline.config.load import apply_override, validate_config
+from pipeline.config.sections import Config
+from pipeline.errors import ConfigError
+from pipeline.files.durable import digest_of
+from pipeline.remote.mirror_sync import is_run
+from pipeline.run.run import Run
+from pipeline.stage.contract import Progress
+
+if TYPE_CHECKING:
+    from flows.workers.crew import Crew
+
+_SECTIONS = ("data", "verify", "evaluate")
+
+
+def evaluate_now(
+    session: Session,
+    steps_done: int,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    replayed: Progress | None = None,
+    crew: "Crew | None" = None,
+) -> dict[str, Any]:
+    """Evaluate a state, whether or not the schedule does; return its summary.
+
+    With overrides of `data`, `verify` or `evaluate`, the table goes to a run folder of its own
+    under RUN/evaluations/, named by the digest of these settings.
+
+    Args:
+        crew: workers that judge the answers; None: this process's children.
+    """
+    session.spread_over(crew)
+    if not overrides:
+        session.run_stage("evaluate", steps_done, progress, replayed)
+        return session.evaluation_summary(steps_done)
+    wanted = _with_overrides(session.config, overrides)
+    policy = session.prepare(steps_done, replayed)
+    check_evaluation_context(wanted, policy)
+    questions = fitting(load_questions(wanted), wanted, policy.render)
+    name = digest_of([wanted.model_dump()[s] for s in _SECTIONS])[:12]
+    root = session.run.root / "evaluations" / name
+    facts = {
+        "parent": session.run.record["digest"],
+        "task_digest": code_digest(wanted.data),
+    }
+    run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
+    with contextlib.closing(Session(run, questions, policy)) as other:
+        other.spread_over(crew)
+        other.run_stage("evaluate", steps_done, progress)
+        return other.evaluation_summary(steps_done)
+
+
+def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    values = config.model_dump()
+    for override in overrides:
+        apply_override(values, override)
+        section = override.partition(".")[0].strip()
+        if section not in _SECTIONS:
+            raise ConfigError(
+                f"--set {override}: an evaluation of a run can change {', '.join(_SECTIONS)} only"
+            )
+    return validate_config(values, "--set")

@@ -1,0 +1,218 @@
+"""Replaying a run with other settings: recompute what follows a stage, over saved rollouts."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.session.fork_run import fork_run
+from flows.session.session import Session
+from flows.training.loop import Call, Reference
+from pipeline.errors import ConfigError
+from pipeline.remote.mirror_paths import is_mirrored, run_path
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES, stages_from
+from pipeline.stage.contract import Progress, silent
+
+if TYPE_CHECKING:
+    from flows.workers.crew import Crew
+
+LAST = ("verify", "decisions", "route", "weigh", "update")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to recompute: from a stage to another one, over steps [start, end).
+
+    Attributes:
+        last: a stage, or `decisions`: the routing decisions, which need no policy.
+    """
+
+    stage: str
+    last: str
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, run: Run, stage: str, last: str, steps: str | None) -> "Plan":
+        """Read what the user asked for.
+
+        Raises:
+            ConfigError: no such stage; an order that runs backwards; nothing to refer to.
+        """
+        if stage == "generate":
+            raise ConfigError(
+                "a replay keeps the saved rollouts; to sample anew from step N: srpo stage "
+                "generate --run RUN --step N --fork NEW, then srpo train --resume --run NEW"
+            )
+        if stage not in STEP_STAGES:
+            raise ConfigError(f"no stage {stage}; a replay begins at {', '.join(STEP_STAGES[1:])}")
+        if last not in LAST:
+            raise ConfigError(f"no such last stage: {last}; there are {', '.join(LAST)}")
+        start, end = split_steps(steps, run.steps_done())
+        plan = cls(stage, last, start, end)
+        if not plan.stages():
+            raise ConfigError(f"a replay from {stage} can't end at {last}, which comes before it")
+        if plan.needs_policies() and last != "update" and end > start + 1:
+            raise ConfigError(
+                f"recomputing {last} of several steps needs their policies, which need the updates "
+                "before them: leave out --until, or choose one step"
+            )
+        return plan
+
+    def stages(self) -> list[str]:
+        """Return the stages to run in each step."""
+        final = "route" if self.last == "decisions" else self.last
+        return [s for s in stages_from(self.stage) if STEP_STAGES.index(s) <= self._place(final)]
+
+    def needs_policies(self) -> bool:
+        """Tell whether a stage of the plan needs the policy of its step."""
+        return any(self._needs_policy(name) for name in self.stages())
+
+    def ahead(self) -> list[str]:
+        """Return the first stages, those that need no policy: all steps' at once, if one likes."""
+        names = itertools.takewhile(lambda name: not self._needs_policy(name), self.stages())
+        return list(names)
+
+    def _needs_policy(self, name: str) -> bool:
+        return name == "update" or (name == "route" and self.last != "decisions")
+
+    @staticmethod
+    def _place(name: str) -> int:
+        return STEP_STAGES.index(name)
+
+
+def split_steps(text: str | None, done: int) -> tuple[int, int]:
+    """Read A:B, half-open; either end may be left out, and one number is one step."""
+    head, colon, tail = (text or ":").partition(":")
+    if not all(part == "" or part.isdecimal() for part in (head, tail)) or not (head or colon):
+        raise ConfigError(f"--steps {text}: expected A:B with numbers of steps, such as 0:20")
+    start = int(head or 0)
+    end = int(tail or done) if colon else start + 1
+    if not start < end:
+        raise ConfigError(f"--steps {text}: {start}:{end} holds no step (the run has {done})")
+    return start, end
+
+
+def spread(overrides: Sequence[str]) -> list[list[str]]:
+    """Return one list of overrides per fork: `key=a,b` is a sweep, several make every combination.
+
+    A value in brackets or quotes is one value.
+    """
+    choices = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        single = value.strip()[:1] in ("[", "{", '"', "'")
+        values = [value] if single or not equals else value.split(",")
+        choices.append(list(dict.fromkeys(f"{key}{equals}{one.strip()}" for one in values)))
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
+    """Return the folder of each fork: `root` itself, or one below it named by its settings."""
+    if len(sweep) == 1:
+        return [root]
+    varying = [i for i in range(len(sweep[0])) if len({tuple(o)[i] for o in sweep}) > 1]
+    return [root / ",".join(o[i].replace("/", "_") for i in varying) for o in sweep]
+
+
+def replay_step(root: str, step: int, names: list[str], decisions: bool) -> None:
+    """Run stages of one step of a fork, on a worker, for the one who holds the fork's lock."""
+    with contextlib.closing(Session.resume(run_path(root), writes=False)) as session:
+        for name in names:
+            session.run_stage(name, step, decisions_only=decisions and name == "route")
+
+
+def replay_fork(parent: str, root: str, plan: dict[str, Any], overrides: list[str]) -> None:
+    """Make one fork of a sweep, on a worker."""
+    replay(Run.open(run_path(parent)), run_path(root), Plan(**plan), overrides).close()
+
+
+def sweep_over(
+    crew: "Crew",
+    parent: Run,
+    plan: Plan,
+    sweep: Sequence[tuple[Path, Sequence[str]]],
+    progress: Progress = silent,
+) -> None:
+    """Have each fork of a sweep made by one of a crew's workers.
+
+    Args:
+        sweep: folder and overrides of each fork.
+        progress: told of forks done.
+    """
+    common = {"parent": f"{parent.root.resolve()}", "plan": asdict(plan)}
+    items = [
+        {**common, "root": f"{root.resolve()}", "overrides": list(overrides)}
+        for root, overrides in sweep
+    ]
+    crew.map("sweep", f"{__name__}:replay_fork", items, progress)
+
+
+def expect_folder(root: Path) -> None:
+    """Refuse to spread the steps of a fork at a URL, whose lease is this process's.
+
+    Raises:
+        ConfigError: it is at one.
+    """
+    if is_mirrored(root):
+        raise ConfigError(
+            f"{root}: steps of one fork at a URL are stored by this command alone: leave out "
+            "--runner; a sweep spreads its forks"
+        )
+
+
+def replay(
+    parent: Run,
+    root: Path,
+    plan: Plan,
+    overrides: Sequence[str],
+    progress: Progress = silent,
+    runner: Callable[[Session], Call] | None = None,
+    crew: "Crew | None" = None,
+) -> Session:
+    """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
+
+    The same replay that was cut short goes on where it stopped.
+
+    Args:
+        progress: told of stages done, over all steps.
+        runner: how stages are run; a flow makes each a Prefect task.
+        crew: workers that run the stages that need no policy, several steps at a time.
+
+    Raises:
+        ConfigError: workers would write to a fork at a URL, whose lease is this process's.
+    """
+    if crew is not None:
+        expect_folder(root)
+    updates = plan.last == "update"
+    fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
+    session = Session.resume(root)
+    stages = plan.stages()
+    total = len(stages) * (plan.end - plan.start)
+    decisions = plan.last == "decisions"
+
+    def plainly(name: str, step: int) -> Reference:
+        return session.run_stage(name, step, decisions_only=decisions and name == "route")
+
+    call = runner(session) if runner else plainly
+    try:
+        if crew is not None:
+            work = {"root": f"{root.resolve()}", "names": plan.ahead(), "decisions": decisions}
+            items = [{**work, "step": step} for step in range(plan.start, plan.end)]
+            crew.map("replay", f"{__name__}:replay_step", items, progress)
+        begun = max(plan.start, session.next_step()) if updates else plan.start
+        for step in range(begun, plan.end):
+            for place, name in enumerate(stages):
+                call(name, step)
+                progress((step - plan.start) * len(stages) + place + 1, total)
+            if updates:
+                session.finish_step(step)
+        if updates:
+            session.snapshot(plan.end)
+    except BaseException:
+        session.close()
+        raise
+    return session

@@ -1,0 +1,130 @@
+"""From what a user types to an open session: which folder, new or resumed, and what may change."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.load import apply_override, load_config, validate_config
+from pipeline.config.sections import Config
+from pipeline.errors import ConfigError, StoreError
+from pipeline.remote.mirror_paths import run_path
+from pipeline.run import run as store
+from pipeline.run.run import Run, is_taken
+from pipeline.tables.manifest import flat
+
+if TYPE_CHECKING:
+    from flows.session.session import Session
+
+MAY_GROW = tuple(f"run.{name}" for name in store.MAY_GROW)
+MAY_CHANGE = tuple(f"run.{name}" for name in store.MAY_CHANGE)
+
+
+def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:
+    """Return the first free folder runs/<preset or file>-<n>."""
+    stem = Path(source).stem[:100]
+    taken = 1
+    while (parent / f"{stem}-{taken}").exists():
+        taken += 1
+    return parent / f"{stem}-{taken}"
+
+
+def checked_config(
+    source: str | None, run_dir: Path, overrides: Sequence[str], resume: bool
+) -> Config:
+    """Return the configuration of a run that may begin, or go on, in `run_dir`; writes nothing.
+
+    Raises:
+        SrpoError: the configuration can't be used; the folder is taken, or there is nothing to
+            resume; the run was made with other settings.
+    """
+    if resume:
+        return resumed_config(Run.open(run_dir), source, overrides)
+    if source is None:
+        raise ConfigError("which configuration? Give a TOML file or a preset, or --resume --run")
+    config = load_config(source, overrides)
+    if is_taken(run_dir):
+        raise StoreError(
+            f"{run_dir} is there already: go on with it by --resume --run {run_dir}, or choose "
+            "another --run"
+        )
+    return config
+
+
+def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
+    """Open a new run, or go on with one, whose limits may have grown."""
+    from flows.session.session import Session
+
+    if not resume:
+        return Session.create(run_dir, config)
+    session = Session.resume(run_dir)
+    if config != session.config:
+        session.run.extend(config)
+    _ = session.questions  # what is wrong with them is found before anything is sampled
+    return session
+
+
+def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Config:
+    """Return the configuration to go on with.
+
+    Raises:
+        ConfigError: a setting differs from the run's, other than limits that grow.
+    """
+    if source is not None:
+        wanted = load_config(source, overrides)
+    else:
+        values = run.config.model_dump()
+        for override in overrides:
+            apply_override(values, override)
+        wanted = validate_config(values, "--set")
+    before, after = flat(run.config.model_dump()), flat(wanted.model_dump())
+    differing = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    refused = [k for k in differing if not _grows(k, before.get(k), after.get(k))]
+    if refused:
+        changes = "; ".join(f"{k} is {before.get(k)}, not {after.get(k)}" for k in refused)
+        raise ConfigError(
+            f"{run.root} was made with other settings: {changes}. Only {' and '.join(MAY_GROW)} "
+            f"may grow on resume, and {' and '.join(MAY_CHANGE)} change; for anything else start "
+            "another run"
+        )
+    return wanted
+
+
+def past_metrics(run: Run) -> list[dict[str, Any]]:
+    """Read the records of the steps that are complete, up to the first gap."""
+    return [run.metrics(step) for step in range(run.steps_done())]
+
+
+def _grows(key: str, before: Any, after: Any) -> bool:
+    if key in MAY_CHANGE:
+        return True
+    if key not in MAY_GROW or before is None:
+        return False
+    return after is None or after > before
+
+
+def split_state(text: str) -> tuple[Path, int | None]:
+    """Read RUN or RUN@STEP.
+
+    Raises:
+        ConfigError: what follows the @ is no number of steps.
+    """
+    run, at, step = text.rpartition("@")
+    if not at:
+        return run_path(text), None
+    if not step.isdecimal():
+        raise ConfigError(f"{text}: expected RUN or RUN@STEP, got {step!r} as the number of steps")
+    return run_path(run), int(step)
+
+
+def model_config(model: str, overrides: Sequence[str]) -> Config:
+    """Return the configuration that evaluates a model which no run of ours trained.
+
+    Raises:
+        ConfigError: it is unclear which task, or a setting can't be used.
+    """
+    values: dict[str, Any] = {"model": {"path": model}, "run": {"steps": 1}}
+    for override in overrides:
+        apply_override(values, override)
+    if not {"task", "mixture"} & values.get("data", {}).keys():
+        raise ConfigError(f"{model}: no run folder, so taken for a model: which --task?")
+    return validate_config(values, "--set")

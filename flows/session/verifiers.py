@@ -1,0 +1,81 @@
+"""The verifiers of a run's tasks: each task has child processes of its own.
+
+A verdict must not depend on which other tasks are in the run, so no child ever loads two of them.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.registry import file_digest, judge, open_task
+from pipeline.config.data import DataSection
+from pipeline.config.sections import Config
+from pipeline.files.durable import digest_of
+from pipeline.stage.contract import Progress, silent
+from pipeline.task import Judging, Verifier
+from pipeline.verification.pool import VerifierPool
+
+if TYPE_CHECKING:
+    from flows.workers.crew import Crew
+
+
+def code_digest(data: DataSection) -> str:
+    """Return the SHA-256 of the source of the task, or of those of a mixture by name."""
+    digests = {name: file_digest(entry.task) for name, entry in data.sources.items()}
+    return digest_of(digests) if data.mixed else next(iter(digests.values()))
+
+
+class Judges:
+    """The verifiers of a run. No task's code runs before they are asked for.
+
+    Attributes:
+        crew: workers among which responses are spread; None: this process's children judge all.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.crew: Crew | None = None
+        self._data, self._verify = config.data, config.verify
+        verify = config.verify
+        self._pools = {
+            name: VerifierPool(
+                judge,
+                entry.task,
+                verify.workers,
+                verify.timeout_seconds,
+                verify.memory_mb,
+                prepare=open_task,
+            )
+            for name, entry in config.data.sources.items()
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of their code as it was when it was first asked for."""
+        return code_digest(self._data)
+
+    def verifiers(self, parts: Path, progress: Progress = silent) -> dict[str, Verifier]:
+        """Return each task's verifier by the task's name.
+
+        Args:
+            parts: folder in which a crew's workers leave what they have judged.
+            progress: told of a crew's pieces done.
+        """
+        return {
+            name: Verifier(open_task(entry.task).VERIFIER, self._judging(name, parts, progress))
+            for name, entry in self._data.sources.items()
+        }
+
+    def _judging(self, name: str, parts: Path, progress: Progress) -> Judging:
+        if self.crew is None:
+            return self._pools[name]
+        from flows.workers.verdict_shards import Bench, ShardedPool
+
+        verify = self._verify
+        task = self._data.sources[name].task
+        bench = Bench.of(task, verify.workers, verify.timeout_seconds, verify.memory_mb)
+        return ShardedPool(self.crew, bench, parts, progress)
+
+    def close(self) -> None:
+        """End all child processes."""
+        for pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,1 @@
+"""Training: the loop, its flow, what watches it, and what it prints."""

@@ -1,0 +1,65 @@
+"""Is there room for a run? Said before it starts, and again when what is left will not do."""
+
+from typing import Any, Protocol
+
+from flows.session.disk_check import expect_room
+from flows.training.loop import Trainable, Watcher
+from flows.training.progress import print_warnings
+from pipeline.housekeeping.space_forecast import Facts, needed
+from pipeline.machine.disk import free_bytes
+from pipeline.run.run import Run
+from pipeline.text import size
+
+
+class Roomy(Trainable, Protocol):
+    """A session that knows what its run will need."""
+
+    run: Run
+
+    def space_facts(self) -> Facts:
+        """Return what a projection needs besides the configuration."""
+
+
+def room_line(session: Roomy) -> str:
+    """Return what a run needs from where it stands, against what its disk has."""
+    need = needed(session.config, session.space_facts(), session.run).total
+    free = free_bytes(session.run.root)
+    return f"needs at most {size(need.most)} more, likely {size(need.likely)}; {size(free)} free"
+
+
+def room_warnings(session: Roomy) -> list[str]:
+    """Return a warning where a run may fill its disk.
+
+    Raises:
+        StoreError: it likely will; the line says what to lower.
+    """
+    config, facts, run = session.config, session.space_facts(), session.run
+    need = expect_room(config, facts, run.root, run)
+    if need.total.most <= free_bytes(run.root):
+        return []
+    return [
+        f"{run.root} may fill its disk: {room_line(session)}; with run.keep_teacher_tables fewer "
+        "tables stay"
+    ]
+
+
+class RoomWatcher(Watcher):
+    """Warns once when what is free will not do for the steps to come."""
+
+    def __init__(self, session: Roomy) -> None:
+        self._session, self._warned = session, False
+
+    def step_ended(self, steps_done: int, metrics: dict[str, Any]) -> None:
+        """Look at the disk again, by the sizes of the newest steps."""
+        session = self._session
+        need = needed(session.config, session.space_facts(), session.run).total.likely
+        free = free_bytes(session.run.root)
+        if need > free and not self._warned:
+            self._warned = True
+            print_warnings(
+                [
+                    f"the disk of {session.run.root} will be full before the end: {size(need)} "
+                    f"more needed, {size(free)} free; make room (srpo prune --dry-run says what "
+                    "may go), or stop and go on with --set run.keep_teacher_tables=…"
+                ]
+            )

@@ -1,0 +1,142 @@
+"""The token losses of one rollout as its tables tell them, and how far to trust them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from pipeline.audit.contributions import (
+    Floats,
+    TaughtTokens,
+    knows_divergence,
+    token_losses_T,
+)
+from pipeline.audit.stored_logprobs import is_rounded, keeps_student, kept_TK
+from pipeline.run.run import Run
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Token losses [T], before the division by N.
+
+    Attributes:
+        loss_T: None where they need the student's K log-probabilities, which were not kept.
+        tis_T: correction from engine to trainer; None if not recorded: then its recorded mean
+            stands for it.
+        difference: sum of `loss_T` less the recorded sum; None without them.
+        note: why tables alone don't determine the losses; empty if they do.
+    """
+
+    loss_T: Floats | None
+    tis_T: Floats | None
+    difference: float | None
+    note: str
+
+
+def losses_of(
+    run: Run,
+    row: Row,
+    route: Row | None,
+    update: Row | None,
+    columns: dict[str, npt.NDArray[np.floating]],
+    teacher: pa.Table | None,
+) -> Losses | None:
+    """Return the losses of a rollout's tokens at the policy that starts the step.
+
+    Args:
+        row, route, update: the rollout in `rollouts`, `routes` and `updates`.
+        columns: what is recorded per token, by field of `TokenRecord`.
+        teacher: its rows of `teacher`, if it was taught.
+
+    Returns:
+        None where the step is not that far.
+    """
+    if route is None or update is None or (teacher is not None and "weight" not in columns):
+        return None
+    settings = run.manifest("updates", row["step"]).origin.settings["update"]
+    sampled_T = columns["sampled_logprob"].astype(np.float64)
+    now = columns.get("old_logprob", columns.get("student_logprob"))
+    now_T = None if now is None else now.astype(np.float64)
+    log_ratio_T, tis_T = np.zeros_like(sampled_T), np.ones_like(sampled_T)
+    known = True
+    if update["old_source"] == "sampled":
+        log_ratio_T = log_ratio_T if now_T is None else now_T - sampled_T
+    elif now_T is not None:
+        tis_T = np.exp(np.minimum(now_T - sampled_T, np.log(settings["tis_clip"])))
+    else:
+        known = False
+    mean_tis = np.float64(1.0 if known else update["mean_tis"] or 1.0)
+    loss_T: Floats | None = np.zeros_like(sampled_T)
+    taught = None if teacher is None else _taught(teacher, columns["weight"])
+    if taught is not None and not knows_divergence(taught, settings):
+        loss_T = None
+    elif update["computed"]:
+        loss_T = token_losses_T(
+            route["route"], route["advantage"], tis_T * mean_tis, log_ratio_T, taught, settings
+        )
+    doubted = update["computed"] and loss_T is not None
+    return Losses(
+        loss_T=loss_T,
+        tis_T=tis_T if known else None,
+        difference=None if loss_T is None else float(loss_T.sum()) - update["loss_sum"],
+        note="; ".join(_doubts(run, row, update, known, teacher)) if doubted else "",
+    )
+
+
+def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | None) -> list[str]:
+    """Say what stands between the tables and the exact losses."""
+    step, sampled_by = row["step"], row["policy_version"]
+    updated = run.manifest("updates", step).origin.policy_version
+    found = []
+    if not known:
+        found.append(
+            "the engine-to-trainer correction of each token was not recorded (its mean was): "
+            'route.rescore = "all" records it'
+        )
+    first = run.read("updates", step)["mini_batch"].to_numpy().min()
+    if update["mini_batch"] > first:
+        found.append(
+            f"optimizer update {update['mini_batch'] - first + 1} of the step: earlier ones had "
+            "moved the policy, these are the losses before them"
+        )
+    if teacher is not None and is_rounded(teacher):
+        found.append("log-probabilities rounded to float16 (route.kept_dtype)")
+    if teacher is not None:
+        scored_by = run.manifest("teacher", step).origin.policy_version
+        if scored_by != updated:
+            found.append(f"off-policy: scored by policy {scored_by}, updated was {updated}")
+    elif sampled_by != updated:
+        found.append(
+            f"off-policy: sampled by policy {sampled_by}, updated was {updated}; their ratio is "
+            "not recorded and taken as 1"
+        )
+    return found
+
+
+def batch_tokens_of(run: Run, step: int, mini_batch: int) -> int:
+    """Return N of a mini-batch: the response tokens of its rollouts that learn."""
+    columns = run.read("updates", step).select(["mini_batch", "route", "tokens"])
+    frame = pl.DataFrame(columns).filter(mini_batch=mini_batch).filter(pl.col("route") != "none")
+    return int(frame["tokens"].sum())
+
+
+def _taught(teacher: pa.Table, weight: npt.NDArray[np.floating]) -> TaughtTokens:
+    def wide(name: str) -> Floats:
+        return np.asarray(teacher[name].to_numpy(), dtype=np.float64)
+
+    student_TK = kept_TK(teacher, "student_logprobs") if keeps_student(teacher) else None
+    return TaughtTokens(
+        student_TK=None if student_TK is None else student_TK.astype(np.float64),
+        teacher_TK=kept_TK(teacher, "teacher_logprobs").astype(np.float64),
+        student_tail_T=wide("student_tail"),
+        teacher_tail_T=wide("teacher_tail"),
+        student_logprob_T=wide("student_logprob"),
+        teacher_logprob_T=wide("teacher_logprob"),
+        jsd_T=wide("jsd"),
+        weight_T=weight.astype(np.float64),
+    )

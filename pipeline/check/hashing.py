@@ -1,0 +1,52 @@
+"""Digests of a run's files, computed beside the check of their rows."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline.check.run_files import file_sha256
+from pipeline.remote.mirror_files import fetch_anew
+
+_HASHERS = 2
+
+
+class Hashing:
+    """Digests of files, computed by threads in the order given."""
+
+    def __init__(self, paths: Sequence[Path], progress: Callable[[int, int], None]) -> None:
+        self.total = sum(path.stat().st_size for path in paths)
+        self._progress, self._done, self._lock = progress, 0, threading.Lock()
+        self._pool = ThreadPoolExecutor(_HASHERS, thread_name_prefix="sha256")
+        self._found: dict[Path, Future[str]] = {
+            path: self._pool.submit(file_sha256, path, self._advance) for path in paths
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def result(self, path: Path, expected: str) -> str:
+        """Return the digest of a file, or why there is none; a cached one is tried anew."""
+        try:
+            found = self._found[path].result()
+            if found != expected and fetch_anew(path):
+                return file_sha256(path, lambda size: None)
+            return found
+        except OSError as error:
+            return f"not readable: {error.strerror}"
+
+    def _advance(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            done = self._done
+        self._progress(done, self.total)

@@ -1,0 +1,309 @@
+"""The configuration: one frozen section per stage, plus run, data and model.
+
+Defaults are the paper's SRPO column (METHOD.md, section 10) and the constants of sections 1 to 8;
+each number stands here and nowhere else. Presets and user files name only what differs.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.data import DataSection
+from pipeline.config.field_types import (
+    LARGEST_INT,
+    OF_THE_TEMPLATE,
+    Count,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Seconds,
+    Section,
+    TopK,
+    TopP,
+    Workers,
+)
+from pipeline.config.vllm import VllmSection
+
+Method = Literal[
+    "srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"
+]
+TeacherKind = Literal["ema", "live", "frozen", "trust_region"]
+Demonstration = Literal["first", "longest"]
+Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
+KeptDtype = Literal["float32", "float16"]
+EngineName = Literal["transformers", "vllm"]
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    steps: Count = Field(100, description="training steps")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="seed from which every random choice is derived"
+    )
+    max_hours: PositiveFloat | None = Field(
+        None, description="stop after this much training time (evaluation is not counted)"
+    )
+    snapshot_every: PositiveInt = Field(10, description="steps between policy snapshots")
+    keep_snapshots: PositiveInt = Field(
+        3, description="newest snapshots kept; the best by evaluation and the last always stay"
+    )
+    keep_teacher_tables: PositiveInt | None = Field(
+        None,
+        description="steps, the newest, whose teacher tables are kept once a snapshot covers them; "
+        "unset: all (docs/disk.md)",
+    )
+    threads: Workers = Field(2, description="CPU threads of torch")
+    on_alarm: Literal["continue", "stop", "fork"] = Field(
+        "continue",
+        description="after a severe alarm: go on, stop after the step, or fork once from the last "
+        "healthy snapshot and train on there",
+    )
+    alarm_rate_factor: PositiveFloat = Field(
+        0.5, description="on_alarm fork: the fork's learning rate over this run's"
+    )
+    prefect_seconds: PositiveFloat = Field(
+        60.0,
+        description="time limit for Prefect: for its server's start and end, for a call with its "
+        "retries, and for the record of a flow run",
+    )
+    stall_seconds: PositiveFloat | None = Field(
+        3600.0,
+        description="without progress in a stage, after which the process ends with exit code 2 "
+        "and leaves RUN/stalled-<n>.txt; unset: never",
+    )
+
+
+class ModelSection(Section):
+    """The policy at the start."""
+
+    path: str = Field(description="Hugging Face folder or name; `demo` is the shipped demo policy")
+    chat_template_kwargs: dict[str, str | bool | int] = Field(
+        default_factory=dict, description="passed to the chat template (enable_thinking = false)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: forward passes under autocast, logits included; weights, softmax, "
+        "losses and optimizer stay float32",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+    cpu_offload: bool = Field(
+        False,
+        description="keep weights, gradients, teacher and optimizer in the host's memory; a GPU "
+        "has a layer at a time, or a whole model while `transformers` samples",
+    )
+
+
+class GenerateSection(Section):
+    """Sampling of training rollouts."""
+
+    engine: EngineName = Field("transformers", description="sampling engine")
+    timeout: Seconds = Field(
+        1800.0,
+        description="vllm: seconds within which a group must be answered, else the run ends",
+    )
+    max_logprob_gap: PositiveFloat | None = Field(
+        None,
+        description="nats; an update stops where engine and trainer differ by more in any token",
+    )
+    questions: Count = Field(32, description="questions per step")
+    rollouts: Count = Field(8, description="rollouts per question, the group size G")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
+    top_p: TopP = Field(1.0, description="nucleus mass; below 1 it biases the ratios")
+    top_k: TopK = Field(0, description="keep the k likeliest tokens, 0: all")
+    max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
+    batch_size: PositiveInt = Field(256, description="rollouts sampled side by side")
+
+
+class VerifySection(Section):
+    """Judging of responses."""
+
+    success_threshold: Probability = Field(0.5, description="correct means reward >= this")
+    workers: Workers = Field(2, description="child processes")
+    timeout_seconds: Seconds = Field(10.0, description="time limit of one verdict")
+    memory_mb: PositiveInt = Field(2048, description="address space of one child process")
+
+
+class RouteSection(Section):
+    """Routing, demonstrations and the teacher's scores."""
+
+    method: Method = Field("srpo", description="METHOD.md, sections 3 and 9")
+    advantage_scale: Literal["none", "group_std"] = Field(
+        "none", description="none: r - mean; group_std: divided by the group's deviation"
+    )
+    demonstration: Demonstration = Field(
+        "first",
+        description="which correct sibling becomes the demonstration: the first of the group, or "
+        "the longest (the first of equals)",
+    )
+    feedback: bool = Field(
+        False, description="put the verifier's feedback into the teacher prompt (may leak gold)"
+    )
+    max_teacher_prompt_length: PositiveInt = Field(10240, description="teacher prompt tokens")
+    mini_batch: PositiveInt | None = Field(
+        None, description="questions per optimizer update; unset: all questions of the step"
+    )
+    rescore: Literal["needed", "all"] = Field(
+        "needed", description="which rollouts get old log-probabilities and student entropies"
+    )
+    top_k: PositiveInt = Field(100, description="K, the student's likeliest tokens that are kept")
+    kept_dtype: KeptDtype = Field(
+        "float32",
+        description="how teacher_logprobs and student_logprobs are stored; float16: half the "
+        "bytes, log-probabilities rounded to 11 bits (tails and all else stay float32)",
+    )
+    keep_student_logprobs: bool = Field(
+        True, description="store the student's K log-probabilities, which only audits read"
+    )
+    teacher: TeacherKind = Field("ema", description="METHOD.md, section 4")
+    teacher_rate: Probability = Field(0.05, description="EMA: weight of the new policy per step")
+    trust_region_mix: Probability = Field(
+        0.05, description="trust region: share of the live policy's logits"
+    )
+    micro_batch_tokens: PositiveInt = Field(
+        16384, description="tokens of one scoring forward pass at most, shared prompts counted once"
+    )
+    projection_mb: PositiveFloat = Field(
+        256.0, description="MiB for logits: as many positions at a time as fit"
+    )
+
+
+class WeighSection(Section):
+    """Entropy-aware weights."""
+
+    beta: NonNegativeFloat | None = Field(
+        None, description="sharpness; unset: 1 for srpo, 0 (weights of 1) for every other method"
+    )
+
+
+class UpdateSection(Section):
+    """Losses and the optimizer."""
+
+    divergence: Divergence = Field("jsd", description="METHOD.md, section 5")
+    jsd_alpha: float = Field(
+        0.5, gt=0, lt=1, description="weight of the teacher in the mixture of jsd"
+    )
+    mix_lambda: Probability = Field(0.9, description="advantage_mix: weight of the GRPO loss")
+    clip_low: Probability = Field(0.2, description="ratio is clipped below 1 - this")
+    clip_high: NonNegativeFloat = Field(0.28, description="ratio is clipped above 1 + this")
+    dual_clip: PositiveFloat | None = Field(
+        3.0, description="cap of the loss at this times -A for A < 0; 'none' turns it off"
+    )
+    tis_clip: PositiveFloat = Field(2.0, description="cap of the engine-to-trainer correction")
+    sdpo_ratio_clip: PositiveFloat = Field(2.0, description="cap of the SDPO importance ratio")
+    learning_rate: PositiveFloat = Field(5e-6, description="AdamW, after warm-up")
+    warmup_steps: int = Field(10, ge=0, le=LARGEST_INT, description="steps of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
+    adam_eps: PositiveFloat = Field(1e-8, description="AdamW")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradient is clipped to this norm")
+    micro_batch_tokens: PositiveInt = Field(
+        4096,
+        description="tokens of one forward and backward pass at most, shared prompts counted once",
+    )
+    projection_mb: PositiveFloat = Field(
+        256.0, description="MiB for logits: as many positions at a time as fit"
+    )
+
+
+class EvaluateSection(Section):
+    """Evaluation on the test split; its time is no training time."""
+
+    engine: EngineName | None = Field(None, description="sampling engine; unset: generate's")
+    every: PositiveInt = Field(10, description="steps between evaluations; 0 and last always run")
+    questions: Count | None = Field(
+        None, description="first questions of test, of each task; unset: all"
+    )
+    rollouts: Count = Field(16, description="answers per question, the k of avg@k")
+    temperature: PositiveFloat = Field(0.6, description="sampling temperature")
+    top_p: TopP = Field(0.95, description="nucleus mass")
+    top_k: TopK = Field(0, description="keep the k likeliest tokens, 0: all")
+    max_response_length: PositiveInt = Field(8192, description="response tokens, EOS included")
+    batch_size: PositiveInt = Field(256, description="answers sampled side by side")
+
+
+class Config(Section):
+    """A whole run. Sections are what stages depend on; nothing crosses them but what is stored."""
+
+    run: RunSection = RunSection()
+    data: DataSection
+    model: ModelSection
+    generate: GenerateSection = GenerateSection()
+    vllm: VllmSection = VllmSection()
+    verify: VerifySection = VerifySection()
+    route: RouteSection = RouteSection()
+    weigh: WeighSection = WeighSection()
+    update: UpdateSection = UpdateSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_engine(cls, values: object) -> object:
+        """Fill in the engine of evaluations, so that the resolved file says it."""
+        if not isinstance(values, dict):
+            return values
+        generate, evaluate = values.get("generate", {}), values.get("evaluate", {})
+        if not (isinstance(generate, dict) and isinstance(evaluate, dict)) or (
+            evaluate.get("engine") is not None
+        ):
+            return values
+        engine = generate.get("engine", "transformers")
+        return {**values, "evaluate": {**evaluate, "engine": engine}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_beta(cls, values: object) -> object:
+        """Fill in the method's own beta, so that the resolved file says it (section 9)."""
+        if not isinstance(values, dict):
+            return values
+        route, weigh = values.get("route", {}), values.get("weigh", {})
+        if not (isinstance(route, dict) and isinstance(weigh, dict)) or (
+            weigh.get("beta") is not None
+        ):
+            return values
+        beta = 1.0 if route.get("method", "srpo") == "srpo" else 0.0
+        return {**values, "weigh": {**weigh, "beta": beta}}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Check what involves two settings."""
+        method, group = self.route.method, self.generate.rollouts
+        for key, value in self.model.chat_template_kwargs.items():
+            if key in OF_THE_TEMPLATE or key.endswith("_token"):
+                raise ValueError(f"model.chat_template_kwargs.{key} is ours to set; remove it")
+            if isinstance(value, int) and abs(value) > LARGEST_INT:
+                raise ValueError(f"model.chat_template_kwargs.{key} is beyond {LARGEST_INT}")
+            if any("\ud800" <= c <= "\udfff" for c in f"{key}{value}"):
+                raise ValueError("model.chat_template_kwargs has half of a surrogate pair")
+        if self.vllm.urls and self.vllm.servers:
+            raise ValueError("vllm.urls names running servers and vllm.servers starts some: one")
+        if self.vllm.sync == "ipc" and (self.vllm.urls or self.vllm.servers):
+            raise ValueError("vllm.sync = ipc is for an engine in the run's process; use nccl")
+        if self.vllm.data_parallel > 1 and not self.vllm.servers:
+            raise ValueError(
+                f"vllm.data_parallel is {self.vllm.data_parallel}: replicas live in servers that "
+                "the run starts; set vllm.servers = 1"
+            )
+        if self.weigh.beta is None:
+            raise ValueError("weigh.beta must be a number in a resolved configuration")
+        if method != "srpo" and self.weigh.beta != 0:
+            raise ValueError(
+                f"weigh.beta is {self.weigh.beta} but route.method is {method}: only srpo weighs "
+                "tokens; leave weigh.beta unset"
+            )
+        if method != "grpo" and group == 1:
+            raise ValueError(
+                f"generate.rollouts is 1 but route.method {method} needs siblings in a group: "
+                "use at least 2, or route.method = 'grpo'"
+            )
+        if self.route.mini_batch is not None and self.route.mini_batch > self.generate.questions:
+            raise ValueError(
+                f"route.mini_batch is {self.route.mini_batch} questions, more than "
+                f"generate.questions = {self.generate.questions}"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Several ranks: the processes that share one policy, and how its weights are spread."""

@@ -1,0 +1,40 @@
+"""Folders whose files are listed, with their SHA-256, in a record: snapshots and the tokenizer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.errors import StoreError
+from pipeline.files.durable import has_digest
+
+
+def expect_files(
+    folder: Path,
+    listed: Mapping[str, str],
+    record: str,
+    repair: str,
+    mine: slice = slice(None),
+) -> None:
+    """Refuse a folder that doesn't hold the listed files as they were, and no others.
+
+    Args:
+        listed: SHA-256 by name of file, without the record itself.
+        record: the file that lists them, for messages.
+        repair: what to do.
+        mine: which of the listed to read; others read the others.
+    """
+    for name, expected in list(listed.items())[mine]:
+        path = folder / Path(name).name
+        if not path.is_file() or not has_digest(path, expected):
+            raise StoreError(
+                f"{path}: missing or damaged (SHA-256 differs from {record}); {repair}"
+            )
+    found = {path.name for path in folder.iterdir()} - {record}
+    if others := sorted(found - set(listed)):
+        raise StoreError(f"{folder / others[0]}: a file that {record} does not list; remove it")
+
+
+def snapshot_repair(folder: Path) -> str:
+    """Say what to do about a broken snapshot; nothing rebuilds the first."""
+    if not (folder.name.isdecimal() and int(folder.name)):
+        return "restore it from a copy"
+    return "restore it from a copy, or delete the folder: the tables rebuild it from an earlier one"

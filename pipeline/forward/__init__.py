@@ -1,0 +1,1 @@
+"""Passes over saved tokens: packed rows, attention, logits by chunks, and distributions."""

@@ -1,0 +1,275 @@
+"""Which tables and snapshots of a run may go, for whom the others stay, and what is lost with them.
+
+A teacher table is needed for three things: replaying `update`, to resume or to rebuild a state;
+forks that begin at it or after it; audits of tokens. What resuming needs never goes: the newest
+snapshot, and the tables since. What forks need stays while the forks are there.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.files.durable import (
+    digest_of,
+    file_digest,
+    remove_file,
+    remove_folder,
+    remove_leftovers,
+)
+from pipeline.housekeeping.run_listing import find_runs
+from pipeline.run.removal import PRUNABLE, Removal, removal
+from pipeline.run.run import Run
+from pipeline.run.step_layout import tables_before
+from pipeline.run.step_records import Records
+
+_REPLAYED = ("rollouts", "routes", "scores", "teacher", "weights")
+"""What `update` reads."""
+
+
+class Piece(NamedTuple):
+    """A table of a step."""
+
+    table: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a fork needs of a run: these tables, and the snapshot that its start is rebuilt from."""
+
+    fork: Run
+    pieces: frozenset[Piece]
+    snapshot: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would go.
+
+    Attributes:
+        pieces: tables, with their bytes.
+        snapshots: by number of steps done, with their bytes.
+        claims: what forks need of the run.
+        claimed: what would go as well, did forks not need it.
+    """
+
+    run: Run
+    pieces: dict[Piece, int]
+    snapshots: dict[int, int]
+    claims: tuple[Claim, ...]
+    claimed: frozenset[Piece]
+
+    @property
+    def bytes(self) -> int:
+        """Return how much room that makes."""
+        return sum(self.pieces.values()) + sum(self.snapshots.values())
+
+    def lost_states(self) -> list[int]:
+        """Return the states that can be rebuilt now, and could not be any more."""
+        before = _rebuildable(self.run, set(self.run.snapshots()), set())
+        kept = set(self.run.snapshots()) - self.snapshots.keys()
+        return sorted(before - _rebuildable(self.run, kept, set(self.pieces)))
+
+    def lost_steps(self, table: str) -> list[int]:
+        """Return the steps that lose a table."""
+        return sorted(piece.step for piece in self.pieces if piece.table == table)
+
+
+def plan(
+    run: Run,
+    tables: Sequence[str] = ("teacher",),
+    before: int | None = None,
+    keep_last: int | None = None,
+    snapshots: bool = False,
+) -> Plan:
+    """Return what may go of a run; nothing is changed.
+
+    Args:
+        before: only tables of steps before this one.
+        keep_last: the newest steps whose tables stay.
+        snapshots: snapshots as well, but the start, the best, the newest and those of forks.
+
+    Raises:
+        ConfigError: a table that can't be made anew.
+        StoreError: a run beside this one can't be read, so nobody knows what it needs.
+    """
+    for name in tables:
+        if name not in PRUNABLE:
+            raise ConfigError(
+                f"table {name} never goes: only {' and '.join(PRUNABLE)} can be made anew from "
+                "those that stay"
+            )
+    done, covered = run.steps_done(), max(run.snapshots(), default=0)
+    end = min(covered, done - (keep_last or 0), done if before is None else before)
+    claims = tuple(claims_on(run))
+    claimed = frozenset().union(*(claim.pieces for claim in claims))
+    found = {
+        Piece(table, step)
+        for table in tables
+        for step in run.steps_of(table)
+        if step < end and run.owner(table, step) is run
+    }
+    free = sorted(found - claimed, key=lambda piece: (piece.step, piece.table))
+    going = _superfluous(run, claims) if snapshots else []
+    return Plan(
+        run=run,
+        pieces={p: run.table_path(p.table, p.step).stat().st_size for p in free},
+        snapshots={n: _size(run.own_snapshot_path(n)) for n in going},
+        claims=claims,
+        claimed=frozenset(found & claimed),
+    )
+
+
+def expect_sound_start(run: Run) -> None:
+    """Refuse to go on if the newest snapshot, from which the run would resume, is not whole."""
+    newest = max(run.snapshots(), default=0)
+    folder = run.snapshot_path(newest)
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        whole = state.pop("digest") == digest_of(state) and all(
+            file_digest(folder / name) == digest for name, digest in state["sha256"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise StoreError(
+            f"{folder}: damaged, and it is what the run resumes from; nothing was removed; srpo "
+            f"check {run.root} says more"
+        )
+
+
+def pruned_tables(run: Run) -> dict[Piece, Removal]:
+    """Return the tables of a run's own folder that were removed on purpose, in order of flow."""
+    found = {}
+    for path in sorted(run.root.glob("steps/*/*.pruned.json")):
+        table = path.name.removesuffix(".pruned.json")
+        record = removal(path.with_name(f"{table}.arrow"))
+        if record is not None and table in PRUNABLE and path.parent.name.isdecimal():
+            found[Piece(table, int(path.parent.name))] = record
+    return found
+
+
+def remove(run: Run, piece: Piece, reason: str, archive: Path | None = None) -> None:
+    """Remove a table: first its record is on the disk, then the table goes."""
+    path, manifest = run.table_path(piece.table, piece.step), run.manifest(*piece)
+    Removal(
+        table=piece.table,
+        step=piece.step,
+        sha256=manifest.sha256,
+        bytes=manifest.bytes,
+        removed=datetime.now(UTC).isoformat(timespec="seconds"),
+        reason=reason,
+        archive=None if archive is None else str(archive.resolve()),
+    ).write(path)
+    remove_file(path)
+
+
+def remove_snapshots(run: Run, states: Iterable[int]) -> None:
+    """Remove snapshots, and what is left of those whose removal was cut short."""
+    remove_leftovers(run.root / "policy")
+    for steps_done in states:
+        remove_folder(run.own_snapshot_path(steps_done))
+
+
+def after_snapshot(run: Run) -> None:
+    """Remove the teacher tables that `run.keep_teacher_tables` gives up, a snapshot taken."""
+    keep = run.config.run.keep_teacher_tables
+    if keep is None:
+        return
+    for piece in plan(run, keep_last=keep).pieces:
+        remove(run, piece, f"run.keep_teacher_tables = {keep}")
+
+
+def may_go(run: Run, steps_done: int) -> bool:
+    """Tell whether a training may drop a snapshot: with all tables there, any; else no fork's."""
+    missing = any(
+        not run.has(table, step) for table in PRUNABLE for step in range(run.steps_done())
+    )
+    return not missing or all(claim.snapshot != steps_done for claim in claims_on(run))
+
+
+def claims_on(run: Run) -> Iterator[Claim]:
+    """Yield what each fork of a run, and each fork of one, needs of it."""
+    for fork in forks_of(run):
+        assert fork.fork is not None
+        start, end = fork.fork.start, fork.fork.end
+        base = max((s for s in fork.snapshots() if s <= start), default=0)
+        wanted = {Piece(table, step) for table in _REPLAYED for step in range(base, start)}
+        upstream = tables_before(fork.fork.stage)
+        wanted |= {Piece(table, step) for table in upstream for step in range(start, end)}
+        own = _same(fork.snapshot_owner(base), run)
+        pieces = frozenset(p for p in wanted if _same(fork.owner(p.table, p.step), run))
+        yield Claim(fork, pieces, base if own else None)
+
+
+def forks_of(run: Run) -> list[Run]:
+    """Return the runs that descend from a run, of those beside it, its ancestors and in it.
+
+    Raises:
+        StoreError: a fork can't be read; whether it needs this run is then unknown.
+    """
+    places = {ancestor.root.resolve().parent for ancestor in [run, *_ancestors(run)]}
+    inner = [p for p in run.root.iterdir() if p.is_dir()]
+    roots = {r.resolve() for place in [*places, *inner] for r in find_runs(place)}
+    found = []
+    for root in sorted(roots - {run.root.resolve()}):
+        try:
+            other = Run.open(root)
+        except StoreError as error:
+            if _may_be_fork(root, run):
+                raise StoreError(
+                    f"{root} may be a fork of {run.root} and can't be read, so what it needs is "
+                    f"unknown: mend it, or move it away ({error})"
+                ) from None
+            continue
+        if any(_same(ancestor, run) for ancestor in _ancestors(other)):
+            found.append(other)
+    return found
+
+
+def _may_be_fork(root: Path, run: Run) -> bool:
+    try:
+        fork = json.loads((root / "run.json").read_text(encoding="utf-8")).get("fork")
+        if fork is None:
+            return False
+        parent = Path(os.path.normpath(root / fork["parent"]))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return True
+    return parent == run.root.resolve() or not (parent / "run.json").exists()
+
+
+def _ancestors(run: Run) -> list[Run]:
+    return [] if run.parent is None else [run.parent, *_ancestors(run.parent)]
+
+
+def _same(one: Run, other: Run) -> bool:
+    return one.root.resolve() == other.root.resolve()
+
+
+def _rebuildable(run: Run, snapshots: set[int], going: set[Piece]) -> set[int]:
+    """Return the states that are kept, or follow from one that is by the tables that are left."""
+    found: set[int] = set()
+    for state in range(run.steps_done() + 1):
+        replay = state - 1 in found and all(
+            run.has(table, state - 1) and Piece(table, state - 1) not in going
+            for table in _REPLAYED
+        )
+        if state in snapshots or replay:
+            found.add(state)
+    return found
+
+
+def _superfluous(run: Run, claims: Sequence[Claim]) -> list[int]:
+    own = run.own_snapshots()
+    best = Records(run).best(set(own))
+    stay = {0, best, *(claim.snapshot for claim in claims)}
+    return [n for n in own if n not in stay and n < own[-1]]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,269 @@
+"""Opening a model folder that anybody may have written: nothing in it is run, nothing is believed.
+
+A model that several ranks hold is spread while it has shapes and no weights; of each weight a rank
+then reads its own rows.
+
+Weights come from safetensors, whose headers are compared with the configuration before memory is
+asked for. Custom code is never trusted, and nobody is asked to. A chat template is a program:
+it runs in Jinja's sandbox, the first time in a child process with limits.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
+
+from pipeline.distributed.ranks import agreed, rank
+from pipeline.distributed.sharding import Spread, local, whole
+from pipeline.errors import PolicyError
+from pipeline.policy import checkpoint
+from pipeline.policy.safetensors_layout import Layout, laid_out
+from pipeline.text import printable
+
+LONGEST_TEMPLATE = 256 * 1024
+"""Characters of a chat template."""
+TEMPLATE_SECONDS = 10
+_LONGEST_HEADER = 100_000_000
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_RENDER = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+source, turns = sys.stdin.read(), [{"role": "user", "content": "Hello"}]
+try:
+    made = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).from_string(source)
+    text = made.render(messages=turns, add_generation_prompt=True, bos_token="", eos_token="")
+except MemoryError:
+    sys.exit(1)
+except Exception:
+    sys.exit(0)  # the real thing says what is wrong
+sys.exit(len(text) > 1_000_000)
+"""
+
+
+def load_pretrained(path: str, spread: Spread | None = None) -> tuple[Any, Any]:
+    """Return model and tokenizer of a Hugging Face folder or name, in float32.
+
+    Args:
+        spread: spreads the model over ranks, each of which reads its part and must call this.
+
+    Raises:
+        PolicyError: there is none, it can't be opened, or its parts don't belong together.
+    """
+    with agreed():
+        found = _load(path, spread)
+    return found
+
+
+def _load(path: str, spread: Spread | None) -> tuple[Any, Any]:
+    folder = Path(path)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif folder.is_absolute() or path.startswith((".", "~")):
+        raise PolicyError(f"{path}: no such model folder")
+    tokenizer = open_tokenizer(path)
+    try:
+        model, loading = _opener(path, spread).from_pretrained(
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the names
+            distributed_config=None if spread is None else DistributedConfig(),
+        )
+        if model.generation_config is not None:
+            model.generation_config.validate(strict=True)  # else it can't be saved later
+    except Exception as error:  # whatever a foreign folder makes transformers raise
+        raise _cannot_be_opened(path, error) from None
+    mismatched = {key for key, *_ in loading["mismatched_keys"]}
+    if absent := sorted({*loading["missing_keys"], *mismatched}):
+        names = ", ".join(absent[:3])
+        raise PolicyError(f"{path}: {len(absent)} weights missing or of another shape: {names}")
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise PolicyError(f"{path}: a model folder without a tokenizer")
+    if tokenizer.chat_template is None:
+        raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
+    _detach_from_files(model)
+    for name, weight in model.named_parameters():
+        if not bool(local(weight.detach()).isfinite().all()):
+            raise PolicyError(f"{path}: weight {name} holds values that are not finite")
+    return model, tokenizer
+
+
+def _opener(path: str, spread: Spread | None) -> Any:
+    """Return the class whose `from_pretrained` opens a model.
+
+    transformers reads of a parameter that is spread only the rows of this rank. Between a model's
+    making and its reading it has the model's class distribute it, and that is where we do.
+    """
+    if spread is None:
+        return AutoModelForCausalLM
+
+    def distribute(_: Any, model: Any, *__: Any) -> Any:
+        del model.config.distributed_config  # else it were saved with the model
+        model.tie_weights(recompute_mapping=False)
+        spread(model)
+        return model
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    own = {"maybe_distribute_model": classmethod(distribute), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
+
+
+def open_tokenizer(path: str | Path) -> Any:
+    """Return the tokenizer of a folder or name.
+
+    Raises:
+        PolicyError: it can't be opened, or its chat template can't be run within limits.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever a foreign folder makes transformers raise
+        raise _cannot_be_opened(str(path), error) from None
+    template = tokenizer.chat_template
+    if template is not None and not (isinstance(template, str) and _is_bounded(template)):
+        raise PolicyError(
+            f"{path}: its chat template is no text of at most {LONGEST_TEMPLATE // 1024} KiB that "
+            f"renders a turn within {TEMPLATE_SECONDS} seconds and a GiB"
+        )
+    return tokenizer
+
+
+@lru_cache(maxsize=8)
+def _is_bounded(template: str) -> bool:
+    """Render a template in a child process that has limits."""
+    if len(template) > LONGEST_TEMPLATE:
+        return False
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _RENDER],
+            input=template.encode(errors="replace"),
+            timeout=TEMPLATE_SECONDS,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without safetensors, and a configuration that asks for more."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise PolicyError(f"{folder}: a model folder without weights (no *.safetensors)")
+    if (folder / "adapter_config.json").exists():
+        raise PolicyError(f"{folder}: an adapter (adapter_config.json); merge it into its model")
+    shapes = [shape for file in files for shape in _shapes(file)]
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        layers = max(getattr(config, name, 0) or 0 for name in _LAYERS)
+        if layers > len(shapes):
+            raise PolicyError(f"{folder}: config.json says {layers} layers; the weights are fewer")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        wanted = sum(p.numel() for p in model.parameters())
+    except PolicyError:
+        raise
+    except Exception as error:  # whatever a foreign folder makes transformers raise
+        raise _cannot_be_opened(str(folder), error) from None
+    stored = sum(prod(shape) for shape in shapes)
+    if wanted > 2 * stored + 1_000_000:
+        raise PolicyError(
+            f"{folder}: config.json asks for {wanted:,} parameters, the weights are {stored:,}"
+        )
+
+
+def _shapes(file: Path) -> Iterator[list[int]]:
+    """Yield the shapes that a safetensors header names, when they fit the file."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= min(size - 8, _LONGEST_HEADER):
+            raise PolicyError(f"{file}: a header of {length} bytes in a file of {size}")
+        text = opened.read(length)
+    try:
+        header = json.loads(text)
+        parts = [part for name, part in header.items() if name != "__metadata__"]
+        for part in parts:
+            start, end = part["data_offsets"]
+            if not 0 <= start <= end <= size - 8 - length or end - start < prod(part["shape"]) // 2:
+                raise PolicyError(f"{file}: its header names bytes that are not in it")
+            yield part["shape"]
+    except PolicyError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise PolicyError(f"{file}: not a safetensors file") from None
+
+
+def _cannot_be_opened(path: str, error: Exception) -> PolicyError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return PolicyError(f"model.path {path}: can't be opened: {printable(lines[0], 300)}")
+
+
+@torch.no_grad()
+def _detach_from_files(model: Any) -> None:
+    """Copy weights that are views of a memory-mapped file: who edits the file must not train us."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model as a Hugging Face folder; every rank must call it, and writes its part.
+
+    A model that transformers stores in another form than it computes with is gathered on rank 0,
+    weight by weight, since only a whole one can be converted.
+    """
+    if getattr(model, "_weight_conversions", None) != []:
+        _save_converted(model, folder)
+        return
+    stored = _stored(model)
+    layout = laid_out(stored, "model", {"format": "pt"})
+    if rank() == 0:
+        model.save_pretrained(folder, state_dict={})  # what is not weights
+        if len(layout.headers) > 1:
+            _write_index(model, layout, folder)
+    checkpoint.save(stored, layout, folder)
+
+
+def _stored(model: Any) -> dict[str, Tensor]:
+    """Return what a model's folder holds: no weight twice, and no buffer that can be computed."""
+    left_out = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name not in left_out}
+
+
+def _write_index(model: Any, layout: Layout, folder: Path) -> None:
+    """Say which file holds which weight, in Hugging Face's form."""
+    places = layout.places
+    total = {
+        "total_parameters": model.num_parameters(),
+        "total_size": sum(p.bytes for p in places.values()),
+    }
+    index = {"metadata": total, "weight_map": {name: p.file for name, p in places.items()}}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _save_converted(model: Any, folder: Path) -> None:
+    weights = {}
+    for parameter in model.parameters():
+        complete = whole(parameter.detach())
+        if rank() == 0:
+            weights[id(parameter)] = complete.cpu().contiguous()
+    if rank() == 0:
+        named = model.state_dict(keep_vars=True)
+        state = {name: weights.get(id(tensor), tensor) for name, tensor in named.items()}
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)

@@ -1,0 +1,316 @@
+"""The policy: network, tokenizer, teacher and optimizer, resident or opened from a snapshot.
+
+Weights, teacher and optimizer state are float32, whatever precision forward passes run in. The
+teacher of a step is fixed when the step starts; it moves in `advance_teacher`, once per step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipeline.config.sections import ModelSection, TeacherKind
+from pipeline.distributed import ranks
+from pipeline.distributed.sharding import (
+    ExactProducts,
+    Spread,
+    copied,
+    is_spread,
+    local,
+    placed,
+    settle,
+    shard,
+)
+from pipeline.errors import PolicyError
+from pipeline.forward.attention import UnsupportedAttention, install
+from pipeline.forward.packing import TokenSequence
+from pipeline.forward.projection import logits_NV
+from pipeline.forward.scoring import Component, Forward, response_hidden_ND
+from pipeline.policy.prompts import encode_prompt, render_prompt
+from pipeline.task import Message
+from pipeline.text import printable
+
+_IN_FLUX = "in flux"
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Which teacher a policy carries (METHOD.md, section 4).
+
+    Attributes:
+        kind: ema, live, frozen or trust_region.
+        rate: EMA: weight of the new policy at each step.
+        mix: trust region: share of the live policy's logits.
+    """
+
+    kind: TeacherKind
+    rate: float
+    mix: float
+
+
+class Policy:
+    """A language model under training.
+
+    Attributes:
+        version: "{steps done:06d}-{lineage digest}"; see `stage.next_version`.
+        model: the transformers causal language model, float32; this rank's part of it, if there
+            are several.
+        teacher: which teacher it carries.
+        teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
+        optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
+        unshared: why sequences behind one prompt can't be encoded behind one copy of it; empty:
+            they are.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: ModelSection,
+        teacher: TeacherSettings,
+        version: str,
+    ) -> None:
+        _check_parts(model, tokenizer)
+        self.device = resolve_device(settings.device)
+        self.model = placed(model, self.device, settings.cpu_offload).eval()
+        self.tokenizer = tokenizer
+        self.version = version
+        self.teacher = teacher
+        self._settings = settings
+        self.unshared = _why_not_shared(self.model, self.device)
+        self.teacher_model = None if teacher.kind == "live" else self._frozen(self.model)
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self.initial_version = version
+        if settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        _check_projection(self)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
+
+    @property
+    def vocabulary(self) -> int:
+        """Return V, the number of logits."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def teacher_version(self) -> str:
+        """Return kind and source of the teacher that scores the step that starts here."""
+        kind = self.teacher.kind
+        sources = {
+            "frozen": self.initial_version,
+            "trust_region": f"{self.initial_version}+{self.version}",
+        }
+        return f"{kind}@{sources.get(kind, self.version)}"
+
+    def teacher_components(self) -> list[Component]:
+        """Return the models whose weighted logits are the teacher's."""
+        if self.teacher_model is None:
+            return [Component(self.model, 1.0)]
+        if self.teacher.kind == "trust_region":
+            mix = self.teacher.mix
+            return [Component(self.teacher_model, 1.0 - mix), Component(self.model, mix)]
+        return [Component(self.teacher_model, 1.0)]
+
+    def models(self) -> list[Any]:
+        """Return the model, and the teacher's if it has one of its own."""
+        return [self.model] if self.teacher_model is None else [self.model, self.teacher_model]
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Settle what passes gathered (`sharding`) at the end of a block."""
+        try:
+            yield
+        finally:
+            for model in self.models():
+                settle(model)
+
+    @torch.no_grad()
+    def advance_teacher(self) -> None:
+        """Move the EMA: teacher <- (1 - rate) teacher + rate policy, in float32."""
+        if self.teacher.kind != "ema" or self.teacher_model is None:
+            return
+        pairs = zip(self.teacher_model.parameters(), self.model.parameters(), strict=True)
+        for teacher, parameter in pairs:
+            teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
+
+    def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[[], Any]) -> None:
+        """Go on with another teacher, as a fork does; every rank must call it.
+
+        An EMA that is there goes on at its new rate; a new one starts at the present weights. What
+        needs the initial weights and has not got them takes them from `initial()`.
+        """
+        anchored = ("frozen", "trust_region")
+        if teacher.kind == "live":
+            self.teacher_model = None
+        elif teacher.kind == "ema" and self.teacher.kind != "ema":
+            self.teacher_model = self._frozen(self.model)
+        elif teacher.kind in anchored and self.teacher.kind not in anchored:
+            self.teacher_model = self._frozen(initial())
+        self.teacher = teacher
+
+    def _frozen(self, model: Any) -> Any:
+        """Return a copy of a model that gets no gradients."""
+        settings = self._settings
+        twin = placed(copied(model, spreading(settings)), self.device, settings.cpu_offload)
+        return twin.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def checksum(self) -> str:
+        """Return 16 hex digits over every bit of weights, teacher and optimizer, in their order.
+
+        A sum of the bits as integers: exact in any order of addition, and as quick as reading them.
+        """
+        teacher = self.teacher_model.parameters() if self.teacher_model is not None else []
+        state = [s for p in self.model.parameters() for s in self.optimizer.state[p].values()]
+        total = 0
+        for place, tensor in enumerate([*self.model.parameters(), *teacher, *state], start=1):
+            part = local(tensor.detach())
+            if ranks.rank() and not is_spread(tensor):
+                continue  # a count of steps, which every rank has
+            bits = part.to(torch.float32).view(torch.int32)
+            total += place * int(bits.sum(dtype=torch.int64))
+        return f"{sum(ranks.exchanged(total)) % 2**64:016x}"
+
+    def begin_update(self) -> None:
+        """Mark the weights as in flux, so that a failed update leaves an unusable policy."""
+        if self.version == _IN_FLUX:
+            raise PolicyError("an earlier update failed half-way; open the policy anew")
+        self.version = _IN_FLUX
+        self._recompute_activations(True)
+
+    def finish_update(self, version: str) -> None:
+        """Give the updated weights their version, on all ranks."""
+        ranks.together(Policy._finished, self, version)
+
+    def _finished(self, version: str) -> None:
+        self._recompute_activations(False)
+        self.version = version
+
+    def _recompute_activations(self, on: bool) -> None:
+        """Turn gradient checkpointing on for an update, if the settings want it.
+
+        transformers ties it to a layer's training mode, in which the layer would also drop the
+        cache that sampling needs; the layer's own flag is set, so that no dropout below wakes up.
+        """
+        for module in self.model.modules() if self._settings.gradient_checkpointing else ():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = on
+
+    def forward(self, megabytes: float) -> Forward:
+        """Return how forward passes over this policy run, with this memory for logits."""
+        bfloat16 = self._settings.precision == "bfloat16"
+        return Forward(self.device, bfloat16, not self.unshared, megabytes)
+
+    def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """Return the prompt text and ids: the chat template with its header for the answer."""
+        return render_prompt(self.tokenizer, self._settings.chat_template_kwargs, messages)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a rendered prompt; nothing is added."""
+        return encode_prompt(self.tokenizer, text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of a response without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter once (tied weights under their first name)."""
+        yield from self.model.named_parameters()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a setting means."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PolicyError("model.device is cuda but torch finds no GPU; use cpu or auto")
+    return torch.device(name)
+
+
+def spreading(settings: ModelSection) -> Spread | None:
+    """Return what spreads a model over the ranks there are; None where it stays whole."""
+    if ranks.size() == 1 and not settings.cpu_offload:
+        return None
+    return partial(
+        shard,
+        device=resolve_device(settings.device),
+        offload=settings.cpu_offload,
+        bfloat16=settings.precision == "bfloat16",
+    )
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a response: the generation config's, else the tokenizer's."""
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise PolicyError(f"{model.name_or_path}: neither model nor tokenizer names an EOS token")
+    ids = found if isinstance(found, list) else [found]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+        shown = printable(repr(found), 60)
+        raise PolicyError(
+            f"{model.name_or_path}: EOS is {shown}, the model has {vocabulary} logits"
+        )
+    return frozenset(ids)
+
+
+def _check_parts(model: Any, tokenizer: Any) -> None:
+    """Refuse a model whose parts we can't address, or whose tokenizer is another model's."""
+    name = model.name_or_path
+    output = model.get_output_embeddings()
+    if output is None or not hasattr(model, "get_decoder") or model.get_decoder() is None:
+        raise PolicyError(f"{name}: no decoder with an output projection; not supported")
+    largest, vocabulary = max(tokenizer.get_vocab().values(), default=0), output.weight.shape[0]
+    if largest >= vocabulary:
+        raise PolicyError(
+            f"{name}: its tokenizer has ids up to {largest}, the model only {vocabulary} logits"
+        )
+
+
+@torch.no_grad()
+def _check_projection(policy: Policy) -> None:
+    """Refuse a model whose logits are not its output projection of its hidden states.
+
+    Some architectures scale or cap logits after the projection; chunked scoring would then be
+    silently wrong.
+    """
+    last = policy.vocabulary - 1
+    probe = TokenSequence([1, 2], [last // 2, last])
+    forward = Forward(policy.device, bfloat16=False, shares=False, megabytes=1)
+    ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
+    with policy.passing(), ExactProducts():
+        hidden_ND = response_hidden_ND(policy.model, [probe], forward)
+        ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
+        theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
+    gap = float((ours_NV - theirs_NV).abs().max())
+    if not gap <= 1e-3 * (1 + float(theirs_NV.abs().max())):
+        raise PolicyError(
+            f"{policy.model.name_or_path}: its logits are not projection(hidden states) (they "
+            f"differ by {gap:.3g}); this architecture is not supported"
+        )
+
+
+@torch.no_grad()
+def _why_not_shared(model: Any, device: torch.device) -> str:
+    """Try packed rows against plain ones on a few tokens; say why a model can't have them."""
+    sequences = [TokenSequence([1, 2, 3], [2, 1, 2]), TokenSequence([1, 2, 3], [3, 3])]
+    plain, packed = (Forward(device, False, shares, megabytes=1) for shares in (False, True))
+    try:
+        if not install(model):
+            return "its attention is not of the kinds we know"
+        with ExactProducts():
+            expected_ND = response_hidden_ND(model, sequences, plain)
+            gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
+    except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    finally:
+        settle(model)
+    if gap <= 1e-4 * (1 + float(expected_ND.abs().max())):
+        return ""
+    return f"hidden states would differ by {gap:.3g}"

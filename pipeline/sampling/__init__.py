@@ -1,0 +1,1 @@
+"""Sampling: what an engine is, and the one that is the policy itself."""

@@ -1,0 +1,309 @@
+"""Decoding: next-token logits of many responses, a token of each at a time.
+
+`Branches` keeps each prompt's keys and values once for all of its responses, and the responses'
+own in buffers that are written in place. `Spread` is for models that can't have that: it copies
+transformers' cache to every response.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pipeline.distributed.sharding import encoder_of
+from pipeline.forward.attention import Layout, laid_out_hidden
+from pipeline.forward.packing import TokenSequence, packed_row
+from pipeline.forward.projection import logits_NV
+from pipeline.policy.policy import Policy
+
+_GROWTH = 128
+
+
+class Decoder(Protocol):
+    """Next-token logits of a batch of responses."""
+
+    def start(self) -> Tensor:
+        """Encode the prompts; return logits [B, V], one row per response."""
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Append a token to each response and return the next logits [B, V]."""
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows only (ascending)."""
+
+
+def decoder_of(
+    policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int], longest: int
+) -> Decoder:
+    """Return a decoder of `sizes[i]` responses, of `longest` tokens at most, to each prompt."""
+    if policy.unshared:
+        return Spread(policy, prompts, sizes)
+    return Branches(policy, prompts, sizes, longest)
+
+
+class Branches:
+    """Responses that branch off shared prompts (a `Layout` of one position per response).
+
+    Responses stand in slots [prompt, place]; a prompt with fewer responses than another repeats
+    its last one, and nobody looks at the copies. Of layer l, `_before[l]` are keys and values of
+    the prompts, [P, H_kv, S, d], padded on the right, and `_own[l]` those of the responses,
+    [P, H_kv, G, room, d], of which `_written` positions are in use.
+    """
+
+    def __init__(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int], longest: int
+    ) -> None:
+        self._model, self._longest = policy.model, longest
+        self._forward = policy.forward(megabytes=1)
+        self._device = policy.device
+        self._prompts = [list(p) for p in prompts]
+        self._owner = [i for i, size in enumerate(sizes) for _ in range(size)]
+        self._before: dict[int, _KeysValues] = {}
+        self._own: dict[int, _KeysValues] = {}
+        self._written = 0
+        self._arrange()
+
+    def start(self) -> Tensor:
+        """Encode each prompt once, in one packed row, and keep its keys and values.
+
+        Questions may have the same prompt: it is encoded for the first, and copied.
+        """
+        place: dict[tuple[int, ...], int] = {}
+        which = [place.setdefault(tuple(p), len(place)) for p in self._prompts]
+        row = packed_row([TokenSequence(list(p), []) for p in place], self._device)
+        lengths = [len(p) for p in place]
+        capture = _Capture(row, lengths)
+        hidden_LD = self._hidden(capture, self._tensor(row.ids), self._tensor(row.positions))
+        self._before = capture.found
+        if len(place) < len(which):
+            which_P = self._tensor(which)
+            self._before = {
+                layer: _KeysValues(*[t[which_P] for t in found])
+                for layer, found in capture.found.items()
+            }
+        logits_PV = self._logits(hidden_LD[self._tensor(lengths).cumsum(0) - 1])
+        return logits_PV[self._tensor([which[owner] for owner in self._owner])]
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Append a token to each response and return the next logits."""
+        self._masks: dict[int | None, Tensor | None] = {}
+        hidden_BD = self._hidden(self, tokens_B, self._starts_B + self._written)
+        self._written += 1
+        return self._logits(hidden_BD)
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows only; prompts without rows are dropped."""
+        owners = [self._owner[row] for row in rows_B.tolist()]
+        prompts = sorted(set(owners))
+        place_B = self._slot_B[rows_B] % self._places_PG.shape[1]
+        self._owner = [prompts.index(owner) for owner in owners]
+        self._prompts = [self._prompts[i] for i in prompts]
+        self._arrange()
+        kept_P, place_PG = self._tensor(prompts), place_B[self._places_PG]
+        for layer in self._own:
+            self._before[layer] = _KeysValues(*[t[kept_P] for t in self._before[layer]])
+            self._own[layer] = _KeysValues(
+                *[t[kept_P[:, None], :, place_PG].transpose(1, 2) for t in self._own[layer]]
+            ).contiguous()
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attend from one new position per response to its prompt and to itself.
+
+        The row [1, H, B, d] holds one position of each response. Keys of prompt and response are
+        scored apart, weighed by one softmax in float32, and their values added. R = H / H_kv
+        heads share keys; those of all responses of a prompt meet its keys in one product.
+        """
+        heads, _, width = query.shape[1:]
+        shared, (prompts, group) = key.shape[1], self._places_PG.shape
+        first = 0 if window is None else max(0, self._written + 1 - window)
+        before_k, before_v = (t.flatten(0, 1) for t in self._before[layer])
+        own_k, own_v = (
+            t.flatten(0, 2)[:, first : self._written + 1] for t in self._append(layer, key, value)
+        )
+        query_PSGRd = (
+            self._slots(query)
+            .mul(width**-0.5 if scaling is None else scaling)
+            .reshape(prompts, group, shared, -1, width)
+            .transpose(1, 2)
+            .contiguous()
+        )
+        by_prompt = query_PSGRd.view(prompts * shared, -1, width)
+        by_slot = query_PSGRd.view(prompts * shared * group, -1, width)
+        before = torch.bmm(by_prompt, before_k.transpose(1, 2))
+        hidden = self._mask(window, before.shape[-1])
+        if hidden is not None:
+            before.view(prompts, -1, before.shape[-1]).add_(hidden)
+        own = torch.bmm(by_slot, own_k.transpose(1, 2))
+        scores = torch.cat([before.view(*own.shape[:2], -1), own], dim=-1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        split = before.shape[-1]
+        seen = torch.bmm(weights[..., :split].reshape(before.shape), before_v)
+        output = torch.baddbmm(seen.view(by_slot.shape), weights[..., split:], own_v)
+        by_row = output.view(prompts, shared, group, -1, width).transpose(1, 2)
+        rows = by_row.reshape(prompts * group, heads, width)
+        return (rows if self._even else rows[self._slot_B])[None]
+
+    def _arrange(self) -> None:
+        """Work out the slots of the rows, and where their prompts end."""
+        counts = [len(list(members)) for _, members in groupby(self._owner)]
+        starts, most = [0, *accumulate(counts)], max(counts)
+        self._even = min(counts) == most
+        self._places_PG = self._tensor(
+            [
+                [start + min(i, count - 1) for i in range(most)]
+                for start, count in zip(starts, counts, strict=False)
+            ]
+        )
+        self._slot_B = self._tensor(
+            [p * most + i for p, count in enumerate(counts) for i in range(count)]
+        )
+        self._lengths_P = self._tensor([len(p) for p in self._prompts])
+        self._starts_B = self._lengths_P[self._tensor(self._owner)]
+        self._shortest = min(map(len, self._prompts))
+
+    def _slots(self, tensor: Tensor) -> Tensor:
+        """Return one position per slot: [1, heads, B, d] to [P * G, heads, d]."""
+        rows = tensor[0].transpose(0, 1)
+        return rows if self._even else rows[self._places_PG.view(-1)]
+
+    def _mask(self, window: int | None, longest: int) -> Tensor | None:
+        """Return what hides padding and keys out of the window: 0 or -inf, [P, 1, S], or None."""
+        if window not in self._masks:
+            out_PS = None
+            if self._shortest < longest or window is not None:
+                keys_S = torch.arange(longest, device=self._device)
+                out_PS = keys_S >= self._lengths_P[:, None]
+                if window is not None:
+                    out_PS |= keys_S <= self._lengths_P[:, None] + self._written - window
+                zeros_PS = torch.zeros(out_PS.shape, device=self._device)
+                out_PS = zeros_PS.masked_fill(out_PS, -torch.inf)[:, None]
+            self._masks[window] = out_PS
+        return self._masks[window]
+
+    def _append(self, layer: int, key: Tensor, value: Tensor) -> "_KeysValues":
+        """Write a position's keys and values into the layer's buffers, and return these."""
+        prompts, group = self._places_PG.shape
+        rows = [self._slots(t) for t in (key, value)]
+        new = [t.reshape(prompts, group, *t.shape[1:]).transpose(1, 2) for t in rows]
+        own = self._own.get(layer)
+        if own is None or own.key.shape[3] == self._written:
+            room = min(self._written + max(self._written, _GROWTH), self._longest)
+            larger = _KeysValues(*[t.new_zeros(*t.shape[:3], room, t.shape[3]) for t in new])
+            for fresh, old in zip(larger, own or (), strict=False):
+                fresh[:, :, :, : self._written] = old
+            own = self._own[layer] = larger
+        own.key[:, :, :, self._written] = new[0]
+        own.value[:, :, :, self._written] = new[1]
+        return own
+
+    def _hidden(self, layout: Layout, ids_L: Tensor, positions_L: Tensor) -> Tensor:
+        with self._forward.autocast():
+            encoder = encoder_of(self._model)
+            return laid_out_hidden(encoder, layout, ids_L[None], positions_L[None])[0]
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        return logits_NV(self._forward.head(self._model), hidden_BD)
+
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+class _KeysValues(NamedTuple):
+    """Keys and values of one layer."""
+
+    key: Tensor
+    value: Tensor
+
+    def contiguous(self) -> "_KeysValues":
+        """Return copies whose dimensions are in order in memory."""
+        return _KeysValues(self.key.contiguous(), self.value.contiguous())
+
+
+class _Capture:
+    """The layout of a packed row of prompts that keeps their keys and values by layer."""
+
+    def __init__(self, row: Any, lengths: Sequence[int]) -> None:
+        self.row, self._lengths = row, list(lengths)
+        self.found: dict[int, _KeysValues] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attend as the packed row does."""
+        self.found[layer] = _KeysValues(self._by_prompt(key), self._by_prompt(value))
+        output: Tensor = self.row.attend(layer, query, key, value, scaling, window)
+        return output
+
+    def _by_prompt(self, tensor_1SLD: Tensor) -> Tensor:
+        """Return [P, H_kv, longest, d], padded with zeros."""
+        parts = torch.split(tensor_1SLD[0].transpose(0, 1), self._lengths)
+        padded = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+        return padded.transpose(1, 2).contiguous()
+
+
+class Spread:
+    """Responses with a copy each of their prompt's cache, as transformers keeps it."""
+
+    def __init__(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int]
+    ) -> None:
+        self._policy, self._prompts, self._sizes = policy, prompts, sizes
+        self._cache: Any = DynamicCache(config=policy.model.config)
+        self._mask_BT = torch.empty(0)
+
+    def start(self) -> Tensor:
+        """Encode each prompt once, padded on the left, and spread its cache over its responses."""
+        longest = max(map(len, self._prompts))
+        ids_PT = torch.zeros(len(self._prompts), longest, dtype=torch.long)
+        mask_PT = torch.zeros_like(ids_PT)
+        for row, prompt in enumerate(self._prompts):
+            ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_PT[row, longest - len(prompt) :] = 1
+        device = self._policy.device
+        self._mask_BT = mask_PT.to(device)
+        logits_PV = self._logits(ids_PT.to(device))
+        index_B = torch.repeat_interleave(torch.tensor(self._sizes)).to(device)
+        self._cache.batch_select_indices(index_B)
+        self._mask_BT = self._mask_BT[index_B]
+        return logits_PV[index_B]
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Append a token to each response and return the next logits."""
+        self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(tokens_B), 1)], dim=1)
+        return self._logits(tokens_B[:, None])
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows only."""
+        self._mask_BT = self._mask_BT[rows_B]
+        self._cache.batch_select_indices(rows_B)
+
+    def _logits(self, ids_BT: Tensor) -> Tensor:
+        positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        with self._policy.forward(megabytes=1).autocast():
+            output = self._policy.model(
+                input_ids=ids_BT,
+                attention_mask=self._mask_BT,
+                position_ids=positions_BT,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits_BV: Tensor = output.logits[:, -1].float()
+        return logits_BV

@@ -1,0 +1,205 @@
+"""Sampling with transformers: the prompt is encoded once per group, rows have seeds of their own.
+
+Each response draws one uniform number per position from its own generator and inverts the
+cumulative distribution with it; so a rollout does not depend on who shares its batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.distributed import ranks
+from pipeline.distributed.sharding import gathered
+from pipeline.forward.distributions import cool_
+from pipeline.machine.flops import forward_flops, projection_flops
+from pipeline.machine.phases import phase
+from pipeline.policy.policy import Policy
+from pipeline.sampling.decoding import decoder_of
+from pipeline.sampling.engine import Sample, SamplingSettings
+
+_PART = 256
+_WORTH_DROPPING = 0.75
+
+
+class TransformersEngine:
+    """Engine over the resident policy itself: nothing to keep in step."""
+
+    name = "transformers"
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.facts: Mapping[str, Any] = {}
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        progress: Callable[[int, int], None],
+    ) -> list[list[Sample]]:
+        """Sample responses, whole groups at a time, on all ranks (see `Engine.sample`)."""
+        parts = ranks.together(
+            _sample_part, self._policy, prompts, seeds, settings, progress=progress
+        )
+        return [parts[group % len(parts)][group // len(parts)] for group in range(len(prompts))]
+
+
+def _sample_part(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Sample]]:
+    """Sample this rank's groups: one of every `size()`. The whole model is gathered for it."""
+    prompts, seeds = prompts[ranks.rank() :: ranks.size()], seeds[ranks.rank() :: ranks.size()]
+    total, done = sum(map(len, seeds)), 0
+    samples: list[list[Sample]] = []
+    with gathered(policy.model):
+        for part in _batches([len(s) for s in seeds], settings.batch_size):
+            samples.extend(_Batch(policy, prompts[part], seeds[part], settings).run())
+            done += sum(map(len, seeds[part]))
+            progress(done, total)
+    return samples
+
+
+def _batches(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield slices of whole groups with at most `limit` rows (a larger group stands alone)."""
+    start, rows = 0, 0
+    for index, size in enumerate(sizes):
+        if rows and rows + size > limit:
+            yield slice(start, index)
+            start, rows = index, 0
+        rows += size
+    yield slice(start, len(sizes))
+
+
+def keep_likeliest(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set to -inf the logits that top-k, then top-p, exclude. The likeliest always stays."""
+    if 0 < top_k < logits_BV.shape[-1]:
+        threshold_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < threshold_B1, -torch.inf)
+    if top_p < 1:
+        sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+        probs_BV = sorted_BV.softmax(-1)
+        before_BV = probs_BV.cumsum(-1) - probs_BV
+        excluded_BV = torch.zeros_like(before_BV, dtype=torch.bool)
+        excluded_BV.scatter_(-1, order_BV, before_BV >= top_p)
+        logits_BV = logits_BV.masked_fill(excluded_BV, -torch.inf)
+    return logits_BV
+
+
+def draw_B(cooled_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative distribution: the first id whose cumulative mass exceeds u.
+
+    Masses are added up in float64, part by part of the vocabulary and then within one part, so
+    that 150,000 of them add up and few are touched. A token of probability 0 is never drawn.
+
+    Args:
+        cooled_BV: logits with the largest at 0 (`distributions.cool_`); overwritten.
+        uniform_B: u in [0, 1), float64.
+
+    Returns:
+        The ids, and their log-probabilities in nats.
+    """
+    rows, vocabulary = cooled_BV.shape
+    weights_BV = cooled_BV.exp_()
+    parts = -(-vocabulary // _PART)
+    if parts * _PART != vocabulary:
+        weights_BV = torch.nn.functional.pad(weights_BV, (0, parts * _PART - vocabulary))
+    weights_BPX = weights_BV.view(rows, parts, _PART)
+    mass_BP = weights_BPX.sum(-1).double().cumsum(-1)
+    total_B = mass_BP[:, -1]
+    point_B1 = (uniform_B * total_B)[:, None]
+    part_B = (mass_BP <= point_B1).sum(-1)
+    before_BP = torch.nn.functional.pad(mass_BP, (1, 0))
+    left_B1 = point_B1 - before_BP.gather(1, part_B[:, None])
+    within_BX = weights_BPX[torch.arange(rows, device=part_B.device), part_B].double()
+    below_BX = within_BX.cumsum(-1) <= left_B1
+    # Rounding may leave u just beyond the part's own sum: then its last token of any mass.
+    last_B = (within_BX > 0).int().mul(_order(within_BX)).argmax(-1)
+    inside_B = torch.minimum(below_BX.sum(-1), last_B)
+    logprob_B = within_BX.gather(1, inside_B[:, None])[:, 0].log() - total_B.log()
+    return part_B * _PART + inside_B, logprob_B.float()
+
+
+def _order(within_BX: Tensor) -> Tensor:
+    return torch.arange(1, within_BX.shape[-1] + 1, device=within_BX.device, dtype=torch.int)
+
+
+class _Batch:
+    """One batch of groups, decoded until every row has finished."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+    ) -> None:
+        self._policy, self._settings = policy, settings
+        self._prompts, self._sizes = prompts, [len(s) for s in seeds]
+        length = settings.max_response_length
+        rows = [
+            np.random.Generator(np.random.Philox(seed)).random(length)
+            for group in seeds
+            for seed in group
+        ]
+        self._uniform_BT = torch.from_numpy(np.stack(rows)).to(policy.device)
+        self._ids: list[list[int]] = [[] for _ in rows]
+        self._logprobs: list[list[float]] = [[] for _ in rows]
+        self._stopped = [False] * len(rows)
+        model = policy.model
+        self._flops_per_token = forward_flops(model, 1) + projection_flops(model, 1)
+
+    @torch.no_grad()
+    def run(self) -> list[list[Sample]]:
+        """Decode and return the samples by group."""
+        limit = self._settings.max_response_length
+        decoder = decoder_of(self._policy, self._prompts, self._sizes, limit)
+        rows_B = torch.arange(len(self._ids), device=self._policy.device)
+        # One autocast context for all steps: weights are cast once, not at every step.
+        with self._policy.forward(megabytes=1).autocast():
+            with phase("prompts", sum(map(len, self._prompts))):
+                logits_BV = decoder.start()
+            for position in range(limit):
+                with phase("draw", len(rows_B)):
+                    next_B, logprob_B = self._choose(logits_BV, self._uniform_BT[rows_B, position])
+                self._record(rows_B, next_B, logprob_B)
+                live_B = torch.tensor([not self._stopped[row] for row in rows_B.tolist()])
+                live = int(live_B.sum())
+                if position + 1 == limit or not live:
+                    break
+                if live <= _WORTH_DROPPING * len(rows_B):
+                    kept_B = live_B.nonzero()[:, 0].to(next_B.device)
+                    rows_B, next_B = rows_B[kept_B], next_B[kept_B]
+                    decoder.keep(kept_B)
+                with phase("decode", len(rows_B), self._flops_per_token * len(rows_B)):
+                    logits_BV = decoder.step(next_B)
+        return self._grouped()
+
+    def _choose(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self._settings
+        cool_(logits_BV, torch.full_like(uniform_B, settings.temperature))
+        kept_BV = keep_likeliest(logits_BV, settings.top_k, settings.top_p)
+        return draw_B(kept_BV, uniform_B)
+
+    def _record(self, rows_B: Tensor, next_B: Tensor, logprob_B: Tensor) -> None:
+        eos = self._policy.eos_ids
+        for row, token, logprob in zip(
+            rows_B.tolist(), next_B.tolist(), logprob_B.tolist(), strict=True
+        ):
+            if not self._stopped[row]:
+                self._ids[row].append(token)
+                self._logprobs[row].append(logprob)
+                self._stopped[row] = token in eos
+
+    def _grouped(self) -> list[list[Sample]]:
+        samples = iter(
+            Sample(ids, logprobs, "stop" if stopped else "length")
+            for ids, logprobs, stopped in zip(self._ids, self._logprobs, self._stopped, strict=True)
+        )
+        return [[next(samples) for _ in range(size)] for size in self._sizes]

@@ -1,0 +1,1 @@
+"""Stages: the contract, the one runner, and columns that several stages share."""

@@ -1,0 +1,138 @@
+"""Columns of sampled answers, shared by the tables `rollouts` and `evaluations`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import NumericalError, PolicyError
+from pipeline.sampling.engine import Sample, SamplingSettings
+from pipeline.seeds import derive_seed
+from pipeline.stage.contract import Handles
+from pipeline.task import Verdict, Verifier
+
+
+def sample_columns(
+    prefix: str, rollouts: int, settings: SamplingSettings, handles: Handles
+) -> dict[str, list[Any]]:
+    """Sample `rollouts` answers per question and return the columns of `rollouts`.
+
+    Rollout j of a group has seed (seed of the group) + j, groups' seeds being far apart: engines
+    that number the samples of one request themselves draw the same seeds.
+
+    Args:
+        prefix: leading text of rollout ids ("" in training, "e" in evaluations).
+        settings: how to draw tokens.
+        handles: questions, policy and engine.
+
+    Raises:
+        NumericalError: the engine reports a log-probability that is not finite.
+    """
+    policy, engine = handles.the_policy(), handles.engine
+    if engine is None:
+        raise PolicyError("sampling needs an engine and got none")
+    prompts = [policy.render(question.messages)[1] for question in handles.questions]
+    firsts = [
+        derive_seed(handles.seed, f"sample{prefix}", handles.step, group)
+        for group in range(len(prompts))
+    ]
+    seeds = [[first + j for j in range(rollouts)] for first in firsts]
+    samples = engine.sample(prompts, seeds, settings, handles.progress)
+    rows = [(group, j, s) for group, answers in enumerate(samples) for j, s in enumerate(answers)]
+    questions = [handles.questions[group] for group, _, _ in rows]
+
+    def column(value: Callable[[int, int, Sample], Any]) -> list[Any]:
+        return [value(*row) for row in rows]
+
+    def constant(value: Any) -> list[Any]:
+        return [value] * len(rows)
+
+    rollout_ids = column(lambda g, j, _: f"{prefix}{handles.step:06d}-{g:04d}-{j:02d}")
+    _expect_finite(engine.name, rollout_ids, column(lambda g, j, s: s.logprobs))
+    return {
+        "rollout_id": rollout_ids,
+        "step": constant(handles.step),
+        "group": column(lambda g, j, _: g),
+        "sample": column(lambda g, j, _: j),
+        "task": column(lambda g, j, _: handles.tasks[g]),
+        "prompt_id": [q.prompt_id for q in questions],
+        "messages": [[m._asdict() for m in q.messages] for q in questions],
+        "reference": [q.reference for q in questions],
+        "prompt_ids": column(lambda g, j, _: prompts[g]),
+        "response_ids": column(lambda g, j, s: s.response_ids),
+        "response_text": column(lambda g, j, s: policy.decode(s.response_ids)),
+        "sampled_logprobs": column(lambda g, j, s: s.logprobs),
+        "temperature": constant(settings.temperature),
+        "top_p": constant(settings.top_p),
+        "top_k": constant(settings.top_k),
+        "finish_reason": column(lambda g, j, s: s.finish_reason),
+        "seed": column(lambda g, j, _: seeds[g][j]),
+        "policy_version": constant(policy.version),
+        "engine": constant(engine.name),
+    }
+
+
+def _expect_finite(engine: str, rollout_ids: list[str], logprobs: list[list[float]]) -> None:
+    """Refuse samples of broken distributions; evaluations would keep no trace of what they were."""
+    broken = [
+        (rollout_id, [position for position, value in enumerate(row) if not math.isfinite(value)])
+        for rollout_id, row in zip(rollout_ids, logprobs, strict=True)
+    ]
+    broken = [(rollout_id, positions) for rollout_id, positions in broken if positions]
+    if broken:
+        first = ", ".join(f"{i} (from position {positions[0]})" for i, positions in broken[:3])
+        raise NumericalError(
+            f"engine {engine} reports log-probabilities that are not finite in {len(broken)} of "
+            f"{len(rollout_ids)} rollouts: {first}; none of them is kept: the policy's weights or "
+            "logits are broken, or the engine's copy of them"
+        )
+
+
+def verdict_columns(
+    tasks: list[str],
+    responses: list[str],
+    references: list[str],
+    threshold: float,
+    handles: Handles,
+) -> dict[str, list[Any]]:
+    """Judge answers, each by its task's verifier, and return the columns of `verdicts`."""
+    judged = _judged(tasks, list(zip(responses, references, strict=True)), handles)
+    verdicts = [verdict for _, verdict in judged]
+    return {
+        "reward": [v.reward for v in verdicts],
+        # Compared as stored, in float32, so that an audit of the table agrees.
+        "correct": [bool(np.float32(v.reward) >= np.float32(threshold)) for v in verdicts],
+        "format_ok": [v.format_ok for v in verdicts],
+        "prediction": [v.prediction or "" for v in verdicts],
+        "feedback": [v.feedback for v in verdicts],
+        "verifier": [version for version, _ in judged],
+        "error": [v.error for v in verdicts],
+    }
+
+
+def _judged(
+    tasks: Sequence[str], pairs: Sequence[tuple[str, str]], handles: Handles
+) -> list[tuple[str, Verdict]]:
+    """Return the version of the verifier and the verdict of each pair, one task after the other."""
+    found: dict[int, tuple[str, Verdict]] = {}
+    names = [_verifier_of(task, handles.verifiers) for task in tasks]
+    for name, verifier in handles.verifiers.items():
+        rows = [row for row, own in enumerate(names) if own == name]
+        verdicts = verifier.pool.verify([pairs[row] for row in rows])
+        found |= {row: (verifier.version, v) for row, v in zip(rows, verdicts, strict=True)}
+    return [found[row] for row in range(len(pairs))]
+
+
+def _verifier_of(task: str, verifiers: Mapping[str, Verifier]) -> str:
+    """Return whose verifier judges a task's answers: its own.
+
+    The only one there is judges all: in a fork, a run's rollouts may be judged by other code.
+
+    Raises:
+        PolicyError: there is none.
+    """
+    name = next(iter(verifiers)) if len(verifiers) == 1 else task
+    if name not in verifiers:
+        raise PolicyError(f"judging answers of task {task} needs its verifier and got none")
+    return name

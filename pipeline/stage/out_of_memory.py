@@ -1,0 +1,58 @@
+"""Out of memory, in one line: which stage, and which of its settings would need less."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.config.sections import Config
+from pipeline.errors import MemoryShortage
+
+LOWER = {
+    "generate": ("generate.batch_size",),
+    "verify": ("verify.workers",),
+    "route": ("route.micro_batch_tokens", "route.projection_mb"),
+    "weigh": (),
+    "update": ("update.micro_batch_tokens", "update.projection_mb"),
+    "evaluate": ("evaluate.batch_size",),
+}
+"""Settings by which the memory of a stage grows."""
+
+_SIGNS = re.compile(
+    "can't allocate memory|out of memory|cannot allocate memory|not enough memory|"
+    "malloc of size|realloc of size|bad_alloc",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def explained(stage: str, step: int, root: Path, config: Config) -> Iterator[None]:
+    """Turn a library's way of saying that memory is short into one line with what to lower.
+
+    Raises:
+        MemoryShortage: instead of MemoryError, torch's and Arrow's errors.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _SIGNS.search(str(error))):
+            raise
+        raise MemoryShortage(
+            f"{root}: out of memory in stage {stage} of step {step}; "
+            f"{_advice(stage, step, root, config)}"
+        ) from error
+
+
+def _advice(stage: str, step: int, root: Path, config: Config) -> str:
+    values = {key: getattr(getattr(config, stage), key.split(".")[1]) for key in LOWER[stage]}
+    if not values:
+        return "what was saved stays; free memory and go on with --resume"
+    lower = " or ".join(f"{key} (now {value:g})" for key, value in values.items())
+    key, value = next(iter(values.items()))
+    setting = f"--set {key}={max(1, value // 2):g}"
+    if stage == "evaluate":
+        return f"lower {lower}: srpo evaluate {root}@{step} {setting}"
+    return (
+        f"lower {lower} in a fork, since tables say how they were made: srpo stage {stage} --run "
+        f"{root} --step {step} {setting} --fork NEW, then srpo train --resume --run NEW"
+    )

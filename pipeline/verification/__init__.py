@@ -1,0 +1,1 @@
+"""Verifiers in bounded child processes: the pool, the guard, the child, the sandbox."""

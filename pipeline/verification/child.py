@@ -1,0 +1,184 @@
+"""The child process of `VerifierPool`: reads responses from a socket, writes verdicts to it.
+
+It is kept small because it runs beside untrusted texts and starts often: it imports the verifier
+and nothing of the pipeline but the vocabulary. Messages are lines of JSON, in both directions.
+`verification_guard.py` starts it and clears up after it.
+"""
+
+import base64
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.task import Verdict
+from pipeline.verification import sandbox
+
+MAX_TEXT = 10_000
+# What the dynamic linker says when a compiled library does not fit into the address space.
+_NO_ROOM = "failed to map segment"
+# A path in a verifier's temporary folder. It is tried where a word begins only: else a long text
+# would be searched again from each of its characters.
+_WORD = r"[^\s'\"=(<:,]"
+_TEMPORARY = re.compile(rf"(?<!{_WORD}){_WORD}*/srpo-verifier-\d+-[0-9a-f]{{16}}(?:/{_WORD}*)?")
+# The guard's init is 1 and forks this process next. Outside of a PID namespace of our own nothing
+# gives us this number: on a machine 2 is a kernel thread, in a container it is older than we are.
+# Signals to "all processes" depend on it.
+_IN_NAMESPACE = 2
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """Set the limits, import the verifier, judge until the parent closes the socket."""
+    connection = socket.socket(fileno=settings["socket"])
+    # Programs the verifier starts must not inherit it.
+    connection.set_inheritable(False)
+    name: str = settings["name"]
+    try:
+        _restrict(settings["memory_mb"], settings["folder"])
+        judge, prepare = pickle.loads(base64.b64decode(settings["judge"]))
+        if prepare is not None:
+            prepare(name)
+    except MemoryError:
+        os._exit(1)  # the parent sees a child that ended too early and names the limit
+    except BaseException as error:
+        # Importing runs code of the user's, which may raise anything, SystemExit included.
+        text = _one_line(error)
+        if _NO_ROOM in text:
+            os._exit(1)
+        connection.sendall(_line({"failed": text}))
+        return
+    # What a verifier started when it was imported, it needs for every verdict.
+    me = os.getpid()
+    sweeps = me == _IN_NAMESPACE and not _others(0)
+    connection.sendall(_line({"ready": True}))
+    # Made beforehand: there may be no memory left when it is needed.
+    out_of_memory = _line(
+        {"verdict": _error(f"memory limit of {settings['memory_mb']} MB exceeded"), "last": True}
+    )
+    for line in connection.makefile("rb"):
+        try:
+            response, reference = json.loads(line)
+            answer = _line({"verdict": _judged(judge, name, response, reference), "last": False})
+        except MemoryError:
+            answer = out_of_memory
+        if os.getpid() != me:
+            os._exit(0)  # a verifier forked, and both returned: one verdict is enough
+        if sweeps and _others(signal.SIGKILL):
+            _collect()
+        connection.sendall(answer)
+
+
+def _restrict(memory_mb: int, folder: str) -> None:
+    """Limit what this process and all that it starts may do."""
+    os.mkdir(folder, 0o700)
+    os.environ["TMPDIR"] = folder
+    sandbox.bound(memory_mb)
+    if sys.platform == "linux":
+        sandbox.no_network()
+        sandbox.read_only(folder)
+
+
+def _others(number: int) -> bool:
+    """Send a signal (0: none) to all of our PID namespace but 1 and us; say if there are any.
+
+    Raises:
+        RuntimeError: this process is in no PID namespace of its own.
+    """
+    if os.getpid() != _IN_NAMESPACE:
+        raise RuntimeError(
+            "expected a PID namespace of our own: nothing is signalled outside of one"
+        )
+    try:
+        os.kill(-1, number)
+    except OSError:
+        return False
+    return True
+
+
+def _collect() -> None:
+    """Wait until all children of this process, which are being killed, are gone."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
+def _judged(
+    judge: Callable[[str, str, str], object], name: str, response: str, reference: str
+) -> dict[str, object]:
+    """Return a checked verdict, as fields."""
+    try:
+        return _checked(judge(name, response, reference))
+    except MemoryError:
+        raise
+    except SystemExit:
+        return _error("verifier called sys.exit")
+    except BaseException as error:
+        # Whatever a verifier raises is its own fault and must cost one response only.
+        return _error(f"verifier raised {_one_line(error)}")
+
+
+def _checked(verdict: object) -> dict[str, object]:
+    """Return a verdict's fields with bounded texts, or an error verdict's if it is none."""
+    if not isinstance(verdict, Verdict):
+        return _error(f"verifier returned a {type(verdict).__name__}, expected a Verdict")
+    # A verifier is any code: types are what it really returned. The comparison is false for NaN.
+    reward: object = verdict.reward
+    format_ok: object = verdict.format_ok
+    if isinstance(reward, bool) or not isinstance(reward, float | int) or not 0 <= reward <= 1:
+        return _error(f"verifier returned the reward {reward!r}, expected a number in [0, 1]")
+    if not isinstance(format_ok, bool):
+        return _error(f"verifier returned format_ok {format_ok!r}, expected a bool")
+    fields: dict[str, object] = {"reward": float(reward), "format_ok": format_ok}
+    for field in ("prediction", "feedback", "error"):
+        text = getattr(verdict, field)
+        if not (text is None or isinstance(text, str)):
+            return _error(f"verifier returned {field} of type {type(text).__name__}, expected text")
+        fields[field] = None if text is None else _bounded(text)
+    return fields
+
+
+def _error(text: str) -> dict[str, object]:
+    """Return the fields of an error verdict."""
+    return asdict(Verdict(0.0, format_ok=False, error=_bounded(_repeatable(text))))
+
+
+def _repeatable(text: str) -> str:
+    """Return an error text as one line, without what differs between equal runs.
+
+    That is addresses of objects, and the names of files in the temporary folder.
+    """
+    text = re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x…", " ".join(text.split()))
+    return _TEMPORARY.sub("$TMPDIR", text)
+
+
+def _bounded(text: str) -> str:
+    """Return a text that Arrow can hold (no lone surrogates), visibly cut if it is long."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) <= MAX_TEXT:
+        return text
+    note = f" … [cut, {len(text)} characters in all]"
+    return text[: MAX_TEXT - len(note)] + note
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an error's type and message as one line."""
+    try:
+        text = str(error)
+    except MemoryError:
+        raise
+    except BaseException as another:
+        # Its text is code of the verifier's too.
+        text = f"(its text can't be had: {type(another).__name__})"
+    return " ".join(f"{type(error).__name__}: {text}".split())
+
+
+def _line(message: dict[str, object]) -> bytes:
+    """Return a message as it is sent."""
+    return json.dumps(message).encode() + b"\n"

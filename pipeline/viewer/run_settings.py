@@ -1,0 +1,65 @@
+"""What a run was made with: settings that are not the defaults, versions, hardware, policies."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from pipeline.config.sections import Config
+from pipeline.run.run import Run
+from pipeline.tables.manifest import flat
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, its default (None: it has none), and what it means."""
+
+    key: str
+    value: str
+    default: str | None
+    meaning: str
+
+
+def changed_settings(config: Config) -> list[Setting]:
+    """Return the settings that differ from the defaults, and those that have none."""
+    found = []
+    for section in type(config).model_fields:
+        values = getattr(config, section)
+        for name, field in type(values).model_fields.items():
+            value, default = getattr(values, name), field.get_default(call_default_factory=True)
+            if value != default:
+                shown = None if default is PydanticUndefined else written(default)
+                text = field.description or ""
+                stored = values.model_dump()[name]
+                found.append(Setting(f"{section}.{name}", written(stored), shown, text))
+    return found
+
+
+def written(value: Any) -> str:
+    """Return a value as it stands in a configuration."""
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def origins(run: Run) -> list[tuple[str, str]]:
+    """Return versions and hardware as pairs of a name and a text."""
+    record = run.record
+    facts = {**record.get("versions", {}), **flat(record.get("hardware", {}))}
+    return [(key.replace("_", " "), written(value)) for key, value in facts.items()]
+
+
+def policies(run: Run, steps: list[int]) -> list[tuple[str, str]]:
+    """Return the policy and teacher versions of the run's first and newest step, and snapshots."""
+    pairs = [("first policy", str(run.record.get("initial_policy_version", "-")))]
+    routed = [step for step in steps if run.has("routes", step)]
+    if routed:
+        origin = run.manifest("routes", routed[-1]).origin
+        pairs.append((f"teacher of step {routed[-1]}", origin.teacher_version or "none"))
+    updated = [step for step in steps if run.has("updates", step)]
+    if updated:
+        facts = run.manifest("updates", updated[-1]).facts
+        pairs.append(("newest policy", str(facts.get("next_policy_version"))))
+    kept = run.snapshots()
+    pairs.append(("snapshots after steps", ", ".join(map(str, kept)) or "none"))
+    return pairs
