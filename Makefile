@@ -42,7 +42,7 @@ quick: $(READY)
 install-vllm: $(VLLM_READY)
 
 vllm-test: $(VLLM_READY)
-	$(VLLM)/bin/python -m pytest tests/vllm
+	$(VLLM)/bin/python -m pytest tests/live_vllm
 
 check: lint test
 

@@ -32,7 +32,7 @@ from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import open_policy
 from pipeline.sampling.engine import Engine, SamplingSettings
 from pipeline.sampling.transformers_engine import TransformersEngine
-from pipeline.vllm.engine import VllmEngine
+from pipeline.vllm.vllm_engine import VllmEngine
 
 _GROUP = 8
 _PROMPT = 64

@@ -1,5 +1,10 @@
-"""Numbers as people read them, on the terminal, in Prefect's pages and in the viewer alike."""
+"""What people read, on the terminal, in Prefect's pages and in the viewer alike.
 
+Numbers in their usual form, and untrusted text made harmless: characters that a terminal obeys or
+hides are spelled out.
+"""
+
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +59,12 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([n])
     return ", ".join(" to ".join(map(str, part)) for part in parts)
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print warnings to stderr, one line each."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def go_on(run: Path) -> str:

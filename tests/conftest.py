@@ -31,12 +31,12 @@ from flows.prefect_api.server import CLIENT_SETTINGS
 from pipeline.config.sections import ModelSection, TeacherKind
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import open_policy
+from tests.paths import PROJECT
 from tests.servers import leave_former, prepared, shared
 
 OpenPolicy = Callable[..., Policy]
 OwnServer = Callable[[Path], Path]
 Srpo = Callable[..., tuple[int, str, str]]
-PROJECT = Path(__file__).resolve().parents[1]
 
 PAD, START, END, UNKNOWN = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
 CHAT_TEMPLATE = (

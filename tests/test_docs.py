@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 
 from tests.golden.run import make_run
+from tests.paths import PROJECT
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
-METHOD = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+PAGES = [
+    PROJECT / "README.md",
+    *sorted((PROJECT / "docs").glob("*.md")),
+    PROJECT / "benchmarks/README.md",
+]
+METHOD = (PROJECT / "docs/method.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`((?:pipeline|stages|flows|data)[\w.]*):([\w.]+)`", METHOD)))
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    command = [sys.executable, str(ROOT / "docs/generate.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    command = [sys.executable, str(PROJECT / "docs/generate.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -39,11 +43,11 @@ def test_functions_named_by_the_method_exist(module: str, name: str) -> None:
 
 def test_the_method_names_functions_and_tests_that_exist() -> None:
     assert len(NAMED) > 30
-    tests = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    tests = "\n".join(p.read_text(encoding="utf-8") for p in (PROJECT / "tests").rglob("test_*.py"))
     defined = set(re.findall(r"def (test_\w+)\(", tests))
     assert set(re.findall(r"\btest_\w+(?=`)", METHOD)) - defined == set()
     files = re.findall(r"`(tests/[\w/]+\.py)", METHOD)
-    assert [f for f in files if not (ROOT / f).exists()] == []
+    assert [f for f in files if not (PROJECT / f).exists()] == []
 
 
 def test_every_key_of_metrics_and_facts_is_described(tmp_path: Path) -> None:
@@ -56,7 +60,7 @@ def test_every_key_of_metrics_and_facts_is_described(tmp_path: Path) -> None:
         }
     finally:
         session.close()
-    page = (ROOT / "docs/tables.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs/tables.md").read_text(encoding="utf-8")
     described = page.partition("## metrics.json")[2]
     assert re.findall(r"^\| `(\w+)` ", described, re.MULTILINE) == list(record)
     rows = page.partition("### facts")[2].partition("## metrics.json")[0]

@@ -12,6 +12,7 @@ from rich.console import Console
 from flows.commands.options import INTERRUPTED, RUN, RUNS, Runner, Set
 from pipeline.errors import SrpoError, StoreError
 from pipeline.machine.disk import explained
+from pipeline.text import print_warnings
 
 if TYPE_CHECKING:
     from flows.prefect_api.server import Lease
@@ -144,7 +145,7 @@ def _train(
     from flows.session.questions import warnings_of
     from flows.training.disk_watch import RoomWatcher, room_line, room_warnings
     from flows.training.profile_watch import profiled
-    from flows.training.progress import Lines, Screen, print_warnings
+    from flows.training.progress import Lines, Screen
     from flows.training.train_flow import run_training
     from flows.workers.crew import crew_at
 

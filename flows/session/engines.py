@@ -4,7 +4,7 @@ from pipeline.config.sections import Config
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import Engine
 from pipeline.sampling.transformers_engine import TransformersEngine
-from pipeline.vllm.engine import VllmEngine
+from pipeline.vllm.vllm_engine import VllmEngine
 
 
 class Engines:

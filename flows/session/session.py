@@ -22,12 +22,12 @@ from flows.session.engines import Engines, slow_paths
 from flows.session.new_run import begin_run, teacher_settings
 from flows.session.questions import Asked, Questions, recorded_questions, tokenizer_render
 from flows.session.verifiers import Judges
-from flows.training.keep_state import keep_state
 from pipeline.config.sections import Config, ModelSection
 from pipeline.distributed.process_setup import settle
 from pipeline.distributed.ranks import together
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import remove_folder
+from pipeline.housekeeping.keep_state import keep_state
 from pipeline.housekeeping.space_forecast import Facts
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import load_snapshot, model_of_snapshot

@@ -4,11 +4,10 @@ from typing import Any, Protocol
 
 from flows.session.disk_check import expect_room
 from flows.training.loop import Trainable, Watcher
-from flows.training.progress import print_warnings
 from pipeline.housekeeping.space_forecast import Facts, needed
 from pipeline.machine.disk import free_bytes
 from pipeline.run.run import Run
-from pipeline.text import size
+from pipeline.text import print_warnings, size
 
 
 class Roomy(Trainable, Protocol):

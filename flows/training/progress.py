@@ -1,9 +1,8 @@
 """What a person sees of a training: a live display on a terminal, else a line per step."""
 
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -45,12 +44,6 @@ class Pace:
         if limits.max_hours is None:
             return left
         return max(0.0, min(left, limits.max_hours * 3600 - self._session.training_seconds()))
-
-
-def print_warnings(warnings: Sequence[str]) -> None:
-    """Print warnings to stderr, one line each."""
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
 
 
 class News:

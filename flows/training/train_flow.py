@@ -25,13 +25,14 @@ from flows.session.questions import warnings_of
 from flows.training.artifacts import Artifacts
 from flows.training.disk_watch import RoomWatcher, room_warnings
 from flows.training.loop import Outcome, Reference, StopSwitch, Watcher, train
-from flows.training.progress import Lines, print_warnings
+from flows.training.progress import Lines
 from flows.training.watchdog import Watchdog
 from flows.workers.crew import crew_at
 from flows.workers.place import Place
 from pipeline.distributed.ranks import broken_off
 from pipeline.errors import SrpoError
 from pipeline.remote.mirror_paths import run_path
+from pipeline.text import print_warnings
 
 if TYPE_CHECKING:
     from flows.session.session import Session

@@ -115,7 +115,7 @@ def plan(
         if step < end and run.owner(table, step) is run
     }
     free = sorted(found - claimed, key=lambda piece: (piece.step, piece.table))
-    going = _superfluous(run, claims) if snapshots else []
+    going = _snapshots_beyond(run, Records(run), 1, claims) if snapshots else []
     return Plan(
         run=run,
         pieces={p: run.table_path(p.table, p.step).stat().st_size for p in free},
@@ -176,7 +176,7 @@ def remove_snapshots(run: Run, states: Iterable[int]) -> None:
         remove_folder(run.own_snapshot_path(steps_done))
 
 
-def after_snapshot(run: Run) -> None:
+def prune_on_schedule(run: Run) -> None:
     """Remove the teacher tables that `run.keep_teacher_tables` gives up, a snapshot taken."""
     keep = run.config.run.keep_teacher_tables
     if keep is None:
@@ -185,12 +185,21 @@ def after_snapshot(run: Run) -> None:
         remove(run, piece, f"run.keep_teacher_tables = {keep}")
 
 
-def may_go(run: Run, steps_done: int) -> bool:
-    """Tell whether a training may drop a snapshot: with all tables there, any; else no fork's."""
-    missing = any(
-        not run.has(table, step) for table in PRUNABLE for step in range(run.steps_done())
-    )
-    return not missing or all(claim.snapshot != steps_done for claim in claims_on(run))
+def snapshots_in_excess(run: Run, records: Records) -> list[int]:
+    """Return the snapshots that a training drops: those beyond `run.keep_snapshots`.
+
+    Forks can have theirs rebuilt while all tables are there; once some are gone, those that forks
+    start from stay.
+
+    Raises:
+        StoreError: a run beside this one can't be read, so nobody knows what it needs.
+    """
+    excess = _snapshots_beyond(run, records, run.config.run.keep_snapshots, ())
+    steps = range(run.steps_done())
+    if not excess or all(run.has(table, step) for table in PRUNABLE for step in steps):
+        return excess
+    needed = {claim.snapshot for claim in claims_on(run)}
+    return [n for n in excess if n not in needed]
 
 
 def claims_on(run: Run) -> Iterator[Claim]:
@@ -264,11 +273,14 @@ def _rebuildable(run: Run, snapshots: set[int], going: set[Piece]) -> set[int]:
     return found
 
 
-def _superfluous(run: Run, claims: Sequence[Claim]) -> list[int]:
+def _snapshots_beyond(
+    run: Run, records: Records, newest: int, claims: Sequence[Claim]
+) -> list[int]:
+    """Return the snapshots that are neither the start, the best, one of the newest nor a fork's."""
     own = run.own_snapshots()
-    best = Records(run).best(set(own))
-    stay = {0, best, *(claim.snapshot for claim in claims)}
-    return [n for n in own if n not in stay and n < own[-1]]
+    best = records.best(set(own))
+    stay = {0, best, *own[-newest:], *(claim.snapshot for claim in claims)}
+    return [n for n in own if n not in stay]
 
 
 def _size(folder: Path) -> int:

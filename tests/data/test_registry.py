@@ -11,8 +11,7 @@ import pytest
 from data import registry
 from pipeline.errors import DataError
 from pipeline.task import Verdict
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import PROJECT
 
 TASK = '''"""Shouting: answers in capitals.
 
@@ -49,7 +48,7 @@ def test_shipped_tasks_open_and_describe_themselves() -> None:
     for name in registry.task_names():
         assert registry.open_task(name).VERIFIER.startswith(f"{name}/")
         assert len(registry.describe(name)) > 20
-        source = (ROOT / f"data/{name}.py").read_bytes()
+        source = (PROJECT / f"data/{name}.py").read_bytes()
         assert registry.file_digest(name) == hashlib.sha256(source).hexdigest()
 
 
@@ -114,6 +113,6 @@ def test_judging_imports_no_library_of_another_task() -> None:
         "print({'sympy', 'numpy', 'torch', 'math_verify', 'pydantic'} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from data.rows import Row, load_questions, read_file, read_rows, split_rows
 from pipeline.errors import DataError
 from pipeline.task import Message, Question
+from tests.paths import DATASETS
 
-CHEMISTRY = Path(__file__).parents[2] / "../shared/datasets/sciknoweval/chemistry"
+CHEMISTRY = DATASETS / "sciknoweval" / "chemistry"
 
 Writer = Callable[..., Path]
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from data.science_qa import LETTERS, load, verify
 from pipeline.errors import DataError
+from tests.paths import DATASETS
 
-DATASETS = Path(__file__).parents[2] / "../shared/datasets/sciknoweval"
+SCIKNOWEVAL = DATASETS / "sciknoweval"
 
 
 def stated(letter: str) -> str:
@@ -81,7 +82,7 @@ def test_a_gold_answer_that_is_no_letter_is_refused(tmp_path: Path, answer: obje
         load(str(tmp_path), "test")
 
 
-@pytest.mark.skipif(not DATASETS.is_dir(), reason=f"the benchmark is not at {DATASETS}")
+@pytest.mark.skipif(not SCIKNOWEVAL.is_dir(), reason=f"the benchmark is not at {SCIKNOWEVAL}")
 @pytest.mark.parametrize(
     ("name", "split", "count"),
     [
@@ -92,7 +93,7 @@ def test_a_gold_answer_that_is_no_letter_is_refused(tmp_path: Path, answer: obje
     ],
 )
 def test_every_gold_answer_of_the_benchmark_is_right(name: str, split: str, count: int) -> None:
-    questions = load(str(DATASETS / name), split)  # type: ignore[arg-type]
+    questions = load(str(SCIKNOWEVAL / name), split)  # type: ignore[arg-type]
     assert len(questions) == count
     assert all([m.role for m in q.messages] == ["system", "user"] for q in questions)
     for question in questions:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data.tool_use import canonical, load, read_calls, verify
 from pipeline.errors import DataError
+from tests.paths import DATASETS
 
-TOOLALPACA = Path(__file__).parents[2] / "../shared/datasets/toolalpaca"
+TOOLALPACA = DATASETS / "toolalpaca"
 
 
 def gold(*calls: tuple[str, dict[str, Any]]) -> str:

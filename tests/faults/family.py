@@ -10,9 +10,10 @@ from typing import Literal
 
 import psutil
 
+from tests.paths import PROJECT
+
 Kind = Literal["command", "server", "verifier", "everything"]
 MARK = "SRPO_TEST_FAMILY"
-PROJECT = Path(__file__).resolve().parents[2]
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 

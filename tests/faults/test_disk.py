@@ -21,11 +21,11 @@ from pipeline.errors import StoreError
 from pipeline.machine.disk import explained, naming
 from pipeline.run.run import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
-from tests.flows.test_session import digests
+from tests.flows.session.test_session import digests
 from tests.golden.run import golden_config
+from tests.paths import PROJECT
 
 STEPS = 3
-PROJECT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from pipeline.task import Verdict
 from pipeline.verification.pool import VerifierPool
+from tests.paths import PROJECT
 
-JUDGES = Path(__file__).resolve().parents[1] / "pipeline"
+JUDGES = PROJECT / "tests" / "pipeline" / "verification"
 RIGHT = Verdict(1.0, True, "t gold")
 
 

@@ -15,8 +15,8 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.run.lock import LOCK_FILE, RunLock
 from tests.conftest import Srpo
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -21,7 +21,7 @@ from pipeline.housekeeping.pruning import Piece, plan, pruned_tables, remove
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
 from tests.faults.test_disk import go_on
-from tests.flows.test_session import digests
+from tests.flows.session.test_session import digests
 from tests.golden.run import golden_config
 
 STEPS = 5

@@ -15,8 +15,8 @@ from pipeline.config.load import load_config
 from pipeline.errors import MemoryShortage
 from pipeline.run.run import Run
 from pipeline.stage.out_of_memory import LOWER, explained
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 SMALL = ["run.steps=2", "run.threads=1", "generate.questions=16", "evaluate.questions=4"]
 CONFIG = load_config("demo", SMALL)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from tests.flows.fakes import FakeSession
+from tests.flows.training.fakes import FakeSession
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = ["train", "stage", "evaluate", "tasks", "presets", "doctor"]
 
 

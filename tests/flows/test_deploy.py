@@ -13,8 +13,8 @@ import yaml  # type: ignore[import-untyped]
 
 from flows.workers.place import Place
 from tests.flows.test_deployments import expect_flows, registered
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 DEPLOY = PROJECT / "deploy"
 KUBERNETES = "1.31"
 """The oldest version whose schemas manifests must fit; strictly: no field that it doesn't know."""

@@ -12,11 +12,10 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from pipeline.run.step_layout import STEP_STAGES
+from tests.paths import PROJECT
 
 if TYPE_CHECKING:
     from prefect.client.schemas.actions import WorkPoolCreate
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def deployments() -> list[dict[str, Any]]:

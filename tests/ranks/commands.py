@@ -10,8 +10,8 @@ from pathlib import Path
 from flows.session.session import Session
 from flows.training import loop
 from pipeline.config.load import load_config
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240
 STEPS = 3
 SMALL = (

@@ -20,9 +20,9 @@ from pipeline.errors import SrpoError
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm import station
-from pipeline.vllm.engine import VllmEngine
 from pipeline.vllm.host import Ask, EngineError, HostLost, Work
 from pipeline.vllm.launch import Launch
+from pipeline.vllm.vllm_engine import VllmEngine
 from tests.ranks.launched import launch
 from tests.stages.steps import open_tiny
 
