@@ -88,7 +88,7 @@ def middle_policy(folder: Path) -> Path:
 def measure(kind: str, case: Case, rounds: int) -> Found:
     """Sample the case's rollouts `rounds` times after one of warm-up, each with new weights."""
     section = ModelSection(path=str(case.folder), device="cpu")
-    policy = open_policy(str(case.folder), section, TeacherSettings("live", 0.0, 0.0))
+    policy = open_policy(str(case.folder), section, TeacherSettings(kind="live", rate=0.0, mix=0.0))
     engine, close = _engine(kind, case, policy)
     settings = SamplingSettings(1.0, 1.0, 0, case.length, case.groups * _GROUP)
     generator = np.random.Generator(np.random.Philox(0))

@@ -33,11 +33,11 @@ import pyarrow.compute as pc
 
 from benchmarks.clock import Clock
 from benchmarks.fixture import CannedEngine, Fixture, KnownRewards, expect_full_length
+from flows.session.new_run import teacher_settings
 from pipeline.config.load import validate_config
 from pipeline.config.sections import Config, RouteSection
 from pipeline.distributed.process_setup import settle
 from pipeline.machine.peak_memory import PeakMemory
-from pipeline.policy.policy import TeacherSettings
 from pipeline.policy.snapshots import open_policy
 from pipeline.run.run import Run
 from pipeline.sampling.engine import Sample, sampling_settings
@@ -84,8 +84,7 @@ class Bench:
         settle(job.threads)
         self.job, self.fixture = job, Fixture(job.fixture)
         self.config = config_of(job, self.fixture)
-        route = self.config.route
-        teacher = TeacherSettings(route.teacher, route.teacher_rate, route.trust_region_mix)
+        teacher = teacher_settings(self.config)
         self.policy = open_policy(str(job.fixture), self.config.model, teacher)
         self.policy.eos_ids = frozenset()  # nothing may stop early
         self._samples = [self._canned(step) for step in range(job.warmup + job.steps)]

@@ -44,7 +44,8 @@ NETWORK = {
     "head_dim": 64,
 }
 QUICK = {**NETWORK, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-TEACHER = TeacherSettings("ema", 0.05, 0.05)
+LIVE = TeacherSettings(kind="live", rate=0.0, mix=0.0)
+TEACHER = TeacherSettings(kind="ema", rate=0.05, mix=0.05)
 SECTION = ModelSection(path="x", device="cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _GIVEN_BACK_FROM = 1 << 16
@@ -165,7 +166,7 @@ def measure(folder: Path, network: dict[str, int], counts: Sequence[int]) -> Non
     write_fixture(
         folder / "model", network, prompts=1, prompt_tokens=2, completion_tokens=2, correct=[1]
     )
-    model = open_policy(str(folder / "model"), SECTION, TeacherSettings("live", 0.0, 0.0)).model
+    model = open_policy(str(folder / "model"), SECTION, LIVE).model
     parameters = sum(p.numel() for p in model.parameters())
     found = {count: launch(folder, count) for count in counts}
     table = Table("", *(f"{count} rank{'s' * (count > 1)}, MB each" for count in counts), "seconds")

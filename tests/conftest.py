@@ -139,7 +139,7 @@ def _factory(folder: Path) -> OpenPolicy:
     ) -> Policy:
         """Open a policy; `model` are settings of the section model besides path and device."""
         section = ModelSection(path=str(folder), device="cpu", **model)
-        return open_policy(str(folder), section, TeacherSettings(teacher, rate, mix))
+        return open_policy(str(folder), section, TeacherSettings(kind=teacher, rate=rate, mix=mix))
 
     return build
 

@@ -45,7 +45,7 @@ def evaluate_now(
     policy = session.prepare(steps_done, replayed)
     check_evaluation_context(wanted, policy)
     questions = fitting(load_questions(wanted), wanted, policy.render)
-    name = digest_of([wanted.model_dump()[s] for s in _SECTIONS])[:12]
+    name = digest_of([wanted.recorded()[s] for s in _SECTIONS])[:12]
     root = session.run.root / "evaluations" / name
     facts = {
         "parent": session.run.record["digest"],

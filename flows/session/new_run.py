@@ -90,7 +90,7 @@ def initial_policy(config: Config, questions: Questions) -> Policy:
 def teacher_settings(config: Config) -> TeacherSettings:
     """Return which teacher the policy carries."""
     route = config.route
-    return TeacherSettings(route.teacher, route.teacher_rate, route.trust_region_mix)
+    return TeacherSettings(kind=route.teacher, rate=route.teacher_rate, mix=route.trust_region_mix)
 
 
 def surroundings(policy: Policy) -> dict[str, Any]:

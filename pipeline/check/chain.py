@@ -80,9 +80,9 @@ def _handles(entry: TableFile) -> dict[str, str]:
 def _check_section(
     entry: TableFile, section: str, settings: Mapping[str, Any], report: CheckReport
 ) -> None:
-    known = getattr(entry.owner.config, section, None)
-    config = known.model_dump(mode="json") if known is not None else {}
-    for key, value in settings.items():
+    config = entry.owner.config.recorded().get(section, {})
+    for key in sorted(config.keys() | settings.keys()):
+        value = settings.get(key)
         if canonical_json(config.get(key)) != canonical_json(value):
             beside = entry.path.with_suffix(".json")
             expected = f"{section}.{key} = {config.get(key)}, as run.json says"

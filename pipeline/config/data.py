@@ -1,17 +1,11 @@
 """The section `data`: one task, or a mixture of several."""
 
 import re
-from typing import Any, Self
+from typing import Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.field_types import PositiveFloat, PositiveInt, Section
+from pipeline.config.field_types import Later, PositiveFloat, PositiveInt, Section
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -42,7 +36,7 @@ class DataSection(Section):
     max_prompt_length: PositiveInt = Field(
         2048, description="prompt tokens; longer questions are skipped and counted"
     )
-    mixture: dict[str, TaskEntry] | None = Field(
+    mixture: Later[dict[str, TaskEntry] | None] = Field(
         None, description="several tasks in one run: a table `[data.mixture.NAME]` for each"
     )
 
@@ -101,11 +95,3 @@ class DataSection(Section):
                 "named by data.task and data.path"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _recorded(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a mixture that there is none of: records of one task stay what they were."""
-        values: dict[str, Any] = handler(self)
-        if self.mixture is None:
-            values.pop("mixture", None)
-        return values

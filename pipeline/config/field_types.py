@@ -1,9 +1,18 @@
 """What a setting may be: ranges that tables and clocks can hold, texts that paths can be."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+T = TypeVar("T")
+Later = Annotated[T, "later"]
+"""A setting that runs made before it don't know, as in `period: Later[int] = Field(20, …)`.
+
+While it has its default, no record has it (`Section.recorded`): tables, versions and folders stay
+what they were without it. Its default never changes, unless the versions of the stages that read it
+do. `tests/pipeline/config/test_later_settings.py` fails for a new setting that is not marked so.
+"""
 
 LARGEST_INT = 2**31 - 1
 """What the tables' 32-bit columns hold."""
@@ -53,6 +62,20 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings as run.json, origins, digests and snapshots have them.
+
+        These are all settings but those marked `Later` that have their default, here and in the
+        sections inside.
+        """
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            default = field.get_default(call_default_factory=True)
+            if "later" not in field.metadata or value != default:
+                values[name] = _recorded(value)
+        return values
+
     @field_validator("*")
     @classmethod
     def _plain_texts(cls, value: object) -> object:
@@ -67,3 +90,11 @@ class Section(BaseModel):
             if _ACTING.search(text):
                 raise ValueError("control characters or half a surrogate pair are not allowed")
         return value
+
+
+def _recorded(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.recorded()
+    if isinstance(value, dict):
+        return {key: _recorded(item) for key, item in value.items()}
+    return value

@@ -6,7 +6,6 @@ teacher of a step is fixed when the step starts; it moves in `advance_teacher`, 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline.config.field_types import Section
 from pipeline.config.sections import ModelSection, TeacherKind
 from pipeline.distributed import ranks
 from pipeline.distributed.sharding import (
@@ -38,8 +38,7 @@ from pipeline.text import printable
 _IN_FLUX = "in flux"
 
 
-@dataclass(frozen=True)
-class TeacherSettings:
+class TeacherSettings(Section):
     """Which teacher a policy carries (METHOD.md, section 4).
 
     Attributes:

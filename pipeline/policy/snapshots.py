@@ -8,7 +8,6 @@ teacher-00001-of-00008.safetensors and so on.
 
 import shutil
 from collections.abc import Set
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) ->
     model, tokenizer = load_pretrained(path, spread)
     files = [f for f in Path(path).glob("*") if f.suffix in _MODEL_FILES]
     identity: Any = _digests(files) or [path, model.config._commit_hash]
-    numerics = settings.model_dump(exclude=_NOT_NUMERIC)
-    version = f"000000-{digest_of([identity, numerics, asdict(teacher)])[:12]}"
+    numerics = {k: v for k, v in settings.recorded().items() if k not in _NOT_NUMERIC}
+    version = f"000000-{digest_of([identity, numerics, teacher.recorded()])[:12]}"
     return Policy(model, tokenizer, settings, teacher, version)
 
 
@@ -73,7 +72,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
             "steps_done": steps_done,
             "policy_version": policy.version,
             "initial_version": policy.initial_version,
-            "teacher": asdict(policy.teacher),
+            "teacher": policy.teacher.recorded(),
             "sha256": together(_digests_in, policy, folder)[0],
         }
         write_sealed(folder / "state.json", state)
@@ -133,9 +132,9 @@ def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSetting
         fetch_folder(folder, share())
     with agreed():
         state = _read_state(folder / "state.json")
-        if state["teacher"] != asdict(teacher):
+        if state["teacher"] != (wanted := teacher.recorded()):
             raise StoreError(
-                f"{folder}: a snapshot with teacher {state['teacher']}, wanted {asdict(teacher)}"
+                f"{folder}: a snapshot with teacher {state['teacher']}, wanted {wanted}"
             )
         expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder), share())
         optimizer = places_in(folder, "optimizer")

@@ -75,7 +75,7 @@ class Run:
         """Make a new run folder; `facts` (versions, hardware, digests) go into run.json."""
         if is_taken(root):
             raise StoreError(f"{root}: there is something already; choose another --run, or resume")
-        record = {"schema_version": SCHEMA_VERSION, "config": config.model_dump(), **facts}
+        record = {"schema_version": SCHEMA_VERSION, "config": config.recorded(), **facts}
         return cls(root, write_sealed(root / "run.json", record))
 
     @classmethod
@@ -121,7 +121,7 @@ class Run:
 
     def extend(self, config: Config) -> None:
         """Record settings of which MAY_GROW and MAY_CHANGE say that they may change in place."""
-        record = {**self.record, "config": config.model_dump()}
+        record = {**self.record, "config": config.recorded()}
         self.record, self.config = write_sealed(self.root / "run.json", record), config
 
     def owner(self, table: str, step: int) -> "Run":

@@ -187,6 +187,7 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
         inputs["verifier"] = handles.verifier_digest
     needed = "policy" in stage.uses and table not in stage.without_policy
     policy = handles.the_policy() if needed else None
+    recorded = run.config.recorded()
     return Origin(
         schema_version=SCHEMA_VERSION,
         table=table,
@@ -194,7 +195,7 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
         stage=stage.name,
         stage_version=stage.version,
         inputs=inputs,
-        settings={s: getattr(run.config, s).model_dump() for s in stage.sections},
+        settings={s: recorded[s] for s in stage.sections if s in recorded},
         policy_version=policy.version if policy else None,
         teacher_version=policy.teacher_version if policy else None,
     )

@@ -16,7 +16,7 @@ from pipeline.run.run import Run, is_taken
 from tests.faults.broken_disk import FAULTS, BrokenDisk, Fault
 from tests.pipeline.made_up import COST, STEP, config, origin, tables
 
-TEACHER = TeacherSettings("ema", 0.05, 0.05)
+TEACHER = TeacherSettings(kind="ema", rate=0.05, mix=0.05)
 
 
 @dataclass(frozen=True)

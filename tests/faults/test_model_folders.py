@@ -104,7 +104,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def opened(folder: Path) -> Any:
     section = ModelSection(path=str(folder), device="cpu")
-    return open_policy(str(folder), section, TeacherSettings("live", 0.05, 0.05))
+    return open_policy(str(folder), section, TeacherSettings(kind="live", rate=0.05, mix=0.05))
 
 
 @pytest.mark.parametrize("name", BAD)

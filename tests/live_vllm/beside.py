@@ -120,7 +120,7 @@ def main() -> None:
             ranks.follow()
             return
         section = ModelSection(path=str(FOLDER), device="cpu")
-        policy = open_policy(str(FOLDER), section, TeacherSettings("ema", 0.05, 0.05))
+        policy = open_policy(str(FOLDER), section, TeacherSettings(kind="ema", rate=0.05, mix=0.05))
         found: dict[str, Any] = {}
         try:
             all_cases(policy, found)

@@ -30,8 +30,8 @@ from pipeline.policy.snapshots import (
     save_snapshot,
 )
 
-EMA = TeacherSettings("ema", 0.25, 0.05)
-FROZEN = TeacherSettings("frozen", 0.25, 0.05)
+EMA = TeacherSettings(kind="ema", rate=0.25, mix=0.05)
+FROZEN = TeacherSettings(kind="frozen", rate=0.25, mix=0.05)
 SECTION = ModelSection(path="x", device="cpu")
 KILLED_AT = 5
 """The tensor in whose writing rank 1 dies."""

@@ -22,7 +22,7 @@ Group = Sequence[tuple[str, float]]
 """Responses and rewards of one question. A trailing "|" stands for a cut: no EOS."""
 
 SYSTEM = {"role": "system", "content": "be brief"}
-TEACHER = TeacherSettings("ema", 0.05, 0.05)
+TEACHER = TeacherSettings(kind="ema", rate=0.05, mix=0.05)
 
 
 def open_tiny(

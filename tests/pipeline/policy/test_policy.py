@@ -23,7 +23,7 @@ from pipeline.policy.policy import Policy, TeacherSettings, resolve_device
 from pipeline.task import Message
 from tests.conftest import OpenPolicy
 
-EMA = TeacherSettings("ema", 0.05, 0.05)
+EMA = TeacherSettings(kind="ema", rate=0.05, mix=0.05)
 
 
 def move(policy: Policy, seed: int = 0) -> None:

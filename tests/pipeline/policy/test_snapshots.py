@@ -19,7 +19,7 @@ from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import load_snapshot, open_policy, save_snapshot
 from tests.conftest import OpenPolicy
 
-EMA = TeacherSettings("ema", 0.25, 0.05)
+EMA = TeacherSettings(kind="ema", rate=0.25, mix=0.05)
 STEMS = ("model", "teacher", "optimizer")
 PARTS = {"model": 2, "teacher": 2, "optimizer": 5}
 SECTION = ModelSection(path="x", device="cpu")
@@ -130,7 +130,7 @@ def test_every_teacher_survives(tiny_policy: OpenPolicy, tmp_path: Path, kind: A
     train(policy, 1)
     save_snapshot(policy, tmp_path / "s", 1)
     assert (tmp_path / "s" / "teacher.safetensors").exists() is (kind != "live")
-    opened = load_snapshot(tmp_path / "s", SECTION, TeacherSettings(kind, 0.25, 0.05))
+    opened = load_snapshot(tmp_path / "s", SECTION, TeacherSettings(kind=kind, rate=0.25, mix=0.05))
     expect_identical(opened, tensors(policy))
     assert opened.teacher_version == policy.teacher_version
 
@@ -248,7 +248,9 @@ def test_versions_depend_on_weights_and_numerics(folder: Path) -> None:
         "precision": open_policy(
             str(folder), ModelSection(path="x", device="cpu", precision="bfloat16"), EMA
         ).version,
-        "teacher": open_policy(str(folder), SECTION, TeacherSettings("ema", 0.1, 0.05)).version,
+        "teacher": open_policy(
+            str(folder), SECTION, TeacherSettings(kind="ema", rate=0.1, mix=0.05)
+        ).version,
     }
     again = open_policy(str(folder), SECTION.model_copy(update={"path": "elsewhere"}), EMA).version
     flip(folder / "model.safetensors")

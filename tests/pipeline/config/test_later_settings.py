@@ -1,0 +1,64 @@
+"""Settings that are added later leave tables, versions and folders alone at their default."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from pipeline.config.field_types import Later, Section
+from pipeline.config.load import load_config, validate_config
+from pipeline.config.sections import Config
+from tests.golden.keep_runs import KEPT
+
+
+class Inner(Section):
+    old: int = 1
+    new: Later[int] = Field(2, gt=0)
+
+
+class Outer(Section):
+    inner: Inner = Inner()
+    whole: Later[Inner] = Inner()
+    named: dict[str, Inner] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ({}, {"inner": {"old": 1}, "named": {}}),
+        ({"inner": {"new": 2}, "whole": {"old": 1}}, {"inner": {"old": 1}, "named": {}}),
+        ({"inner": {"new": 3}}, {"inner": {"old": 1, "new": 3}, "named": {}}),
+        ({"whole": {"new": 3}}, {"inner": {"old": 1}, "named": {}, "whole": {"old": 1, "new": 3}}),
+        ({"named": {"a": {}}}, {"inner": {"old": 1}, "named": {"a": {"old": 1}}}),
+    ],
+)
+def test_only_later_settings_at_their_default_are_left_out(
+    given: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    settings = Outer.model_validate(given)
+    assert settings.recorded() == recorded
+    assert Outer.model_validate(settings.recorded()) == settings
+
+
+def test_a_later_setting_keeps_its_limits() -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        Inner(new=0)
+
+
+@pytest.mark.parametrize("path", sorted(KEPT.glob("*/*/run.json")), ids=lambda p: p.parent.name)
+def test_a_new_setting_is_marked_later(path: Path) -> None:
+    """A setting that is not marked would be in every new record, and shut out this old folder."""
+    recorded = json.loads(path.read_text(encoding="utf-8"))["config"]
+    assert validate_config(recorded, str(path)).recorded() == recorded
+
+
+def test_todays_settings_stay_in_records() -> None:
+    config = load_config("demo")
+    left_out = {
+        f"{name}.{key}"
+        for name in Config.model_fields
+        for key in getattr(config, name).model_dump().keys() - config.recorded()[name].keys()
+    }
+    assert left_out == {"data.mixture"}
