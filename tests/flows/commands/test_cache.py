@@ -1,4 +1,4 @@
-"""`srpo cache` without a store; clearing is tests/pipeline/remote/test_opening."""
+"""`srpo cache` without a store; clearing is tests/pipeline/remote/test_mirror_sync."""
 
 import sys
 from pathlib import Path

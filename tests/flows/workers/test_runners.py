@@ -22,11 +22,11 @@ ROWS, SHARDS = 96, 12
 SECONDS = "0.04"  # of a verdict
 LIMIT_SECONDS = 300.0
 PROBE = """
-from flows import placing
+from flows.workers import place
 from flows.workers.command_crew import crew_of
 from pathlib import Path
 import sys
-placing.CONNECT_SECONDS = 2.0
+place.CONNECT_SECONDS = 2.0
 if __name__ == "__main__":
     with crew_of(sys.argv[1], Path(sys.argv[2])) as crew:
         try:
@@ -61,7 +61,7 @@ def started(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def at_work(place: str, runs: Path, parts: Path) -> "subprocess.Popen[str]":
-    script = str(PROJECT / "tests" / "flows" / "crew_at_work.py")
+    script = str(PROJECT / "tests" / "flows" / "workers" / "crew_at_work.py")
     return started(script, place, str(runs), str(parts), str(ROWS), SECONDS)
 
 

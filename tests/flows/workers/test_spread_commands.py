@@ -1,6 +1,6 @@
 """Commands with `--runner` print and leave what they do without; a crew in this process stands in.
 
-That the stand-in's calls survive JSON, other processes and their death is tests/flows/test_runners.
+That the stand-in's calls survive JSON, other processes and their death is test_runners.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.viewer import app
 from tests.pipeline.made_up import config
-from tests.pipeline.remote.conftest import UseMachine
+from tests.pipeline.conftest import UseMachine
 from tests.s3 import Server
 
 
