@@ -58,7 +58,7 @@ def losses_of(
     """
     if route is None or update is None or (teacher is not None and "weight" not in columns):
         return None
-    settings = run.manifest("updates", row["step"]).origin.settings["update"]
+    settings = run.manifest("updates", row["step"]).origin.settings_of("update")
     sampled_T = columns["sampled_logprob"].astype(np.float64)
     now = columns.get("old_logprob", columns.get("student_logprob"))
     now_T = None if now is None else now.astype(np.float64)

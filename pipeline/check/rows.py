@@ -39,7 +39,7 @@ class StepTables:
 
     def setting(self, table: str, section: str, key: str) -> Any:
         """Return a setting as the manifest of a table records it."""
-        return self.manifests[table].origin.settings[section][key]
+        return self.manifests[table].origin.settings_of(section)[key]
 
     @property
     def highest_entropy(self) -> float:
@@ -78,7 +78,7 @@ def _judged(step: StepTables, name: str) -> Iterator[Broken]:
 
 def _samples(step: StepTables, name: str, section: str, prefix: str) -> Iterator[Broken]:
     table, manifest = step.tables[name], step.manifests[name]
-    settings = manifest.origin.settings[section]
+    settings = manifest.origin.settings_of(section)
     ids = table["rollout_id"].to_pylist()
     groups, samples = table["group"].to_pylist(), table["sample"].to_pylist()
     size = settings["rollouts"]
@@ -148,7 +148,7 @@ def routes_rules(step: StepTables) -> Iterator[Broken]:
     ids = table["rollout_id"].to_pylist()
     for name, source in (("group", rollouts), ("reward", verdicts), ("correct", verdicts)):
         yield from require("routes", f"{name} is copied", ids, pc.equal(table[name], source[name]))
-    settings = step.manifests["routes"].origin.settings["route"]
+    settings = step.manifests["routes"].origin.settings_of("route")
     rows = table.drop_columns(["teacher_prompt_text", "reason"]).to_pylist()
     groups: dict[int, list[Row]] = {}
     lengths = pc.list_value_length(rollouts["response_ids"]).to_pylist()

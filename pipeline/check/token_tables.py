@@ -172,7 +172,7 @@ def _sum(a: Floats, b: Floats) -> Floats:
 
 def _as_set(step: StepTables, table: pa.Table) -> Iterator[Broken]:
     """Check that the K log-probabilities are kept as the recorded settings say."""
-    settings = step.manifests["teacher"].origin.settings["route"]
+    settings = step.manifests["teacher"].origin.settings_of("route")
     for name, found in (
         ("kept_dtype", "float16" if is_rounded(table) else "float32"),
         ("keep_student_logprobs", keeps_student(table)),

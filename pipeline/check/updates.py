@@ -85,7 +85,7 @@ def _sources_fit(step: StepTables, computed: Mask) -> Mask:
 
 
 def _ranges(step: StepTables, table: pa.Table) -> Iterator[tuple[str, Mask]]:
-    settings = step.manifests["updates"].origin.settings["update"]
+    settings = step.manifests["updates"].origin.settings_of("update")
     ranges = {
         "mean_ratio": (0.0, np.inf),
         "clipped_fraction": (0.0, 1.0),
@@ -142,7 +142,7 @@ def _facts(step: StepTables, table: pa.Table) -> Iterator[Broken]:
 
 def _learning_rate(step: StepTables) -> float:
     """Section 10: lr min(1, (s + 1) / warm-up)."""
-    settings: Mapping[str, Any] = step.manifests["updates"].origin.settings["update"]
+    settings: Mapping[str, Any] = step.manifests["updates"].origin.settings_of("update")
     warmup = settings["warmup_steps"]
     scale = min(1.0, (step.step + 1) / warmup) if warmup else 1.0
     return float(settings["learning_rate"] * scale)

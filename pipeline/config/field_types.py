@@ -68,13 +68,21 @@ class Section(BaseModel):
         These are all settings but those marked `Later` that have their default, here and in the
         sections inside.
         """
-        values: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            default = field.get_default(call_default_factory=True)
-            if "later" not in field.metadata or value != default:
-                values[name] = _recorded(value)
-        return values
+        later = self.later_defaults()
+        return {
+            name: _recorded(value)
+            for name, value in self
+            if name not in later or value != later[name]
+        }
+
+    @classmethod
+    def later_defaults(cls) -> dict[str, Any]:
+        """Return the settings that a record may lack, with the value that they have then."""
+        return {
+            name: field.get_default(call_default_factory=True)
+            for name, field in cls.model_fields.items()
+            if "later" in field.metadata
+        }
 
     @field_validator("*")
     @classmethod

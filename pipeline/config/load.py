@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config.sections import Config
@@ -61,8 +61,8 @@ def config_keys() -> list[str]:
     """Return every dotted key that a configuration may hold."""
     return [
         f"{section}.{key}"
-        for section, field in Config.model_fields.items()
-        for key in _section_class(field.annotation).model_fields
+        for section in Config.model_fields
+        for key in Config.section_type(section).model_fields
     ]
 
 
@@ -142,7 +142,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 def _parse_value(key: str, text: str) -> Any:
     """Read a value as JSON or TOML would; `none` is null, anything else that fails is a string."""
     section, name = key.split(".", 1)
-    field = _section_class(Config.model_fields[section].annotation).model_fields.get(name)
+    field = Config.section_type(section).model_fields.get(name)
     if field is not None and _accepts_only_text(field.annotation):
         return None if text == "none" else text
     if text == "none":
@@ -157,12 +157,6 @@ def _accepts_only_text(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return all(a is str or a is type(None) for a in get_args(annotation))
     return annotation is str
-
-
-def _section_class(annotation: Any) -> type[BaseModel]:
-    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        raise TypeError(f"{annotation} is not a section")
-    return annotation
 
 
 def _known_key(key: str) -> None:

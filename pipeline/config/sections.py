@@ -241,6 +241,13 @@ class Config(Section):
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
 
+    @classmethod
+    def section_type(cls, name: str) -> type[Section]:
+        """Return the class of a section."""
+        found = cls.model_fields[name].annotation
+        assert isinstance(found, type) and issubclass(found, Section), name
+        return found
+
     @model_validator(mode="before")
     @classmethod
     def _resolve_engine(cls, values: object) -> object:

@@ -39,7 +39,7 @@ def step_metrics(
     """
     record: dict[str, Any] = {"step": manifests["updates"].origin.step}
     record |= _sample_metrics(tables["rollouts"], tables["verdicts"])
-    record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings["route"])
+    record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings_of("route"))
     record |= _length_metrics(tables["rollouts"], tables["routes"])
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)

@@ -11,6 +11,7 @@ from pydantic import (
     model_serializer,
 )
 
+from pipeline.config.sections import Config
 from pipeline.errors import StoreError
 from pipeline.files.durable import digest_of, write_json
 from pipeline.files.sealed_json import read_sealed
@@ -21,7 +22,8 @@ class Origin(BaseModel):
 
     Attributes:
         inputs: SHA-256 of every table read, and digests of the handles that were used.
-        settings: the configuration sections that the stage depends on.
+        settings: the configuration sections that the stage depends on, as they are recorded;
+            `settings_of` has all of their settings.
         policy_version: version of the policy that was used, if any.
         teacher_version: version of the teacher that was used, if any.
     """
@@ -37,6 +39,11 @@ class Origin(BaseModel):
     settings: dict[str, dict[str, Any]]
     policy_version: str | None
     teacher_version: str | None
+
+    def settings_of(self, section: str) -> dict[str, Any]:
+        """Return a section's settings; those that the record lacks have their defaults."""
+        later = Config.section_type(section).later_defaults()
+        return {**later, **self.settings.get(section, {})}
 
     def differences(self, other: Self) -> list[str]:
         """Return what differs, as `key: mine, not theirs` texts."""

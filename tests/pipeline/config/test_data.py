@@ -47,7 +47,7 @@ def test_a_resolved_mixture_is_read_again_as_it_is(tmp_path: Path) -> None:
 
 def test_a_run_of_one_task_is_recorded_as_ever() -> None:
     data = load_config("demo").data
-    assert data.model_dump() == {"task": "arithmetic", "path": None, "max_prompt_length": 128}
+    assert data.recorded() == {"task": "arithmetic", "path": None, "max_prompt_length": 128}
     assert data.mixed == () and list(data.sources) == ["arithmetic"]
 
 
