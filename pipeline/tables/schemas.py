@@ -210,23 +210,28 @@ SCHEMAS: dict[str, pa.Schema | None] = {
 }
 """Schema by table; None where it depends on settings."""
 
+OPTIONAL: dict[str, frozenset[str]] = {"teacher": frozenset({STUDENT_LOGPROBS})}
+"""Columns that a table may lack: a setting leaves them out, or they are younger than the table.
+
+A column that is added from now on belongs here, and tables have it only where a setting asks for
+it: all others stay what they are, byte for byte, and older tables are read as they are.
+"""
+
 
 def schema_of(table: str, found: pa.Schema) -> pa.Schema:
-    """Return the schema that `table` must have.
+    """Return the schema that `table` must have: with those optional columns that are found in it.
 
-    For `teacher`, that of the K and the dtype found in it, with the student's log-probabilities or
-    without.
+    That of `teacher` also has the K and the dtype that are found in it.
     """
     schema = SCHEMAS[table]
-    if schema is not None:
-        return schema
-    ids, logprobs = (_list_type(found, name) for name in ("topk_ids", "teacher_logprobs"))
-    half = logprobs is not None and pa.types.is_float16(logprobs.value_type)
-    return teacher_schema(
-        ids.list_size if ids is not None else 0,
-        "float16" if half else "float32",
-        STUDENT_LOGPROBS in found.names,
-    )
+    if schema is None:
+        ids, logprobs = (_list_type(found, name) for name in ("topk_ids", "teacher_logprobs"))
+        half = logprobs is not None and pa.types.is_float16(logprobs.value_type)
+        schema = teacher_schema(
+            ids.list_size if ids is not None else 0, "float16" if half else "float32"
+        )
+    lacking = OPTIONAL.get(table, frozenset()) - set(found.names)
+    return pa.schema([column for column in schema if column.name not in lacking])
 
 
 def _list_type(found: pa.Schema, name: str) -> pa.DataType | None:

@@ -1,12 +1,12 @@
-"""The tables are those of DESIGN.md: their columns, types, nullability and descriptions."""
+"""The tables: their columns, types, nullability and descriptions."""
 
 import pyarrow as pa
 import pytest
 
 from pipeline.config.sections import KeptDtype
-from pipeline.tables.schemas import SCHEMAS, TOKEN_TABLES, schema_of, teacher_schema
+from pipeline.tables.schemas import OPTIONAL, SCHEMAS, TOKEN_TABLES, schema_of, teacher_schema
 
-# DESIGN.md, "Tables": columns in order; "?" marks nullable ones.
+# Columns in order; "?" marks nullable ones.
 COLUMNS = {
     "rollouts": "rollout_id step group sample task prompt_id messages reference prompt_ids "
     "response_ids response_text sampled_logprobs temperature top_p top_k finish_reason seed "
@@ -134,3 +134,21 @@ def test_something_else_is_never_a_teacher_table(fields: list[pa.Field]) -> None
 
 def test_token_tables() -> None:
     assert set(TOKEN_TABLES) == {n for n, s in schemas().items() if "position" in s.names}
+
+
+def test_a_column_that_is_added_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of before are read as they are; other columns are as strict as ever."""
+    today = SCHEMAS["weights"]
+    assert today is not None
+    survival = pa.field("survival", pa.float32(), nullable=False)
+    more = today.insert(3, survival)
+    monkeypatch.setitem(SCHEMAS, "weights", more)
+    monkeypatch.setitem(OPTIONAL, "weights", frozenset({"survival"}))
+    assert schema_of("weights", today).equals(today)
+    assert schema_of("weights", more).equals(more)
+    for found in (
+        today.append(survival),
+        more.remove(0),
+        today.insert(3, survival.with_type(pa.float64())),
+    ):
+        assert not schema_of("weights", found).equals(found)
