@@ -72,7 +72,7 @@ class Family:
             line = " ".join(process.cmdline())
             if "flows.prefect_api.server_process" in line:
                 return "server"
-            if "verification_guard" in line:
+            if "pipeline.verification.guard" in line:
                 return "verifier"
         return "other"
 

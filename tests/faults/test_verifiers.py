@@ -48,7 +48,7 @@ def left(sleep: str) -> list[list[str]]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
-        ours = any("verification_guard" in word for word in words) and any(
+        ours = any("pipeline.verification.guard" in word for word in words) and any(
             f'"parent": {os.getpid()},' in word for word in words
         )
         if (ours or sleep in words) and process.info["status"] != psutil.STATUS_ZOMBIE:
