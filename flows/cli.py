@@ -1,9 +1,10 @@
 """The command line `srpo`. Heavy libraries are imported by the commands that need them."""
 
+import importlib.metadata
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -33,19 +34,30 @@ ERROR_LIMIT = 2000
 """Characters of an error line: it may quote what came from outside."""
 
 app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
+    context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="On-policy post-training of language models by SRPO. Start here: srpo train demo",
 )
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """On-policy post-training of language models by SRPO. Start here: srpo train demo"""
+    if version:
+        print(f"srpo {importlib.metadata.version('srpo')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:
     """Run a command; an error of ours is one line and exit code 2."""
     logging.raiseExceptions = False  # Prefect would print that it can't send its logs
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="srpo", standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
         print(f"error: {printable(' '.join(_text(error).split()), ERROR_LIMIT)}", file=sys.stderr)
         code = 2

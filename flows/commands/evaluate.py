@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.bars import bars
+from flows.commands.completion import tasks_starting_with
 from flows.commands.options import RUNS, Runner, Set
 
 
@@ -13,7 +14,13 @@ def evaluate(
     state: Annotated[
         str, typer.Argument(metavar="RUN[@STEP]|MODEL", help="A run, at its end or STEP; a model.")
     ],
-    task: Annotated[str | None, typer.Option(help="Another task than the run's.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Another task than the run's.",
+            autocompletion=tasks_starting_with,
+        ),
+    ] = None,
     overrides: Set = None,
     runner: Runner = None,
 ) -> None:

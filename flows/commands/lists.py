@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.commands.completion import presets_starting_with
 from pipeline.errors import SrpoError
 
 
@@ -20,7 +21,15 @@ def tasks() -> None:
     _print_pairs((name, describe(name)) for name in task_names())
 
 
-def presets(name: Annotated[str | None, typer.Argument(help="Show this one.")] = None) -> None:
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show this one.",
+            autocompletion=presets_starting_with,
+        ),
+    ] = None,
+) -> None:
     """List the presets, or print one as the TOML file it is.
 
     Example: srpo presets srpo-paper > mine.toml

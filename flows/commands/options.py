@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.commands.completion import settings_starting_with
 from pipeline.remote.mirror_paths import run_path
 
 INTERRUPTED = 130
@@ -19,7 +20,12 @@ FOLDER: dict[str, Any] = {"parser": run_path, "metavar": "FOLDER"}
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be given several times."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting; may be given several times.",
+        autocompletion=settings_starting_with,
+    ),
 ]
 
 Runner = Annotated[

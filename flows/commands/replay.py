@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.commands.bars import bars
+from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ _TITLE = "rows that differ from the parent's"
 def replay(
     run: Annotated[Path, typer.Argument(help="The run whose rollouts are used again.", **RUN)],
     stage: Annotated[
-        str, typer.Option("--from", metavar="STAGE", help="verify, route, weigh or update.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="verify, route, weigh or update.",
+            autocompletion=stages_starting_with,
+        ),
     ],
     fork: Annotated[
         Path, typer.Option(help="Folder of the new run; of a sweep, of all of them.", **FOLDER)

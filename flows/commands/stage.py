@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.bars import bars
+from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
 from pipeline.errors import SrpoError
 from pipeline.remote.mirror_paths import run_path
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def stage(
-    name: Annotated[str, typer.Argument(help="generate, verify, route, weigh, update, evaluate.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="generate, verify, route, weigh, update, evaluate.",
+            autocompletion=stages_starting_with,
+        ),
+    ],
     run: Annotated[Path, typer.Option(help="Folder or URL of the run.", **RUN)],
     step: Annotated[int, typer.Option(min=0, help="Training step; for evaluate: steps done.")],
     overrides: Set = None,

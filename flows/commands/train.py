@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from flows.commands.completion import presets_starting_with
 from flows.commands.options import INTERRUPTED, RUN, RUNS, Runner, Set
 from pipeline.errors import SrpoError, StoreError
 from pipeline.machine.disk import explained
@@ -26,7 +27,13 @@ ALARMED = 3
 
 
 def train(
-    config: Annotated[str | None, typer.Argument(help="A TOML file or a preset.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="A TOML file or a preset.",
+            autocompletion=presets_starting_with,
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Folder or URL of the run.", **RUN)] = None,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run.")] = False,

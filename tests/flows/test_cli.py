@@ -1,8 +1,10 @@
 """The command line: help, listings, and bad input as one line with exit code 2."""
 
+import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,62 @@ def test_every_command_has_help_with_an_example(
 ) -> None:
     assert srpo(monkeypatch, command, "--help") == 0
     assert f"Example: srpo {command}" in capsys.readouterr().out
+
+
+def test_without_a_command_there_is_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert srpo(monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert "Usage: srpo [OPTIONS] COMMAND" in printed
+    assert "Start here: srpo train demo" in " ".join(printed.split())
+    assert all(f"\n  {command} " in printed for command in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert srpo(monkeypatch, "--version") == 0
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert capsys.readouterr().out == f"srpo {project['version']}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("srpo tr", ["train"]),
+        ("srpo train demo-", ["demo-grpo", "demo-sdpo"]),
+        ("srpo presets smoke", ["smoke-science-qa", "smoke-tool-use"]),
+        ("srpo stage w", ["weigh"]),
+        ("srpo replay r --from up", ["update"]),
+        ("srpo evaluate r --task a", ["arithmetic"]),
+        ("srpo train demo --set weigh.", ["weigh.beta="]),
+    ],
+)
+def test_a_shell_completes_commands_presets_stages_tasks_and_settings(
+    words: str, expected: list[str]
+) -> None:
+    code = (
+        "import sys; sys.argv = ['srpo']; import atexit\n"
+        "heavy = {'torch', 'prefect', 'transformers', 'pyarrow'}\n"
+        "atexit.register(lambda: print(heavy & set(sys.modules), file=sys.stderr))\n"
+        "from flows.cli import main; main()\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=PROJECT,
+        env={
+            **os.environ,
+            "_SRPO_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == expected
+    assert found.stderr.strip() == "set()"
 
 
 def test_help_is_quick_and_imports_no_heavy_library() -> None:
