@@ -8,8 +8,7 @@
     srpo            srpo("train", "demo", …): a command in this process, its exit code and words
     own_server      own_server(root): have a server of `root` come up sooner than from nothing
 
-The tiny tokenizer knows every printable ASCII character as one token of its own (and "\\n"), so
-texts round-trip; its chat template is ChatML. A policy a test got is its own: change it freely.
+A policy that a test got is its own: change it freely.
 """
 
 import os
@@ -23,28 +22,18 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flows import cli
 from flows.prefect_api.server import CLIENT_SETTINGS
-from pipeline.config.sections import ModelSection, TeacherKind
+from pipeline.config.sections import TeacherKind
 from pipeline.policy.policy import Policy, TeacherSettings
-from pipeline.policy.snapshots import open_policy
+from tests.builders.policies import PRINTABLE, open_on_cpu, write_tiny_policy
 from tests.paths import PROJECT
 from tests.servers import leave_former, prepared, shared
 
 OpenPolicy = Callable[..., Policy]
 OwnServer = Callable[[Path], Path]
 Srpo = Callable[..., tuple[int, str, str]]
-
-PAD, START, END, UNKNOWN = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 # Prefect reads them once, when whichever test is first imports it.
 for name, value in CLIENT_SETTINGS.items():
@@ -68,9 +57,7 @@ def one_thread() -> Iterator[None]:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the tiny random policy; shared by the session, never write to it."""
     folder = tmp_path_factory.mktemp("tiny") / "policy"
-    tokenizer = _tokenizer()
-    _model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_tiny_policy(folder, 0, PRINTABLE, layers=1, hidden=16, spread=0.3)
     return folder
 
 
@@ -138,42 +125,6 @@ def _factory(folder: Path) -> OpenPolicy:
         teacher: TeacherKind = "ema", rate: float = 0.05, mix: float = 0.05, **model: Any
     ) -> Policy:
         """Open a policy; `model` are settings of the section model besides path and device."""
-        section = ModelSection(path=str(folder), device="cpu", **model)
-        return open_policy(str(folder), section, TeacherSettings(kind=teacher, rate=rate, mix=mix))
+        return open_on_cpu(folder, TeacherSettings(kind=teacher, rate=rate, mix=mix), **model)
 
     return build
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    names = [PAD, START, END, UNKNOWN, "\n", *map(chr, range(32, 127))]
-    inner = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, UNKNOWN))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    inner.add_special_tokens([PAD, START, END])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=PAD, eos_token=END, unk_token=UNKNOWN
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def _model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Return a random network whose logits spread enough for distributions to differ."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Qwen3ForCausalLM(config)

@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.sections import ModelSection
 from pipeline.machine.peak_memory import PeakMemory
 from pipeline.policy.policy import Policy
-from pipeline.policy.snapshots import open_policy
 from stages.update import STAGE as UPDATE
 from stages.update.batch import rollouts_of
 from stages.update.stage import accumulate_gradient
-from tests.stages.steps import TEACHER, Group, config_of, open_tiny, routed, run_one, updated
-from tests.tiny import write_tiny_policy
+from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, updated
 
 LONGEST = 8192
 MEGABYTES = 500
@@ -83,7 +80,7 @@ def test_a_long_rollout_among_63_of_one_token_is_one_sum_in_any_packing(tmp_path
 @pytest.mark.parametrize("name", EXTREMES)
 def test_steps_of_extremes(name: str, precision: str, tmp_path: Path) -> None:
     method, groups = EXTREMES[name]
-    policy = opened(tmp_path, precision)
+    policy = open_tiny(tmp_path, precision=precision)
     before = {n: p.detach().clone() for n, p in policy.named_parameters()}
     config = config_of(route={"method": method}, generate={"rollouts": 2 - (method == "grpo")})
     tables = updated(policy, config, groups)
@@ -100,17 +97,12 @@ def test_steps_of_extremes(name: str, precision: str, tmp_path: Path) -> None:
             assert torch.allclose(parameter, before[key] * decay, rtol=1e-6, atol=1e-9), key
 
 
-def opened(folder: Path, precision: str) -> Policy:
-    write_tiny_policy(folder, seed=1)
-    section = ModelSection.model_validate(
-        {"path": str(folder), "device": "cpu", "precision": precision}
-    )
-    return open_policy(str(folder), section, TEACHER)
-
-
 def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
     groups: list[Group] = [[("abcd", 0.0), ("b", 1.0), ("", 0.0)], [("c|", 1.0), ("dd", 0.0)]]
-    steps = [updated(opened(tmp_path / p, p), config_of(), groups) for p in ("float32", "bfloat16")]
+    steps = [
+        updated(open_tiny(tmp_path / p, precision=p), config_of(), groups)
+        for p in ("float32", "bfloat16")
+    ]
     for column in ("entropy", "teacher_logprob", "student_logprob"):
         exact, rounded = (step["teacher"][column].to_numpy() for step in steps)
         assert rounded == pytest.approx(exact, rel=0.02)

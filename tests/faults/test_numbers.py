@@ -14,9 +14,9 @@ from flows.session.session import Session
 from pipeline.errors import NumericalError, SrpoError
 from pipeline.files.durable import file_digest
 from pipeline.twin.step import recompute
+from tests.builders.policies import LOWERCASE
 from tests.golden.run import STEP, golden_config, run_step, teacher_states, twin_settings
 from tests.golden.test_golden import disagreements, twin_of
-from tests.tiny import VOCABULARY
 
 EOS = 1
 TASK = '''
@@ -80,7 +80,7 @@ CASES = {
     "only EOS": Case({}, reward="1 - code % 2", change=only_eos),
     "uniform": Case({}, change=uniform),
     "peaked": Case({"generate": {"questions": 6, "rollouts": 16}}, change=peaked),
-    "K = V - 1": Case({"route": {"top_k": VOCABULARY - 1}}),
+    "K = V - 1": Case({"route": {"top_k": len(LOWERCASE) - 1}}),
     "K = 1": Case({"route": {"top_k": 1}}),
     "all right": Case({}, reward="1"),
     "all wrong": Case({}, reward="0"),
@@ -153,7 +153,7 @@ def _situation(name: str, tables: Mapping[str, pa.Table]) -> None:
     if name == "one token beside two hundred":
         assert min(lengths) < 10 and max(lengths) > 100
     if name == "uniform":
-        assert entropy == pytest.approx(np.log(VOCABULARY), abs=1e-4)
+        assert entropy == pytest.approx(np.log(len(LOWERCASE)), abs=1e-4)
     if name == "peaked":
         assert (
             np.median(entropy) < 0.1 and tables["teacher"]["teacher_logprob"].to_numpy().min() < -20

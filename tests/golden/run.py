@@ -23,7 +23,7 @@ from pipeline.twin.formulas import Settings
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH
-from tests.tiny import write_tiny_policy
+from tests.builders.policies import write_tiny_policy
 
 STEP = 2
 TASK = '''

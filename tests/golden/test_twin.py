@@ -16,7 +16,7 @@ from pipeline.twin.formulas import Settings
 from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
-from tests.golden.tiny import TinyStep, make_step
+from tests.golden.twin_step import TwinInputs, make_step
 
 
 def near(found: torch.Tensor, expected: list[float]) -> bool:
@@ -24,22 +24,22 @@ def near(found: torch.Tensor, expected: list[float]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def step(tmp_path_factory: pytest.TempPathFactory) -> TinyStep:
+def step(tmp_path_factory: pytest.TempPathFactory) -> TwinInputs:
     return make_step(tmp_path_factory.mktemp("one"), 1)
 
 
 @pytest.fixture(scope="module")
-def twin(step: TinyStep) -> StepTwin:
+def twin(step: TwinInputs) -> StepTwin:
     return recompute(step.tables, step.policy_dir, step.teacher, Settings(top_k=10))
 
 
-def test_a_whole_step(step: TinyStep, twin: StepTwin) -> None:
+def test_a_whole_step(step: TwinInputs, twin: StepTwin) -> None:
     rows = list(twin.rollouts.values())
     assert [row.route for row in rows] == ["sdpo", "grpo", "sdpo", "grpo", "sdpo", "grpo"]
     # group 0: 0, 1, .25 with mean 1.25 / 3; group 1: 1, 0, 1 with mean 2 / 3
     wanted = [-1.25 / 3, 1.75 / 3, -0.5 / 3, 1 / 3, -2 / 3, 1 / 3]
     assert [row.advantage for row in rows] == pytest.approx(wanted)
-    # The prompts of `tiny` are spelled out by hand.
+    # The prompts of `twin_step` are spelled out by hand.
     given = step.tables["routes"]["teacher_prompt_ids"].to_pylist()
     assert [row.teacher_prompt_ids or [] for row in rows] == given
     assert twin.batches[0].tokens == sum(len(row.response_ids) for row in rows)
@@ -56,7 +56,7 @@ def test_a_whole_step(step: TinyStep, twin: StepTwin) -> None:
         assert near(row.update.token_losses, (plain * tis).tolist())
 
 
-def test_the_logits_of_two_teachers_are_added(step: TinyStep) -> None:
+def test_the_logits_of_two_teachers_are_added(step: TwinInputs) -> None:
     """A quarter and three quarters of one teacher are that teacher."""
     (state, _), *_ = step.teacher
     whole, halves = (

@@ -7,31 +7,26 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.load import validate_config
-from pipeline.config.sections import Config, ModelSection
-from pipeline.policy.policy import Policy, TeacherSettings
-from pipeline.policy.snapshots import open_policy
+from pipeline.config.sections import Config
+from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles
 from pipeline.tables.invariants import check_table
 from pipeline.tables.schemas import ROLLOUTS, VERDICTS
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH
-from tests.tiny import write_tiny_policy
+from tests.builders.policies import open_on_cpu, write_tiny_policy
 
 Group = Sequence[tuple[str, float]]
 """Responses and rewards of one question. A trailing "|" stands for a cut: no EOS."""
 
 SYSTEM = {"role": "system", "content": "be brief"}
-TEACHER = TeacherSettings(kind="ema", rate=0.05, mix=0.05)
 
 
-def open_tiny(
-    folder: Path, teacher: TeacherSettings = TEACHER, tied: bool = True, **model: Any
-) -> Policy:
+def open_tiny(folder: Path, tied: bool = True, **model: Any) -> Policy:
     """Write and open the tiny policy; `model` are settings of the section model."""
     write_tiny_policy(folder, seed=1, tied=tied)
-    section = ModelSection(path=str(folder), device="cpu", **model)
-    return open_policy(str(folder), section, teacher)
+    return open_on_cpu(folder, **model)
 
 
 def config_of(**sections: Mapping[str, object]) -> Config:

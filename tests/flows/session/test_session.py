@@ -206,7 +206,7 @@ def test_settings_that_can_not_be_used(config: Config, run_dir: Path) -> None:
         ("data", {"max_prompt_length": 3}, DataError, "every prompt of the train split"),
         ("data", {"task": "no_such_task"}, DataError, "no_such_task"),
         ("data", {"task": "science_qa", "path": "/nowhere"}, DataError, "/nowhere"),
-        ("generate", {"max_response_length": 400}, ConfigError, "512 positions"),
+        ("generate", {"max_response_length": 2000}, ConfigError, "2048 positions"),
         ("model", {"path": "/nowhere"}, PolicyError, "no such model folder"),
     ]
     for section, settings, error, message in cases:

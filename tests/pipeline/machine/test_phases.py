@@ -11,7 +11,7 @@ import torch
 import pipeline.machine.phases
 from pipeline.machine.flops import forward_flops, matmul_rate, projection_flops
 from pipeline.machine.phases import REST, Profiler, Row, beside, phase
-from tests.tiny import VOCABULARY, write_tiny_policy
+from tests.builders.policies import LOWERCASE, write_tiny_policy
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_operations_of_a_model_counted_by_hand(tmp_path: Path) -> None:
     attention = 32 * 32 + 32 * 16 + 32 * 16 + 32 * 32  # queries, keys, values, output
     multilayer = 3 * 32 * 64
     assert forward_flops(model, 7) == 2 * 2 * (attention + multilayer) * 7
-    assert projection_flops(model, 7) == 2 * 32 * VOCABULARY * 7
+    assert projection_flops(model, 7) == 2 * 32 * len(LOWERCASE) * 7
 
 
 def test_the_rate_of_matrix_products_is_measured_quickly() -> None:

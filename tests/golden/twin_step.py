@@ -9,27 +9,24 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
+from tests.builders.policies import PRINTABLE, tokenizer_of, write_tiny_policy
+
 ANSWERS = (
-    "7<|end|>",
-    "<think>hm</think>12<|end|>",
+    "7<|im_end|>",
+    "<think>hm</think>12<|im_end|>",
     "5 or 6",
-    "3<|end|>",
-    "4 4<|end|>",
+    "3<|im_end|>",
+    "4 4<|im_end|>",
     "x</think>9",
 )
 REWARDS = (0.0, 1.0, 0.25, 1.0, 0.0, 1.0)
 TEMPERATURE = 0.75
 
 
-class TinyStep(NamedTuple):
+class TwinInputs(NamedTuple):
     """The inputs of `recompute`."""
 
     tables: dict[str, pa.Table]
@@ -37,55 +34,21 @@ class TinyStep(NamedTuple):
     teacher: list[tuple[dict[str, Tensor], float]]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each printable character, and three special ones."""
-    names = ["<|pad|>", "<|start|>", "<|end|>", "\n", *map(chr, range(32, 127))]
-    inner = Tokenizer(
-        models.WordLevel({name: index for index, name in enumerate(names)}, "<|pad|>")
-    )
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    inner.add_special_tokens(names[:3])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|end|>", pad_token="<|pad|>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def make_model(seed: int, vocabulary: int) -> Qwen3ForCausalLM:
-    """A random policy whose logits spread enough for the distributions to differ."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    return Qwen3ForCausalLM(config)
-
-
 def teacher_prompt(question: str, demonstration: str) -> str:
     """The rendered teacher prompt, spelled out."""
     return (
-        "<|start|>system\nS<|end|>\n<|start|>user\n"
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n"
         f"{question}\nCorrect solution:\n\n{demonstration}\n\n"
-        "Correctly solve the original question.<|end|>\n<|start|>assistant\n"
+        "Correctly solve the original question.<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def make_step(folder: Path, mini_batches: int) -> TinyStep:
+def make_step(folder: Path, mini_batches: int) -> TwinInputs:
     """Write a policy to `folder` and return a step over it, of one or two mini-batches."""
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder)
-    make_model(0, len(tokenizer)).save_pretrained(folder)
-    other = {n: p.detach().clone() for n, p in make_model(1, len(tokenizer)).named_parameters()}
+    tokenizer = tokenizer_of(PRINTABLE)
+    write_tiny_policy(folder, 0, PRINTABLE, hidden=16, spread=0.3)
+    write_tiny_policy(folder / "teacher", 1, PRINTABLE, hidden=16, spread=0.3)
+    teacher = load_file(folder / "teacher" / "model.safetensors")
     siblings = (1, None, 1, 5, 3, 3)
     demonstrations = {1: "12", 3: "3", 5: "9"}
     rollouts, verdicts, routes = [], [], []
@@ -96,7 +59,8 @@ def make_step(folder: Path, mini_batches: int) -> TinyStep:
         messages = [{"role": "system", "content": "S"}, {"role": "user", "content": question}]
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
         prompt = (
-            f"<|start|>system\nS<|end|>\n<|start|>user\n{question}<|end|>\n<|start|>assistant\n"
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n"
+            f"{question}<|im_end|>\n<|im_start|>assistant\n"
         )
         sibling = siblings[index]
         taught = "" if sibling is None else teacher_prompt(question, demonstrations[sibling])
@@ -121,6 +85,8 @@ def make_step(folder: Path, mini_batches: int) -> TinyStep:
             }
         )
     tables = {"rollouts": rollouts, "verdicts": verdicts, "routes": routes}
-    return TinyStep(
-        {name: pa.Table.from_pylist(rows) for name, rows in tables.items()}, folder, [(other, 1.0)]
+    return TwinInputs(
+        {name: pa.Table.from_pylist(rows) for name, rows in tables.items()},
+        folder,
+        [(teacher, 1.0)],
     )
