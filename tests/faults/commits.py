@@ -13,8 +13,8 @@ from pipeline.files.sealed_json import read_sealed, write_sealed
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import keep_tokenizer, load_snapshot, save_snapshot
 from pipeline.run.run import Run, is_taken
+from tests.builders.tables import COST, STEP, config, origin, tables
 from tests.faults.broken_disk import FAULTS, BrokenDisk, Fault
-from tests.pipeline.made_up import COST, STEP, config, origin, tables
 
 TEACHER = TeacherSettings(kind="ema", rate=0.05, mix=0.05)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import StoreError
 from pipeline.run.run import Run
 from pipeline.tables.schemas import SCHEMAS, TOKEN_TABLES, teacher_schema
-from tests.pipeline.made_up import COST, STEP, config, origin
+from tests.builders.tables import COST, STEP, config, origin
 
 NAMES = [name for name in SCHEMAS if name not in TOKEN_TABLES]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -12,7 +12,7 @@ import pytest
 
 from flows.cli import main
 from pipeline.run.run import Run
-from tests.planted.tables import EOS, State, Trouble, growing, healthy, make
+from tests.planted.drawn_runs import EOS, State, Trouble, growing, healthy, make_run
 
 ONSET, WITHIN, SEEDS = 12, 5, (0, 1, 2)
 Tables = dict[str, pa.Table]
@@ -111,7 +111,7 @@ def test_a_trouble_is_flagged_by_its_rule_with_evidence_that_shows_it(
     rule: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     trouble, companions, shows = PLANTED[rule]
-    run = make(tmp_path / "run", trouble, seed, ONSET, ONSET + WITHIN + 1)
+    run = make_run(tmp_path / "run", trouble, seed, ONSET, ONSET + WITHIN + 1)
     found = alarms(run)
     assert {rule} <= set(found) <= {rule} | companions
     step, alarm = found[rule]
@@ -136,14 +136,14 @@ def test_a_healthy_policy_raises_nothing_in_sixty_steps(
     groups: int, seed: int, tmp_path: Path
 ) -> None:
     steps = 60 if groups == 8 else 30
-    assert alarms(make(tmp_path / "run", healthy, seed, steps, steps, groups)) == {}
+    assert alarms(make_run(tmp_path / "run", healthy, seed, steps, steps, groups)) == {}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_responses_cut_from_the_very_start_are_flagged_after_three_steps(
     seed: int, tmp_path: Path
 ) -> None:
-    run = make(tmp_path / "run", lambda _: State(tokens=400.0), seed, 0, 6)
+    run = make_run(tmp_path / "run", lambda _: State(tokens=400.0), seed, 0, 6)
     ((rule, (step, alarm)),) = alarms(run).items()
     assert (rule, step, alarm["step"], alarm["healthy"]) == ("truncated", 2, 0, 0)
     cut = pc.equal(run.read("rollouts", 2)["finish_reason"], "length")
@@ -155,7 +155,7 @@ def test_responses_cut_from_the_very_start_are_flagged_after_three_steps(
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ten_steps_with_nothing_to_teach_are_flagged(seed: int, tmp_path: Path) -> None:
     """No question is ever solved, from the start: no accuracy could fall, no teacher is there."""
-    run = make(tmp_path / "run", lambda _: State(ease=(0.0, 0.0)), seed, 0, 12)
+    run = make_run(tmp_path / "run", lambda _: State(ease=(0.0, 0.0)), seed, 0, 12)
     ((rule, (step, alarm)),) = alarms(run).items()
     assert (rule, step, alarm["step"]) == ("nothing_taught", 9, 0)
     assert len(alarm["evidence"]) == 5
@@ -165,7 +165,7 @@ def test_ten_steps_with_nothing_to_teach_are_flagged(seed: int, tmp_path: Path) 
 def test_a_slow_decay_of_the_format_is_flagged_before_half_is_lost(
     seed: int, tmp_path: Path
 ) -> None:
-    run = make(
+    run = make_run(
         tmp_path / "run", lambda since: State(form=0.96 - 0.006 * since), seed, ONSET, 90, every=90
     )
     step, alarm = alarms(run)["format_falls"]

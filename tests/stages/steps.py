@@ -16,6 +16,7 @@ from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH
 from tests.builders.policies import open_on_cpu, write_tiny_policy
+from tests.builders.tables import answer_columns, verdict_columns
 
 Group = Sequence[tuple[str, float]]
 """Responses and rewards of one question. A trailing "|" stands for a cut: no EOS."""
@@ -44,52 +45,33 @@ def config_of(**sections: Mapping[str, object]) -> Config:
 
 def sampled(policy: Policy, groups: Sequence[Group], step: int = 0) -> dict[str, pa.Table]:
     """Return the tables `rollouts` and `verdicts` of a step; log-probabilities are made up."""
-    rollouts: list[dict[str, Any]] = []
-    verdicts: list[dict[str, Any]] = []
-    for group, answers in enumerate(groups):
-        messages = [SYSTEM, {"role": "user", "content": f"question {group}"}]
-        prompt_ids = policy.encode(f"<system>be brief<user>question {group}<assistant>")
-        for sample, (text, reward) in enumerate(answers):
-            cut = text.endswith("|")
-            response_ids = policy.encode(text.removesuffix("|"))
-            if not cut:
-                response_ids = [*response_ids, min(policy.eos_ids)]
-            rollout_id = f"{step:06d}-{group:04d}-{sample:02d}"
-            rollouts.append(
-                {
-                    "rollout_id": rollout_id,
-                    "step": step,
-                    "group": group,
-                    "sample": sample,
-                    "task": "none",
-                    "prompt_id": str(group),
-                    "messages": messages,
-                    "reference": '""',
-                    "prompt_ids": prompt_ids,
-                    "response_ids": response_ids,
-                    "response_text": text.removesuffix("|"),
-                    "sampled_logprobs": [-3.5] * len(response_ids),
-                    "temperature": 1.0,
-                    "top_p": 1.0,
-                    "top_k": 0,
-                    "finish_reason": "length" if cut else "stop",
-                    "seed": 0,
-                    "policy_version": policy.version,
-                    "engine": "hand",
-                }
-            )
-            verdicts.append(
-                {
-                    "rollout_id": rollout_id,
-                    "reward": reward,
-                    "correct": reward >= 0.5,
-                    "format_ok": True,
-                    "verifier": "hand/1",
-                }
-            )
+    answers = [answer for answers in groups for answer in answers]
+    places = [(g, s) for g, answers in enumerate(groups) for s in range(len(answers))]
+    prompts = [policy.encode(f"<system>be brief<user>question {g}<assistant>") for g, _ in places]
+    cut = [text.endswith("|") for text, _ in answers]
+    texts = [text.removesuffix("|") for text, _ in answers]
+    end = [min(policy.eos_ids)]
+    responses = [
+        policy.encode(text) + ([] if is_cut else end)
+        for text, is_cut in zip(texts, cut, strict=True)
+    ]
+    rollouts = answer_columns(
+        step,
+        places,
+        responses,
+        prompt_id=[str(g) for g, _ in places],
+        messages=[[SYSTEM, {"role": "user", "content": f"question {g}"}] for g, _ in places],
+        prompt_ids=prompts,
+        response_text=texts,
+        finish_reason=["length" if is_cut else "stop" for is_cut in cut],
+        policy_version=[policy.version] * len(places),
+    )
+    rewards = [reward for _, reward in answers]
+    verdicts = verdict_columns([reward >= 0.5 for reward in rewards], reward=rewards)
+    logprobs = [[-3.5] * len(response) for response in responses]
     return {
-        "rollouts": pa.Table.from_pylist(rollouts, schema=ROLLOUTS),
-        "verdicts": pa.Table.from_pylist(verdicts, schema=VERDICTS),
+        "rollouts": pa.table({**rollouts, "sampled_logprobs": logprobs}, schema=ROLLOUTS),
+        "verdicts": pa.table({"rollout_id": rollouts["rollout_id"], **verdicts}, schema=VERDICTS),
     }
 
 

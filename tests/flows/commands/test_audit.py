@@ -302,7 +302,7 @@ def test_markup_is_text(run: Run, srpo: Any, tmp_path: Path) -> None:
     """What looks like Rich's markup is shown, also when it is wrong; JSON keeps the characters."""
     made = Run.create(tmp_path / "markup", run.config, {})
     manifest, data = run.manifest("rollouts", 0), run.read("rollouts", 0)
-    from tests.pipeline.made_up import with_column
+    from tests.builders.tables import with_column
 
     text = "[bold]x[/] [/nope] :smile: \x1b[31m"
     data = with_column(data, "response_text", [text] * data.num_rows)

@@ -16,8 +16,8 @@ from pipeline.housekeeping.run_listing import overview
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
 from pipeline.run.step_records import Records
+from tests.builders.tables import COST, config, origin, tables, with_column
 from tests.flows.training.fakes import FakeSession
-from tests.pipeline.made_up import COST, config, origin, tables, with_column
 
 FACTS = {"loss": [0.5], "grad_norm": [2.0], "learning_rate": 5e-6, "tokens": [10]}
 SETTINGS = {"route": {"method": "srpo"}}

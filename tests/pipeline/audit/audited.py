@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.config.sections import UpdateSection
 from pipeline.run.run import Run
 from pipeline.tables.schemas import teacher_schema
-from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables
+from tests.builders.tables import COST, IDS, STEP, config, origin, tables
 
 LARGE_ROLLOUTS, TOKENS, KEPT = 100, 200, 100
 LARGE_IDS = [f"{STEP:06d}-0000-{row:02d}" for row in range(LARGE_ROLLOUTS)]

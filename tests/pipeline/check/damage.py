@@ -12,7 +12,7 @@ import pyarrow.ipc
 from pipeline.files.durable import json_text
 from pipeline.files.sealed_json import write_sealed
 from pipeline.tables.manifest import Manifest
-from tests.pipeline.made_up import with_value
+from tests.builders.tables import with_value
 
 
 def flip(path: Path, at: float = 0.5) -> None:

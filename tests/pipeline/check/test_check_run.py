@@ -16,9 +16,9 @@ from pipeline.check.findings import CheckReport, Finding
 from pipeline.files.durable import json_text
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
+from tests.builders.tables import with_column
 from tests.golden.run import make_run
 from tests.pipeline.check.damage import edit_json, flip, reseal, rewrite, set_value
-from tests.pipeline.made_up import with_column
 
 STEP = 1
 FILES = [f"steps/000001/{table}" for table in STEP_TABLES] + ["evaluations/000000"]

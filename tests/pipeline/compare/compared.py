@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.config.sections import Config
 from pipeline.files.durable import digest_of, write_json
 from pipeline.run.run import Run
-from tests.pipeline.made_up import COST, config, origin, tables
+from tests.builders.tables import COST, config, origin, tables
 
 QUESTIONS, ANSWERS = 10, 2
 SECONDS, TOKENS = 10.0, 100

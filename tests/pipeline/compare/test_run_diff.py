@@ -10,7 +10,7 @@ import pytest
 from pipeline.compare.column_diff import differing_rows
 from pipeline.compare.run_diff import RunDiff, diff_runs
 from pipeline.run.run import Run
-from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_column, with_value
+from tests.builders.tables import COST, IDS, STEP, config, origin, tables, with_column, with_value
 
 Tables = dict[str, pa.Table]
 STAGE_OF = {"rollouts": "generate", "routes": "route", "weights": "weigh"}

@@ -9,7 +9,7 @@ from pipeline.health.alarms import alarm_of
 from pipeline.health.evidence import CHOICES, LARGEST, evidence_of
 from pipeline.health.findings import Sign
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
-from tests.pipeline.made_up import IDS, tables, with_column
+from tests.builders.tables import IDS, tables, with_column
 
 EXPECTED = {
     "format": [IDS[3]],

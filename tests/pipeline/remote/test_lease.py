@@ -14,8 +14,8 @@ from pipeline.remote.mirror_paths import run_path
 from pipeline.remote.upload import publish
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
+from tests.builders.tables import COST, config, origin, tables
 from tests.pipeline.conftest import UseMachine
-from tests.pipeline.made_up import COST, config, origin, tables
 from tests.s3 import Server
 
 ME = {"command": "srpo train", "process": 7, "host": "one", "since": "2026-01-01T00:00:00+00:00"}

@@ -19,8 +19,8 @@ from pipeline.remote.mirror_paths import run_path
 from pipeline.remote.mirror_sync import clear, is_run, mirrors, refresh
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run, is_taken
+from tests.builders.tables import COST, STEP, config, origin, tables
 from tests.pipeline.conftest import UseMachine
-from tests.pipeline.made_up import COST, STEP, config, origin, tables
 from tests.s3 import Server
 
 TABLES = ("rollouts", "weights")

@@ -16,7 +16,7 @@ from pipeline.run.metrics import (
     step_metrics,
 )
 from pipeline.tables.manifest import Manifest
-from tests.pipeline.made_up import COST, IDS, STEP, origin, tables, with_column
+from tests.builders.tables import COST, IDS, STEP, origin, tables, with_column
 
 FACTS = {"loss": [0.5, 0.25], "grad_norm": [2.0, 4.0], "learning_rate": 5e-6, "tokens": [6, 4]}
 STAGES = {

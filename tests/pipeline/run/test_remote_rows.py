@@ -15,8 +15,8 @@ from pipeline.run import remote_rows as ranges
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.tables.schemas import SCHEMAS, teacher_schema
+from tests.builders.tables import COST, STEP, config, origin
 from tests.pipeline.conftest import UseMachine
-from tests.pipeline.made_up import COST, STEP, config, origin
 from tests.s3 import Server
 
 ROLLOUTS, TOKENS, KEPT = 40, 50, 20

@@ -16,7 +16,7 @@ from pipeline.files.durable import digest_of, file_digest, json_text
 from pipeline.run.run import Run
 from pipeline.tables.arrow_reading import read_arrow
 from pipeline.tables.manifest import Origin
-from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
+from tests.builders.tables import COST, IDS, STEP, config, origin, tables, with_value
 
 FACTS = {"skipped": 2}
 

@@ -22,8 +22,8 @@ from pipeline.stage.contract import (
 )
 from pipeline.stage.runner import next_version, run_stage
 from pipeline.task import Message, Question
+from tests.builders.tables import COST, STEP, config, origin, tables, with_value
 from tests.conftest import OpenPolicy
-from tests.pipeline.made_up import COST, STEP, config, origin, tables, with_value
 
 QUESTIONS = (Question("q0", (Message("user", "2 + 2?"),), "4"),)
 START = f"{STEP:06d}-abc"

@@ -17,7 +17,7 @@ from pipeline.stage.contract import Handles
 from pipeline.stage.runner import run_stage
 from pipeline.tables.arrow_reading import read_arrow
 from pipeline.tables.arrow_writing import Writer, write_arrow
-from tests.pipeline.made_up import COST, STEP, config, origin, tables, with_value
+from tests.builders.tables import COST, STEP, config, origin, tables, with_value
 from tests.pipeline.stage.test_runner import Recorder, make_verdicts
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.tables.invariants import broken_invariants, check_table
-from tests.pipeline.made_up import IDS, tables, with_column, with_value
+from tests.builders.tables import IDS, tables, with_column, with_value
 
 INF, NAN = math.inf, math.nan
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.tables.manifest import Manifest
-from tests.pipeline.made_up import COST, origin
+from tests.builders.tables import COST, origin
 
 OLD_DIGEST = "1bad0b4d8ee80a701be6f0a2f184bda7dd4a5fabfc757a7d99a3e79f73d9410f"
 """Of `manifest()`, by the code before manifests had `write_seconds`."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.files.sealed_json import write_sealed
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
-from tests.pipeline.made_up import with_column
+from tests.builders.tables import with_column
 
 LONG = 100_000
 ATTACKS = (

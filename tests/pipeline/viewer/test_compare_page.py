@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from pipeline.run.run import Run
 from pipeline.viewer.compare_page import COMPARE, context
 from pipeline.viewer.page import Missing, named
-from tests.pipeline.made_up import COST, IDS, STEP, config, origin, tables, with_value
+from tests.builders.tables import COST, IDS, STEP, config, origin, tables, with_value
 from tests.pipeline.viewer.conftest import STEPS, Serve
 from tests.pipeline.viewer.test_run_page import Open, drawn
 

@@ -14,7 +14,7 @@ from pipeline.viewer import app as application
 from pipeline.viewer.app import create_app
 from pipeline.viewer.page import FOLDER, Kind, Missing, Page, data_block, named
 from pipeline.viewer.page_registry import KINDS
-from tests.pipeline.made_up import config
+from tests.builders.tables import config
 
 TEMPLATES = sorted((FOLDER / "templates").glob("*.html"))
 

@@ -8,8 +8,8 @@ from pipeline.remote.mirror_paths import run_path
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.viewer import app
+from tests.builders.tables import config
 from tests.pipeline.conftest import UseMachine
-from tests.pipeline.made_up import config
 from tests.s3 import Server
 
 

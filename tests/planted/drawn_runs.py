@@ -1,4 +1,4 @@
-"""Make a run out of made-up tables, in a second, with whatever trouble from a known step on.
+"""Write a run of drawn tables in a second, with any trouble from a known step on.
 
 `collapse.py` plants two collapses through the stages themselves. Here the tables are drawn, written
 to the real store and read by the real metrics and rules, so that each rule meets its trouble in a
@@ -19,11 +19,19 @@ import data.demo
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES, TABLES_OF_STAGE
 from pipeline.run.step_records import Records
-from pipeline.tables.manifest import Cost, Origin
-from pipeline.tables.schemas import SCHEMA_VERSION, SCHEMAS, teacher_schema
-from stages.route.decisions import group_statistics, route_of
+from pipeline.tables.schemas import SCHEMAS, teacher_schema
+from stages.route.decisions import group_statistics
 from stages.weigh import log_raw_weights_N, normalised_weights_N
-from tests.pipeline.made_up import config
+from tests.builders.tables import (
+    COST,
+    Columns,
+    answer_columns,
+    config,
+    origin,
+    route_columns,
+    update_columns,
+    verdict_columns,
+)
 
 SAMPLES = 8
 KEPT = 2
@@ -33,7 +41,6 @@ EOS = 1
 _STAGE_OF = {table: stage for stage, tables in TABLES_OF_STAGE.items() for table in tables}
 
 Draw = np.random.Generator
-Rows = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def growing(**ends: float) -> Trouble:
     return after
 
 
-def make(
+def make_run(
     root: Path, trouble: Trouble, seed: int, onset: int, steps: int, groups: int = 8, every: int = 2
 ) -> Run:
     """Write the run step by step, as a training does, its records included.
@@ -116,50 +123,34 @@ def make(
 
 
 def _commit(
-    run: Run, table: str, step: int, rows: Rows, facts: dict[str, Any] | None = None
+    run: Run, table: str, step: int, columns: Columns, facts: dict[str, Any] | None = None
 ) -> None:
     schema = SCHEMAS[table] or teacher_schema(KEPT)
-    origin = Origin(
-        schema_version=SCHEMA_VERSION,
-        table=table,
+    made = origin(
+        table,
         step=step,
         stage=_STAGE_OF.get(table, "evaluate"),
-        stage_version=1,
         inputs={},
         settings=run.config.model_dump(),
-        policy_version=f"{step:06d}-made",
-        teacher_version=None,
+        policy_version=f"{step:06d}-abc",
     )
-    cost = Cost(seconds=1.0, tokens=0, peak_memory_mb=1.0, created="2026-01-01T00:00:00+00:00")
-    run.commit(origin, pa.table(rows, schema=schema), facts or {}, cost)
+    run.commit(made, pa.table(columns, schema=schema), facts or {}, COST)
 
 
 def _step(
     draw: Draw, state: State, step: int, groups: int, run: Run
-) -> tuple[dict[str, Rows], dict[str, Any]]:
+) -> tuple[dict[str, Columns], dict[str, Any]]:
     """Return the tables of a step, and the facts of its update."""
     rollouts, verdicts = _answers(draw, state, step, groups, SAMPLES, state.form)
     ids, tokens = rollouts["rollout_id"], [len(r) for r in rollouts["response_ids"]]
     routes = _routes(rollouts, verdicts)
     teacher, weights = _teacher(draw, state, rollouts, routes, run.config.weigh.beta or 0.0)
-    updates = {
-        "rollout_id": ids,
-        "route": routes["route"],
-        "mini_batch": routes["mini_batch"],
-        "tokens": tokens,
-        "computed": [True] * len(ids),
-        "old_source": ["live"] * len(ids),
-        "loss_sum": draw.normal(0, 5, len(ids)).tolist(),
-        "share": [n / sum(tokens) for n in tokens],
-        "mean_ratio": [1.0] * len(ids),
-        "clipped_fraction": [0.0] * len(ids),
-        "mean_tis": [1.0] * len(ids),
-        "max_logprob_gap": draw.lognormal(np.log(state.gap), 0.5, len(ids)).tolist(),
-        "mean_logprob_gap": [0.0] * len(ids),
-        "engine_kl": [0.0] * len(ids),
-        "tis_cut_fraction": [0.0] * len(ids),
-        "mean_divergence": [None] * len(ids),
-    }
+    updates = update_columns(
+        routes,
+        tokens,
+        loss_sum=draw.normal(0, 5, len(ids)).tolist(),
+        max_logprob_gap=draw.lognormal(np.log(state.gap), 0.5, len(ids)).tolist(),
+    )
     norm = float(state.gradient * draw.lognormal(0, 0.4))
     facts = {
         "learning_rate": 1e-5,
@@ -185,7 +176,7 @@ def _step(
 
 def _answers(
     draw: Draw, state: State, step: int, groups: int, samples: int, form: float
-) -> tuple[Rows, Rows]:
+) -> tuple[Columns, Columns]:
     """Return what was sampled, and how it was judged."""
     places = [(group, sample) for group in range(groups) for sample in range(samples)]
     ease = draw.uniform(*state.ease, groups)
@@ -199,40 +190,22 @@ def _answers(
     ids = [
         [30] * 40 + [EOS] if again else [*w, EOS] for again, w in zip(repeats, words, strict=True)
     ]
-    count = len(places)
-    sampled: Rows = {
-        "rollout_id": [f"{step:06d}-{g:04d}-{s:02d}" for g, s in places],
-        "step": [step] * count,
-        "group": [g for g, _ in places],
-        "sample": [s for _, s in places],
-        "task": ["arithmetic"] * count,
-        "prompt_id": [f"q{(step * groups + g) % 40}" for g, _ in places],
-        "messages": [[{"role": "user", "content": "What is 2 + 2?"}]] * count,
-        "reference": ["4"] * count,
-        "prompt_ids": [[5, 6, 7]] * count,
-        "response_ids": ids,
-        "response_text": [" ".join(map(str, tokens)) for tokens in ids],
-        "temperature": [1.0] * count,
-        "top_p": [1.0] * count,
-        "top_k": [0] * count,
-        "finish_reason": ["length" if n >= LIMIT else "stop" for n in tokens],
-        "seed": list(range(count)),
-        "policy_version": [f"{step:06d}-made"] * count,
-        "engine": ["made-up"] * count,
-    }
-    judged: Rows = {
-        "reward": right.astype(float).tolist(),
-        "correct": right.tolist(),
-        "format_ok": (formed & ~failed).tolist(),
-        "prediction": ["4" if r else "5" for r in right],
-        "feedback": [None] * count,
-        "verifier": ["arithmetic/1"] * count,
-        "error": ["timed out" if f else None for f in failed],
-    }
+    sampled = answer_columns(
+        step,
+        places,
+        ids,
+        prompt_id=[f"q{(step * groups + g) % 40}" for g, _ in places],
+        finish_reason=["length" if n >= LIMIT else "stop" for n in tokens],
+    )
+    judged = verdict_columns(
+        right.tolist(),
+        format_ok=(formed & ~failed).tolist(),
+        error=["timed out" if f else None for f in failed],
+    )
     return sampled, judged
 
 
-def _evaluations(draw: Draw, state: State, step: int) -> Rows:
+def _evaluations(draw: Draw, state: State, step: int) -> Columns:
     sampled, judged = _answers(
         draw, state, step, EVALUATED_QUESTIONS, EVALUATED_SAMPLES, state.evaluated_form
     )
@@ -247,7 +220,7 @@ def _evaluations(draw: Draw, state: State, step: int) -> Rows:
     }
 
 
-def _routes(rollouts: Rows, verdicts: Rows) -> Rows:
+def _routes(rollouts: Columns, verdicts: Columns) -> Columns:
     """Return routes as SRPO decides them; the first correct sibling demonstrates."""
     ids, rewards, correct = rollouts["rollout_id"], verdicts["reward"], verdicts["correct"]
     teachers: list[str | None] = []
@@ -259,30 +232,19 @@ def _routes(rollouts: Rows, verdicts: Rows) -> Rows:
             siblings = [j for j in range(SAMPLES) if correct[start + j] and j != sample]
             teachers.append(ids[start + siblings[0]] if siblings else None)
             statistics.append((found.advantages_G[sample], found.mean, found.std))
-    available = [teacher is not None for teacher in teachers]
-    routes = [route_of("srpo", c, m) for c, m in zip(correct, available, strict=True)]
-    return {
-        "rollout_id": ids,
-        "group": rollouts["group"],
-        "reward": rewards,
-        "correct": correct,
-        "advantage": [a for a, _, _ in statistics],
-        "group_mean": [m for _, m, _ in statistics],
-        "group_std": [s for _, _, s in statistics],
-        "teacher_available": available,
-        "teacher_source": ["sibling" if m else "none" for m in available],
-        "teacher_rollout_id": teachers,
-        "teacher_prompt_text": ["taught" if m else None for m in available],
-        "teacher_prompt_ids": [[5, 6] if m else [] for m in available],
-        "route": routes,
-        "mini_batch": [0] * len(ids),
-        "reason": [f"made up: {route}" for route in routes],
-    }
+    return route_columns(
+        rollouts,
+        verdicts,
+        teachers,
+        advantage=[a for a, _, _ in statistics],
+        group_mean=[m for _, m, _ in statistics],
+        group_std=[s for _, _, s in statistics],
+    )
 
 
 def _teacher(
-    draw: Draw, state: State, rollouts: Rows, routes: Rows, beta: float
-) -> tuple[Rows, Rows]:
+    draw: Draw, state: State, rollouts: Columns, routes: Columns, beta: float
+) -> tuple[Columns, Columns]:
     """Return what the teacher said to the rollouts it teaches, and the weights of their tokens."""
     taught = [
         (name, len(response))
@@ -296,7 +258,7 @@ def _teacher(
     drawn = state.entropy * draw.lognormal(-(spread**2) / 2, spread, len(names))
     entropy: npt.NDArray[np.float64] = drawn.astype(np.float64)
     raw = log_raw_weights_N(entropy, beta)
-    keys: Rows = {
+    keys: Columns = {
         "rollout_id": names,
         "position": [position for _, tokens in taught for position in range(tokens)],
     }
