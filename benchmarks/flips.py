@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.faults.flips import flipped, kind, named_by_check, places, refused_by_readers
+from tests.faults.bit_flips import flipped, kind, named_by_check, places, refused_by_readers
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.kills import Campaign, Kill, as_line
-from tests.faults.other_kills import kill_commands
+from tests.faults.rerun_kills import kill_commands
+from tests.faults.train_kills import Campaign, Kill, as_line
 
 
 def report(console: Console, kills: list[Kill]) -> None:

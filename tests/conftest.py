@@ -29,7 +29,7 @@ from pipeline.config.sections import TeacherKind
 from pipeline.policy.policy import Policy, TeacherSettings
 from tests.builders.policies import PRINTABLE, open_on_cpu, write_tiny_policy
 from tests.paths import PROJECT
-from tests.servers import leave_former, prepared, shared
+from tests.prefect_servers import leave_former, prepared, shared
 
 OpenPolicy = Callable[..., Policy]
 OwnServer = Callable[[Path], Path]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.run import make_run
+from tests.golden.golden_run import make_run
 from tests.paths import PROJECT
 
 PAGES = [

@@ -22,7 +22,7 @@ from pipeline.machine.disk import explained, naming
 from pipeline.run.run import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.flows.session.test_session import digests
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 from tests.paths import PROJECT
 
 STEPS = 3

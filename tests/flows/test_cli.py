@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 from tests.paths import PROJECT
 
 COMMANDS = ["train", "stage", "evaluate", "tasks", "presets", "doctor"]

@@ -14,7 +14,7 @@ from flows.reruns.replay import Plan, replay
 from flows.session.session import Session
 from pipeline.run.step_layout import STEP_STAGES
 from pipeline.tables.schemas import SCHEMA_VERSION
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 KEPT = Path(__file__).parent / "kept"
 

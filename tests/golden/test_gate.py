@@ -7,7 +7,7 @@ import pytest
 
 from flows.session.session import Session
 from pipeline.errors import NumericalError
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 BEFORE = ("generate", "verify", "route", "weigh")
 

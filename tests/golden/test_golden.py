@@ -23,7 +23,14 @@ from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
 from stages.update.objective import TokenLosses
-from tests.golden.run import STEP, StepCapture, make_run, run_step, teacher_states, twin_settings
+from tests.golden.golden_run import (
+    STEP,
+    StepCapture,
+    make_run,
+    run_step,
+    teacher_states,
+    twin_settings,
+)
 
 Overrides = Mapping[str, Mapping[str, object]]
 

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.policy.policy import TeacherSettings
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 
 class LaterModel(ModelSection):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from flows.session.session import STAGES, Session
-from tests.golden.run import golden_config, run_step
+from tests.golden.golden_run import golden_config, run_step
 
 RECORDED = Path(__file__).with_name("versions.json")
 OF_A_MACHINE = {"policy_version", "teacher_version", "task"}

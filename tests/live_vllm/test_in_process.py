@@ -10,7 +10,7 @@ from pipeline.vllm import vllm_engine, weights
 from pipeline.vllm.host import EngineError
 from pipeline.vllm.vllm_engine import VllmEngine
 from tests.conftest import OpenPolicy
-from tests.live_vllm.live import (
+from tests.live_vllm.live_engine import (
     SETTINGS,
     largest_gap,
     learn,

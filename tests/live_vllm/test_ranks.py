@@ -12,11 +12,11 @@ import pytest
 from pipeline.check.check_run import check_run
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
-from tests.live_vllm import live
-from tests.live_vllm.beside import TIMEOUT
-from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained
-from tests.ranks.compared import compare
-from tests.ranks.launched import launch
+from tests.live_vllm import live_engine
+from tests.live_vllm.run_stations import TIMEOUT
+from tests.ranks.compare_tables import compare
+from tests.ranks.launcher import launch
+from tests.ranks.train_commands import LIMIT_SECONDS, STEPS, finish, train, trained
 
 pytestmark = pytest.mark.vllm
 
@@ -61,7 +61,7 @@ def test_an_engine_beside_each_rank(tmp_path: Path, one: Run) -> None:
         time.sleep(0.05)
     below = psutil.Process(command.pid).children(recursive=True)
     both = [p for p in below if "flows.cli" in p.cmdline()]
-    assert [len(live.cores_of(rank)) for rank in both] == [1, 1]
+    assert [len(live_engine.cores_of(rank)) for rank in both] == [1, 1]
     both[1].send_signal(signal.SIGKILL)
     said = finish(command)
     assert command.returncode == 2
@@ -73,9 +73,9 @@ def test_an_engine_beside_each_rank(tmp_path: Path, one: Run) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder, before = tmp_path_factory.mktemp("beside"), live.guards()
-    launch("tests.live_vllm.beside", 2, folder, str(folder))
-    assert live.guards() <= before
+    folder, before = tmp_path_factory.mktemp("beside"), live_engine.guards()
+    launch("tests.live_vllm.run_stations", 2, folder, str(folder))
+    assert live_engine.guards() <= before
     result: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return result
 

@@ -13,7 +13,7 @@ from pipeline.policy.policy import Policy
 from pipeline.vllm.host import EngineError
 from pipeline.vllm.vllm_engine import VllmEngine
 from tests.conftest import OpenPolicy
-from tests.live_vllm.live import (
+from tests.live_vllm.live_engine import (
     SETTINGS,
     children,
     largest_gap,

@@ -8,7 +8,7 @@ import pytest
 from flows.session.session import Session
 from pipeline.errors import NumericalError
 from pipeline.run.step_layout import STEP_STAGES
-from tests.live_vllm.live import children, config
+from tests.live_vllm.live_engine import children, config
 
 pytestmark = pytest.mark.vllm
 

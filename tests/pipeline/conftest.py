@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.remote import client, lease
-from tests.s3 import CREDENTIALS, Server, serving
+from tests.s3_server import CREDENTIALS, Server, serving
 
 UseMachine = Callable[[str], None]
 

@@ -15,8 +15,8 @@ import pytest
 from pipeline.check.check_run import check_run
 from pipeline.run.lock import LOCK_FILE
 from pipeline.run.run import Run
-from tests.ranks.commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
-from tests.ranks.compared import compare_runs
+from tests.ranks.compare_tables import compare_runs
+from tests.ranks.train_commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 
 pytestmark = pytest.mark.slow
 

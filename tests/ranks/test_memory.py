@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixture import write_fixture
-from tests.ranks.launched import launch
+from tests.ranks.launcher import launch
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from transformers import (
 from pipeline.distributed.ranks import LOST
 from pipeline.policy.policy import Policy
 from pipeline.policy.snapshots import open_policy, save_snapshot
-from tests.ranks.launched import launch
-from tests.ranks.snapshots import EMA, FROZEN, SECTION, work
+from tests.ranks.launcher import launch
+from tests.ranks.run_snapshots import EMA, FROZEN, SECTION, work
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +82,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def on_ranks(count: int, logs: Path, *tasks: tuple[str, Path, Path]) -> None:
-    """Have so many ranks do tasks of `snapshots`, one after the other."""
-    launch("tests.ranks.snapshots", count, logs, *(str(part) for task in tasks for part in task))
+    """Have so many ranks do tasks of `run_snapshots`, one after the other."""
+    launch(
+        "tests.ranks.run_snapshots", count, logs, *(str(part) for task in tasks for part in task)
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.vllm import station
-from tests.ranks.stations import PROMPTS, all_cases, on_two_ranks, stand_ins
+from tests.ranks.run_stations import PROMPTS, all_cases, on_two_ranks, stand_ins
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks.compared import compare
-from tests.ranks.steps import STEPS, all_steps, on_ranks
+from tests.ranks.compare_tables import compare
+from tests.ranks.run_steps import STEPS, all_steps, on_ranks
 
 pytestmark = pytest.mark.slow
 

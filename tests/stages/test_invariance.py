@@ -12,7 +12,7 @@ from flows.session.session import Session
 from pipeline.config.sections import UpdateSection
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient
-from tests.golden.run import STEP, make_run, run_step
+from tests.golden.golden_run import STEP, make_run, run_step
 
 
 @pytest.fixture(scope="module")

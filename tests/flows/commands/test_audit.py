@@ -19,8 +19,8 @@ from flows.reruns.replay import Plan, replay
 from pipeline.audit.listing import COLUMNS, ON_REQUEST, describe, samples
 from pipeline.audit.rollout import rollout_record
 from pipeline.run.run import Run
-from tests.golden.run import STEP, make_run
-from tests.pipeline.viewer.hostile import LONG, hostile_run
+from tests.golden.golden_run import STEP, make_run
+from tests.pipeline.viewer.hostile_run import LONG, hostile_run
 
 PER_STEP = 30
 ROLLOUTS = (STEP + 1) * PER_STEP

@@ -12,7 +12,7 @@ from pipeline.audit.listing import samples
 from pipeline.audit.rollout import RolloutRecord, rollout_record
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 Sections = dict[str, dict[str, Any]]
 VARIANTS: dict[str, Sections] = {

@@ -11,7 +11,7 @@ import pytest
 from flows.cli import main
 from flows.reruns.replay import Plan, replay
 from pipeline.run.run import Run
-from tests.golden.run import make_run
+from tests.golden.golden_run import make_run
 from tests.pipeline.check.damage import flip, set_value
 
 Srpo = Callable[..., int]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from tests.pipeline.compare.compared import make_run
+from tests.builders.accuracy_runs import make_run
 
 
 def srpo(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

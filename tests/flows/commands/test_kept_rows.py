@@ -22,7 +22,7 @@ from pipeline.tables.schemas import STUDENT_LOGPROBS, schema_of, teacher_schema
 from pipeline.viewer import rollout_tokens
 from pipeline.viewer.page import named
 from pipeline.viewer.rollout_page import ROLLOUT, context, kept_at
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 from tests.pipeline.check.damage import set_value
 
 HALF = {"kept_dtype": "float16"}

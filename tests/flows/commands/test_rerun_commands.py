@@ -12,7 +12,7 @@ from flows.session.session import Session
 from pipeline.config.sections import Config
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 
 def srpo(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

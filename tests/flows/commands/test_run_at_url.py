@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.s3 import CREDENTIALS, Server, serving
+from tests.s3_server import CREDENTIALS, Server, serving
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from flows.cli import main
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from pipeline.run.step_layout import STEP_STAGES
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -23,7 +23,7 @@ from pipeline.errors import NumericalError, SrpoError
 from pipeline.run.lock import RunLock
 from tests.conftest import OwnServer
 from tests.flows.prefect_api.test_server import server_pid
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 from tests.paths import PROJECT
 
 if TYPE_CHECKING:

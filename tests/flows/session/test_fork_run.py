@@ -19,7 +19,7 @@ from pipeline.files.sealed_json import write_sealed
 from pipeline.run.fork import Fork
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, TABLES_OF_STAGE
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 STEPS = 4
 Replay = Callable[..., Run]

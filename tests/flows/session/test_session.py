@@ -13,7 +13,7 @@ from flows.session.session import STAGES, Session
 from pipeline.config.load import load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, DataError, PolicyError, SrpoError, StoreError
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 STEPS = 3
 STEP_STAGES = ("generate", "verify", "route", "weigh", "update")

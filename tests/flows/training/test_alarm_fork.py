@@ -11,7 +11,7 @@ from flows.training.alarm_fork import session_after_alarm
 from flows.training.loop import Outcome, train
 from flows.training.progress import Lines
 from pipeline.config.load import load_config
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 
 BREAKING = [
     "run.steps=20",

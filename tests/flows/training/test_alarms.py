@@ -17,7 +17,7 @@ from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
 from pipeline.run.step_records import Records
 from tests.builders.tables import COST, config, origin, tables, with_column
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 
 FACTS = {"loss": [0.5], "grad_norm": [2.0], "learning_rate": 5e-6, "tokens": [10]}
 SETTINGS = {"route": {"method": "srpo"}}

@@ -9,7 +9,7 @@ import pytest
 
 from flows.training.loop import Outcome, StopSwitch, Watcher, train
 from pipeline.run.step_layout import STEP_STAGES
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 
 
 def never() -> bool:

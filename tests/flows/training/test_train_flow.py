@@ -16,7 +16,7 @@ from pipeline.distributed import ranks
 from pipeline.errors import NumericalError
 from pipeline.run.step_layout import STEP_STAGES
 from tests.conftest import OwnServer
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 
 if TYPE_CHECKING:
     from flows.session.session import Session

@@ -16,7 +16,7 @@ from pathlib import Path
 from flows.training.loop import train
 from flows.training.watchdog import Watchdog
 from pipeline.tables.arrow_writing import Writer
-from tests.flows.training.fakes import FakeSession
+from tests.flows.training.fake_session import FakeSession
 
 hang = partial(ctypes.{library}(None).sleep, {seconds})
 

@@ -18,7 +18,7 @@ from pipeline.errors import StoreError
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
 from tests.flows.session.test_session import digests
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 from tests.paths import PROJECT
 
 STEPS = 1

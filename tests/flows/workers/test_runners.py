@@ -61,7 +61,7 @@ def started(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def at_work(place: str, runs: Path, parts: Path) -> "subprocess.Popen[str]":
-    script = str(PROJECT / "tests" / "flows" / "workers" / "crew_at_work.py")
+    script = str(PROJECT / "tests" / "flows" / "workers" / "judge_on_crew.py")
     return started(script, place, str(runs), str(parts), str(ROWS), SECONDS)
 
 

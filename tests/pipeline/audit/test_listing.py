@@ -8,8 +8,8 @@ import pytest
 from pipeline.audit import listing
 from pipeline.errors import ConfigError, StoreError
 from pipeline.run.run import Run
+from tests.builders.step_runs import LARGE_ROLLOUTS, large_run, make_run
 from tests.builders.tables import IDS, STEP, tables, with_column
-from tests.pipeline.audit.audited import LARGE_ROLLOUTS, large_run, make_run
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from pipeline.audit.rollout import rollout_record, topk
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
+from tests.builders.step_runs import LARGE_IDS, TOKENS, large_run, make_run
 from tests.builders.tables import IDS, STEP, tables, with_column, with_value
-from tests.pipeline.audit.audited import LARGE_IDS, TOKENS, large_run, make_run
 
 
 @pytest.fixture

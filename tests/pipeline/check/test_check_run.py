@@ -17,7 +17,7 @@ from pipeline.files.durable import json_text
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
 from tests.builders.tables import with_column
-from tests.golden.run import make_run
+from tests.golden.golden_run import make_run
 from tests.pipeline.check.damage import edit_json, flip, reseal, rewrite, set_value
 
 STEP = 1

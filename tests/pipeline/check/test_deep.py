@@ -12,7 +12,7 @@ from pipeline.check.deep import DeepReport
 from pipeline.errors import ConfigError, StoreError
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 from tests.pipeline.check.damage import edit_json, set_value
 
 Overrides = Mapping[str, Mapping[str, object]]

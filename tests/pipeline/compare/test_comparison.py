@@ -24,7 +24,7 @@ from pipeline.files.durable import digest_of, write_json
 from pipeline.run.fork import Fork
 from pipeline.run.metrics import evaluation_metrics
 from pipeline.run.run import Run
-from tests.pipeline.compare.compared import evaluation, make_run
+from tests.builders.accuracy_runs import evaluation, make_run
 
 ACCURACIES = {0: 0.2, 2: 0.6, 4: 0.5}
 

@@ -13,7 +13,7 @@ from pipeline.remote import client
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.lock import RunLock
 from tests.conftest import OpenPolicy
-from tests.faults.commits import Operation, operations
+from tests.faults.commit_operations import Operation, operations
 from tests.pipeline.conftest import UseMachine
 
 NAMES = ("run", "longer run", "table", "record", "snapshot", "removed snapshot", "set aside")

@@ -16,7 +16,7 @@ from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from tests.builders.tables import COST, config, origin, tables
 from tests.pipeline.conftest import UseMachine
-from tests.s3 import Server
+from tests.s3_server import Server
 
 ME = {"command": "srpo train", "process": 7, "host": "one", "since": "2026-01-01T00:00:00+00:00"}
 

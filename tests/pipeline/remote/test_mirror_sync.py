@@ -21,7 +21,7 @@ from pipeline.run.lock import RunLock
 from pipeline.run.run import Run, is_taken
 from tests.builders.tables import COST, STEP, config, origin, tables
 from tests.pipeline.conftest import UseMachine
-from tests.s3 import Server
+from tests.s3_server import Server
 
 TABLES = ("rollouts", "weights")
 

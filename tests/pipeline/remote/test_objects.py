@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import ConfigError, StoreError
 from pipeline.remote import client, objects
 from pipeline.remote.client import Address, Changed
-from tests.s3 import Server
+from tests.s3_server import Server
 
 
 @pytest.fixture

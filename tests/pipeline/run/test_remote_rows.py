@@ -17,7 +17,7 @@ from pipeline.run.run import Run
 from pipeline.tables.schemas import SCHEMAS, teacher_schema
 from tests.builders.tables import COST, STEP, config, origin
 from tests.pipeline.conftest import UseMachine
-from tests.s3 import Server
+from tests.s3_server import Server
 
 ROLLOUTS, TOKENS, KEPT = 40, 50, 20
 IDS = [f"{STEP:06d}-{group:04d}-00" for group in range(ROLLOUTS)]

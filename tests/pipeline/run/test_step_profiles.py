@@ -18,8 +18,8 @@ from pipeline.run.step_profiles import (
     read_profile,
     write_profile,
 )
+from tests.builders.step_runs import make_run
 from tests.builders.tables import COST, STEP, tables
-from tests.pipeline.audit.audited import make_run
 
 MACHINE = Machine(device="cpu", dtype="float32", threads=2, matmul_flops=100.0)
 ROWS = [

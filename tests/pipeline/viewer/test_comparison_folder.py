@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.compare.comparison import compare_runs
 from pipeline.compare.report import write_folder
-from tests.pipeline.compare.compared import make_run
+from tests.builders.accuracy_runs import make_run
 from tests.pipeline.viewer.conftest import Watched
 
 pytestmark = pytest.mark.slow

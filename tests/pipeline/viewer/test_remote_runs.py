@@ -10,7 +10,7 @@ from pipeline.run.run import Run
 from pipeline.viewer import app
 from tests.builders.tables import config
 from tests.pipeline.conftest import UseMachine
-from tests.s3 import Server
+from tests.s3_server import Server
 
 
 def test_pages_follow_a_training_elsewhere(

@@ -14,7 +14,7 @@ from pipeline.viewer.page import Missing, named
 from pipeline.viewer.rollout_page import ROLLOUT, context, kept_at
 from pipeline.viewer.rollout_tokens import in_flow, visible
 from tests.pipeline.viewer.conftest import Serve
-from tests.pipeline.viewer.hostile import hostile_run
+from tests.pipeline.viewer.hostile_run import hostile_run
 from tests.pipeline.viewer.test_run_page import Open
 
 

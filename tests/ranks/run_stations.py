@@ -1,4 +1,4 @@
-"""Two ranks with an engine beside each: `python -m tests.ranks.stations FOLDER`, by torchrun.
+"""Two ranks with an engine beside each: `python -m tests.ranks.run_stations FOLDER`, by torchrun.
 
 Engines are stand-ins for vLLM: they hold the weights that they were sent, and answer with
 log-probabilities of their own. What rank 0 finds is left in FOLDER/found.json.
@@ -23,7 +23,7 @@ from pipeline.vllm import station
 from pipeline.vllm.host import Ask, EngineError, HostLost, Work
 from pipeline.vllm.launch import Launch
 from pipeline.vllm.vllm_engine import VllmEngine
-from tests.ranks.launched import launch
+from tests.ranks.launcher import launch
 from tests.stages.steps import open_tiny
 
 PROMPTS = [[5, 6, 7 + i] for i in range(5)]
@@ -177,7 +177,7 @@ def all_cases(folder: Path) -> dict[str, Any]:
 
 def on_two_ranks(folder: Path) -> dict[str, Any]:
     """Go through them on two ranks, in processes of their own."""
-    launch("tests.ranks.stations", 2, folder, str(folder))
+    launch("tests.ranks.run_stations", 2, folder, str(folder))
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
 

@@ -11,7 +11,7 @@ from pipeline.viewer.page import named
 from pipeline.viewer.page_registry import KINDS
 from pipeline.viewer.rollout_page import kept_at
 from tests.pipeline.viewer.conftest import Serve, Watched
-from tests.pipeline.viewer.hostile import LONG, hostile_run
+from tests.pipeline.viewer.hostile_run import LONG, hostile_run
 from tests.pipeline.viewer.test_run_page import Open
 
 UNSEEN = re.compile(

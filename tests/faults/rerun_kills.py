@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.family import Family
-from tests.faults.kills import END_SECONDS, CampaignError, expect_end, expect_nobody, fingerprint
+from tests.faults.command_processes import CommandProcesses
+from tests.faults.train_kills import (
+    END_SECONDS,
+    CampaignError,
+    expect_end,
+    expect_nobody,
+    fingerprint,
+)
 
 TRAINING = "train demo --run run --set run.steps=4 --set run.snapshot_every=4 --set " + (
     "evaluate.questions=10 --set generate.questions=8 --set run.prefect_seconds=120"
@@ -49,9 +55,9 @@ def kill_commands(folder: Path, seed: int, kills: int) -> Iterator[Cut]:
         whole, cut = folder / f"{name}-whole", folder / f"{name}-cut"
         shutil.copytree(base, whole, ignore=shutil.ignore_patterns(".prefect", "*.log"))
         shutil.copytree(whole, cut)
-        family = _started(whole, command)
-        _until_end(family)
-        work = family.used
+        processes = _started(whole, command)
+        _until_end(processes)
+        work = processes.used
         source = random.Random(f"{seed}-{name}")
         for _ in range(kills):
             if not (cut / OUT).exists():
@@ -64,21 +70,21 @@ def kill_commands(folder: Path, seed: int, kills: int) -> Iterator[Cut]:
             raise CampaignError(f"{cut} and {whole} differ in {sorted(names)}")
 
 
-def _started(folder: Path, command: str, again: bool = False) -> Family:
+def _started(folder: Path, command: str, again: bool = False) -> CommandProcesses:
     log = folder.with_name(f"{folder.name}{'-again' if again else ''}.log")
-    return Family(["-m", "flows.cli", *command.split()], folder, log)
+    return CommandProcesses(["-m", "flows.cli", *command.split()], folder, log)
 
 
-def _until_end(family: Family) -> None:
-    expect_end(family, family.wait_for_work(math.inf, END_SECONDS), disturbed=False)
-    expect_nobody(family)
+def _until_end(processes: CommandProcesses) -> None:
+    expect_end(processes, processes.wait_for_work(math.inf, END_SECONDS), disturbed=False)
+    expect_nobody(processes)
 
 
-def _killed(name: str, family: Family, after: float) -> Cut:
+def _killed(name: str, processes: CommandProcesses, after: float) -> Cut:
     """Kill a command, or find that it ended: the next one may then find all done."""
-    if (code := family.wait_for_work(after, END_SECONDS)) is not None:
-        expect_end(family, code, disturbed=False)
+    if (code := processes.wait_for_work(after, END_SECONDS)) is not None:
+        expect_end(processes, code, disturbed=False)
     else:
-        family.command.send_signal(signal.SIGKILL)
-        family.wait(END_SECONDS)
-    return Cut(name, after, expect_nobody(family))
+        processes.command.send_signal(signal.SIGKILL)
+        processes.wait(END_SECONDS)
+    return Cut(name, after, expect_nobody(processes))

@@ -1,4 +1,4 @@
-"""What ranks do with snapshots: `python -m tests.ranks.snapshots [TASK FROM TO]…`, by torchrun.
+"""What ranks do with snapshots: `python -m tests.ranks.run_snapshots [TASK FROM TO]…`, by torchrun.
 
 start      open the model folder FROM, and keep it as the snapshot TO
 again      open the snapshot FROM, and keep it as the snapshot TO

@@ -13,9 +13,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 IMPORTED = [
-    "tests.ranks.steps",
-    "tests.ranks.snapshots",
-    "tests.ranks.stations",
+    "tests.ranks.run_steps",
+    "tests.ranks.run_snapshots",
+    "tests.ranks.run_stations",
     "benchmarks.ranks_memory",
 ]
 

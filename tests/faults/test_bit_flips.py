@@ -13,8 +13,8 @@ from pipeline.files.durable import file_digest
 from pipeline.housekeeping.repair import expect_readers_agree, set_aside_damage
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES, TABLES_OF_STAGE
-from tests.faults.flips import Place, flipped, kind, named_by_check, places, refused_by_readers
-from tests.golden.run import golden_config
+from tests.faults.bit_flips import Place, flipped, kind, named_by_check, places, refused_by_readers
+from tests.golden.golden_run import golden_config
 
 STEPS = 2
 

@@ -22,7 +22,7 @@ from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
 from tests.faults.test_disk import go_on
 from tests.flows.session.test_session import digests
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 STEPS = 5
 Srpo = Callable[..., tuple[int, str]]

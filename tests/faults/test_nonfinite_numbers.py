@@ -17,7 +17,7 @@ from pipeline.sampling.transformers_engine import TransformersEngine
 from pipeline.stage.contract import Handles
 from stages.generate import STAGE as GENERATE
 from stages.update import STAGE as UPDATE
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 from tests.stages.steps import config_of, open_tiny, routed
 
 NAN, INF = float("nan"), float("inf")

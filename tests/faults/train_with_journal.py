@@ -1,6 +1,6 @@
 """`srpo train`, with a journal: when each stage began to compute and when it was done.
 
-    python -m tests.faults.journal JOURNAL train …
+    python -m tests.faults.train_with_journal JOURNAL train …
 
 The lines say what a killed command had computed, whether it had reached the disk or not. Nothing is
 imported earlier than `srpo` does it: the server shall start as early as ever.

@@ -1,6 +1,6 @@
 """A command that has responses judged on a place's workers; tests and benchmarks start it.
 
-    python tests/flows/workers/crew_at_work.py PLACE RUNS PARTS ROWS SECONDS [CHILDREN]
+    python tests/flows/workers/judge_on_crew.py PLACE RUNS PARTS ROWS SECONDS [CHILDREN]
 
 RUNS is a folder of runs, for Prefect's server; PARTS is where workers leave what they judged. Each
 verdict takes SECONDS. A worker has CHILDREN children, started before the clock; if not given: one.

@@ -1,4 +1,4 @@
-"""Steps made by hand on any number of ranks, each `python -m tests.ranks.steps FOLDER SETTINGS`.
+"""Steps by hand on any number of ranks, each `python -m tests.ranks.run_steps FOLDER SETTINGS`.
 
 What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be one, what a gathered
 policy's weights are made of, then tables and whole gradient of every step.
@@ -23,7 +23,7 @@ from pipeline.stage.contract import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
 from stages.update.stage import accumulate_gradient
-from tests.ranks.launched import launch
+from tests.ranks.launcher import launch
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one
 
 LONG = "ab" * 150
@@ -105,7 +105,7 @@ def all_steps(folder: Path, **model: Any) -> list[dict[str, Any]]:
 
 def on_ranks(folder: Path, count: int, **model: Any) -> list[dict[str, Any]]:
     """Take the steps on so many ranks, in processes of their own."""
-    launch("tests.ranks.steps", count, folder, str(folder), json.dumps(model))
+    launch("tests.ranks.run_steps", count, folder, str(folder), json.dumps(model))
     found: list[dict[str, Any]] = pickle.loads((folder / f"found-{count}.pickle").read_bytes())
     return found
 

@@ -15,7 +15,7 @@ from pipeline.errors import NumericalError, SrpoError
 from pipeline.files.durable import file_digest
 from pipeline.twin.step import recompute
 from tests.builders.policies import LOWERCASE
-from tests.golden.run import STEP, golden_config, run_step, teacher_states, twin_settings
+from tests.golden.golden_run import STEP, golden_config, run_step, teacher_states, twin_settings
 from tests.golden.test_golden import disagreements, twin_of
 
 EOS = 1

@@ -1,4 +1,4 @@
-"""Two ranks with a live engine beside each: `python -m tests.live_vllm.beside FOLDER`, by torchrun.
+"""Two ranks with a live engine each: `python -m tests.live_vllm.run_stations FOLDER`, by torchrun.
 
 What rank 0 finds is left in FOLDER/found.json.
 """
@@ -27,7 +27,7 @@ from pipeline.vllm.host import Ask, Group, Host
 from pipeline.vllm.http_host import RemoteHost
 from pipeline.vllm.vllm_engine import VllmEngine
 from pipeline.vllm.weights import named_weights
-from tests.live_vllm import live
+from tests.live_vllm import live_engine
 from tests.paths import PROJECT
 
 FOLDER = PROJECT / "data" / "demo" / "policy"
@@ -36,7 +36,7 @@ TIMEOUT = 20.0
 
 def learn(policy: Policy, version: str) -> None:
     """Change every weight and name the new policy."""
-    live.learn(policy, version, scale=0.02)
+    live_engine.learn(policy, version, scale=0.02)
 
 
 def forget(policy: Policy, number: int, rank: int) -> None:
@@ -64,7 +64,7 @@ def remember(_: Policy, number: int) -> None:
 
 def core_of(_: Policy) -> int:
     """Return the process in which this rank's engine computes."""
-    (core,) = live.cores_of(psutil.Process())
+    (core,) = live_engine.cores_of(psutil.Process())
     return core.pid
 
 
@@ -85,12 +85,12 @@ def doom(_: Policy, number: int, rank: int, by: signal.Signals) -> None:
 
 def all_cases(policy: Policy, found: dict[str, Any]) -> None:
     """Go through what can happen, as rank 0."""
-    engine = VllmEngine(live.config(f"generate.timeout={TIMEOUT}"), policy)
-    asked, of = live.prompts(policy, 24), live.seeds(24, 8)
+    engine = VllmEngine(live_engine.config(f"generate.timeout={TIMEOUT}"), policy)
+    asked, of = live_engine.prompts(policy, 24), live_engine.seeds(24, 8)
 
     def sampled() -> Any:
         try:
-            answers = live.sample(engine, asked, of)
+            answers = live_engine.sample(engine, asked, of)
         except SrpoError as error:
             return str(error)
         return [[a.response_ids for a in group] for group in answers]

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 
 from flows.session.session import STAGES
-from tests.faults import journal
-from tests.faults.family import Family, Kind
+from tests.faults import train_with_journal as journal
+from tests.faults.command_processes import CommandProcesses, Kind
 
 SETTINGS = (
     "run.steps=6",
@@ -120,14 +120,14 @@ class Campaign:
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._seed = folder, seed
         self._runs = self._commands = 0
-        self._family: Family | None = None
+        self._processes: CommandProcesses | None = None
         self._misses: Counter[int] = Counter()
         run = folder / "undisturbed"
-        family, _ = self._start(run)
-        code = family.wait_for_work(math.inf, END_SECONDS)
-        expect_end(family, code, disturbed=False)
-        self.work = family.used
-        self._settle(family)
+        processes, _ = self._start(run)
+        code = processes.wait_for_work(math.inf, END_SECONDS)
+        expect_end(processes, code, disturbed=False)
+        self.work = processes.used
+        self._settle(processes)
         self._expected = fingerprint(run)
 
     def kills(self, first: int, count: int) -> Iterator[Kill]:
@@ -140,21 +140,21 @@ class Campaign:
 
     def close(self) -> None:
         """Kill whoever is left."""
-        if self._family is not None:
-            self._family.end()
+        if self._processes is not None:
+            self._processes.end()
 
     def _until_complete(self, run: Path, drawn: deque[Kill]) -> Iterator[Kill]:
         last: Kill | None = None
         done = False
         while not done:
             known, whole = _committed(run), not run.exists()
-            family, path = self._start(run)
+            processes, path = self._start(run)
             kill = drawn[0] if drawn else None
             if kill is not None:
                 kill.after = kill.share * self.work
-            done = _disturbed(family, kill) if kill else _undisturbed(family)
+            done = _disturbed(processes, kill) if kill else _undisturbed(processes)
             if whole and kill is not None and not kill.hit:
-                self._missed(kill, family)
+                self._missed(kill, processes)
             entries = journal.read(path)
             if last is not None:
                 _note_replay(last, entries, known)
@@ -164,29 +164,31 @@ class Campaign:
                 last = drawn.popleft()
                 last.run = run.name
                 _note_losses(last, entries, _committed(run))
-        self._settle(family)
+        self._settle(processes)
         self._compare(run)
         if last is not None:
             yield last
 
-    def _missed(self, kill: Kill, family: Family) -> None:
+    def _missed(self, kill: Kill, processes: CommandProcesses) -> None:
         """Draw it earlier: the command did its work in less time than the one before."""
         self._misses[kill.number] += 1
-        self.work = family.used
+        self.work = processes.used
         if self._misses[kill.number] > MOST_MISSES:
-            raise CampaignError(f"no {kill.kind} to kill in {MOST_MISSES} runs: see {family.log}")
+            raise CampaignError(
+                f"no {kill.kind} to kill in {MOST_MISSES} runs: see {processes.log}"
+            )
 
-    def _start(self, run: Path) -> tuple[Family, Path]:
-        """Start the next command on a run; return its family and where its journal will be."""
+    def _start(self, run: Path) -> tuple[CommandProcesses, Path]:
+        """Start the next command on a run; return its processes and where its journal will be."""
         self._commands += 1
         path = self._folder / f"{run.name}-{self._commands:04d}.journal"
-        arguments = ["-m", "tests.faults.journal", str(path), *train(run)]
-        self._family = Family(arguments, self._folder, path.with_suffix(".log"))
-        return self._family, path
+        arguments = ["-m", "tests.faults.train_with_journal", str(path), *train(run)]
+        self._processes = CommandProcesses(arguments, self._folder, path.with_suffix(".log"))
+        return self._processes, path
 
-    def _settle(self, family: Family) -> None:
+    def _settle(self, processes: CommandProcesses) -> None:
         """Wait until the server has ended, and look at its database."""
-        expect_nobody(family)
+        expect_nobody(processes)
         with closing(sqlite3.connect(self._folder / ".prefect" / "prefect.db")) as database:
             found = database.execute("PRAGMA integrity_check").fetchone()[0]
             open_runs = database.execute(_OPEN_RUNS).fetchall()
@@ -204,38 +206,38 @@ class Campaign:
             raise CampaignError(f"left in {run}: {left}")
 
 
-def _undisturbed(family: Family) -> bool:
-    return expect_end(family, family.wait(END_SECONDS), disturbed=False)
+def _undisturbed(processes: CommandProcesses) -> bool:
+    return expect_end(processes, processes.wait(END_SECONDS), disturbed=False)
 
 
-def _disturbed(family: Family, kill: Kill) -> bool:
+def _disturbed(processes: CommandProcesses, kill: Kill) -> bool:
     """Wait for the moment, kill, and wait for what comes of it; tell whether the run is complete.
 
     One time in four the next command shall begin at once, while the server may still be there.
     """
     source = random.Random(kill.number)
-    code = family.wait_for_work(kill.after, END_SECONDS)
+    code = processes.wait_for_work(kill.after, END_SECONDS)
     if code is None:
-        code = family.wait(source.uniform(0.0, MOST_LATE))  # moments at which it waits count too
+        code = processes.wait(source.uniform(0.0, MOST_LATE))  # moments at which it waits count too
     victims: list[psutil.Process] = []
-    while code is None and not (victims := family.find(kill.kind)):
-        code = family.wait(0.1)
+    while code is None and not (victims := processes.find(kill.kind)):
+        code = processes.wait(0.1)
     if code is not None:
-        return expect_end(family, code, disturbed=False)
+        return expect_end(processes, code, disturbed=False)
     chosen = victims if kill.kind == "everything" else [source.choice(victims)]
-    kill.hit = "+".join(sorted(family.kind(process) for process in chosen))
+    kill.hit = "+".join(sorted(processes.kind(process) for process in chosen))
     kill.moment = time.time()
     for victim in source.sample(chosen, len(chosen)):
         with suppress(psutil.NoSuchProcess):
             victim.kill()
-    kill.ended = family.wait(END_SECONDS)
-    done = kill.ended != -signal.SIGKILL and expect_end(family, kill.ended, disturbed=True)
+    kill.ended = processes.wait(END_SECONDS)
+    done = kill.ended != -signal.SIGKILL and expect_end(processes, kill.ended, disturbed=True)
     if done or source.random() < 0.75:
-        kill.gone = expect_nobody(family)
+        kill.gone = expect_nobody(processes)
     return done
 
 
-def expect_end(family: Family, code: int | None, disturbed: bool) -> bool:
+def expect_end(processes: CommandProcesses, code: int | None, disturbed: bool) -> bool:
     """Tell whether a command came to its end; one that lost a child may fail, in one line.
 
     Raises:
@@ -243,22 +245,22 @@ def expect_end(family: Family, code: int | None, disturbed: bool) -> bool:
     """
     if code == 0:
         return True
-    lines = family.log.read_text(encoding="utf-8").splitlines()
+    lines = processes.log.read_text(encoding="utf-8").splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     traces = [line for line in lines if "Traceback" in line]
     if code is None:
-        raise CampaignError(f"still there after {END_SECONDS:g} s: see {family.log}")
+        raise CampaignError(f"still there after {END_SECONDS:g} s: see {processes.log}")
     if not disturbed or code != 2 or len(errors) != 1 or traces:
-        raise CampaignError(f"exit code {code}, {len(errors)} errors: see {family.log}")
+        raise CampaignError(f"exit code {code}, {len(errors)} errors: see {processes.log}")
     return False
 
 
-def expect_nobody(family: Family) -> float:
+def expect_nobody(processes: CommandProcesses) -> float:
     """Return after how many seconds no process was left."""
-    seconds = family.wait_until_gone(GONE_SECONDS)
+    seconds = processes.wait_until_gone(GONE_SECONDS)
     if seconds is None:
-        left = [" ".join(process.cmdline()) for process in family.members()]
-        raise CampaignError(f"still there after {GONE_SECONDS:g} s: {left}; see {family.log}")
+        left = [" ".join(process.cmdline()) for process in processes.members()]
+        raise CampaignError(f"still there after {GONE_SECONDS:g} s: {left}; see {processes.log}")
     return seconds
 
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.files.durable import write_json
 from tests.conftest import OpenPolicy
 from tests.faults.broken_disk import BrokenDisk
-from tests.faults.commits import campaign, operations
+from tests.faults.commit_operations import campaign, operations
 
 NAMES = list(operations(lambda: None))  # type: ignore[arg-type, return-value]
 

@@ -17,7 +17,7 @@ MARK = "SRPO_TEST_FAMILY"
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
-class Family:
+class CommandProcesses:
     """A command, and whoever it or an earlier one in the same folder started.
 
     They are found by a mark in the environment, which children inherit, and by their parents.

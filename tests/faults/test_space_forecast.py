@@ -12,7 +12,7 @@ from pipeline.errors import StoreError
 from pipeline.housekeeping.space_forecast import needed
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.faults.test_disk import At, go_on
-from tests.golden.run import golden_config
+from tests.golden.golden_run import golden_config
 
 STEPS = 4
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import Campaign, Kill
+from tests.faults.train_kills import Campaign, Kill
 
 KILLS, SEED = 10, 4
 SNAPSHOT_EVERY = 2
