@@ -222,14 +222,14 @@ def _start(home: Path, alive: IO[str]) -> str:
     """Start a server that inherits the held lock `alive`, and announce its address."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-    project = str(Path(__file__).resolve().parents[1])
+    project = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **SERVER_SETTINGS, "PYTHONPATH": paths, "PREFECT_HOME": str(home)}
     environment["PREFECT_UI_API_URL"] = url
     arguments = [str(home), str(listening.fileno())]
     with listening, (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.prefect_api.server_process", *arguments],
+            [sys.executable, "-P", "-m", "flows.prefect_api.server_process", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

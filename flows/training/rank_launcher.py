@@ -112,7 +112,7 @@ def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
         os.environ |= {_COMMAND: f"{os.getpid()}", _FIRST: f"{first}"}
         try:
             with _handing_signals_to(first, places):
-                elastic_launch(config, sys.executable)("-m", "flows.cli", *arguments)
+                elastic_launch(config, sys.executable)("-P", "-m", "flows.cli", *arguments)
         except ChildFailedError as error:
             return _explained(error.failures, Path(logs), places, run)
         except dist.DistError as error:

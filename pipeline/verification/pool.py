@@ -54,6 +54,8 @@ LOOK_SECONDS = 0.2
 CLOSED_SECONDS = 3.0
 MAX_FRAME_BYTES = 1 << 20
 
+# -P here and wherever a Python of ours starts: a user's json.py or pipeline.py in the current
+# directory is not what its imports mean.
 _BOOT = (
     "import json, sys; settings = json.loads(sys.argv[1]); sys.path[:] = settings['path']; "
     "from pipeline.verification.guard import guard; guard(settings)"
@@ -75,7 +77,7 @@ class _Child:
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             environment["PYTHONHASHSEED"] = "0"
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, text],
+                [sys.executable, "-P", "-c", _BOOT, text],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

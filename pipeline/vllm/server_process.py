@@ -60,11 +60,11 @@ class ServerProcess:
             self._port = free_port()
         else:
             self.socket.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "pipeline.vllm.process_guard"),
+                    *(sys.executable, "-P", "-m", "pipeline.vllm.process_guard"),
                     *command,
                     *server_options(self._launch, self.socket or self._port),
                 ],
