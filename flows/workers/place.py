@@ -84,7 +84,8 @@ class Place:
         missing = [name for name in _LIBRARIES[place.kind] if not importlib.util.find_spec(name)]
         if missing:
             raise ConfigError(
-                f"--runner {text}: {missing[0]} is not installed: pip install 'srpo[{place.kind}]'"
+                f"--runner {text}: {missing[0]} is not installed: in srpo's clone, "
+                f"pip install -e '.[{place.kind}]'"
             )
         return place
 

@@ -127,7 +127,9 @@ def _store(bucket: str, address: str) -> "ObjectStore":
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
-        raise ConfigError(f"{bucket}: needs obstore: pip install 'srpo[remote]'") from None
+        raise ConfigError(
+            f"{bucket}: needs obstore: in srpo's clone, pip install -e '.[remote]'"
+        ) from None
     options: Any = {
         "client_options": {
             "timeout": timedelta(seconds=REQUEST_SECONDS),

@@ -35,7 +35,7 @@ def test_missing_vllm_is_well_and_says_how_to_install_it() -> None:
     assert well
     assert "not installed" in found
     assert "make install-vllm" in found
-    assert "srpo[vllm]" in found
+    assert ".[vllm]" in found
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_report_shows_brackets_and_fails_on_a_red_row(
     monkeypatch.setattr(importlib.metadata, "version", version)
     page = io.StringIO()
     assert not machine_report.print_report(Console(file=page, width=300), tmp_path)
-    assert "'srpo[vllm]'" in page.getvalue()
+    assert "'.[vllm]'" in page.getvalue()
     (red,) = [line for line in page.getvalue().splitlines() if "!!" in line]
     assert "torchvision 0.28.0: built for another torch" in red
     versions.pop("torchvision")

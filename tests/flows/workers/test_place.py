@@ -63,7 +63,7 @@ def test_an_address_where_nobody_listens_is_one_line(
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"prefect_ray|ray is not installed: pip .*srpo\[ray\]"):
+    with pytest.raises(ConfigError, match=r"prefect_ray|ray is not installed: .*pip .*\.\[ray\]"):
         Place.of("ray:2")
 
 

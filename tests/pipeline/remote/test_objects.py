@@ -122,5 +122,5 @@ def test_an_address_that_is_none(folder: Address, monkeypatch: pytest.MonkeyPatc
 def test_without_obstore(folder: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
     client._store.cache_clear()
-    with pytest.raises(ConfigError, match=r"pip install 'srpo\[remote\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[remote\]'"):
         objects.listed(folder)
