@@ -40,7 +40,7 @@ _PACKAGES = (
 )
 
 
-def begin_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Questions, Policy]:
+def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Questions, Policy]:
     """Write a run's folder; everything that can be wrong is found before anything is written.
 
     Args:

@@ -25,7 +25,7 @@ LONGEST_TOKEN = 1024
 """Characters of a token at most: no longer prompt than that is given to a tokenizer."""
 
 
-class Asked(NamedTuple):
+class SelectedQuestions(NamedTuple):
     """Questions, and the name of the task of each."""
 
     tasks: list[str]
@@ -75,7 +75,7 @@ class Questions:
         """Return the SHA-256 of all questions and gold answers."""
         return digest_of([[asdict(q) for q in split] for split in (self.train, self.test)])
 
-    def of_step(self, config: Config, step: int) -> Asked:
+    def of_step(self, config: Config, step: int) -> SelectedQuestions:
         """Return the questions of a training step: the next ones of each task's seeded epochs.
 
         How many are a task's, its weight says.
@@ -89,13 +89,13 @@ class Questions:
             size, number = len(questions.train), names.count(name)
             positions = stream_positions(seed, purpose, size, before[name], number)
             own[name] = iter([questions.train[position] for position in positions])
-        return Asked(names, [next(own[name]) for name in names])
+        return SelectedQuestions(names, [next(own[name]) for name in names])
 
-    def of_evaluation(self, config: Config) -> Asked:
+    def of_evaluation(self, config: Config) -> SelectedQuestions:
         """Return the test questions that are evaluated, one task after the other."""
         limit = config.evaluate.questions
         pairs = [(name, q) for name, own in self.of_tasks.items() for q in own.test[:limit]]
-        return Asked([name for name, _ in pairs], [question for _, question in pairs])
+        return SelectedQuestions([name for name, _ in pairs], [question for _, question in pairs])
 
 
 def load_questions(config: Config) -> Questions:

@@ -19,9 +19,14 @@ import stages.verify
 import stages.weigh
 from flows.session.disk_check import answers
 from flows.session.engines import Engines, slow_paths
-from flows.session.new_run import begin_run, teacher_settings
-from flows.session.questions import Asked, Questions, recorded_questions, tokenizer_render
-from flows.session.verifiers import Judges
+from flows.session.new_run import create_run, teacher_settings
+from flows.session.questions import (
+    Questions,
+    SelectedQuestions,
+    recorded_questions,
+    tokenizer_render,
+)
+from flows.session.verifiers import TaskVerifiers
 from pipeline.config.sections import Config, ModelSection
 from pipeline.distributed.process_setup import settle
 from pipeline.distributed.ranks import together
@@ -69,7 +74,7 @@ class Session:
         self._engines = Engines(run.config)
         self._renderer: Render | None = None
         self._writer: Writer | None = None
-        self._judges = Judges(run.config)
+        self._judges = TaskVerifiers(run.config)
         self._lock = RunLock(run.root) if writes else None
 
     @classmethod
@@ -81,7 +86,7 @@ class Session:
         """
         root = run_path(run_dir)
         with RunLock(root):
-            return cls(*begin_run(root, config, keep_start))
+            return cls(*create_run(root, config, keep_start))
 
     @classmethod
     def resume(cls, run_dir: Path, writes: bool = True) -> "Session":
@@ -259,7 +264,7 @@ class Session:
     def _handles(self, stage: Stage, step: int, progress: Progress, config: Config) -> Handles:
         inherited = self._inherited(stage, step)
         policy = self._policy if "policy" in stage.uses else None
-        asked = Asked([], [])
+        asked = SelectedQuestions([], [])
         if "questions" in stage.uses and not inherited:
             asked = (
                 self.questions.of_evaluation(config)

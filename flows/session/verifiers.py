@@ -25,7 +25,7 @@ def code_digest(data: DataSection) -> str:
     return digest_of(digests) if data.mixed else next(iter(digests.values()))
 
 
-class Judges:
+class TaskVerifiers:
     """The verifiers of a run. No task's code runs before they are asked for.
 
     Attributes:

@@ -3,14 +3,14 @@
 from typing import Any, Protocol
 
 from flows.session.disk_check import expect_room
-from flows.training.loop import Trainable, Watcher
+from flows.training.loop import TrainingSession, Watcher
 from pipeline.housekeeping.space_forecast import Facts, needed
 from pipeline.machine.disk import free_bytes
 from pipeline.run.run import Run
 from pipeline.text import print_warnings, size
 
 
-class Roomy(Trainable, Protocol):
+class SpaceAwareSession(TrainingSession, Protocol):
     """A session that knows what its run will need."""
 
     run: Run
@@ -19,14 +19,14 @@ class Roomy(Trainable, Protocol):
         """Return what a projection needs besides the configuration."""
 
 
-def room_line(session: Roomy) -> str:
+def room_line(session: SpaceAwareSession) -> str:
     """Return what a run needs from where it stands, against what its disk has."""
     need = needed(session.config, session.space_facts(), session.run).total
     free = free_bytes(session.run.root)
     return f"needs at most {size(need.most)} more, likely {size(need.likely)}; {size(free)} free"
 
 
-def room_warnings(session: Roomy) -> list[str]:
+def room_warnings(session: SpaceAwareSession) -> list[str]:
     """Return a warning where a run may fill its disk.
 
     Raises:
@@ -45,7 +45,7 @@ def room_warnings(session: Roomy) -> list[str]:
 class RoomWatcher(Watcher):
     """Warns once when what is free will not do for the steps to come."""
 
-    def __init__(self, session: Roomy) -> None:
+    def __init__(self, session: SpaceAwareSession) -> None:
         self._session, self._warned = session, False
 
     def step_ended(self, steps_done: int, metrics: dict[str, Any]) -> None:

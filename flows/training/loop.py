@@ -29,7 +29,7 @@ Ending = Literal["steps", "hours", "stopped", "alarm"]
 Signalled = Callable[[int, FrameType | None], Any] | int | None
 
 
-class Trainable(Protocol):
+class TrainingSession(Protocol):
     """What the loop needs of `flows.session.session.Session`."""
 
     @property
@@ -138,7 +138,7 @@ class StopSwitch:
 
 @dataclass
 class _Loop:
-    session: Trainable
+    session: TrainingSession
     call: Call
     watchers: Sequence[Watcher]
     stop: Callable[[], bool]
@@ -210,7 +210,7 @@ class _Loop:
 
 
 def train(
-    session: Trainable, call: Call, watchers: Sequence[Watcher], stop: Callable[[], bool]
+    session: TrainingSession, call: Call, watchers: Sequence[Watcher], stop: Callable[[], bool]
 ) -> Outcome:
     """Train from the first incomplete step until the run's limits, or until `stop()`.
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from flows.training.loop import Reference, Trainable, Watcher
+from flows.training.loop import Reference, TrainingSession, Watcher
 from flows.training.step_text import alarm_line, interval, step_line, tasks_text, troubles
 from pipeline.run.step_layout import STEP_STAGES
 from pipeline.text import NOTHING, count, duration, number, percent
@@ -21,7 +21,7 @@ STOP_NOTE = "stopping after this stage; Ctrl-C again stops at once"
 class Pace:
     """Estimates the time left from this session's steps and what came between them."""
 
-    def __init__(self, session: Trainable) -> None:
+    def __init__(self, session: TrainingSession) -> None:
         self._session = session
         self._started: float | None = None
         self._steps = 0
@@ -46,13 +46,13 @@ class Pace:
         return max(0.0, min(left, limits.max_hours * 3600 - self._session.training_seconds()))
 
 
-class News:
-    """Alarms that were not told yet: those of an evaluation are in the next step's record too."""
+class UnreportedAlarms:
+    """Tells each alarm once: those of an evaluation are in the next step's record too."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def of(self, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    def take(self, record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the new alarms of a step's or an evaluation's record."""
         found = [alarm for alarm in record.get("alarms") or [] if alarm["rule"] not in self._told]
         self._told |= {alarm["rule"] for alarm in found}
@@ -62,10 +62,10 @@ class News:
 class Lines(Watcher):
     """One plain line per step, evaluation and alarm."""
 
-    def __init__(self, session: Trainable) -> None:
+    def __init__(self, session: TrainingSession) -> None:
         self._session = session
         self._pace = Pace(session)
-        self._news = News()
+        self._unreported = UnreportedAlarms()
 
     def stage_started(self, name: str, step: int) -> None:
         """Start the clock with the first stage of the first step."""
@@ -90,17 +90,17 @@ class Lines(Watcher):
         os.write(2, f"{STOP_NOTE}\n".encode())
 
     def _print_alarms(self, record: Mapping[str, Any]) -> None:
-        for alarm in self._news.of(record):
+        for alarm in self._unreported.take(record):
             print(alarm_line(alarm), flush=True)
 
 
 class Screen(Watcher):
     """One live display: steps, the running stage, and the last numbers."""
 
-    def __init__(self, session: Trainable, name: str, console: Console) -> None:
+    def __init__(self, session: TrainingSession, name: str, console: Console) -> None:
         self._session = session
         self._pace = Pace(session)
-        self._news = News()
+        self._unreported = UnreportedAlarms()
         self._alarms: list[str] = []
         self._stopping = False
         self._numbers: dict[str, Any] = {}
@@ -168,7 +168,7 @@ class Screen(Watcher):
 
     def _show_alarms(self, record: Mapping[str, Any]) -> None:
         """Leave a line above the display that can be copied, and count it below."""
-        for alarm in self._news.of(record):
+        for alarm in self._unreported.take(record):
             self._alarms.append(str(alarm["rule"]))
             line = Text(alarm_line(alarm), style="bold red")
             self._live.console.print(line, soft_wrap=True)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.session.open_run import past_metrics
-from flows.training.loop import Outcome, Trainable
+from flows.training.loop import Outcome, TrainingSession
 from flows.training.step_text import interval
 from pipeline.run.metrics import tasks_of
 from pipeline.run.run import Run
@@ -22,13 +22,13 @@ ENDINGS = {
 }
 
 
-class Summarised(Trainable, Protocol):
+class SummarisedSession(TrainingSession, Protocol):
     """A session, and the run that it writes."""
 
     run: Run
 
 
-def print_summary(console: Console, session: Summarised, outcome: Outcome) -> None:
+def print_summary(console: Console, session: SummarisedSession, outcome: Outcome) -> None:
     """Print what the run has become, over all of its sessions."""
     run = session.run
     states = [n for n in range(outcome.steps_done + 1) if run.has("evaluations", n)]
