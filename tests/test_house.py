@@ -50,10 +50,8 @@ ROOMS = {
 
 SAME_NAME = {
     "evaluate.py": "the stage; the work of the command; the command",
-    "findings.py": "what the rules of health found; what a check found",
     "policy.py": "the policy; the command that exports one",
     "replay.py": "the work of the command; the command",
-    "rows.py": "the rows of tables, checked; the rows of datasets, read",
     "server_process.py": "Prefect's server; vLLM's server",
     "stage.py": "a stage whose package has more modules; the command that reruns one",
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.workers.crew import Crew
-    from pipeline.check.findings import CheckReport
+    from pipeline.check.check_report import CheckReport
     from pipeline.stage.contract import Progress
 
 _LONGEST_NOTES = 20
@@ -88,7 +88,7 @@ def _spread(
 ) -> "Iterator[CheckReport]":
     """Have steps checked by a crew; yield the reports in order."""
     from flows.workers.place import pieces
-    from pipeline.check.findings import CheckReport, Finding
+    from pipeline.check.check_report import CheckReport, Finding
 
     run = f"{root.resolve()}"
     items = [{"run": run, "steps": list(steps[a:b])} for a, b in pieces(len(steps), crew.place)]

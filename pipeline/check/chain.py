@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.check.findings import CheckReport
+from pipeline.check.check_report import CheckReport
 from pipeline.check.run_files import Key, TableFile, read_state, snapshot_folders
 from pipeline.files.durable import canonical_json, digest_of
 from pipeline.files.file_list import snapshot_repair

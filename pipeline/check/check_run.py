@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from pipeline.audit.stored_logprobs import NOT_KEPT, keeps_student
 from pipeline.check.chain import check_chain, check_snapshots, vocabulary
-from pipeline.check.findings import CheckReport
+from pipeline.check.check_report import CheckReport
 from pipeline.check.hashing import Hashing
-from pipeline.check.rows import (
+from pipeline.check.rollout_tables import (
     StepTables,
     evaluations_rules,
     rollouts_rules,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.check.findings import CheckReport
+from pipeline.check.check_report import CheckReport
 from pipeline.errors import StoreError
 from pipeline.files import sealed_json as sealed
 from pipeline.files.file_list import snapshot_repair

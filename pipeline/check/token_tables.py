@@ -15,7 +15,7 @@ from pipeline.audit.stored_logprobs import (
     kept_TK,
     rounding,
 )
-from pipeline.check.rows import StepTables
+from pipeline.check.rollout_tables import StepTables
 from pipeline.config.sections import RouteSection
 from pipeline.tables.invariants import (
     Broken,

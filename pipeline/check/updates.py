@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.check.rows import StepTables
+from pipeline.check.rollout_tables import StepTables
 from pipeline.tables.invariants import Broken, Mask, in_group, require, within
 
 Doubles = npt.NDArray[np.float64]
