@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.audit.contributions import shares_T
 from pipeline.audit.stored_logprobs import NOT_KEPT, keeps_student, kept_TK, pruned_fields
-from pipeline.audit.token_losses import batch_tokens_of, losses_of
+from pipeline.audit.token_losses import batch_tokens_of, losses_of, shares_T
 from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run

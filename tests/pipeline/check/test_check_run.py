@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from flows.session.session import Session
-from pipeline.check.check_run import check_run
 from pipeline.check.check_report import CheckReport, Finding
+from pipeline.check.check_run import check_run
 from pipeline.files.durable import json_text
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.audit.contributions import (
+from pipeline.audit.token_losses import (
     TaughtTokens,
     divergence_T,
     shares_T,
