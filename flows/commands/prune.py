@@ -11,7 +11,7 @@ from flows.commands.options import RUN
 from pipeline.text import size
 
 if TYPE_CHECKING:
-    from pipeline.housekeeping.pruning import Plan
+    from pipeline.housekeeping.pruning import PruningPlan
 
 
 def prune(
@@ -42,14 +42,14 @@ def prune(
     from rich.console import Console
 
     from flows.commands.prune_plan_text import print_plan
-    from pipeline.housekeeping.pruning import expect_sound_start, plan
+    from pipeline.housekeeping.pruning import expect_sound_start, plan_pruning
     from pipeline.run.lock import RunLock
     from pipeline.run.run import Run
 
     names = [name.strip() for name in tables.split(",")]
     opened = Run.open(run)
     with contextlib.nullcontext() if dry_run else RunLock(run):
-        found = plan(opened, names, before, keep_last, snapshots)
+        found = plan_pruning(opened, names, before, keep_last, snapshots)
         print_plan(Console(), found, dry_run)
         if dry_run or not found.bytes:
             return
@@ -99,7 +99,7 @@ def restore(
     print(f"{run}: {len(gone) - computed} tables restored from an archive, {computed} made anew")
 
 
-def _remove(found: "Plan", folder: Path | None) -> str:
+def _remove(found: "PruningPlan", folder: Path | None) -> str:
     """Remove what the plan says, each table once its archive is sound; say what that takes."""
     from pipeline.housekeeping.parquet_archive import archive
     from pipeline.housekeeping.pruning import remove, remove_snapshots

@@ -11,10 +11,10 @@ from pipeline.text import printable, ranges, size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.housekeeping.pruning import Plan
+    from pipeline.housekeeping.pruning import PruningPlan
 
 
-def print_plan(console: "Console", plan: "Plan", dry_run: bool) -> None:
+def print_plan(console: "Console", plan: "PruningPlan", dry_run: bool) -> None:
     """Print a plan, before it is carried out or instead."""
     from rich.table import Table
 
@@ -39,7 +39,7 @@ def print_plan(console: "Console", plan: "Plan", dry_run: bool) -> None:
         console.print(items, highlight=False, markup=False)
 
 
-def _rows(plan: "Plan") -> list[tuple[str, str, int]]:
+def _rows(plan: "PruningPlan") -> list[tuple[str, str, int]]:
     rows = []
     for table in dict.fromkeys(piece.table for piece in plan.pieces):
         bytes_ = sum(b for piece, b in plan.pieces.items() if piece.table == table)
@@ -49,7 +49,7 @@ def _rows(plan: "Plan") -> list[tuple[str, str, int]]:
     return rows
 
 
-def stays(plan: "Plan") -> list[str]:
+def stays(plan: "PruningPlan") -> list[str]:
     """Say what does not go though it was asked for, and why."""
     found = []
     for claim in plan.claims:
@@ -67,7 +67,7 @@ def stays(plan: "Plan") -> list[str]:
     return found
 
 
-def losses(plan: "Plan") -> list[str]:
+def losses(plan: "PruningPlan") -> list[str]:
     """Say in plain words what can't be done any more."""
     found = []
     if states := plan.lost_states():

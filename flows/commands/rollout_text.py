@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands.terminal_tables import WIDE_FROM, cell, line, plain_table, say
-from pipeline.audit.rollout import Choice, RolloutRecord, TokenRecord
+from pipeline.audit.rollout import LikelyToken, RolloutRecord, TokenRecord
 from pipeline.text import NOTHING, count, number, percent, printable
 
 _TOKEN_WIDTH = 14
@@ -154,12 +154,12 @@ def _number(name: str, value: float | None) -> Text:
     return Text(f"{shown}%" if name == "share" else shown)
 
 
-def _best_of(token: TokenRecord, who: str) -> Sequence[Choice] | None:
-    choices: Sequence[Choice] | None = getattr(token, f"{who}_top")
+def _best_of(token: TokenRecord, who: str) -> Sequence[LikelyToken] | None:
+    choices: Sequence[LikelyToken] | None = getattr(token, f"{who}_top")
     return choices
 
 
-def _top(choices: Sequence[Choice] | None) -> Text:
+def _top(choices: Sequence[LikelyToken] | None) -> Text:
     """Return the likeliest tokens with their probabilities in percent."""
     pairs = [(choice.text, exp(choice.logprob)) for choice in choices or ()]
     shown = [pair for pair in pairs if pair[1] >= _LEAST] or pairs[:1]

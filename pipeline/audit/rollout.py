@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Choice:
+class LikelyToken:
     """A token among the likeliest: its id, text and log-probability (nats)."""
 
     id: int
@@ -55,8 +55,8 @@ class TokenRecord:
     jsd: float | None = None
     student_logprob: float | None = None
     teacher_logprob: float | None = None
-    student_top: tuple[Choice, ...] | None = None
-    teacher_top: tuple[Choice, ...] | None = None
+    student_top: tuple[LikelyToken, ...] | None = None
+    teacher_top: tuple[LikelyToken, ...] | None = None
     tis: float | None = None
     loss: float | None = None
     share: float | None = None
@@ -267,7 +267,7 @@ def _tops(texts: TokenTexts, teacher: pa.Table | None) -> list[dict[str, Any]]:
         best = np.take_along_axis(logprobs, order, axis=1).tolist()
         for entry, names, values in zip(found, best_ids, best, strict=True):
             entry[f"{who}_top"] = tuple(
-                Choice(token, texts(token), value)
+                LikelyToken(token, texts(token), value)
                 for token, value in zip(names, values, strict=True)
             )
     return found

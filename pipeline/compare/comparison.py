@@ -85,8 +85,8 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A method: runs that differ in `run.*` alone.
+class MethodRow:
+    """A row of Table 1: a method, by the runs that differ in `run.*` alone.
 
     Attributes:
         label: the method, and what sets it apart from other rows of the same method.
@@ -135,7 +135,7 @@ class Cell:
 class Comparison:
     """Table 1: `cells[i][j]` is what row i reached within budget j; None: it has no evaluation."""
 
-    rows: list[Row]
+    rows: list[MethodRow]
     budgets: list[Budget]
     cells: list[list[Cell | None]]
     warnings: list[str]
@@ -195,7 +195,7 @@ def read_curve(run: Run, name: str) -> Curve:
     return Curve(run, name, steps, evaluations)
 
 
-def rows_of(curves: Sequence[Curve]) -> list[Row]:
+def rows_of(curves: Sequence[Curve]) -> list[MethodRow]:
     """Group the curves by everything but `run.*`, in the order given, and name the groups."""
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -204,7 +204,7 @@ def rows_of(curves: Sequence[Curve]) -> list[Row]:
     settings = [settings_of(run) for run in firsts]
     keys, labels = differing(settings), labels_of(firsts)
     return [
-        Row(
+        MethodRow(
             label if labels.count(label) == 1 else f"{label} ({group[0].name})",
             group,
             {key: own.get(key) for key in keys},
@@ -213,7 +213,7 @@ def rows_of(curves: Sequence[Curve]) -> list[Row]:
     ]
 
 
-def cell_of(row: Row, budget: Budget) -> Cell | None:
+def cell_of(row: MethodRow, budget: Budget) -> Cell | None:
     """Return the best accuracy within a budget: the mean over seeds of each seed's best."""
     pairs = [(c, e) for c in row.curves if (e := c.best_within(budget)) is not None]
     if not pairs:
@@ -268,7 +268,7 @@ def _off_policy(curves: Sequence[Curve]) -> list[str]:
     ]
 
 
-def _same_seeds(rows: Sequence[Row]) -> list[str]:
+def _same_seeds(rows: Sequence[MethodRow]) -> list[str]:
     return [
         f"row {row.label}: several runs with one seed; intervals over them are no intervals over "
         "seeds"
@@ -277,7 +277,7 @@ def _same_seeds(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _default_limits(rows: Sequence[Row], axis: Axis) -> list[float]:
+def _default_limits(rows: Sequence[MethodRow], axis: Axis) -> list[float]:
     """Return shares of the shortest row's range; rows without an evaluation there don't count."""
     reaches = [min(curve.reach(axis) for curve in row.curves) for row in rows]
     shortest = min((reach for reach in reaches if reach > 0), default=0)

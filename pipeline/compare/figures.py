@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from pipeline.compare.comparison import Axis, Comparison, Row
+from pipeline.compare.comparison import Axis, Comparison, MethodRow
 from pipeline.compare.panels import (
     WINDOW,
     accuracy_panel,
@@ -150,7 +150,7 @@ def _canvas(columns: int, height: float, rows: int = 1) -> tuple[Canvas, list[Ax
     return canvas, [panels[place] for place in product(range(rows), range(columns))]
 
 
-def _figure_1(rows: Sequence[Row], measure: str) -> Canvas:
+def _figure_1(rows: Sequence[MethodRow], measure: str) -> Canvas:
     canvas, (accuracy, entropy) = _canvas(2, 2.9)
     accuracy_panel(accuracy, rows, "seconds", measure)
     step_panel(entropy, rows, "teacher_entropy_mean", "teacher entropy, nats")
@@ -158,7 +158,7 @@ def _figure_1(rows: Sequence[Row], measure: str) -> Canvas:
     return canvas
 
 
-def _figure_3(rows: Sequence[Row], measure: str) -> Canvas:
+def _figure_3(rows: Sequence[MethodRow], measure: str) -> Canvas:
     canvas, panels = _canvas(3, 2.7)
     axes: tuple[Axis, ...] = ("steps", "tokens", "seconds")
     for panel, axis in zip(panels, axes, strict=True):
@@ -170,7 +170,7 @@ def _figure_3(rows: Sequence[Row], measure: str) -> Canvas:
     return canvas
 
 
-def _figure_4(rows: Sequence[Row]) -> Canvas:
+def _figure_4(rows: Sequence[MethodRow]) -> Canvas:
     canvas, (length, seconds, stages) = _canvas(3, 2.9 + 0.12 * max(0, len(rows) - 4))
     step_panel(length, rows, "response_tokens_mean", "response length, tokens")
     step_panel(seconds, rows, "seconds", "seconds per step")
@@ -180,7 +180,7 @@ def _figure_4(rows: Sequence[Row]) -> Canvas:
     return canvas
 
 
-def _figure_5(rows: Sequence[Row]) -> Canvas:
+def _figure_5(rows: Sequence[MethodRow]) -> Canvas:
     columns = min(3, len(rows))
     height = -(-len(rows) // columns)
     canvas, panels = _canvas(columns, 0.5 + 2.2 * height, height)

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.compare.comparison import Axis, Row, row_interval
+from pipeline.compare.comparison import Axis, MethodRow, row_interval
 from pipeline.run.step_layout import STEP_STAGES
 from pipeline.text import count
 
@@ -44,7 +44,7 @@ def rolling(at: Sequence[int], values: Sequence[float]) -> tuple[Floats, Floats]
     return np.array([p.mean() for p in parts]), np.array([p.std() for p in parts])
 
 
-def step_series(row: Row, key: str) -> tuple[list[int], list[float]]:
+def step_series(row: MethodRow, key: str) -> tuple[list[int], list[float]]:
     """Return the steps that all seeds of a row have, and the mean of a metric over the seeds.
 
     Steps at which a seed has no number (no taught token, say) are left out.
@@ -62,7 +62,7 @@ def look_of(index: int) -> dict[str, Any]:
     return {"color": f"C{index % len(_MARKERS)}", "linestyle": _DASHES[index % len(_DASHES)]}
 
 
-def accuracy_panel(panel: Axes, rows: Sequence[Row], axis: Axis, measure: str) -> None:
+def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: str) -> None:
     """Draw the accuracy of evaluations by what training had cost."""
     scale, name = _scale(rows, axis)
     for index, row in enumerate(rows):
@@ -91,7 +91,7 @@ def accuracy_panel(panel: Axes, rows: Sequence[Row], axis: Axis, measure: str) -
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
 
 
-def step_panel(panel: Axes, rows: Sequence[Row], key: str, name: str) -> None:
+def step_panel(panel: Axes, rows: Sequence[MethodRow], key: str, name: str) -> None:
     """Draw a number of metrics.json by step, from 0 up."""
     drawn = False
     for index, row in enumerate(rows):
@@ -105,7 +105,7 @@ def step_panel(panel: Axes, rows: Sequence[Row], key: str, name: str) -> None:
     step_axis(panel)
 
 
-def stage_panel(panel: Axes, rows: Sequence[Row]) -> None:
+def stage_panel(panel: Axes, rows: Sequence[MethodRow]) -> None:
     """Draw a bar per row, with its sign: the mean seconds of a step, stage by stage."""
     left = np.zeros(len(rows))
     for stage, colour in zip(STEP_STAGES, _STAGE_COLOURS, strict=True):
@@ -146,7 +146,7 @@ def step_axis(panel: Axes) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def row_legend(canvas: Canvas, rows: Sequence[Row], beside: bool = False) -> None:
+def row_legend(canvas: Canvas, rows: Sequence[MethodRow], beside: bool = False) -> None:
     """Name the rows below the panels; on the left, if another legend is beside."""
     handles = [
         Line2D([], [], label=shown_label(row.label), linewidth=1.6, **_sign(i), **look_of(i))
@@ -172,7 +172,7 @@ def _sign(index: int) -> dict[str, Any]:
     return {"marker": _MARKERS[index % len(_MARKERS)], "markersize": 3.5}
 
 
-def _scale(rows: Sequence[Row], axis: Axis) -> tuple[float, str]:
+def _scale(rows: Sequence[MethodRow], axis: Axis) -> tuple[float, str]:
     """Return what to divide by on an axis, and its name with its unit."""
     if axis != "seconds":
         return 1.0, _AXIS_NAMES[axis]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.health.evidence import CHOICES, Choice, evidence_of
+from pipeline.health.evidence import SELECTORS, Selector, evidence_of
 from pipeline.health.findings import Sign
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from pipeline.health.shifts import Records
@@ -81,14 +81,14 @@ def alarm_of(
         run: folder of the run, for the command.
     """
     evidence = evidence_of(rule.evidence, tables)
-    command = _command(shlex.quote(run), CHOICES[rule.evidence], step, evidence)
+    command = _command(shlex.quote(run), SELECTORS[rule.evidence], step, evidence)
     return Alarm(rule.name, sign.onset, sign.healthy, sign.message, evidence, command, rule.severe)
 
 
-def _command(run: str, choice: Choice, step: int, evidence: Sequence[str]) -> str:
-    if choice.condition:
-        sort = f" --sort={choice.sort}" if choice.sort else ""
-        return f'srpo audit {run} --step {step} --where "{choice.condition}"{sort}'
+def _command(run: str, selector: Selector, step: int, evidence: Sequence[str]) -> str:
+    if selector.condition:
+        sort = f" --sort={selector.sort}" if selector.sort else ""
+        return f'srpo audit {run} --step {step} --where "{selector.condition}"{sort}'
     if evidence:
         return f"srpo audit {run} --rollout {evidence[0]}"
     return f"srpo view {run}"

@@ -13,8 +13,13 @@ LARGEST = 5
 Tables = Mapping[str, pa.Table]
 
 
-class Choice(NamedTuple):
-    """How evidence is chosen: from tables, and how `srpo audit` lists it all: condition, order."""
+class Selector(NamedTuple):
+    """Chooses a rule's evidence from tables.
+
+    Attributes:
+        choose: returns rollout ids, the most telling first.
+        condition, sort: options of `srpo audit` that list all of the evidence; empty if none do.
+    """
 
     choose: Callable[[Tables], Sequence[str]]
     condition: str = ""
@@ -23,7 +28,7 @@ class Choice(NamedTuple):
 
 def evidence_of(name: str, tables: Tables) -> tuple[str, ...]:
     """Return the ids of up to five rollouts."""
-    return tuple(CHOICES[name].choose(tables)[:LARGEST])
+    return tuple(SELECTORS[name].choose(tables)[:LARGEST])
 
 
 def _spread(table: pa.Table, mask: Any) -> list[str]:
@@ -143,19 +148,19 @@ def _failed(tables: Tables) -> list[str]:
     return _spread(tables["verdicts"], pc.is_valid(tables["verdicts"]["error"]))
 
 
-CHOICES: Mapping[str, Choice] = {
-    "format": Choice(_format, "not format_ok"),
-    "evaluated_format": Choice(_evaluated_format),
-    "evaluated_errors": Choice(_evaluated_errors),
-    "evaluated_wrong": Choice(_evaluated_wrong),
-    "longest": Choice(_longest),
-    "shortest": Choice(_shortest),
-    "truncated": Choice(_truncated, "finish_reason = 'length'"),
-    "surest": Choice(_surest),
-    "wrong": Choice(_wrong, "not correct and not teacher_available"),
-    "demonstrations": Choice(_demonstrations),
-    "duplicates": Choice(_duplicates),
-    "largest_loss": Choice(_loss),
-    "largest_gap": Choice(_gap, "max_logprob_gap > 0.5", "-max_logprob_gap"),
-    "verifier_errors": Choice(_failed, "error is not null"),
+SELECTORS: Mapping[str, Selector] = {
+    "format": Selector(_format, "not format_ok"),
+    "evaluated_format": Selector(_evaluated_format),
+    "evaluated_errors": Selector(_evaluated_errors),
+    "evaluated_wrong": Selector(_evaluated_wrong),
+    "longest": Selector(_longest),
+    "shortest": Selector(_shortest),
+    "truncated": Selector(_truncated, "finish_reason = 'length'"),
+    "surest": Selector(_surest),
+    "wrong": Selector(_wrong, "not correct and not teacher_available"),
+    "demonstrations": Selector(_demonstrations),
+    "duplicates": Selector(_duplicates),
+    "largest_loss": Selector(_loss),
+    "largest_gap": Selector(_gap, "max_logprob_gap > 0.5", "-max_logprob_gap"),
+    "verifier_errors": Selector(_failed, "error is not null"),
 }

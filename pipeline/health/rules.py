@@ -48,7 +48,7 @@ class Rule(Generic[Finder]):
     """A rule.
 
     Attributes:
-        evidence: name of a choice in `evidence.CHOICES`.
+        evidence: name of a selector in `evidence.SELECTORS`.
         severe: whether `run.on_alarm` acts on it: the policy is being lost.
         meaning, advice: when it is raised and what to do, for docs/health.md.
     """

@@ -48,7 +48,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningPlan:
     """What would go.
 
     Attributes:
@@ -80,13 +80,13 @@ class Plan:
         return sorted(piece.step for piece in self.pieces if piece.table == table)
 
 
-def plan(
+def plan_pruning(
     run: Run,
     tables: Sequence[str] = ("teacher",),
     before: int | None = None,
     keep_last: int | None = None,
     snapshots: bool = False,
-) -> Plan:
+) -> PruningPlan:
     """Return what may go of a run; nothing is changed.
 
     Args:
@@ -116,7 +116,7 @@ def plan(
     }
     free = sorted(found - claimed, key=lambda piece: (piece.step, piece.table))
     going = _snapshots_beyond(run, Records(run), 1, claims) if snapshots else []
-    return Plan(
+    return PruningPlan(
         run=run,
         pieces={p: run.table_path(p.table, p.step).stat().st_size for p in free},
         snapshots={n: _size(run.own_snapshot_path(n)) for n in going},
@@ -181,7 +181,7 @@ def prune_on_schedule(run: Run) -> None:
     keep = run.config.run.keep_teacher_tables
     if keep is None:
         return
-    for piece in plan(run, keep_last=keep).pieces:
+    for piece in plan_pruning(run, keep_last=keep).pieces:
         remove(run, piece, f"run.keep_teacher_tables = {keep}")
 
 

@@ -12,7 +12,7 @@ _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 @dataclass(frozen=True)
-class Part:
+class Passage:
     """A stretch of one text; `differs`: the other has something else here, or nothing."""
 
     text: str
@@ -23,8 +23,8 @@ class Part:
 class Sides:
     """The two texts in parts; `note` says how they were compared, if not word by word."""
 
-    left: list[Part]
-    right: list[Part]
+    left: list[Passage]
+    right: list[Passage]
     note: str
 
 
@@ -37,17 +37,17 @@ def side_by_side(left: str, right: str) -> Sides:
         ours, theirs = pattern.findall(left), pattern.findall(right)
         if max(len(ours), len(theirs)) <= most:
             return Sides(*_marked(ours, theirs), note)
-    return Sides([Part(left, False)], [Part(right, False)], "Too long to compare.")
+    return Sides([Passage(left, False)], [Passage(right, False)], "Too long to compare.")
 
 
-def _marked(ours: list[str], theirs: list[str]) -> tuple[list[Part], list[Part]]:
-    left: list[Part] = []
-    right: list[Part] = []
+def _marked(ours: list[str], theirs: list[str]) -> tuple[list[Passage], list[Passage]]:
+    left: list[Passage] = []
+    right: list[Passage] = []
     for same, mine, other in _stretches(ours, theirs):
         if mine:
-            left.append(Part("".join(mine), not same))
+            left.append(Passage("".join(mine), not same))
         if other:
-            right.append(Part("".join(other), not same))
+            right.append(Passage("".join(other), not same))
     return left, right
 
 

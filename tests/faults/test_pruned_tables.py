@@ -17,7 +17,7 @@ from pipeline.compare.run_diff import diff_runs
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import file_digest
 from pipeline.housekeeping.parquet_archive import archive, archive_path, restore
-from pipeline.housekeeping.pruning import Piece, plan, pruned_tables, remove
+from pipeline.housekeeping.pruning import Piece, plan_pruning, pruned_tables, remove
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
 from tests.faults.test_disk import go_on
@@ -94,7 +94,7 @@ def test_a_training_keeps_so_many_teacher_tables(made: Path, tmp_path: Path) -> 
 def test_what_resuming_needs_never_goes(run: Run) -> None:
     newest = run.own_snapshot_path(STEPS)
     shutil.rmtree(newest)
-    assert sorted(plan(run, PRUNABLE).pieces) == [
+    assert sorted(plan_pruning(run, PRUNABLE).pieces) == [
         Piece(table, step) for table in ("teacher", "weights") for step in range(4)
     ]
     drop(run, 0, 1, 2, 3)
@@ -104,26 +104,26 @@ def test_what_resuming_needs_never_goes(run: Run) -> None:
 
 def test_the_rest_of_a_run_never_goes(run: Run) -> None:
     with pytest.raises(ConfigError, match="table rollouts never goes: only teacher and weights"):
-        plan(run, ["rollouts"])
+        plan_pruning(run, ["rollouts"])
 
 
 def test_choosing_steps_and_snapshots(run: Run) -> None:
-    assert [p.step for p in plan(run).pieces] == [0, 1, 2, 3, 4]
-    assert [p.step for p in plan(run, before=2).pieces] == [0, 1]
-    assert [p.step for p in plan(run, keep_last=4).pieces] == [0]
-    assert [p.step for p in plan(run, before=3, keep_last=4).pieces] == [0]
-    found = plan(run, before=3, snapshots=True)
+    assert [p.step for p in plan_pruning(run).pieces] == [0, 1, 2, 3, 4]
+    assert [p.step for p in plan_pruning(run, before=2).pieces] == [0, 1]
+    assert [p.step for p in plan_pruning(run, keep_last=4).pieces] == [0]
+    assert [p.step for p in plan_pruning(run, before=3, keep_last=4).pieces] == [0]
+    found = plan_pruning(run, before=3, snapshots=True)
     assert list(found.snapshots) == [2, 4]  # 0 starts, is the best and 5 the newest
     assert found.lost_states() == [1, 2, 3, 4]
 
 
 def test_what_becomes_impossible(run: Run) -> None:
-    assert plan(run).lost_states() == [1, 3]
-    assert plan(run, before=1).lost_states() == [1]
+    assert plan_pruning(run).lost_states() == [1, 3]
+    assert plan_pruning(run, before=1).lost_states() == [1]
     drop(run, 0)
-    assert plan(run).lost_states() == [3]
-    assert plan(run, snapshots=True).lost_states() == [2, 3, 4]
-    assert plan(run, before=0, snapshots=True).lost_states() == [2, 3, 4]
+    assert plan_pruning(run).lost_states() == [3]
+    assert plan_pruning(run, snapshots=True).lost_states() == [2, 3, 4]
+    assert plan_pruning(run, before=0, snapshots=True).lost_states() == [2, 3, 4]
 
 
 def test_every_reader_says_that_it_was_on_purpose(run: Run, srpo: Srpo, made: Path) -> None:
@@ -268,7 +268,7 @@ def test_what_a_fork_needs_stays(run: Run, srpo: Srpo) -> None:
     session.close()
     inner = run.root.parent / "sweeps" / "deep"
     fork_run(fork, inner, "generate", 1, 2, ["generate.temperature=0.9"])
-    found = plan(run, PRUNABLE, snapshots=True)
+    found = plan_pruning(run, PRUNABLE, snapshots=True)
     assert {claim.fork.root for claim in found.claims} == {fork.root.resolve(), inner.resolve()}
     # The fork replays update 2 from snapshot 2, and reads teacher of step 3; the inner update 0.
     assert [p.step for p in found.pieces if p.table == "teacher"] == [1, 4]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.health.alarms import alarm_of
-from pipeline.health.evidence import CHOICES, LARGEST, evidence_of
+from pipeline.health.evidence import LARGEST, SELECTORS, evidence_of
 from pipeline.health.findings import Sign
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from tests.builders.tables import IDS, tables, with_column
@@ -29,13 +29,13 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", SELECTORS)
 def test_evidence_is_what_the_tables_show(name: str) -> None:
     made = tables()
     assert list(evidence_of(name, made)) == EXPECTED[name]
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", SELECTORS)
 def test_a_step_that_taught_nothing_has_no_evidence_of_teaching(name: str) -> None:
     made = {**tables(), "teacher": tables()["teacher"].slice(0, 0)}
     made["weights"] = made["weights"].slice(0, 0)

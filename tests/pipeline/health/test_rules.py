@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.health.alarms import findings_at_evaluation, findings_at_step
-from pipeline.health.evidence import CHOICES
+from pipeline.health.evidence import SELECTORS
 from pipeline.health.findings import Sign
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES
 from pipeline.health.shifts import Point, shift
@@ -125,7 +125,7 @@ def test_limits_are_where_they_are_said_to_be(
 def test_every_rule_is_tried_here() -> None:
     assert {*(name for name, _, _ in BROKEN), "nothing_taught"} == set(RULES)
     used = {rule.evidence for rule in STEP_RULES} | {rule.evidence for rule in EVALUATION_RULES}
-    assert used == set(CHOICES)
+    assert used == set(SELECTORS)
 
 
 @pytest.mark.parametrize(("name", "change", "text"), BROKEN)

@@ -2,13 +2,13 @@
 
 import time
 
-from pipeline.viewer.text_diff import MOST_WORDS, Part, side_by_side
+from pipeline.viewer.text_diff import MOST_WORDS, Passage, side_by_side
 
 
 def test_differing_words_are_marked_on_both_sides() -> None:
     found = side_by_side("so 7 - 4 = 2.", "so 7 - 4 = 3.")
-    assert found.left == [Part("so 7 - 4 = ", False), Part("2", True), Part(".", False)]
-    assert found.right == [Part("so 7 - 4 = ", False), Part("3", True), Part(".", False)]
+    assert found.left == [Passage("so 7 - 4 = ", False), Passage("2", True), Passage(".", False)]
+    assert found.right == [Passage("so 7 - 4 = ", False), Passage("3", True), Passage(".", False)]
     assert found.note == ""
 
 
@@ -21,14 +21,14 @@ def test_nothing_is_lost() -> None:
 
 def test_one_side_may_be_empty() -> None:
     found = side_by_side("", "all of it")
-    assert found.left == [] and found.right == [Part("all of it", True)]
+    assert found.left == [] and found.right == [Passage("all of it", True)]
 
 
 def test_long_texts_are_compared_by_lines() -> None:
     lines = ["one two three four five"] * MOST_WORDS
     found = side_by_side("\n".join(lines[:2000]), "\n".join(["other", *lines[:1999]]))
     assert found.note == "Long texts: compared by lines."
-    assert found.right[0] == Part("other\n", True)
+    assert found.right[0] == Passage("other\n", True)
 
 
 def test_texts_of_100_000_characters_cost_no_second() -> None:
