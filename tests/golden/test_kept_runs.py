@@ -1,5 +1,7 @@
-"""Run folders of every schema version that users may have stay readable by every tool."""
+"""Run folders of every schema version that users may have: every tool reads them, they go on."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ from pipeline.audit.listing import samples
 from pipeline.audit.rollout import rollout_record
 from pipeline.check.check_run import check_run
 from pipeline.compare.run_diff import diff_runs
+from pipeline.files.sealed_json import read_sealed, write_sealed
 from pipeline.housekeeping.run_listing import overview
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
+from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES
 from pipeline.tables.schemas import SCHEMA_VERSION
 from pipeline.viewer.app import create_app
+from tests.golden.golden_run import TASK
 from tests.golden.keep_runs import KEPT
 
 VERSIONS = sorted(path.name for path in KEPT.iterdir())
@@ -73,6 +77,27 @@ def test_pages_are_served(kept: Run) -> None:
     with TestClient(create_app([kept]), base_url="http://127.0.0.1") as client:
         for page in ("", "steps/1/", "rollouts/000001-0000-00/"):
             assert client.get(f"/runs/{kept.root.name}/{page}").status_code == 200, page
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_training_goes_on(version: str, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(KEPT / version / "parity", tmp_path / "run"))
+    record = read_sealed(root / "run.json")
+    task = tmp_path / "parity.py"  # the one that it began with is gone
+    task.write_text(TASK, encoding="utf-8")
+    data = {**record["config"]["data"], "task": str(task)}
+    write_sealed(root / "run.json", {**record, "config": {**record["config"], "data": data}})
+    with contextlib.closing(Session.resume(root)) as session:
+        assert session.next_step() == 3
+        for name in STEP_STAGES:
+            session.run_stage(name, 3)
+        session.finish_step(3)
+        session.snapshot(4)
+    run = Run.open(root)
+    assert run.steps_done() == 4
+    next_version = run.manifest("updates", 2).facts["next_policy_version"]
+    assert run.manifest("rollouts", 3).origin.policy_version == next_version
+    assert not check_run(run).findings
 
 
 @pytest.mark.parametrize("version", VERSIONS)
