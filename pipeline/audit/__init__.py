@@ -1,1 +1,1 @@
-"""Reading saved runs: lists, whole rollouts, checks, differences. Needs no model and no GPU."""
+"""Reading saved rollouts: lists of them, one whole, the loss of each token. No model, no GPU."""

@@ -305,7 +305,7 @@ def _not_recorded(columns: Row, route: Row | None, update: Row | None) -> dict[s
 
 
 def _dropped(columns: Row, update: Row | None, teacher: pa.Table | None) -> dict[str, str]:
-    """Say what is missing since the student's K log-probabilities were not kept."""
+    """Say what is missing because the student's K log-probabilities were not kept."""
     if teacher is None or keeps_student(teacher):
         return {}
     lost = {"student_top": NOT_KEPT}

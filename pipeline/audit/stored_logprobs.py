@@ -75,7 +75,7 @@ def jsd_rounding_T(student_TK: Floats, teacher_TK: Floats) -> Floats:
 
 
 def pruned_fields(run: Run, step: int, rollout_id: str) -> dict[str, str]:
-    """Say what is missing of a taught rollout since tables of its step were removed on purpose."""
+    """Say what a taught rollout lacks because tables of its step were removed on purpose."""
     found: dict[str, str] = {}
     for table, names in _OF_TABLE.items():
         record = removal(run.table_path(table, step))

@@ -124,7 +124,7 @@ def check_steps(run: Run, steps: Sequence[int]) -> CheckReport:
 
 
 def _quiet() -> np.errstate:
-    """What is not finite becomes a finding, not a warning."""
+    """Silence NumPy: what is not finite becomes a finding, not a warning."""
     return np.errstate(all="ignore")
 
 

@@ -1,4 +1,4 @@
-"""What is wrong at the newest of some records, and since when: one function per rule.
+"""One function per rule: what is wrong at the newest record, and since when.
 
 They read records only and keep no state. Each returns a sign, or None.
 """

@@ -1,4 +1,4 @@
-"""When a number has left its own past: robust against the noise of small runs.
+"""When a number has moved away from its own past: robust against the noise of small runs.
 
 A shift is a recent window that lies beyond a limit. The limit is the furthest of a relative change,
 an absolute change, and what the number's own noise explains; and two of three recent steps must lie
@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """A number that left its past.
+    """A number that moved away from its past.
 
     Attributes:
         onset: first recent step that lies beyond the limit.

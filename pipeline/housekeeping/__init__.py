@@ -1,1 +1,1 @@
-"""What happens to finished steps: pruning, archives, repair, and the room a run takes."""
+"""What happens to finished steps: pruning, archives, repair, and the disk space of a run."""

@@ -13,7 +13,7 @@ from pipeline.text import print_warnings
 
 
 def keep_state(run: Run, records: Records, policy: Policy, steps_done: int) -> Path:
-    """Keep the state after so many steps, and drop snapshots and tables over the number kept."""
+    """Keep the state after so many steps, and drop what is no longer kept."""
     target = run.snapshot_path(steps_done)
     if not target.exists():
         remove_leftovers(target.parent)

@@ -1,4 +1,4 @@
-"""Which tables and snapshots of a run may go, for whom the others stay, and what is lost with them.
+"""Which tables and snapshots of a run may be removed, what keeps the others, what is lost then.
 
 A teacher table is needed for three things: replaying `update`, to resume or to rebuild a state;
 forks that begin at it or after it; audits of tokens. What resuming needs never goes: the newest
@@ -49,13 +49,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What would go.
+    """What pruning would remove.
 
     Attributes:
         pieces: tables, with their bytes.
         snapshots: by number of steps done, with their bytes.
         claims: what forks need of the run.
-        claimed: what would go as well, did forks not need it.
+        claimed: what would be removed as well if no fork needed it.
     """
 
     run: Run
@@ -66,11 +66,11 @@ class PruningPlan:
 
     @property
     def bytes(self) -> int:
-        """Return how much room that makes."""
+        """Return how many bytes that frees."""
         return sum(self.pieces.values()) + sum(self.snapshots.values())
 
     def lost_states(self) -> list[int]:
-        """Return the states that can be rebuilt now, and could not be any more."""
+        """Return the states that could no longer be rebuilt."""
         before = _rebuildable(self.run, set(self.run.snapshots()), set())
         kept = set(self.run.snapshots()) - self.snapshots.keys()
         return sorted(before - _rebuildable(self.run, kept, set(self.pieces)))
@@ -87,7 +87,7 @@ def plan_pruning(
     keep_last: int | None = None,
     snapshots: bool = False,
 ) -> PruningPlan:
-    """Return what may go of a run; nothing is changed.
+    """Return what may be removed from a run; nothing is changed.
 
     Args:
         before: only tables of steps before this one.

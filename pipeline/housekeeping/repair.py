@@ -1,4 +1,4 @@
-"""Making room for a repair: what is damaged gets a name that no reader looks at."""
+"""Before a repair: damaged files are set aside, under names that no reader opens."""
 
 from pathlib import Path
 

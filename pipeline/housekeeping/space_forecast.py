@@ -1,4 +1,4 @@
-"""How much room a run needs on its disk: at most, and likely; before it starts and as it goes.
+"""How much disk space a run needs, at most and likely: before it starts and as it goes.
 
 Bytes of a step, with B rollouts, T tokens of responses, N of them taught, K kept logits:
 

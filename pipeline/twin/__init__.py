@@ -1,9 +1,9 @@
 """A step of a run computed a second time, from METHOD.md alone: the twin that `--deep` checks with.
 
-    routing     rewards to correctness, advantages, siblings, routes and prompts; plain Python
-    formulas    distributions, losses and weights as pure functions, float64
-    step        a whole step, one rollout at a time; `rounded` takes float16 rows as the update did
-    comparing   where the tables of a run disagree with it; `tolerances` says what float32 may do
+    routing          rewards to correctness, advantages, siblings, routes and prompts; plain Python
+    formulas         distributions, losses and weights as pure functions, float64
+    step             a whole step, one rollout at a time; `float16_tables` reads rounded rows
+    compare_tables   where a run disagrees with it; `tolerances` says what float32 may do
 
 It is as plain as it goes and slow. It must never import the code that it checks: nothing of ours
 but itself. A test enforces it.

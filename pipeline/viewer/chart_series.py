@@ -1,4 +1,4 @@
-"""Numbers for charts: what is plotted, against what, and how it is smoothed."""
+"""The numbers in a page's charts: what is plotted, against what, and how it is smoothed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass

@@ -19,7 +19,7 @@ def export(
 ) -> int:
     """Write the pages of these runs under `folder`; return how many.
 
-    Of runs with very many rollouts it writes those of some steps (`exported.exported_steps`).
+    Of very large runs it writes the rollouts of some steps only (`exported_steps`).
 
     Args:
         folder: missing or empty; its index.html, written last, is the page to open.

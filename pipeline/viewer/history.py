@@ -24,7 +24,7 @@ _EVALUATIONS: dict[str, Record] = {}
 
 @dataclass(frozen=True)
 class History:
-    """What became of a run: the records of its steps, ascending, and of its evaluations."""
+    """A run so far: the records of its steps, ascending, and of its evaluations."""
 
     steps: list[Record]
     evaluations: dict[int, Record]

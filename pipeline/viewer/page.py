@@ -1,4 +1,4 @@
-"""The shell of all pages: addresses that work live and exported, templates, and what a page is.
+"""What all pages share: addresses that work live and exported, templates, and what a page is.
 
 A kind of pages is a `Kind`: its address, its template, a pure function that gives the template's
 context, and a function that lists its pages. `page_registry` lists all kinds; the server and the

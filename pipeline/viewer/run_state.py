@@ -1,4 +1,4 @@
-"""What has become of a run, in a few numbers: pages of a running training ask for it often."""
+"""How far a run is, in a few numbers: the pages of a running training poll it."""
 
 from typing import Any
 
