@@ -97,7 +97,7 @@ def check_run(
         hashed = []
         for part in elsewhere(list(dict.fromkeys(entry.step for entry in tables.values()))):
             report.extend(part)
-    with _quiet(), Hashing([*hashed, *snapshots], progress) as hashing:
+    with _quiet(), Hashing(run, [*hashed, *snapshots], progress) as hashing:
         if elsewhere is None:
             _check_tables(run, tables, tables, hashing, report)
         for path, expected in snapshots.items():
@@ -117,7 +117,7 @@ def check_steps(run: Run, steps: Sequence[int]) -> CheckReport:
     tables = list_tables(run, CheckReport())  # who asks has those findings
     chosen = {key: entry for key, entry in tables.items() if entry.step in wanted}
     hashed = [entry.path for entry in chosen.values() if _right_size(entry)]
-    with _quiet(), Hashing(hashed, lambda done, total: None) as hashing:
+    with _quiet(), Hashing(run, hashed, lambda done, total: None) as hashing:
         _check_tables(run, chosen, tables, hashing, report)
     report.bytes = hashing.total
     return report
@@ -192,7 +192,7 @@ class _Step:
             self.report.add(entry.path, expected, _short(digest), entry.advice)
             return None
         try:
-            mapped = MappedTable(entry.path)
+            mapped = MappedTable(entry.owner.fetched(entry.path))
             mapped.table.validate(full=True)
         except (StoreError, pa.ArrowException) as error:
             problem = str(error).removeprefix(f"{entry.path}: ")

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.check.run_files import file_sha256
-from pipeline.remote.mirror_files import fetch_anew
+from pipeline.run.run import Run
 
 _HASHERS = 2
 
@@ -16,12 +16,15 @@ _HASHERS = 2
 class Hashing:
     """Digests of files, computed by threads in the order given."""
 
-    def __init__(self, paths: Sequence[Path], progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, run: Run, paths: Sequence[Path], progress: Callable[[int, int], None]
+    ) -> None:
         self.total = sum(path.stat().st_size for path in paths)
+        self._run = run
         self._progress, self._done, self._lock = progress, 0, threading.Lock()
         self._pool = ThreadPoolExecutor(_HASHERS, thread_name_prefix="sha256")
         self._found: dict[Path, Future[str]] = {
-            path: self._pool.submit(file_sha256, path, self._advance) for path in paths
+            path: self._pool.submit(self._digest, path) for path in paths
         }
 
     def __enter__(self) -> Self:
@@ -39,11 +42,14 @@ class Hashing:
         """Return the digest of a file, or why there is none; a cached one is tried anew."""
         try:
             found = self._found[path].result()
-            if found != expected and fetch_anew(path):
+            if found != expected and self._run.fetch_anew(path):
                 return file_sha256(path, lambda size: None)
             return found
         except OSError as error:
             return f"not readable: {error.strerror}"
+
+    def _digest(self, path: Path) -> str:
+        return file_sha256(self._run.fetched(path), self._advance)
 
     def _advance(self, size: int) -> None:
         with self._lock:

@@ -10,7 +10,6 @@ from pipeline.check.check_report import CheckReport
 from pipeline.errors import StoreError
 from pipeline.files import sealed_json as sealed
 from pipeline.files.file_list import snapshot_repair
-from pipeline.remote.mirror_files import fetch
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
@@ -54,7 +53,6 @@ class TableFile:
 
 def file_sha256(path: Path, report: Callable[[int], None]) -> str:
     """Return the SHA-256 of a file's bytes; `report` is told of bytes as they are read."""
-    fetch(path)
     digest, buffer = hashlib.sha256(), bytearray(_BUFFER)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
@@ -70,7 +68,7 @@ def list_tables(run: Run, report: CheckReport) -> dict[Key, TableFile]:
     for (step, table), owner in sorted(
         _owners(run).items(), key=lambda item: (item[0][0], TABLES.index(item[0][1]))
     ):
-        path = _table_path(owner, table, step)
+        path = owner.own_table_path(table, step)
         entry = _entry(step, table, owner, path, report)
         if entry is not None:
             found[step, table] = entry
@@ -94,12 +92,6 @@ def _owners(run: Run) -> dict[Key, Run]:
             if known and number.isdecimal():
                 owners.setdefault((int(number), table), run)
     return owners
-
-
-def _table_path(owner: Run, table: str, step: int) -> Path:
-    if table == "evaluations":
-        return owner.root / "evaluations" / f"{step:06d}.arrow"
-    return owner.root / "steps" / f"{step:06d}" / f"{table}.arrow"
 
 
 def _entry(step: int, table: str, owner: Run, path: Path, report: CheckReport) -> TableFile | None:
@@ -158,7 +150,7 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
         for table in STEP_TABLES:
             if (step, table) not in tables and not _noted(run, step, table, report):
                 owner = run.owner(table, step)
-                entry = TableFile(step, table, owner, _table_path(owner, table, step), None)
+                entry = TableFile(step, table, owner, owner.own_table_path(table, step), None)
                 report.add(entry.path, "a table of a complete step", "no file", entry.advice)
     evaluated = [step for step, table in tables if table == "evaluations"]
     kept = [folder[0] for folder in snapshot_folders(run)]
@@ -174,7 +166,7 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
     reached = max([*(step + 1 for step in complete), *evaluated, *kept], default=0)
     for due, owner in _due_evaluations(run, reached).items():
         if due not in evaluated and not _noted(run, due, "evaluations", report):
-            path = _table_path(owner, "evaluations", due)
+            path = owner.own_table_path("evaluations", due)
             advice = TableFile(due, "evaluations", owner, path, None).advice
             report.add(path, "an evaluation of the schedule", "no file", advice)
 
@@ -193,16 +185,9 @@ def _due_evaluations(run: Run, reached: int) -> dict[int, Run]:
     return found | dict.fromkeys(range(start, reached, every), run)
 
 
-def record_owner(run: Run, step: int) -> Run:
-    """Return the run in whose folder the record of a step is, or will be."""
-    while run.fork is not None and run.parent is not None and step < run.fork.start:
-        run = run.parent
-    return run
-
-
 def recompute_advice(run: Run, step: int) -> str:
     """Say how the run that owns the record of a step makes the step anew."""
-    owner = record_owner(run, step)
+    owner = run.record_owner(step)
     fork, parent = owner.fork, owner.parent
     if fork is None or parent is None or step >= fork.end:
         return f"run: srpo train --resume --run {owner.root}"

@@ -258,9 +258,7 @@ def _same_file(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest,
 
 
 def _pair(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Manifest]) -> _Pair:
-    for run in (a, b):
-        run.read(table, step)  # refuses another size or schema
-    left, right = (MappedTable(run.table_path(table, step)) for run in (a, b))
+    left, right = (run.mapped(table, step) for run in (a, b))
     index_a, index_b = row_index(left.table, manifests[0]), row_index(right.table, manifests[1])
     rows_a, rows_b = (None, None) if index_a == index_b else matched_rows(index_a, index_b)
     return _Pair(step, table, manifests[0].origin.stage, (left, right), rows_a, rows_b)

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.machine.disk import naming
-from pipeline.remote.mirror_files import fetch, fetch_anew
 from pipeline.remote.upload import (
     is_stored,
     publish,
@@ -35,13 +34,16 @@ def digest_of(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    fetch(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def has_digest(path: Path, sha256: str) -> bool:
-    """Tell whether a file has a SHA-256; one of a mirror that has not is fetched anew first."""
+def has_digest(path: Path, sha256: str, fetch_anew: Callable[[Path], bool]) -> bool:
+    """Tell whether a file has a SHA-256; one that has not is fetched anew first.
+
+    Args:
+        fetch_anew: fetches a file; False: there is none to fetch.
+    """
     return file_digest(path) == sha256 or (fetch_anew(path) and file_digest(path) == sha256)
 
 

@@ -1,6 +1,6 @@
 """Folders whose files are listed, with their SHA-256, in a record: snapshots and the tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.errors import StoreError
@@ -12,6 +12,7 @@ def expect_files(
     listed: Mapping[str, str],
     record: str,
     repair: str,
+    fetch_anew: Callable[[Path], bool],
     mine: slice = slice(None),
 ) -> None:
     """Refuse a folder that doesn't hold the listed files as they were, and no others.
@@ -20,11 +21,12 @@ def expect_files(
         listed: SHA-256 by name of file, without the record itself.
         record: the file that lists them, for messages.
         repair: what to do.
+        fetch_anew: fetches a file that is not as it was; False: there is none to fetch.
         mine: which of the listed to read; others read the others.
     """
     for name, expected in list(listed.items())[mine]:
         path = folder / Path(name).name
-        if not path.is_file() or not has_digest(path, expected):
+        if not path.is_file() or not has_digest(path, expected, fetch_anew):
             raise StoreError(
                 f"{path}: missing or damaged (SHA-256 differs from {record}); {repair}"
             )

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import (
-    digest_of,
-    file_digest,
     remove_file,
     remove_folder,
     remove_leftovers,
@@ -128,19 +126,13 @@ def plan_pruning(
 def expect_sound_start(run: Run) -> None:
     """Refuse to go on if the newest snapshot, from which the run would resume, is not whole."""
     newest = max(run.snapshots(), default=0)
-    folder = run.snapshot_path(newest)
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        whole = state.pop("digest") == digest_of(state) and all(
-            file_digest(folder / name) == digest for name, digest in state["sha256"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        run.expect_snapshot(newest)
+    except StoreError:
         raise StoreError(
-            f"{folder}: damaged, and it is what the run resumes from; nothing was removed; srpo "
-            f"check {run.root} says more"
-        )
+            f"{run.snapshot_path(newest)}: damaged, and it is what the run resumes from; nothing "
+            f"was removed; srpo check {run.root} says more"
+        ) from None
 
 
 def pruned_tables(run: Run) -> dict[Piece, Removal]:

@@ -26,7 +26,7 @@ from pipeline.policy import checkpoint
 from pipeline.policy.model_loading import load_pretrained, save_model
 from pipeline.policy.policy import Policy, TeacherSettings, spreading
 from pipeline.policy.safetensors_layout import laid_out, places_in
-from pipeline.remote.mirror_files import fetch_folder
+from pipeline.remote.mirror_files import fetch_anew, fetch_folder
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -136,7 +136,8 @@ def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSetting
             raise StoreError(
                 f"{folder}: a snapshot with teacher {state['teacher']}, wanted {wanted}"
             )
-        expect_files(folder, state["sha256"], "state.json", snapshot_repair(folder), share())
+        repair = snapshot_repair(folder)
+        expect_files(folder, state["sha256"], "state.json", repair, fetch_anew, share())
         optimizer = places_in(folder, "optimizer")
         if state["steps_done"] > 0 and not optimizer:
             raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")

@@ -22,7 +22,6 @@ from pipeline.errors import StoreError
 from pipeline.remote import objects
 from pipeline.remote.client import Address, Changed
 from pipeline.remote.mirror_files import is_placeholder, temporary_beside
-from pipeline.remote.mirror_paths import address_of
 from pipeline.remote.objects import Object
 from pipeline.tables.arrow_reading import arrow_rows
 
@@ -36,8 +35,12 @@ Span = tuple[int, int]
 """First byte and the one after the last."""
 
 
-def rows_by_range(path: Path, first: int, rows: int) -> pa.Table | None:
+def rows_by_range(path: Path, address: Address, first: int, rows: int) -> pa.Table | None:
     """Return rows [first, first + rows) of a table, neither validated nor hashed.
+
+    Args:
+        path: where the table is in the mirror.
+        address: where it is on the store.
 
     Returns:
         None if it is to be read whole: it is here, it is small, or its layout is another than ours.
@@ -45,8 +48,7 @@ def rows_by_range(path: Path, first: int, rows: int) -> pa.Table | None:
     Raises:
         StoreError: the store failed, or the table changed meanwhile.
     """
-    address = address_of(path)
-    if address is None or not is_placeholder(path) or path.stat().st_size <= WHOLE:
+    if not is_placeholder(path) or path.stat().st_size <= WHOLE:
         return None
     part = temporary_beside(path)
     try:

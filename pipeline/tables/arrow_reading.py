@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from pipeline.errors import StoreError
-from pipeline.remote.mirror_files import fetch
 from pipeline.tables.compression import is_compressed
 from pipeline.tables.schemas import SCHEMA_VERSION, schema_of
 from pipeline.text import printable
@@ -23,7 +22,6 @@ def read_arrow(path: Path) -> pa.Table:
     Raises:
         StoreError: it is not one, or its parts contradict each other in size.
     """
-    fetch(path)
     try:
         with pa.memory_map(str(path)) as source:
             return arrow_rows(source.read_buffer())

@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.remote.mirror_files import fetch
 from pipeline.tables.arrow_reading import arrow_rows
 
 
@@ -18,7 +17,6 @@ class MappedTable:
     """
 
     def __init__(self, path: Path) -> None:
-        fetch(path)
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
