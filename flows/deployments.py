@@ -1,7 +1,6 @@
 """Flows of one stage, evaluation or replay, for deployments: scheduled, or on another machine."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -15,6 +14,7 @@ from flows.training.train_flow import StageTasks
 from flows.workers.crew import crew_at
 from flows.workers.place import Place
 from pipeline.errors import ConfigError
+from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import Run
 
 
@@ -38,9 +38,9 @@ def stage_flow(
         runner: place among whose workers responses are spread, such as `ray:8@ray://HOST:10001`.
     """
     place = Place.of(runner) if runner else None
-    root = Path(run)
+    root = run_path(run)
     if fork is not None:
-        root = fork_run(Run.open(root), Path(fork), name, step, step + 1, overrides or []).root
+        root = fork_run(Run.open(root), run_path(fork), name, step, step + 1, overrides or []).root
     elif overrides:
         raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
     with contextlib.closing(Session.resume(root)) as session:
@@ -70,11 +70,11 @@ def replay_flow(
         overrides: settings, `section.key=value`.
         runner: place whose workers run the stages that need no policy, several steps at a time.
     """
-    parent = Run.open(Path(run))
+    parent = Run.open(run_path(run))
     plan = Plan.of(parent, stage, "update", steps)
     place = Place.of(runner) if runner else None
     with crew_at(place, parent.config.run.stall_seconds) as crew:
-        session = replay(parent, Path(fork), plan, overrides or [], runner=_tasks_of, crew=crew)
+        session = replay(parent, run_path(fork), plan, overrides or [], runner=_tasks_of, crew=crew)
     session.close()
     return str(session.run.root)
 
@@ -97,7 +97,7 @@ def evaluate_flow(
     """
     place = Place.of(runner) if runner else None
     with (
-        contextlib.closing(Session.resume(Path(run))) as session,
+        contextlib.closing(Session.resume(run_path(run))) as session,
         crew_at(place, session.config.run.stall_seconds) as crew,
     ):
         return evaluate_now(session, steps_done, overrides or [], crew=crew)

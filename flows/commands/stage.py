@@ -11,10 +11,10 @@ from flows.commands.bars import bars
 from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
 from pipeline.errors import SrpoError
-from pipeline.remote.mirror_paths import run_path
 
 if TYPE_CHECKING:
     from flows.session.session import Session
+    from pipeline.run.run import Run
 
 
 def stage(
@@ -80,7 +80,7 @@ def stage(
 
 
 def _fork_if_needed(
-    parent: Any, fork: Path | None, name: str, step: int, overrides: Sequence[str]
+    parent: "Run", fork: Path | None, name: str, step: int, overrides: Sequence[str]
 ) -> Path:
     """Return the folder to work in: the run itself, or a new fork of it."""
     from flows.session.fork_run import code_changes, fork_run, free_name
@@ -88,7 +88,7 @@ def _fork_if_needed(
 
     changed_code = code_changes(parent, STAGES[name], step)
     if fork is None and not overrides and not changed_code:
-        return run_path(parent.root)
+        return parent.root
     for change in changed_code:
         print(f"changed code: {change}")
     made = fork_run(parent, fork or free_name(parent.root), name, step, step + 1, overrides)

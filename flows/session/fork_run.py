@@ -18,7 +18,7 @@ from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
-from pipeline.remote.mirror_paths import address_of, run_path
+from pipeline.remote.mirror_paths import address_of
 from pipeline.remote.mirror_sync import is_run
 from pipeline.run.fork import TASK_CODE, Fork
 from pipeline.run.lock import RunLock
@@ -63,7 +63,6 @@ def fork_run(
         ConfigError: a setting can't be changed here; the line says from which stage it could.
         StoreError: the folder is taken, or a table that the fork would refer to is missing.
     """
-    root = run_path(root)
     with RunLock(root):
         config, fork = planned_fork(parent, root, stage, start, end, overrides, updates)
         if is_run(root):
@@ -98,7 +97,7 @@ def planned_fork(
     expect_context(config, _positions(parent))
     if end > config.run.steps:
         raise ConfigError(f"run.steps is {config.run.steps}, fewer than the {end} of the fork")
-    if (address_of(parent.root) is None) != (address_of(root) is None):
+    if (parent.address is None) != (address_of(root) is None):
         raise ConfigError(
             f"{root}: a fork of {parent.root} names it by a relative folder, so both must be on "
             "this machine, or both on one store"

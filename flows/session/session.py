@@ -36,7 +36,6 @@ from pipeline.housekeeping.keep_state import keep_state
 from pipeline.housekeeping.space_forecast import Facts
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import load_snapshot, model_of_snapshot
-from pipeline.remote.mirror_paths import run_path
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES
@@ -84,9 +83,8 @@ class Session:
         Args:
             keep_start: take snapshot 0, from which a run can be resumed.
         """
-        root = run_path(run_dir)
-        with RunLock(root):
-            return cls(*create_run(root, config, keep_start))
+        with RunLock(run_dir):
+            return cls(*create_run(run_dir, config, keep_start))
 
     @classmethod
     def resume(cls, run_dir: Path, writes: bool = True) -> "Session":
@@ -95,9 +93,8 @@ class Session:
         Args:
             writes: be its one writer; False: nothing is made but policies, by replay.
         """
-        root = run_path(run_dir)
-        with RunLock(root) if writes else nullcontext():
-            run = Run.open(root)
+        with RunLock(run_dir) if writes else nullcontext():
+            run = Run.open(run_dir)
             settle(run.config.run.threads)
             return cls(run, None, None, writes)
 

@@ -21,7 +21,7 @@ def session_after_alarm(session: Session, outcome: Outcome) -> Session | None:
     rate = session.config.update.learning_rate * settings.alarm_rate_factor
     overrides = [f"update.learning_rate={rate!r}", "run.on_alarm=stop"]
     fork = fork_run(run, free_name(run.root), "generate", start, start + 1, overrides)
-    return Session.resume(Run.open(fork.root).root)
+    return Session.resume(fork.root)
 
 
 def _last_healthy(run: Run, steps_done: int) -> int:

@@ -61,7 +61,7 @@ class CheckReport:
         self.once = {**later.once, **self.once}
         self.bytes += later.bytes
 
-    def add(self, path: Path, expected: Any, found: Any, advice: str) -> None:
+    def add(self, path: Path | str, expected: Any, found: Any, advice: str) -> None:
         """Note a finding; long texts are cut and shown harmlessly."""
         self.findings.append(Finding(f"{path}", shown(expected), shown(found), advice))
 

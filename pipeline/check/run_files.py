@@ -10,7 +10,6 @@ from pipeline.check.check_report import CheckReport
 from pipeline.errors import StoreError
 from pipeline.files import sealed_json as sealed
 from pipeline.files.file_list import snapshot_repair
-from pipeline.remote.mirror_paths import run_path
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STAGE_OF, STEP_TABLES
@@ -282,7 +281,7 @@ def check_tokenizer(run: Run, report: CheckReport) -> None:
         folder = run.tokenizer_path()
     except StoreError as error:
         path, _, problem = str(error).partition(": ")
-        report.add(run_path(path), "a file of the run's tokenizer", *problem.split("; ", 1))
+        report.add(path, "a file of the run's tokenizer", *problem.split("; ", 1))
         return
     if not folder.is_dir():
         report.add(folder, "the run's tokenizer", "no folder", "copy it from policy/000000")

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.remote.mirror_paths import run_path
 from pipeline.remote.mirror_sync import discover
 from pipeline.run.metrics import evaluation_metrics, tasks_of
 from pipeline.run.run import Run
@@ -16,7 +17,7 @@ _DEPTH = 3
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders in a folder, itself included, some levels deep; sorted."""
     discover(folder, _DEPTH)
-    return sorted(_search(folder, _DEPTH))
+    return sorted(run_path(root) for root in _search(folder, _DEPTH))
 
 
 def _search(folder: Path, depth: int) -> Iterator[Path]:
