@@ -26,10 +26,7 @@ from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import Run
 from pipeline.stage.contract import Progress
 from tests.flows.commands.test_rerun_commands import tiny, trained
-from tests.flows.workers.judges import no_judges_left
 from tests.pipeline.check.damage import edit_json, flip, set_value
-
-__all__ = ["no_judges_left"]
 
 
 class Here:

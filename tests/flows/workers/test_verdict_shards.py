@@ -11,12 +11,10 @@ from flows.workers.verdict_shards import Bench, ShardedPool, judge_part
 from pipeline.errors import StoreError
 from pipeline.stage.contract import Progress
 from pipeline.task import Verdict
-from tests.flows.workers.judges import no_judges_left
 
 if TYPE_CHECKING:
     from flows.workers.crew import Crew
 
-__all__ = ["no_judges_left"]
 Item = dict[str, Any]
 TASK = Path(__file__).with_name("waiting_task.py")
 PAIRS = [("x" * n, "0") for n in range(40)]

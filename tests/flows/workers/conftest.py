@@ -1,4 +1,4 @@
-"""A fixture for tests whose process does the work of a crew's workers."""
+"""Tests whose process does the work of a crew's workers leave no verifier processes behind."""
 
 import functools
 from collections.abc import Iterator
