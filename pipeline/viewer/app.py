@@ -26,8 +26,8 @@ from pipeline.viewer.page import (
     Kind,
     Missing,
     Page,
+    ReopenedRuns,
     Runs,
-    Shelf,
     named,
 )
 from pipeline.viewer.page_registry import KINDS
@@ -54,7 +54,7 @@ HEADERS = {
 def create_app(runs: Sequence[Run]) -> FastAPI:
     """Return the application that shows these runs; it only ever reads them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    shown = Shelf(named(runs))
+    shown = ReopenedRuns(named(runs))
     for kind in KINDS:
         _add(app, kind, shown)
     following = _Following(runs)

@@ -85,7 +85,7 @@ CHARTS = (
 OPTIONAL = (
     Chart("duplicate_share", "Duplicate responses", "percent"),
     Chart("demonstration_tokens_mean", "Demonstration length, mean", "count", "tokens"),
-    Chart("work_share", "Tokens computed of naive", "percent"),
+    Chart("work_share", "Computed tokens, share of naive", "percent"),
 )
 """Charts of keys that older runs don't have."""
 

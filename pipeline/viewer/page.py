@@ -153,8 +153,8 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
     return found
 
 
-class Shelf(Mapping[str, Run]):
-    """Runs by name, each as its run.json now says: a longer training extends it in place."""
+class ReopenedRuns(Mapping[str, Run]):
+    """Runs by name, reopened when run.json changes: a longer training replaces it in place."""
 
     def __init__(self, runs: Runs) -> None:
         self._runs = {name: (run, _written(run)) for name, run in runs.items()}
