@@ -39,7 +39,7 @@ from data.random_policy import write_random_policy
 from flows.session.session import Session
 from pipeline.config.load import validate_config
 from pipeline.config.sections import Config, UpdateSection
-from pipeline.forward.distributions import buckets_NB, jsd_N, log_tail_N
+from pipeline.forward.distributions import buckets_NC, jsd_N, log_tail_N
 from pipeline.forward.scoring import Forward
 from pipeline.policy.policy import Policy
 from pipeline.run.step_layout import STEP_STAGES
@@ -228,7 +228,7 @@ def scored_rollout(prototypes: Prototypes, job: ScoringJob, words: int) -> Score
     teacher = log_softmax(disturbed, prototypes.outside)
     kept = [torch.from_numpy(rows[:, :-1].astype(np.float32)) for rows in (student, teacher)]
     tails = [log_tail_N(rows) for rows in kept]
-    buckets = [buckets_NB(rows, tail) for rows, tail in zip(kept, tails, strict=True)]
+    buckets = [buckets_NC(rows, tail) for rows, tail in zip(kept, tails, strict=True)]
     tokens = TaughtTokens(
         topk_ids_TK=kept_ids(response, ranks, prototypes.kept, words),
         teacher_logprobs_TK=kept[1].numpy(),

@@ -1,10 +1,13 @@
 """The vocabulary and the machinery: configuration, schemas, store, stage contract, policy.
 
-Axis legend, used in names of tensors everywhere:
+Axes, which names of tensors end in (`logits_NV` is [N, V]); docs/glossary.md has all of them:
 
-    B rollouts of a micro-batch      G rollouts of a group (one prompt)
-    T response tokens of a rollout   N flat response tokens of a micro-batch
-    K kept logits                    V vocabulary                 D hidden size
+    B rollouts of a batch            G rollouts of a group (one prompt)
+    P distinct prompts of a batch    L positions of a row, prompts included
+    T response tokens of a rollout   S positions of keys, which queries see or not
+    N response tokens of many rollouts, flat; n: a block of them; M: those with a teacher
+    K kept ids                       C buckets: the K kept ids, and the tail
+    V vocabulary                     D hidden size
 
 Log-probabilities are natural logarithms and entropies are in nats.
 """

@@ -210,16 +210,16 @@ def divergence_T(taught: TaughtTokens, settings: dict[str, Any]) -> Floats:
         return np.asarray(gap_T * taught.student_logprob_T)
     if taught.student_TK is None:
         return taught.jsd_T
-    s_TB = np.concatenate([taught.student_TK, taught.student_tail_T[:, None]], axis=1)
-    q_TB = np.concatenate([taught.teacher_TK, taught.teacher_tail_T[:, None]], axis=1)
+    s_TC = np.concatenate([taught.student_TK, taught.student_tail_T[:, None]], axis=1)
+    q_TC = np.concatenate([taught.teacher_TK, taught.teacher_tail_T[:, None]], axis=1)
     if kind == "forward_kl":
-        return np.maximum(_kl_T(q_TB, s_TB), 0.0)
+        return np.maximum(_kl_T(q_TC, s_TC), 0.0)
     if kind == "reverse_kl":
-        return np.maximum(_kl_T(s_TB, q_TB), 0.0)
+        return np.maximum(_kl_T(s_TC, q_TC), 0.0)
     alpha = settings["jsd_alpha"]
     with np.errstate(divide="ignore"):
-        m_TB = np.log((1 - alpha) * np.exp(s_TB) + alpha * np.exp(q_TB))
-    return np.asarray(np.maximum((1 - alpha) * _kl_T(s_TB, m_TB) + alpha * _kl_T(q_TB, m_TB), 0.0))
+        m_TC = np.log((1 - alpha) * np.exp(s_TC) + alpha * np.exp(q_TC))
+    return np.asarray(np.maximum((1 - alpha) * _kl_T(s_TC, m_TC) + alpha * _kl_T(q_TC, m_TC), 0.0))
 
 
 def shares_T(losses_T: Floats) -> Floats:
@@ -236,8 +236,8 @@ def _grpo_T(ratio_T: Floats, advantage: float, settings: dict[str, Any]) -> Floa
     return np.asarray(loss_T)
 
 
-def _kl_T(p_TB: Floats, q_TB: Floats) -> Floats:
+def _kl_T(p_TC: Floats, q_TC: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
-        parts_TB = np.exp(p_TB) * (p_TB - q_TB)
-    result: Floats = np.where(np.isneginf(p_TB), 0.0, parts_TB).sum(axis=1)
+        parts_TC = np.exp(p_TC) * (p_TC - q_TC)
+    result: Floats = np.where(np.isneginf(p_TC), 0.0, parts_TC).sum(axis=1)
     return result

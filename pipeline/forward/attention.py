@@ -78,7 +78,7 @@ def laid_out_hidden(encoder: Any, layout: Layout, ids_BL: Tensor, positions_BL: 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Return plain causal attention, [B, H, L, d]."""
-    grouped = key.shape[1] != query.shape[1]
+    grouped = key.shape[1] != query.shape[1]  # H_kv < H: heads of keys are shared, not copied
     return scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
     )
@@ -87,7 +87,7 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> 
 def masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None
 ) -> Tensor:
-    """Return attention where `mask` (True: sees) allows it, [B, H, L, d]."""
+    """Return attention where `mask` [L, S] (True: sees) allows it, [B, H, L, d]."""
     grouped = key.shape[1] != query.shape[1]
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
@@ -119,6 +119,7 @@ def _attention(
             **others,
         )
         return output, None
+    # A layout knows scores, windows and nothing else: what could change a number is refused.
     strange = [k for k, v in others.items() if v is not None and k not in _HARMLESS]
     if strange or dropout:
         raise UnsupportedAttention(f"its attention uses {', '.join(strange) or 'dropout'}")
@@ -128,6 +129,7 @@ def _attention(
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Return transformers' mask, or none where a layout will do without."""
+    # transformers builds the mask, [B, 1, L, S], before any layer sees the layout: hence the flag.
     if _LAID_OUT.get():
         return None
     mask: Tensor | None = sdpa_mask(*args, **kwargs)

@@ -33,6 +33,7 @@ def entropy_N(cooled_NV: Tensor, weights_NV: Tensor) -> Tensor:
         weights_NV: w; overwritten.
     """
     sum_N = weights_NV.sum(-1)
+    # 0 times -inf is NaN, and adds 0.
     mean_N = weights_NV.mul_(cooled_NV).nan_to_num_(nan=0.0).sum(-1) / sum_N
     return sum_N.log() - mean_N
 
@@ -47,28 +48,30 @@ def log_tail_N(logprobs_NK: Tensor) -> Tensor:
     return torch.log(-torch.expm1(log_mass_N))
 
 
-def buckets_NB(logprobs_NK: Tensor, log_tail_N: Tensor | None) -> Tensor:
+def buckets_NC(logprobs_NK: Tensor, log_tail_N: Tensor | None) -> Tensor:
     """Return the K kept log-probabilities and, unless K is the vocabulary, the tail's bucket."""
     if log_tail_N is None:
         return logprobs_NK
     return torch.cat([logprobs_NK, log_tail_N[:, None]], dim=-1)
 
 
-def kl_N(log_p_NB: Tensor, log_q_NB: Tensor) -> Tensor:
+def kl_N(log_p_NC: Tensor, log_q_NC: Tensor) -> Tensor:
     """Return KL(p || q) = sum p (log p - log q) over buckets, in nats. Buckets with p = 0 add 0."""
-    present_NB = log_p_NB > -torch.inf
-    difference_NB = torch.where(present_NB, log_p_NB, 0.0) - torch.where(present_NB, log_q_NB, 0.0)
-    return (log_p_NB.exp() * difference_NB).sum(-1)
+    present_NC = log_p_NC > -torch.inf
+    # Both are masked before they are subtracted: -inf - -inf would be NaN, also in the gradient.
+    difference_NC = torch.where(present_NC, log_p_NC, 0.0) - torch.where(present_NC, log_q_NC, 0.0)
+    return (log_p_NC.exp() * difference_NC).sum(-1)
 
 
-def jsd_N(log_s_NB: Tensor, log_q_NB: Tensor, alpha: float) -> Tensor:
+def jsd_N(log_s_NC: Tensor, log_q_NC: Tensor, alpha: float) -> Tensor:
     """Return (1 - a) KL(s || m) + a KL(q || m) with m = (1 - a) s + a q (section 5), in nats.
 
     Buckets that are empty in both (-inf) add 0, to the value and to the gradient.
     """
-    weights = torch.tensor([1 - alpha, alpha], dtype=log_s_NB.dtype, device=log_s_NB.device)
-    both_2NB = torch.stack([log_s_NB, log_q_NB])
+    weights = torch.tensor([1 - alpha, alpha], dtype=log_s_NC.dtype, device=log_s_NC.device)
+    # log m = log((1 - a) s + a q), without leaving logarithms
+    both_2NC = torch.stack([log_s_NC, log_q_NC])
     # logsumexp of two -inf has a gradient of NaN; `kl_N` never looks at m where p is 0.
-    both_2NB = both_2NB.masked_fill((both_2NB == -torch.inf).all(0), 0.0)
-    log_m_NB = torch.logsumexp(both_2NB + weights.log()[:, None, None], dim=0)
-    return (1 - alpha) * kl_N(log_s_NB, log_m_NB) + alpha * kl_N(log_q_NB, log_m_NB)
+    both_2NC = both_2NC.masked_fill((both_2NC == -torch.inf).all(0), 0.0)
+    log_m_NC = torch.logsumexp(both_2NC + weights.log()[:, None, None], dim=0)
+    return (1 - alpha) * kl_N(log_s_NC, log_m_NC) + alpha * kl_N(log_q_NC, log_m_NC)

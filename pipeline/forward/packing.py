@@ -1,6 +1,6 @@
 """Packed rows: sequences that share a prompt stand side by side after one copy of it.
 
-A row is [prompt, response 1, …, response R] for each distinct prompt, one after the other, without
+A row is [prompt, response 1, …, response G] for each distinct prompt, one after the other, without
 padding. The last token of a response predicts nothing and is left out; the first is predicted by
 the prompt's last position, which all responses of the prompt share. Sequences encoded so have the
 same log-probabilities and gradients as apart (shown for attention in arXiv:2506.05433).
@@ -77,10 +77,11 @@ def pack_shared(sequences: Sequence[TokenSequence], budget: int, enough: int) ->
         if not rows or filled + prompt + sum(sizes) > min(budget, enough):
             rows.append([])
             filled = 0
-        open_here = False
+        open_here = False  # whether this row holds the prompt already
         for index, size in zip(members, sizes, strict=True):
             needed = size if open_here else prompt + size
             if rows[-1] and filled + needed > budget:
+                # In a new row the prompt must be encoded again.
                 rows.append([])
                 filled, needed = 0, prompt + size
             rows[-1].append(index)
@@ -136,10 +137,12 @@ class PackedRow:
         window: int | None,
     ) -> Tensor:
         """Return the attention's output (see `Layout.attend`): prompts once, responses after."""
-        parts = []
-        seen = 0
+        parts = []  # each [positions, H, d], in row order
+        seen = 0  # positions of the row that have their output
         for block in self.blocks:
+            # A prompt's first block attends for the prompt, too; a later block finds that done.
             if block.prompt.start >= seen:
+                # One response alone is a plain causal sequence with its prompt: one kernel call.
                 whole = len(block.lengths) <= 1
                 part = slice(block.prompt.start, block.end) if whole else block.prompt
                 parts.append(self._run(query, key, value, part, scaling, window)[0].transpose(0, 1))
@@ -162,7 +165,7 @@ class PackedRow:
         window: int | None,
     ) -> Tensor:
         """Attend causally within one stretch of the row; [1, H, length, d]."""
-        q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
+        q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]  # [1, H or H_kv, L, d]
         length = part.stop - part.start
         if window is None or length <= window:
             return causal(q, k, v, scaling)
@@ -178,8 +181,10 @@ class PackedRow:
         window: int | None,
     ) -> Tensor:
         """Attend from each response to its prompt and itself; [positions, H, d] in row order."""
-        count, longest = len(block.lengths), block.lengths[0]
+        count, longest = len(block.lengths), block.lengths[0]  # G, L
+        # [G, H_kv, L, d], padded on the right
         own_k, own_v = (_spread(t[0, :, block.start : block.end], block) for t in (key, value))
+        # [G, H_kv, S, d]: views of the prompt's keys and values, one for each response
         before = [t[:, :, block.prompt].expand(count, -1, -1, -1) for t in (key, value)]
         output = masked(
             _spread(query[0, :, block.start : block.end], block),
@@ -188,21 +193,24 @@ class PackedRow:
             self._mask(block.prompt.stop - block.prompt.start, longest, window),
             scaling,
         )
-        flat = output.transpose(1, 2)
+        flat = output.transpose(1, 2)  # [G, H, L, d] to [G, L, H, d]
         if block.lengths[-1] == longest:
             return flat.flatten(0, 1)
         return torch.cat([flat[i, :length] for i, length in enumerate(block.lengths)])
 
     def _mask(self, before: int, length: int, window: int | None) -> Tensor:
-        """Return who sees whom: query t stands at before + t, key j at j; True where j is seen."""
+        """Return who sees whom, [L, S]: query l stands at before + l, key s at s; True: seen.
+
+        Padding needs no mask: it follows every real query, so that causality hides it.
+        """
         wanted = (before, length, window)
         if wanted not in self._masks:
-            at_T1 = before + torch.arange(length, device=self.device)[:, None]
-            keys_J = torch.arange(before + length, device=self.device)
-            seen_TJ = keys_J <= at_T1
+            at_L1 = before + torch.arange(length, device=self.device)[:, None]
+            keys_S = torch.arange(before + length, device=self.device)
+            seen_LS = keys_S <= at_L1
             if window is not None:
-                seen_TJ &= keys_J > at_T1 - window
-            self._masks[wanted] = seen_TJ
+                seen_LS &= keys_S > at_L1 - window
+            self._masks[wanted] = seen_LS
         return self._masks[wanted]
 
 
@@ -222,6 +230,7 @@ def packed_row(sequences: Sequence[TokenSequence], device: torch.device) -> Pack
             for length, index in similar:
                 response = sequences[index].response_ids
                 own = range(len(ids), len(ids) + length)
+                # The prompt's last position predicts the first token, each token the one after.
                 predicting[index] = [prompt.stop - 1, *own] if response else []
                 ids.extend(response[:length])
                 positions.extend(range(len(prompt_ids), len(prompt_ids) + length))
@@ -253,8 +262,9 @@ def _fed(sequence: TokenSequence) -> int:
 
 
 def _spread(part: Tensor, block: Block) -> Tensor:
-    """Return responses that stand one after the other as rows: [H, n, d] to [R, H, T, d]."""
+    """Return responses that stand one after the other as rows: [H, L, d] to [G, H, longest, d]."""
     count, longest = len(block.lengths), block.lengths[0]
+    # Of one length, they are a view.
     if block.lengths[-1] == longest:
         return part.reshape(len(part), count, longest, -1).transpose(0, 1)
     rows = [

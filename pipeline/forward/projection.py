@@ -156,11 +156,13 @@ class _Projection(torch.autograd.Function):
         ids_MK: Tensor,
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            x_NV = logits_NV(head, hidden_ND)
+            x_NV = logits_NV(head, hidden_ND)  # the one [n, V] tensor of the chunk
             temperature_N = temperature_N.to(x_NV.dtype)
+            # Where [taught, id] lies in x_NV.view(-1): no [M, V] copy of the taught rows is made.
             flat_MK = taught_M[:, None] * head.vocabulary + ids_MK
             target_N = x_NV.gather(1, targets_N[:, None])[:, 0] / temperature_N
             kept_MK = x_NV.view(-1).take(flat_MK) / temperature_N[taught_M, None]
+            # Chosen logits are taken: from here on x_NV holds exp(x - largest).
             log_sum_N, sum_N = _softmax_in_place(x_NV, temperature_N)
         ctx.head = head
         ctx.save_for_backward(
@@ -173,15 +175,19 @@ class _Projection(torch.autograd.Function):
         hidden_ND, weight_VD, x_NV, sum_N, temperature_N, targets_N, taught_M, flat_MK = (
             ctx.saved_tensors
         )
+        # Incoming gradients, divided by tau as the logits were.
         inverse_N = 1 / temperature_N
         target_N = grads[0] * inverse_N
         kept_MK = grads[1] * inverse_N[taught_M, None]
+        # Each chosen log-probability subtracts one log-sum-exp, whose gradient is p.
         total_N = target_N.index_add(0, taught_M, kept_MK.sum(-1))
+        # x_NV holds exp(x - largest) = p sum; in place it becomes -p sum(g) / tau.
         x_NV.mul_((-total_N / sum_N)[:, None])
         # Two scatters, each without duplicates: a target may be among the kept ids.
         x_NV.scatter_add_(1, targets_N[:, None], target_N[:, None])
         x_NV.view(-1).index_add_(0, flat_MK.view(-1), kept_MK.reshape(-1))
         bias_V = x_NV.sum(0) if ctx.head.bias_V is not None else None
+        # x_NV is the logits' gradient now. Two products finish it, in the precision of the first.
         if ctx.head.bfloat16:
             x_NV, hidden_ND, weight_VD = (t.bfloat16() for t in (x_NV, hidden_ND, weight_VD))
         d_hidden = x_NV @ weight_VD
@@ -211,7 +217,7 @@ def _softmax_in_place(x_NV: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tens
     """Turn logits into exp(logits / tau - largest); return log-sum-exp and the sum of that."""
     log_sums, sums = [], []
     for rows in _row_blocks(x_NV):
-        largest_n1 = cool_(x_NV[rows], temperature_N[rows])
+        largest_n1 = cool_(x_NV[rows], temperature_N[rows])  # x_NV[rows] is a view, changed too
         sum_n = x_NV[rows].exp_().sum(-1)
         sums.append(sum_n)
         log_sums.append(sum_n.log() + largest_n1[:, 0])
@@ -221,7 +227,7 @@ def _softmax_in_place(x_NV: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tens
 def _describe_block(
     x_nV: Tensor, targets_n: Tensor, temperature_n: Tensor, kept: int | Tensor
 ) -> Distribution:
-    cool_(x_nV, temperature_n)
+    cool_(x_nV, temperature_n)  # from here on the largest is 0, and no exp overflows
     target_n = x_nV.gather(1, targets_n[:, None])[:, 0]
     if isinstance(kept, int):
         kept_nK, ids_nK = _likeliest(x_nV, kept)
@@ -230,7 +236,7 @@ def _describe_block(
     weights_nV = x_nV.exp()
     log_sum_n = weights_nV.sum(-1).log()
     logprobs_nK = kept_nK - log_sum_n[:, None]
-    whole = logprobs_nK.shape[-1] == x_nV.shape[-1]
+    whole = logprobs_nK.shape[-1] == x_nV.shape[-1]  # K = V: nothing is left for a tail
     return Distribution(
         target_n - log_sum_n,
         entropy_N(x_nV, weights_nV),
@@ -251,9 +257,13 @@ def _likeliest(x_nV: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     if x_nV.is_cuda or parts < 4 * kept:
         found = x_nV.topk(kept, dim=-1)
         return found.values, found.indices
+    # V = Q X and a rest, with Q parts of X ids; the rest is always searched.
     head, rest = x_nV[:, : parts * _PART], x_nV[:, parts * _PART :]
+    # [n, Q, X] to maxima [n, Q] to the K parts to search. Ascending, so that among equal values
+    # the candidates stand in the order of their ids.
     chosen_nK = head.reshape(len(head), parts, _PART).amax(-1).topk(kept, dim=-1).indices
     chosen_nK = chosen_nK.sort(-1).values
+    # J = K X candidates
     ids_nJ = (chosen_nK[:, :, None] * _PART + torch.arange(_PART, device=x_nV.device)).flatten(1)
     values_nJ = torch.cat([head.gather(1, ids_nJ), rest], dim=-1)
     found = values_nJ.topk(kept, dim=-1)

@@ -106,6 +106,7 @@ def _packed_hidden_ND(
     row = packed_row(sequences, device)
     ids_1L = torch.tensor([row.ids], device=device)
     positions_1L = torch.tensor([row.positions], device=device)
+    # The row holds each shared prompt once; L is its length.
     hidden_LD = laid_out_hidden(encoder_of(model), row, ids_1L, positions_1L)[0]
     wanted_N = torch.tensor(row.predicting, dtype=torch.long, device=device)
     return hidden_LD.index_select(0, wanted_N)
@@ -116,18 +117,20 @@ def _padded_hidden_ND(
 ) -> Tensor:
     """Pad on the right, which causal attention never sees."""
     longest = max(map(_length, sequences))
-    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    wanted_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    ids_BL = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask_BL = torch.zeros_like(ids_BL)
+    wanted_BL = torch.zeros(len(sequences), longest, dtype=torch.bool)
     for row, (prompt, response) in enumerate(sequences):
         total = len(prompt) + len(response)
-        ids_BT[row, :total] = torch.tensor(prompt + response)
-        mask_BT[row, :total] = 1
-        wanted_BT[row, len(prompt) - 1 : total - 1] = True
-    hidden_BTD = encoder_of(model)(
-        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+        ids_BL[row, :total] = torch.tensor(prompt + response)
+        mask_BL[row, :total] = 1
+        # Response token t is predicted one position before its own.
+        wanted_BL[row, len(prompt) - 1 : total - 1] = True
+    hidden_BLD = encoder_of(model)(
+        input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device), use_cache=False
     ).last_hidden_state
-    selected: Tensor = hidden_BTD[wanted_BT.to(device)]
+    # A boolean index flattens row by row: [B, L, D] to [N, D], sequence after sequence.
+    selected: Tensor = hidden_BLD[wanted_BL.to(device)]
     return selected
 
 
@@ -179,6 +182,7 @@ def score_teacher(
         mixed = [
             logits_NV(head, hidden_ND[part]) for head, hidden_ND in zip(heads, hiddens, strict=True)
         ]
+        # [n, V] of each component, summed in place into the first
         logits = mixed[0].mul_(components[0].coefficient) if len(mixed) > 1 else mixed[0]
         for component, other in zip(components[1:], mixed[1:], strict=True):
             logits.add_(other, alpha=component.coefficient)

@@ -47,10 +47,13 @@ def decoder_of(
 class Branches:
     """Responses that branch off shared prompts (a `Layout` of one position per response).
 
-    Responses stand in slots [prompt, place]; a prompt with fewer responses than another repeats
-    its last one, and nobody looks at the copies. Of layer l, `_before[l]` are keys and values of
-    the prompts, [P, H_kv, S, d], padded on the right, and `_own[l]` those of the responses,
-    [P, H_kv, G, room, d], of which `_written` positions are in use.
+    Rows [B] are the responses still decoded, prompt after prompt. Matrix products want as many
+    responses for each prompt, so rows are also laid out as slots [P, G]: a prompt with fewer
+    responses than another repeats its last one, and the copies' results are never read.
+
+    Of layer l, `_before[l]` are the prompts' keys and values, [P, H_kv, S, d], padded on the right
+    to the longest prompt, and `_own[l]` the responses', [P, H_kv, G, room, d], of which the first
+    `_written` positions are in use.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Branches:
         self._forward = policy.forward(megabytes=1)
         self._device = policy.device
         self._prompts = [list(p) for p in prompts]
-        self._owner = [i for i, size in enumerate(sizes) for _ in range(size)]
+        self._owner = [i for i, size in enumerate(sizes) for _ in range(size)]  # [B]: its prompt
         self._before: dict[int, _KeysValues] = {}
         self._own: dict[int, _KeysValues] = {}
         self._written = 0
@@ -71,25 +74,27 @@ class Branches:
 
         Questions may have the same prompt: it is encoded for the first, and copied.
         """
-        place: dict[tuple[int, ...], int] = {}
-        which = [place.setdefault(tuple(p), len(place)) for p in self._prompts]
-        row = packed_row([TokenSequence(list(p), []) for p in place], self._device)
-        lengths = [len(p) for p in place]
+        distinct: dict[tuple[int, ...], int] = {}
+        which = [distinct.setdefault(tuple(p), len(distinct)) for p in self._prompts]
+        row = packed_row([TokenSequence(list(p), []) for p in distinct], self._device)
+        lengths = [len(p) for p in distinct]
         capture = _Capture(row, lengths)
         hidden_LD = self._hidden(capture, self._tensor(row.ids), self._tensor(row.positions))
         self._before = capture.found
-        if len(place) < len(which):
+        if len(distinct) < len(which):
             which_P = self._tensor(which)
             self._before = {
                 layer: _KeysValues(*[t[which_P] for t in found])
                 for layer, found in capture.found.items()
             }
+        # The last position of each prompt predicts the first response token.
         logits_PV = self._logits(hidden_LD[self._tensor(lengths).cumsum(0) - 1])
         return logits_PV[self._tensor([which[owner] for owner in self._owner])]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each response and return the next logits."""
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[int | None, Tensor | None] = {}  # of this step: layers share them
+        # To the network the batch is one row of B positions, which only `attend` keeps apart.
         hidden_BD = self._hidden(self, tokens_B, self._starts_B + self._written)
         self._written += 1
         return self._logits(hidden_BD)
@@ -98,13 +103,18 @@ class Branches:
         """Go on with these rows only; prompts without rows are dropped."""
         owners = [self._owner[row] for row in rows_B.tolist()]
         prompts = sorted(set(owners))
-        place_B = self._slot_B[rows_B] % self._places_PG.shape[1]
+        place_B = (
+            self._slot_B[rows_B] % self._places_PG.shape[1]
+        )  # g of each slot (p, g), as of now
         self._owner = [prompts.index(owner) for owner in owners]
         self._prompts = [self._prompts[i] for i in prompts]
         self._arrange()
+        # `_arrange` made the slots anew: `_places_PG` says which kept row each of them shows, and
+        # `place_B` where that row's keys and values lie in the old buffers.
         kept_P, place_PG = self._tensor(prompts), place_B[self._places_PG]
         for layer in self._own:
             self._before[layer] = _KeysValues(*[t[kept_P] for t in self._before[layer]])
+            # [P, 1] and [P, G] index axes 0 and 2, so indexing gives [P, G, H_kv, room, d].
             self._own[layer] = _KeysValues(
                 *[t[kept_P[:, None], :, place_PG].transpose(1, 2) for t in self._own[layer]]
             ).contiguous()
@@ -120,42 +130,52 @@ class Branches:
     ) -> Tensor:
         """Attend from one new position per response to its prompt and to itself.
 
-        The row [1, H, B, d] holds one position of each response. Keys of prompt and response are
-        scored apart, weighed by one softmax in float32, and their values added. R = H / H_kv
-        heads share keys; those of all responses of a prompt meet its keys in one product.
+        The row [1, H, B, d] holds one position of each response. Scores against the prompt's keys
+        and against the response's own are two products, normalised by one softmax in float32. R =
+        H / H_kv query heads share a head of keys, so that the G R queries of all responses of a
+        prompt meet its keys in one product, and these are never copied for each response.
         """
         heads, _, width = query.shape[1:]
-        shared, (prompts, group) = key.shape[1], self._places_PG.shape
+        shared, (prompts, group) = key.shape[1], self._places_PG.shape  # H_kv, (P, G)
+        # The new position counts among the `window` that it sees.
         first = 0 if window is None else max(0, self._written + 1 - window)
+        # [P H_kv, S, d]
         before_k, before_v = (t.flatten(0, 1) for t in self._before[layer])
+        # [P H_kv G, T, d], with T the response's positions in the window, this one included
         own_k, own_v = (
             t.flatten(0, 2)[:, first : self._written + 1] for t in self._append(layer, key, value)
         )
-        query_PSGRd = (
+        # [P G, H, d] to [P, G, H_kv, R, d] to [P, H_kv, G, R, d]; scaled once, before both products
+        query_PHGRd = (
             self._slots(query)
             .mul(width**-0.5 if scaling is None else scaling)
             .reshape(prompts, group, shared, -1, width)
             .transpose(1, 2)
             .contiguous()
         )
-        by_prompt = query_PSGRd.view(prompts * shared, -1, width)
-        by_slot = query_PSGRd.view(prompts * shared * group, -1, width)
-        before = torch.bmm(by_prompt, before_k.transpose(1, 2))
-        hidden = self._mask(window, before.shape[-1])
-        if hidden is not None:
-            before.view(prompts, -1, before.shape[-1]).add_(hidden)
-        own = torch.bmm(by_slot, own_k.transpose(1, 2))
-        scores = torch.cat([before.view(*own.shape[:2], -1), own], dim=-1)
+        by_prompt = query_PHGRd.view(prompts * shared, -1, width)  # [P H_kv, G R, d]
+        by_slot = query_PHGRd.view(prompts * shared * group, -1, width)  # [P H_kv G, R, d]
+        before = torch.bmm(by_prompt, before_k.transpose(1, 2))  # [P H_kv, G R, S]
+        mask_P1S = self._mask(window, before.shape[-1])
+        if mask_P1S is not None:
+            before.view(prompts, -1, before.shape[-1]).add_(mask_P1S)  # [P, H_kv G R, S]
+        own = torch.bmm(by_slot, own_k.transpose(1, 2))  # [P H_kv G, R, T]
+        scores = torch.cat([before.view(*own.shape[:2], -1), own], dim=-1)  # [P H_kv G, R, S + T]
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
         split = before.shape[-1]
-        seen = torch.bmm(weights[..., :split].reshape(before.shape), before_v)
+        seen = torch.bmm(weights[..., :split].reshape(before.shape), before_v)  # [P H_kv, G R, d]
         output = torch.baddbmm(seen.view(by_slot.shape), weights[..., split:], own_v)
         by_row = output.view(prompts, shared, group, -1, width).transpose(1, 2)
-        rows = by_row.reshape(prompts * group, heads, width)
+        rows = by_row.reshape(prompts * group, heads, width)  # [P G, H, d], slot after slot
+        # Back to rows: drop the slots that repeat one.
         return (rows if self._even else rows[self._slot_B])[None]
 
     def _arrange(self) -> None:
-        """Work out the slots of the rows, and where their prompts end."""
+        """Lay out rows as slots [P, G], and note where their prompts end.
+
+        `_places_PG` is the row that each slot shows, `_slot_B` the slot (p G + g) of each row;
+        they are the identity if `_even`: every prompt has as many rows.
+        """
         counts = [len(list(members)) for _, members in groupby(self._owner)]
         starts, most = [0, *accumulate(counts)], max(counts)
         self._even = min(counts) == most
@@ -183,8 +203,9 @@ class Branches:
             out_PS = None
             if self._shortest < longest or window is not None:
                 keys_S = torch.arange(longest, device=self._device)
-                out_PS = keys_S >= self._lengths_P[:, None]
+                out_PS = keys_S >= self._lengths_P[:, None]  # padding
                 if window is not None:
+                    # The query stands at length + written and sees the `window` keys up to itself.
                     out_PS |= keys_S <= self._lengths_P[:, None] + self._written - window
                 zeros_PS = torch.zeros(out_PS.shape, device=self._device)
                 out_PS = zeros_PS.masked_fill(out_PS, -torch.inf)[:, None]
@@ -194,10 +215,12 @@ class Branches:
     def _append(self, layer: int, key: Tensor, value: Tensor) -> "_KeysValues":
         """Write a position's keys and values into the layer's buffers, and return these."""
         prompts, group = self._places_PG.shape
-        rows = [self._slots(t) for t in (key, value)]
+        rows = [self._slots(t) for t in (key, value)]  # [P G, H_kv, d]
+        # [P, H_kv, G, d]
         new = [t.reshape(prompts, group, *t.shape[1:]).transpose(1, 2) for t in rows]
         own = self._own.get(layer)
         if own is None or own.key.shape[3] == self._written:
+            # Buffers double when they are full, so that all copies together stay linear.
             room = min(self._written + max(self._written, _GROWTH), self._longest)
             larger = _KeysValues(*[t.new_zeros(*t.shape[:3], room, t.shape[3]) for t in new])
             for fresh, old in zip(larger, own or (), strict=False):
@@ -251,9 +274,10 @@ class _Capture:
         output: Tensor = self.row.attend(layer, query, key, value, scaling, window)
         return output
 
-    def _by_prompt(self, tensor_1SLD: Tensor) -> Tensor:
+    def _by_prompt(self, tensor_1HLd: Tensor) -> Tensor:
         """Return [P, H_kv, longest, d], padded with zeros."""
-        parts = torch.split(tensor_1SLD[0].transpose(0, 1), self._lengths)
+        parts = torch.split(tensor_1HLd[0].transpose(0, 1), self._lengths)  # each [S, H_kv, d]
+        # [P, S, H_kv, d]
         padded = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
         return padded.transpose(1, 2).contiguous()
 
@@ -266,41 +290,44 @@ class Spread:
     ) -> None:
         self._policy, self._prompts, self._sizes = policy, prompts, sizes
         self._cache: Any = DynamicCache(config=policy.model.config)
-        self._mask_BT = torch.empty(0)
+        self._mask_BS = torch.empty(0)
 
     def start(self) -> Tensor:
         """Encode each prompt once, padded on the left, and spread its cache over its responses."""
         longest = max(map(len, self._prompts))
-        ids_PT = torch.zeros(len(self._prompts), longest, dtype=torch.long)
-        mask_PT = torch.zeros_like(ids_PT)
+        # On the left, so that the last position is every prompt's last token.
+        ids_PS = torch.zeros(len(self._prompts), longest, dtype=torch.long)
+        mask_PS = torch.zeros_like(ids_PS)
         for row, prompt in enumerate(self._prompts):
-            ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_PT[row, longest - len(prompt) :] = 1
+            ids_PS[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_PS[row, longest - len(prompt) :] = 1
         device = self._policy.device
-        self._mask_BT = mask_PT.to(device)
-        logits_PV = self._logits(ids_PT.to(device))
+        self._mask_BS = mask_PS.to(device)
+        logits_PV = self._logits(ids_PS.to(device))
         index_B = torch.repeat_interleave(torch.tensor(self._sizes)).to(device)
         self._cache.batch_select_indices(index_B)
-        self._mask_BT = self._mask_BT[index_B]
+        self._mask_BS = self._mask_BS[index_B]
         return logits_PV[index_B]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each response and return the next logits."""
-        self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(tokens_B), 1)], dim=1)
+        self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(tokens_B), 1)], dim=1)
         return self._logits(tokens_B[:, None])
 
     def keep(self, rows_B: Tensor) -> None:
         """Go on with these rows only."""
-        self._mask_BT = self._mask_BT[rows_B]
+        self._mask_BS = self._mask_BS[rows_B]
         self._cache.batch_select_indices(rows_B)
 
-    def _logits(self, ids_BT: Tensor) -> Tensor:
-        positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+    def _logits(self, ids_BL: Tensor) -> Tensor:
+        # Padding doesn't count: a position is the number of real tokens before it. The mask covers
+        # all S positions of the cache, the ids only the L new ones.
+        positions_BL = (self._mask_BS.cumsum(-1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
         with self._policy.forward(megabytes=1).autocast():
             output = self._policy.model(
-                input_ids=ids_BT,
-                attention_mask=self._mask_BT,
-                position_ids=positions_BT,
+                input_ids=ids_BL,
+                attention_mask=self._mask_BS,
+                position_ids=positions_BL,
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,

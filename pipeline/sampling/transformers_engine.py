@@ -85,8 +85,9 @@ def keep_likeliest(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
         probs_BV = sorted_BV.softmax(-1)
-        before_BV = probs_BV.cumsum(-1) - probs_BV
+        before_BV = probs_BV.cumsum(-1) - probs_BV  # mass of all that are likelier: 0 for the first
         excluded_BV = torch.zeros_like(before_BV, dtype=torch.bool)
+        # From sorted order back to ids.
         excluded_BV.scatter_(-1, order_BV, before_BV >= top_p)
         logits_BV = logits_BV.masked_fill(excluded_BV, -torch.inf)
     return logits_BV
@@ -106,20 +107,24 @@ def draw_B(cooled_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         The ids, and their log-probabilities in nats.
     """
     rows, vocabulary = cooled_BV.shape
+    # V = Q X: Q parts of X ids, padded with weights of 0
     weights_BV = cooled_BV.exp_()
     parts = -(-vocabulary // _PART)
     if parts * _PART != vocabulary:
         weights_BV = torch.nn.functional.pad(weights_BV, (0, parts * _PART - vocabulary))
-    weights_BPX = weights_BV.view(rows, parts, _PART)
-    mass_BP = weights_BPX.sum(-1).double().cumsum(-1)
-    total_B = mass_BP[:, -1]
-    point_B1 = (uniform_B * total_B)[:, None]
-    part_B = (mass_BP <= point_B1).sum(-1)
-    before_BP = torch.nn.functional.pad(mass_BP, (1, 0))
-    left_B1 = point_B1 - before_BP.gather(1, part_B[:, None])
-    within_BX = weights_BPX[torch.arange(rows, device=part_B.device), part_B].double()
+    weights_BQX = weights_BV.view(rows, parts, _PART)
+    mass_BQ = weights_BQX.sum(-1).double().cumsum(-1)  # up to and with each part
+    total_B = mass_BQ[:, -1]
+    point_B1 = (uniform_B * total_B)[:, None]  # u of the whole mass: no weight is normalised
+    part_B = (mass_BQ <= point_B1).sum(-1)  # the first part that reaches beyond the point
+    # What is left of the point within its part.
+    before_BQ = torch.nn.functional.pad(mass_BQ, (1, 0))
+    left_B1 = point_B1 - before_BQ.gather(1, part_B[:, None])
+    # The same search among the X ids of that part.
+    within_BX = weights_BQX[torch.arange(rows, device=part_B.device), part_B].double()
     below_BX = within_BX.cumsum(-1) <= left_B1
     # Rounding may leave u just beyond the part's own sum: then its last token of any mass.
+    # (`argmax` over positions of mass, which `_order` numbers upwards.)
     last_B = (within_BX > 0).int().mul(_order(within_BX)).argmax(-1)
     inside_B = torch.minimum(below_BX.sum(-1), last_B)
     logprob_B = within_BX.gather(1, inside_B[:, None])[:, 0].log() - total_B.log()
@@ -166,6 +171,7 @@ class _Batch:
             with phase("prompts", sum(map(len, self._prompts))):
                 logits_BV = decoder.start()
             for position in range(limit):
+                # A row's number at a position is fixed by its seed, whoever is dropped beside it.
                 with phase("draw", len(rows_B)):
                     next_B, logprob_B = self._choose(logits_BV, self._uniform_BT[rows_B, position])
                 self._record(rows_B, next_B, logprob_B)
@@ -173,6 +179,7 @@ class _Batch:
                 live = int(live_B.sum())
                 if position + 1 == limit or not live:
                     break
+                # Dropping rows copies the cache, so finished ones stay until they are a quarter.
                 if live <= _WORTH_DROPPING * len(rows_B):
                     kept_B = live_B.nonzero()[:, 0].to(next_B.device)
                     rows_B, next_B = rows_B[kept_B], next_B[kept_B]

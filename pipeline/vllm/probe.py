@@ -44,8 +44,8 @@ def probe_groups(vocabulary: int, length: int) -> list[Group]:
     """Return the fixed prompts: random ids, all different from their first block on."""
     tokens = max(1, min(_PROMPT_TOKENS, length - _NEW_TOKENS))
     generator = np.random.Generator(np.random.Philox(_SEED))
-    ids_PT = generator.integers(0, vocabulary, size=(_PROMPTS, tokens))
-    return [Group(i, row.tolist(), _SEED + i, 1) for i, row in enumerate(ids_PT)]
+    ids_PS = generator.integers(0, vocabulary, size=(_PROMPTS, tokens))
+    return [Group(i, row.tolist(), _SEED + i, 1) for i, row in enumerate(ids_PS)]
 
 
 class Probe(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.distributed.ranks import FirstError, size, together, turns
 from pipeline.errors import NumericalError
-from pipeline.forward.distributions import buckets_NB, jsd_N
+from pipeline.forward.distributions import buckets_NC, jsd_N
 from pipeline.forward.packing import TokenSequence, consecutive_slices
 from pipeline.forward.projection import Distribution
 from pipeline.forward.scoring import (
@@ -170,8 +170,8 @@ def _score_taught(
 def _jsd_N(student: Distribution, teacher: Distribution, vocabulary: int) -> Tensor:
     whole = student.ids_NK.shape[-1] == vocabulary
     value_N = jsd_N(
-        buckets_NB(student.logprobs_NK, None if whole else student.log_tail_N),
-        buckets_NB(teacher.logprobs_NK, None if whole else teacher.log_tail_N),
+        buckets_NC(student.logprobs_NK, None if whole else student.log_tail_N),
+        buckets_NC(teacher.logprobs_NK, None if whole else teacher.log_tail_N),
         _JSD_ALPHA,
     )
     return value_N.clamp(min=0)  # rounding makes it negative where both agree

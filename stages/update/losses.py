@@ -70,19 +70,19 @@ def clipped_N(
     return by_clip_N | ((advantage_N < 0) & (ratio_N > dual_clip))
 
 
-def divergence_N(kind: Divergence, log_s_NB: Tensor, log_q_NB: Tensor, jsd_alpha: float) -> Tensor:
+def divergence_N(kind: Divergence, log_s_NC: Tensor, log_q_NC: Tensor, jsd_alpha: float) -> Tensor:
     """Return the divergence of student s and teacher q over K + 1 buckets (section 5), in nats.
 
     jsd, forward_kl = KL(q || s), reverse_kl = KL(s || q). The teacher gets no gradient. Values
     that rounding makes negative are 0; their gradient is kept.
     """
-    log_q_NB = log_q_NB.detach()
+    log_q_NC = log_q_NC.detach()
     if kind == "jsd":
-        value_N = jsd_N(log_s_NB, log_q_NB, jsd_alpha)
+        value_N = jsd_N(log_s_NC, log_q_NC, jsd_alpha)
     elif kind == "forward_kl":
-        value_N = kl_N(log_q_NB, log_s_NB)
+        value_N = kl_N(log_q_NC, log_s_NC)
     elif kind == "reverse_kl":
-        value_N = kl_N(log_s_NB, log_q_NB)
+        value_N = kl_N(log_s_NC, log_q_NC)
     else:
         raise ValueError(f"{kind} is no divergence over buckets")
     return value_N + (value_N.clamp(min=0) - value_N).detach()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.sections import UpdateSection
-from pipeline.forward.distributions import buckets_NB, log_tail_N
+from pipeline.forward.distributions import buckets_NC, log_tail_N
 from pipeline.forward.projection import Head, train_logprobs
 from stages.update.batch import FlatBatch
 from stages.update.losses import (
@@ -106,6 +106,6 @@ def _teacher_loss_M(
     if settings.divergence == "sampled_token":
         return sampled_token_loss_N(logprob_M, batch.teacher_logprob_M)
     whole = kept_MK.shape[-1] == vocabulary
-    log_s_MB = buckets_NB(kept_MK, None if whole else log_tail_N(kept_MK))
-    log_q_MB = buckets_NB(batch.teacher_logprobs_MK, None if whole else batch.teacher_tail_M)
-    return divergence_N(settings.divergence, log_s_MB, log_q_MB, settings.jsd_alpha)
+    log_s_MC = buckets_NC(kept_MK, None if whole else log_tail_N(kept_MK))
+    log_q_MC = buckets_NC(batch.teacher_logprobs_MK, None if whole else batch.teacher_tail_M)
+    return divergence_N(settings.divergence, log_s_MC, log_q_MC, settings.jsd_alpha)

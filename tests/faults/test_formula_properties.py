@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config.sections import Method
-from pipeline.forward.distributions import buckets_NB, cool_, entropy_N, log_tail_N
+from pipeline.forward.distributions import buckets_NC, cool_, entropy_N, log_tail_N
 from stages.route.decisions import demonstrating_sibling, group_statistics, route_of
 from stages.update.losses import (
     divergence_N,
@@ -108,16 +108,16 @@ def test_divergences_with_and_without_a_tail(
     both = torch.stack([log_softmax(values, 1.0) for values in logits]).float()
     ids = both[0].topk(kept).indices
     s, q = (part[ids][None] for part in both)
-    s_B = buckets_NB(s, None if kept == size else log_tail_N(s)).requires_grad_()
-    q_B = buckets_NB(q, None if kept == size else log_tail_N(q))
-    found = divergence_N(kind, s_B, q_B, alpha)  # type: ignore[arg-type]
-    wanted = naive_divergence(kind, s_B[0].tolist(), q_B[0].tolist(), alpha)
-    largest = float((s_B - q_B).detach().abs().max())
+    s_C = buckets_NC(s, None if kept == size else log_tail_N(s)).requires_grad_()
+    q_C = buckets_NC(q, None if kept == size else log_tail_N(q))
+    found = divergence_N(kind, s_C, q_C, alpha)  # type: ignore[arg-type]
+    wanted = naive_divergence(kind, s_C[0].tolist(), q_C[0].tolist(), alpha)
+    largest = float((s_C - q_C).detach().abs().max())
     value = float(found.detach())
     assert value >= 0
     assert value == pytest.approx(max(wanted, 0), rel=1e-5, abs=1e-6 * (1 + largest))
     found.backward()
-    assert s_B.grad is not None and bool(s_B.grad.isfinite().all())
+    assert s_C.grad is not None and bool(s_C.grad.isfinite().all())
 
 
 @given(LOGPROBS, LOGPROBS, st.floats(-8, 8, width=32), st.sampled_from([None, 1.5, 3.0]))

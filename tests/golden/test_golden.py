@@ -171,8 +171,8 @@ BREAKAGES: dict[str, tuple[list[tuple[Any, str, Any]], str]] = {
     "live instead of EMA teacher": ([(Policy, "teacher_components", live_teacher)], "teacher"),
     "no tail bucket": (
         [
-            (stages.route.scores, "buckets_NB", no_tail),
-            (stages.update.objective, "buckets_NB", no_tail),
+            (stages.route.scores, "buckets_NC", no_tail),
+            (stages.update.objective, "buckets_NC", no_tail),
         ],
         "jsd",
     ),

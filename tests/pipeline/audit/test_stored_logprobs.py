@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.audit.stored_logprobs import jsd_rounding_T, kept_TK, rounding
-from pipeline.forward.distributions import buckets_NB, jsd_N, log_tail_N
+from pipeline.forward.distributions import buckets_NC, jsd_N, log_tail_N
 from pipeline.tables.schemas import teacher_schema
 
 
@@ -34,7 +34,7 @@ def test_rounding_moves_a_jsd_by_less_than_is_allowed(
     tails = log_tail_N(student), log_tail_N(teacher)
 
     def jsd(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        return jsd_N(buckets_NB(s, tails[0]), buckets_NB(q, tails[1]), 0.5)
+        return jsd_N(buckets_NC(s, tails[0]), buckets_NC(q, tails[1]), 0.5)
 
     rounded = halved(student), halved(teacher)
     moved = (jsd(*rounded) - jsd(student, teacher)).abs().numpy()

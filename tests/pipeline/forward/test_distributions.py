@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.forward.distributions import (
-    buckets_NB,
+    buckets_NC,
     cool_,
     entropy_N,
     jsd_N,
@@ -155,7 +155,7 @@ def test_kept_and_tail_add_up_to_one(
 ) -> None:
     kept = data.draw(st.integers(1, size - 1))
     top = random_logprobs(seed, 4, size, spread).topk(kept).values
-    buckets = buckets_NB(top, log_tail_N(top))
+    buckets = buckets_NC(top, log_tail_N(top))
     assert buckets.shape == (4, kept + 1)
     torch.testing.assert_close(
         buckets.exp().sum(-1), torch.ones(4, dtype=torch.float64), rtol=0, atol=1.1e-7
@@ -173,7 +173,7 @@ def test_float32_tails_are_near_float64() -> None:
 
 def test_without_a_tail_the_buckets_are_the_vocabulary() -> None:
     full = logs((0.5, 0.3, 0.2))
-    assert buckets_NB(full, None) is full
+    assert buckets_NC(full, None) is full
 
 
 # --- divergences -----------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_merging_into_a_tail_never_adds_divergence(
     both = random_logprobs(seed, 2, size, spread)
     ids = both[:1].topk(kept).indices
     s, q = both[:1].gather(-1, ids), both[1:].gather(-1, ids)
-    s, q = buckets_NB(s, log_tail_N(s)), buckets_NB(q, log_tail_N(q))
+    s, q = buckets_NC(s, log_tail_N(s)), buckets_NC(q, log_tail_N(q))
     assert -2e-7 <= float(kl_N(s, q)) <= float(kl_N(both[:1], both[1:])) + 1e-5
     assert -2e-7 <= float(jsd_N(s, q, 0.5)) <= float(jsd_N(both[:1], both[1:], 0.5)) + 1e-6
 
@@ -264,7 +264,7 @@ def test_without_the_tails_bucket_kl_would_be_negative() -> None:
     s, q = logs((0.1, 0.1, 0.8)), logs((0.3, 0.3, 0.4))
     assert float(kl_N(s[:, :2], q[:, :2])) < 0
     kept_s, kept_q = s[:, :2], q[:, :2]
-    whole = kl_N(buckets_NB(kept_s, log_tail_N(kept_s)), buckets_NB(kept_q, log_tail_N(kept_q)))
+    whole = kl_N(buckets_NC(kept_s, log_tail_N(kept_s)), buckets_NC(kept_q, log_tail_N(kept_q)))
     # 0.2 ln(0.2 / 0.6) + 0.8 ln 2, the two kept buckets having equal ratios
     assert float(whole) == pytest.approx(0.2 * -LN3 + 0.8 * LN2, abs=1e-12)
 
