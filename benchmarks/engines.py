@@ -27,7 +27,7 @@ from benchmarks.report import surroundings
 from data.random_policy import VOCABULARY, write_random_policy
 from pipeline.config.load import load_config
 from pipeline.config.sections import ModelSection
-from pipeline.distributed.process_setup import settle
+from pipeline.distributed.process_setup import configure_process
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import open_policy
 from pipeline.sampling.engine import Engine, SamplingSettings
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each engine")
     parser.add_argument("--threads", type=int, default=2, help="of the engine transformers")
     arguments = parser.parse_args()
-    settle(arguments.threads)
+    configure_process(arguments.threads)
     console = Console(width=110, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases(Path(scratch), arguments.quick):

@@ -36,7 +36,7 @@ from benchmarks.fixture import CannedEngine, Fixture, KnownRewards, expect_full_
 from flows.session.new_run import teacher_settings
 from pipeline.config.load import validate_config
 from pipeline.config.sections import Config, RouteSection
-from pipeline.distributed.process_setup import settle
+from pipeline.distributed.process_setup import configure_process
 from pipeline.machine.peak_memory import PeakMemory
 from pipeline.policy.snapshots import open_policy
 from pipeline.run.run import Run
@@ -81,7 +81,7 @@ class Bench:
     """A policy over a fixture, ready to run the stages of one step after another."""
 
     def __init__(self, job: Job) -> None:
-        settle(job.threads)
+        configure_process(job.threads)
         self.job, self.fixture = job, Fixture(job.fixture)
         self.config = config_of(job, self.fixture)
         teacher = teacher_settings(self.config)

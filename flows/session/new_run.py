@@ -20,7 +20,7 @@ from flows.session.questions import (
 )
 from flows.session.verifiers import code_digest
 from pipeline.config.sections import Config
-from pipeline.distributed.process_setup import settle
+from pipeline.distributed.process_setup import configure_process
 from pipeline.errors import StoreError
 from pipeline.files.durable import remove_folder, remove_leftovers
 from pipeline.policy.policy import Policy, TeacherSettings
@@ -46,7 +46,7 @@ def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Qu
     Args:
         keep_start: take snapshot 0, from which a run can be resumed.
     """
-    settle(config.run.threads)
+    configure_process(config.run.threads)
     loaded = load_questions(config)
     policy = initial_policy(config, loaded)
     check_evaluation_context(config, policy)

@@ -28,7 +28,7 @@ from flows.session.questions import (
 )
 from flows.session.verifiers import TaskVerifiers
 from pipeline.config.sections import Config, ModelSection
-from pipeline.distributed.process_setup import settle
+from pipeline.distributed.process_setup import configure_process
 from pipeline.distributed.ranks import together
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import remove_folder
@@ -95,7 +95,7 @@ class Session:
         """
         with RunLock(run_dir) if writes else nullcontext():
             run = Run.open(run_dir)
-            settle(run.config.run.threads)
+            configure_process(run.config.run.threads)
             return cls(run, None, None, writes)
 
     @property

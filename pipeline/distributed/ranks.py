@@ -1,8 +1,8 @@
 """Ranks: processes that hold one policy together and do what rank 0 has them do.
 
-Rank 0 runs the flow, owns the tables, and calls functions `together`; the others `follow` it. All
-of it goes by torch.distributed. A process of its own is the case of one rank: the same functions,
-nobody to tell.
+Rank 0 runs the flow, owns the tables and calls functions on all ranks (`together`); the others
+wait for its calls (`follow`). Calls and answers travel by torch.distributed. A single process is
+the case of one rank: the same functions, called directly.
 """
 
 import os
@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,19 +19,22 @@ import torch.distributed as dist
 from pipeline.errors import SrpoError
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
+OwnPolicy = TypeVar("OwnPolicy")
+"""What a function called on every rank takes first: a policy, or None if it needs none."""
 Function = Callable[..., Any]
 
 LOST = 4
-"""Exit code of a rank that lost another one; who was lost is known to whoever started them."""
+"""Exit code of a rank that lost another one; the launcher knows which one was lost."""
 _FOREVER = timedelta(days=3650)
 _control: list[Any] = []
-"""The group of commands and answers: gloo, without a limit (rank 0 may judge for hours)."""
+"""The process group of calls and answers: gloo, no time limit (rank 0 may verify for hours)."""
 _unanswered: list["_Call"] = []
-"""A call that this rank has not come to the end of; ending so, it gives no farewell."""
+"""The call this rank is in. A rank that ends inside one says no farewell, so others notice."""
 
 
 class _Call(NamedTuple):
-    """What every rank does next; `opens`: it returns the policy of the calls that follow."""
+    """What every rank does next; `opens`: its result is the policy of the calls that follow."""
 
     function: Function
     arguments: tuple[Any, ...]
@@ -43,26 +47,26 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Return this process's place among them."""
+    """Return this process's number among them, from 0."""
     return dist.get_rank() if _control else 0
 
 
 def hosts() -> int:
-    """Return on how many hosts they are, as torchrun tells."""
+    """Return how many machines the ranks run on, by torchrun's account."""
     return int(os.environ["GROUP_WORLD_SIZE"]) if _control else 1
 
 
 def control() -> Any:
-    """Return the group of commands and answers, for objects; None with one rank."""
+    """Return the process group of calls and answers; None with one rank."""
     return _control[0] if _control else None
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the ranks that torchrun's environment variables tell of; on GPUs, one each.
+    """Join the ranks that torchrun's environment variables describe; on GPUs, one rank each.
 
-    Exchanges have no limit of their own: a rank that ends is felt at once, and one that hangs
-    lets rank 0 make no progress, which has one (`run.stall_seconds`).
+    Exchanges have no time limit: the end of a rank is noticed at once, and one that hangs keeps
+    rank 0 from making progress, which the watchdog limits (`run.stall_seconds`).
     """
     backend = "gloo"
     if torch.cuda.is_available():
@@ -72,7 +76,7 @@ def joined() -> Iterator[None]:
     _control.append(dist.new_group(backend="gloo", timeout=_FOREVER))
     lifeline = dist.new_group(backend="gloo", timeout=_FOREVER)
     threads = [
-        threading.Thread(target=_hold, args=(other, lifeline), daemon=True)
+        threading.Thread(target=_await_farewell, args=(other, lifeline), daemon=True)
         for other in (range(1, size()) if rank() == 0 else [0])
     ]
     for thread in threads:
@@ -81,11 +85,11 @@ def joined() -> Iterator[None]:
         yield
     finally:
         if not _unanswered:
-            _part(lifeline, threads)
+            _leave(lifeline, threads)
 
 
-def _part(lifeline: Any, threads: Sequence[threading.Thread]) -> None:
-    """End the others' `follow`, and say farewell."""
+def _leave(lifeline: Any, threads: Sequence[threading.Thread]) -> None:
+    """End the others' `follow`, and exchange farewells."""
     if rank() == 0:
         _announce(None)
     with _losing():
@@ -97,8 +101,8 @@ def _part(lifeline: Any, threads: Sequence[threading.Thread]) -> None:
     dist.destroy_process_group()
 
 
-def _hold(other: int, lifeline: Any) -> None:
-    """Wait for another rank's farewell; its end without one is felt at once, whatever we do."""
+def _await_farewell(other: int, lifeline: Any) -> None:
+    """Wait for another rank's farewell; exit at once if it ends without one."""
     try:
         dist.recv(torch.zeros(1), other, group=lifeline)
     except RuntimeError:
@@ -107,7 +111,7 @@ def _hold(other: int, lifeline: Any) -> None:
 
 @contextmanager
 def _losing() -> Iterator[None]:
-    """End this process if another rank is gone, without a word: whoever started them has it."""
+    """Exit silently if another rank is gone during the block: the launcher reports the loss."""
     try:
         yield
     except RuntimeError as error:
@@ -117,18 +121,26 @@ def _losing() -> Iterator[None]:
 
 
 def broken_off() -> bool:
-    """Tell whether this rank left a call in which others may still wait: there is no next one."""
+    """Tell whether this rank left a call in which others may still wait; no further call works."""
     return bool(_unanswered)
 
 
-def together(function: Function, policy: Any, *arguments: Any, **local: Any) -> list[Any]:
+def together(
+    function: Callable[Concatenate[OwnPolicy, Arguments], T],
+    policy: OwnPolicy,
+    *arguments: Arguments.args,
+    **local: Arguments.kwargs,
+) -> list[T]:
     """Call function(policy, *arguments) on every rank, each with its own part of the policy.
 
     Args:
-        local: further arguments for rank 0 alone.
+        policy: rank 0's part; every other rank passes the part that it opened itself (`opened`).
+        arguments: sent to all ranks, so they must pickle.
+        local: keyword arguments for rank 0 alone, such as a progress callback; elsewhere the
+            function's defaults hold.
 
     Returns:
-        What it returned on each rank.
+        What it returned on each rank, in their order.
 
     Raises:
         SrpoError: the first rank's that raised one.
@@ -137,18 +149,22 @@ def together(function: Function, policy: Any, *arguments: Any, **local: Any) -> 
     return _answers(function, policy, arguments, local)
 
 
-def opened(function: Function, *arguments: Any) -> Any:
+def opened(
+    function: Callable[Arguments, T], *arguments: Arguments.args, **named: Arguments.kwargs
+) -> T:
     """Have every rank open its part of a policy, function(*arguments); return rank 0's."""
-    _announce(_Call(_open, (function, *arguments), opens=True))
-    return _answers(_open, None, (function, *arguments), {})[0]
+    opening = partial(function, *arguments, **named)
+    _announce(_Call(_open, (opening,), opens=True))
+    policy: T = _answers(_open, None, (opening,), {})[0]
+    return policy
 
 
 def follow() -> None:
-    """Do what rank 0 says until it says no more. What fails here, it hears of."""
+    """Make rank 0's calls until it leaves. Errors go back to it with the answers."""
     policy: Any = None
     while (call := _heard()) is not None:
         if call.opens:
-            policy = None
+            policy = None  # frees the old policy's memory before the new one takes its own
         with _losing():
             found = _attempt(call.function, policy, call.arguments, {})
             if call.opens:
@@ -169,7 +185,7 @@ def exchanged(value: T) -> list[T]:
 
 
 def share() -> slice:
-    """Return which of some things are this rank's to do: one of each `size()`."""
+    """Return this rank's share of a list: every `size()`-th item."""
     return slice(rank(), None, size())
 
 
@@ -206,9 +222,10 @@ class FirstError:
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """End a block, in which ranks exchange nothing, alike on all: by the first error, if any.
+    """End a block in the same way on all ranks: if one raises, all raise the first one's error.
 
-    All must enter it. A rank that ended alone would leave the others waiting for it.
+    All must enter it, and exchange nothing inside. A rank that failed alone would leave the others
+    waiting for it.
     """
     failed = FirstError()
     with failed.kept():
@@ -217,14 +234,14 @@ def agreed() -> Iterator[None]:
 
 
 class _Answer(NamedTuple):
-    """What a call came to on one rank."""
+    """What a call returned or raised on one rank."""
 
     value: Any
     error: SrpoError | None
 
 
-def _open(_: Any, function: Function, *arguments: Any) -> Any:
-    return function(*arguments)
+def _open(_: Any, opening: Callable[[], T]) -> T:
+    return opening()
 
 
 def _announce(call: _Call | None) -> None:

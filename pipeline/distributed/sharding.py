@@ -1,7 +1,7 @@
 """A model spread over ranks by FSDP2: each holds a part of every parameter, and gathers the rest.
 
 Layers are gathered one by one while a pass goes through them; embeddings and output projection
-stay gathered until `settle`. Where passes run under bfloat16 autocast, which rounds a layer's
+stay gathered until `reshard`. Where passes run under bfloat16 autocast, which rounds a layer's
 matrices before it multiplies by them, they are rounded before they are gathered. Gradients are
 summed, not averaged: every loss is divided by a number that counts all ranks' tokens. A model that
 is kept in the host's memory is spread too, also over one rank: gathering a layer is then what
@@ -151,7 +151,7 @@ def encoder_of(model: Any) -> Any:
     return getattr(model, _ENCODE, None) or model.get_decoder()
 
 
-def settle(model: Any) -> None:
+def reshard(model: Any) -> None:
     """Give back what was gathered: the parameters are this rank's parts again.
 
     So they are also after an error in the middle of a pass, which FSDP takes to go on.
@@ -176,7 +176,7 @@ def gathered(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        settle(model)
+        reshard(model)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from torch.futures import Future
 
 from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
-from pipeline.policy.safetensors_layout import Layout, Place, read_at, write_at
+from pipeline.policy.safetensors_layout import FileLayout, Place, read_at, write_at
 
 
 class RankError(SrpoError):
@@ -52,7 +52,9 @@ def causes() -> Iterator[None]:
         raise error.cause from None
 
 
-def save(tensors: Mapping[str, Tensor], layout: Layout, folder: Path, durable: bool = True) -> None:
+def save(
+    tensors: Mapping[str, Tensor], layout: FileLayout, folder: Path, durable: bool = True
+) -> None:
     """Write tensors into files that are not there yet; every rank must call it.
 
     Args:
@@ -94,7 +96,7 @@ def load(tensors: Mapping[str, Tensor], places: Mapping[str, Place], folder: Pat
 class _Writer(StorageWriter):
     """Writes rows in their place."""
 
-    def __init__(self, layout: Layout, folder: Path, durable: bool) -> None:
+    def __init__(self, layout: FileLayout, folder: Path, durable: bool) -> None:
         self._layout, self._folder, self._durable = layout, folder, durable
 
     def reset(self, checkpoint_id: Any = None) -> None:

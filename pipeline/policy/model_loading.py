@@ -26,7 +26,7 @@ from pipeline.distributed.ranks import agreed, rank
 from pipeline.distributed.sharding import Spread, local, whole
 from pipeline.errors import PolicyError
 from pipeline.policy import checkpoint
-from pipeline.policy.safetensors_layout import Layout, laid_out
+from pipeline.policy.safetensors_layout import FileLayout, laid_out
 from pipeline.text import printable
 
 LONGEST_TEMPLATE = 256 * 1024
@@ -245,7 +245,7 @@ def _stored(model: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in left_out}
 
 
-def _write_index(model: Any, layout: Layout, folder: Path) -> None:
+def _write_index(model: Any, layout: FileLayout, folder: Path) -> None:
     """Say which file holds which weight, in Hugging Face's form."""
     places = layout.places
     total = {

@@ -23,7 +23,7 @@ from pipeline.distributed.sharding import (
     is_spread,
     local,
     placed,
-    settle,
+    reshard,
     shard,
 )
 from pipeline.errors import PolicyError
@@ -120,12 +120,12 @@ class Policy:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Settle what passes gathered (`sharding`) at the end of a block."""
+        """Give back what passes gathered (`sharding.reshard`) at the end of a block."""
         try:
             yield
         finally:
             for model in self.models():
-                settle(model)
+                reshard(model)
 
     @torch.no_grad()
     def advance_teacher(self) -> None:
@@ -309,7 +309,7 @@ def _why_not_shared(model: Any, device: torch.device) -> str:
     except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:
         return str(error).partition("\n")[0]
     finally:
-        settle(model)
+        reshard(model)
     if gap <= 1e-4 * (1 + float(expected_ND.abs().max())):
         return ""
     return f"hidden states would differ by {gap:.3g}"

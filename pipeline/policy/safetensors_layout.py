@@ -52,7 +52,7 @@ class Place(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-class Layout(NamedTuple):
+class FileLayout(NamedTuple):
     """Files that hold some tensors.
 
     Attributes:
@@ -78,7 +78,7 @@ def laid_out(
     stem: str,
     metadata: Mapping[str, str] | None = None,
     most: int | None = None,
-) -> Layout:
+) -> FileLayout:
     """Return where tensors lie in STEM.safetensors, or in several: STEM-00001-of-00002.safetensors.
 
     Args:
@@ -87,7 +87,7 @@ def laid_out(
         most: bytes of tensors in one file, unless one tensor is larger; None: `MOST_BYTES`.
     """
     groups = _groups(tensors, most or MOST_BYTES)
-    layout = Layout({}, {}, {})
+    layout = FileLayout({}, {}, {})
     for number, names in enumerate(groups, start=1):
         part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
         file = f"{stem}{part}.safetensors"

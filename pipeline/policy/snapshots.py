@@ -40,8 +40,7 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
     Its version is 000000 and a digest of the folder's files (weights, configuration, tokenizer,
     chat template) and of the settings. Several ranks open it from the same path.
     """
-    policy: Policy = opened(_open_policy, path, settings, teacher)
-    return policy
+    return opened(_open_policy, path, settings, teacher)
 
 
 def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
@@ -118,8 +117,7 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         PolicyError: the model can't be opened.
     """
     with checkpoint.causes():
-        policy: Policy = opened(_load_snapshot, folder, settings, teacher)
-    return policy
+        return opened(_load_snapshot, folder, settings, teacher)
 
 
 def model_of_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings) -> Any:

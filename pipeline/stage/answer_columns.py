@@ -29,7 +29,7 @@ def sample_columns(
     Raises:
         NumericalError: the engine reports a log-probability that is not finite.
     """
-    policy, engine = handles.the_policy(), handles.engine
+    policy, engine = handles.require_policy(), handles.engine
     if engine is None:
         raise PolicyError("sampling needs an engine and got none")
     prompts = [policy.render(question.messages)[1] for question in handles.questions]

@@ -53,15 +53,15 @@ class Handles:
     max_logprob_gap: float | None = None
     progress: Progress = silent
 
-    def the_policy(self) -> Policy:
+    def require_policy(self) -> Policy:
         """Return the policy; a stage that calls this declares it in `uses`."""
         if self.policy is None:
             raise PolicyError("this stage needs a policy and got none")
         return self.policy
 
-    def the_render(self) -> Render:
+    def prompt_renderer(self) -> Render:
         """Return the function that renders prompts."""
-        return self.render or self.the_policy().render
+        return self.render or self.require_policy().render
 
 
 class ProgressCounter:

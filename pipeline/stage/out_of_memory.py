@@ -26,7 +26,7 @@ _SIGNS = re.compile(
 
 
 @contextmanager
-def explained(stage: str, step: int, root: Path, config: Config) -> Iterator[None]:
+def memory_errors_explained(stage: str, step: int, root: Path, config: Config) -> Iterator[None]:
     """Turn a library's way of saying that memory is short into one line with what to lower.
 
     Raises:

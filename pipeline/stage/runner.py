@@ -19,7 +19,7 @@ from pipeline.machine.peak_memory import PeakMemory
 from pipeline.machine.phases import beside, phase
 from pipeline.run.run import Run
 from pipeline.stage.contract import Handles, Sections, Stage, StageResult
-from pipeline.stage.out_of_memory import explained
+from pipeline.stage.out_of_memory import memory_errors_explained
 from pipeline.tables.arrow_reading import expect_schema
 from pipeline.tables.arrow_writing import Writer
 from pipeline.tables.invariants import check_table
@@ -45,11 +45,11 @@ def run_stage(
     """
     if writer is not None:
         writer.check()
-    work = _Work(run, stage, handles, writer)
+    work = _StageCall(run, stage, handles, writer)
     decisions = handles.policy is None and bool(stage.without_policy)
     writes = stage.without_policy if decisions else stage.writes
     if any(work.pending(table) is not None for table in writes):
-        work.settle()
+        work.wait_for_writer()
     found = {t: run.manifest(t, handles.step) for t in writes if run.has(t, handles.step)}
     inherited = all(run.owner(table, handles.step) is not run for table in writes)
     if inherited and not stage.advances_policy:
@@ -58,7 +58,7 @@ def run_stage(
     if stage.advances_policy:
         _expect_version(handles)
     if found:
-        work.settle()
+        work.wait_for_writer()
     for table, manifest in found.items():
         _expect_same(run, manifest, work.origin(drafts[table]))
     if len(found) == len(writes) and not stage.advances_policy:
@@ -80,8 +80,8 @@ def next_version(origin: Origin) -> str:
     return f"{origin.step + 1:06d}-{digest_of(origin.model_dump())[:12]}"
 
 
-class _Work:
-    """One call of a stage: where its inputs are, and how its outputs come to their origins."""
+class _StageCall:
+    """One call of a stage: reads its inputs, and completes the origins of its outputs."""
 
     def __init__(self, run: Run, stage: Stage, handles: Handles, writer: Writer | None) -> None:
         self.run, self.stage, self.handles, self.writer = run, stage, handles, writer
@@ -92,7 +92,7 @@ class _Work:
             return None
         return self.writer.pending(self.run.table_path(table, self.handles.step))
 
-    def settle(self) -> None:
+    def wait_for_writer(self) -> None:
         """Wait until there is nothing pending."""
         if self.writer is not None:
             with phase("wait"):
@@ -114,13 +114,13 @@ class _Work:
         return draft.model_copy(update={"inputs": {**self.inputs, **draft.inputs}})
 
 
-def _execute(work: _Work, drafts: dict[str, Origin]) -> StageResult:
+def _execute(work: _StageCall, drafts: dict[str, Origin]) -> StageResult:
     stage, handles = work.stage, work.handles
     with phase("read"):
         tables = {name: work.read(name) for name in stage.reads}
     memory = PeakMemory()
     started = time.perf_counter()
-    shortage = explained(stage.name, handles.step, work.run.root, work.run.config)
+    shortage = memory_errors_explained(stage.name, handles.step, work.run.root, work.run.config)
     with phase("other computing"), shortage:
         output = stage.run(tables, cast(Config, Sections(work.run.config, stage)), handles)
     seconds = time.perf_counter() - started
@@ -138,16 +138,16 @@ def _execute(work: _Work, drafts: dict[str, Origin]) -> StageResult:
     )
     facts = dict(output.facts)
     if stage.advances_policy:
-        work.settle()
+        work.wait_for_writer()
         facts["next_policy_version"] = next_version(work.origin(drafts[stage.writes[0]]))
     manifests = _commit(work, drafts, made, facts, cost)
     if stage.advances_policy:
-        handles.the_policy().finish_update(facts["next_policy_version"])
+        handles.require_policy().finish_update(facts["next_policy_version"])
     return StageResult({n: t.num_rows for n, t in made.items()}, manifests, cost, skipped=False)
 
 
 def _commit(
-    work: _Work,
+    work: _StageCall,
     drafts: dict[str, Origin],
     made: dict[str, pa.Table],
     facts: dict[str, Any],
@@ -186,7 +186,7 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
     if "verifier" in stage.uses:
         inputs["verifier"] = handles.verifier_digest
     needed = "policy" in stage.uses and table not in stage.without_policy
-    policy = handles.the_policy() if needed else None
+    policy = handles.require_policy() if needed else None
     recorded = run.config.recorded()
     return Origin(
         schema_version=SCHEMA_VERSION,
@@ -203,7 +203,7 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
 
 def _expect_version(handles: Handles) -> None:
     """Refuse a policy that isn't the step's (an update is never applied twice)."""
-    policy = handles.the_policy()
+    policy = handles.require_policy()
     expected = f"{handles.step:06d}-"
     if not policy.version.startswith(expected):
         raise PolicyError(

@@ -53,7 +53,7 @@ class VllmEngine:
         groups = _groups(prompts, seeds)
         ask = Ask(settings, sorted(self.policy.eos_ids), self._timeout)
         with causes():
-            parts: list[station.Part] = ranks.together(
+            parts = ranks.together(
                 station.sample, self.policy, self._number, groups, ask, progress=progress
             )
         self.facts = {"engine_probe_gap": parts[0].gap}

@@ -84,7 +84,7 @@ def decide(rollouts: Sequence[Row], settings: RouteSection, handles: Handles) ->
     return [
         decision
         for group, members in groups.items()
-        for decision in _decide_group(members, batch_of[group], settings, handles.the_render())
+        for decision in _decide_group(members, batch_of[group], settings, handles.prompt_renderer())
     ]
 
 

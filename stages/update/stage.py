@@ -79,7 +79,7 @@ class MiniBatchResult:
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
     """Update the policy by every mini-batch of the step, then move the teacher."""
-    settings, policy = config.update, handles.the_policy()
+    settings, policy = config.update, handles.require_policy()
     kept = tables["teacher"].schema.field("topk_ids").type.list_size
     sampled_by = set(tables["rollouts"].column("policy_version").to_pylist())
     rollouts = rollouts_of(tables, on_policy=sampled_by == {policy.version})

@@ -14,7 +14,7 @@ from flows.session.session import Session
 from pipeline.config.load import load_config
 from pipeline.errors import MemoryShortage
 from pipeline.run.run import Run
-from pipeline.stage.out_of_memory import LOWER, explained
+from pipeline.stage.out_of_memory import LOWER, memory_errors_explained
 from tests.paths import PROJECT
 
 SMALL = ["run.steps=2", "run.threads=1", "generate.questions=16", "evaluate.questions=4"]
@@ -52,7 +52,7 @@ except SrpoError as error:
 def test_every_library_s_shortage_is_one_line(error: Exception) -> None:
     with (
         pytest.raises(MemoryShortage, match=r"update\.micro_batch_tokens \(now 4096\) or") as found,
-        explained("update", 3, Path("runs/a"), CONFIG),
+        memory_errors_explained("update", 3, Path("runs/a"), CONFIG),
     ):
         raise error
     assert "\n" not in str(found.value)
@@ -61,14 +61,17 @@ def test_every_library_s_shortage_is_one_line(error: Exception) -> None:
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), explained("update", 3, Path("a"), CONFIG):
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        memory_errors_explained("update", 3, Path("a"), CONFIG),
+    ):
         raise RuntimeError("shapes differ")
 
 
 @pytest.mark.parametrize("stage", LOWER)
 def test_every_stage_has_advice_with_settings_that_exist(stage: str) -> None:
     with pytest.raises(MemoryShortage, match=f"in stage {stage} of step 3; "):  # noqa: SIM117
-        with explained(stage, 3, Path("a"), CONFIG):
+        with memory_errors_explained(stage, 3, Path("a"), CONFIG):
             raise MemoryError
 
 
