@@ -60,7 +60,7 @@ def train(
         run = default_run_dir(config, RUNS)
     places = (ranks, nnodes, node_rank, rdzv_endpoint)
     with _as_ranks(places, run) as follower:
-        code = 0 if follower else _train_run(config, run, overrides or [], resume, profile, runner)
+        code = 0 if follower else _train_here(config, run, overrides or [], resume, profile, runner)
     raise typer.Exit(code)
 
 
@@ -86,7 +86,7 @@ def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
         yield rank() > 0
 
 
-def _train_run(
+def _train_here(
     config: str | None,
     run: Path,
     overrides: list[str],
@@ -94,7 +94,7 @@ def _train_run(
     profile: bool,
     runner: str | None,
 ) -> int:
-    """Train on one run; return the command's exit code."""
+    """Train in this process; return the command's exit code."""
     from flows.prefect_api.server import open_server
     from flows.session.open_run import checked_config, open_session
     from flows.training.summary import print_summary
@@ -111,19 +111,21 @@ def _train_run(
             lease.wait()  # somebody else's server: before anything is written
         with console.status(f"{run}: opening the policy, starting Prefect"):
             opened = open_session(settings, run, resume)
-            from flows.training.alarm_fork import session_after_alarm
-        with contextlib.closing(opened) as session:
-            with console.status(f"{run}: starting Prefect"):
-                _wait_for_prefect(lease, session)
-            outcome = _train(session, run, console, profile, place)
-            print_summary(console, session, outcome)
-            following = session_after_alarm(session, outcome)
-        if following is not None:
-            with contextlib.closing(following) as session:
+            from flows.training.alarm_fork import train_with_recovery
+
+        def train_session(session: "Session") -> "Outcome":
+            nonlocal run
+            if session is opened:
+                with console.status(f"{run}: starting Prefect"):
+                    _wait_for_prefect(lease, session)
+            else:
                 run = session.run.root
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
-                outcome = _train(session, run, console, profile, place)
-                print_summary(console, session, outcome)
+            outcome = _train_and_show(session, run, console, profile, place)
+            print_summary(console, session, outcome)
+            return outcome
+
+        outcome = train_with_recovery(opened, train_session)
     except OSError as error:
         begun = (run / "run.json").exists()
         on = f"then go on: {go_on(run)}" if begun else "then run the same command again"
@@ -146,7 +148,7 @@ def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
         end_orphans(lease.url, session.config.run.prefect_seconds)
 
 
-def _train(
+def _train_and_show(
     session: "Session", run: Path, console: Console, profile: bool, place: "Place | None"
 ) -> "Outcome":
     from flows.session.questions import warnings_of

@@ -1,10 +1,30 @@
 """After a severe alarm: a fork from the last healthy snapshot, with a lower learning rate."""
 
+import contextlib
+from collections.abc import Callable
+
 from flows.session.fork_run import fork_run, free_name
 from flows.session.session import Session
 from flows.training.loop import Outcome
 from pipeline.health.shifts import PAST
 from pipeline.run.run import Run
+
+
+def train_with_recovery(session: Session, train: Callable[[Session], Outcome]) -> Outcome:
+    """Train; where an alarm ends the run and its settings ask for a fork, go on in the fork.
+
+    Args:
+        train: trains one open session to its end. Each session is closed after it.
+
+    Returns:
+        How the last session ended.
+    """
+    following: Session | None = session
+    while following is not None:
+        with contextlib.closing(following) as current:
+            outcome = train(current)
+            following = session_after_alarm(current, outcome)
+    return outcome
 
 
 def session_after_alarm(session: Session, outcome: Outcome) -> Session | None:

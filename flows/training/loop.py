@@ -218,20 +218,16 @@ def train(
         call: runs a stage of a step; the flow makes it a Prefect task.
         stop: asked between any two stages.
     """
+    loop = _Loop(session, call, watchers, stop)
     with session.writing_beside():
-        return _train(_Loop(session, call, watchers, stop))
-
-
-def _train(loop: _Loop) -> Outcome:
-    session = loop.session
-    done = session.next_step()
-    loop.prepare(done)
-    loop.follow_up(done)
-    while (ended := loop.ending(done)) is None:
-        if loop.run_step(done):
-            done += 1
-            loop.follow_up(done)
-    if ended != "stopped":
-        loop.evaluate(done)
-    loop.keep(done)
-    return Outcome(done, ended)
+        done = session.next_step()
+        loop.prepare(done)
+        loop.follow_up(done)
+        while (ended := loop.ending(done)) is None:
+            if loop.run_step(done):
+                done += 1
+                loop.follow_up(done)
+        if ended != "stopped":
+            loop.evaluate(done)
+        loop.keep(done)
+        return Outcome(done, ended)

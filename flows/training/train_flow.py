@@ -169,23 +169,25 @@ def train_flow(
     place = Place.of(runner) if runner else None
     folder = run_path(run)
     config = checked_config(source, folder, overrides or [], resume)
-    from flows.training.alarm_fork import session_after_alarm
+    from flows.training.alarm_fork import train_with_recovery
 
-    session: Session | None = open_session(config, folder, resume)
-    while session is not None:
-        with contextlib.closing(session):
-            print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))
-            limit_seconds = session.config.run.stall_seconds
-            with (
-                Watchdog(session.run.root, limit_seconds) as watchdog,
-                crew_at(place, limit_seconds) as crew,
-            ):
-                session.spread_over(crew)
-                watchers = [RoomWatcher(session), Lines(session), watchdog]
-                outcome = train_in_flow(session, StageTasks(session, watchers), watchers)
-            state = _final_state(outcome, str(session.run.root))
-            session = session_after_alarm(session, outcome)
-    return state
+    trained = folder
+
+    def train_session(session: "Session") -> Outcome:
+        nonlocal trained
+        trained = session.run.root
+        print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))
+        limit_seconds = session.config.run.stall_seconds
+        with (
+            Watchdog(session.run.root, limit_seconds) as watchdog,
+            crew_at(place, limit_seconds) as crew,
+        ):
+            session.spread_over(crew)
+            watchers = [RoomWatcher(session), Lines(session), watchdog]
+            return train_in_flow(session, StageTasks(session, watchers), watchers)
+
+    outcome = train_with_recovery(open_session(config, folder, resume), train_session)
+    return _final_state(outcome, str(trained))
 
 
 def _final_state(outcome: Outcome, run: str) -> State[Any] | None:
