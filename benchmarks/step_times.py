@@ -25,7 +25,7 @@ PAPER = {
     "SDPO": (85.9, 83.9, 83.7),
     "SRPO": (83.4, 78.3, 75.8),
 }
-"""Seconds per step, Qwen3-8B (METHOD.md, section 10)."""
+"""Seconds per step, Qwen3-8B (docs/method.md, section 10)."""
 CORRECT = {
     "GRPO": (0.618, 0.725, 0.740),
     "SDPO": (0.648, 0.711, 0.711),

@@ -4,7 +4,7 @@ Idea: every task whose questions lie in files reads them here and adds only what
 check of the gold answer. `data.path` is one of
 
     folder          train.json and test.json (or .jsonl): the splits as they were published
-    file            JSON lines; split here as the paper's were (METHOD.md, section 10)
+    file            JSON lines; split here as the paper's were (docs/method.md, section 10)
     owner/dataset   a dataset of the Hugging Face hub, with a train and a test split, or with one
                     split, which is treated like a file
 
@@ -189,7 +189,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def split_rows(rows: Sequence[Row], split: Split) -> list[Row]:
-    """Return a split of a single file as the paper made it (METHOD.md, section 10).
+    """Return a split of a single file as the paper made it (docs/method.md, section 10).
 
     Test is the first ceil(n / 10) of a permutation with a fixed seed, train the rest, in its order.
     """

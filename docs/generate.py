@@ -6,6 +6,7 @@ python docs/generate.py --check    name each stale file and end with exit code 1
 
 import argparse
 import json
+import re
 import sys
 import tomllib
 import types
@@ -290,14 +291,31 @@ def _table(header: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Seque
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
 
 
+def _linked(page: str) -> str:
+    """Turn "docs/method.md, section n" into a link to that heading.
+
+    Tables on disk carry the descriptions of their columns, whose older name of the page stays.
+    """
+    method = (FOLDER / "method.md").read_text(encoding="utf-8")
+    anchors = {
+        number: re.sub(r"[^\w -]", "", f"{number} {title}".lower()).replace(" ", "-")
+        for number, title in re.findall(r"^## (\d+)\. (.+)$", method, re.MULTILINE)
+    }
+    return re.sub(
+        r"(?:docs/method|METHOD)\.md, (sections? (\d+)(?:(?:,| and| to) \d+)*)",
+        lambda found: f"[the method, {found[1]}](method.md#{anchors[found[2]]})",
+        page,
+    )
+
+
 def main() -> int:
     """Write or check the generated pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, name stale files")
     check = parser.parse_args().check
     pages = {
-        "configuration.md": configuration_page(),
-        "tables.md": tables_page(),
+        "configuration.md": _linked(configuration_page()),
+        "tables.md": _linked(tables_page()),
         "health.md": health_page(),
     }
     stale = 0

@@ -1,4 +1,4 @@
-"""Verify: each response gets a reward; correct means reward >= threshold (METHOD.md, section 1)."""
+"""Verify: each response gets a reward; correct: reward >= threshold (docs/method.md, section 1)."""
 
 from collections.abc import Mapping
 

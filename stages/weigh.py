@@ -1,4 +1,4 @@
-"""Weigh: w = exp(-beta H) over its mean in the mini-batch (METHOD.md, section 6)."""
+"""Weigh: w = exp(-beta H) over its mean in the mini-batch (docs/method.md, section 6)."""
 
 from collections.abc import Mapping
 

@@ -6,7 +6,8 @@ Idea: the policy is trained, by ordinary supervised learning, on worked solution
 slip in the one step their question invites (see `data.arithmetic`). Right and wrong solutions part
 at a single token, so the ability is there and only the habit is wrong: what on-policy training can
 mend in minutes. Some demonstrations show a correct solution in the prompt, in exactly the words of
-the teacher prompt (METHOD.md section 2), and then hardly ever slip: so the policy can teach itself.
+the teacher prompt (docs/method.md, section 2), and then hardly ever slip: so the policy can
+teach itself.
 
 The result is a Hugging Face folder. On one machine two runs give the same bytes.
 """
@@ -99,7 +100,7 @@ def _difference(problem: Problem, slip: bool) -> tuple[str, int]:
 
 
 def taught(text: str, solution: str) -> str:
-    """Return the user message of the teacher prompt (METHOD.md section 2)."""
+    """Return the user message of the teacher prompt (docs/method.md, section 2)."""
     return f"{text}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
 
 

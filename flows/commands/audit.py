@@ -31,7 +31,7 @@ class AuditFormat(StrEnum):
 
 
 class Route(StrEnum):
-    """The routes of METHOD.md."""
+    """The routes of docs/method.md."""
 
     GRPO = "grpo"
     SDPO = "sdpo"

@@ -1,4 +1,4 @@
-"""What the rows of a step's tables must be by METHOD.md and the recorded settings.
+"""What the rows of a step's tables must be by docs/method.md and the recorded settings.
 
 `pipeline.tables.invariants` holds what needs no settings. Tables of one row per rollout are checked
 here, token tables in `token_tables`, the loss in `updates`.

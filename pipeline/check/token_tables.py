@@ -1,4 +1,4 @@
-"""What the token tables must be by METHOD.md, sections 4 to 6, in slices of some megabytes."""
+"""What the token tables must be by docs/method.md, sections 4 to 6, in slices of some megabytes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

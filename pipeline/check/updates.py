@@ -1,4 +1,4 @@
-"""What the table `updates` and its facts must be by METHOD.md, sections 7 to 9."""
+"""What the table `updates` and its facts must be by docs/method.md, sections 7 to 9."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Runs side by side: the paper's Table 1, best avg@k within budgets (METHOD.md, section 10).
+"""Runs side by side: the paper's Table 1, best avg@k within budgets (docs/method.md, section 10).
 
 Runs that differ in nothing but `run.*` (the seed, above all) are one row with several seeds. Within
 a budget of training seconds, sampled tokens or steps each run counts with its best evaluation, the

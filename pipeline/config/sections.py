@@ -1,6 +1,6 @@
 """The configuration: one frozen section per stage, plus run, data and model.
 
-Defaults are the paper's SRPO column (METHOD.md, section 10) and the constants of sections 1 to 8;
+Defaults are the paper's SRPO column (docs/method.md, section 10) and constants of sections 1 to 8;
 each number stands here and nowhere else. Presets and user files name only what differs.
 """
 
@@ -131,7 +131,7 @@ class VerifySection(Section):
 class RouteSection(Section):
     """Routing, demonstrations and the teacher's scores."""
 
-    method: Method = Field("srpo", description="METHOD.md, sections 3 and 9")
+    method: Method = Field("srpo", description="docs/method.md, sections 3 and 9")
     advantage_scale: Literal["none", "group_std"] = Field(
         "none", description="none: r - mean; group_std: divided by the group's deviation"
     )
@@ -159,7 +159,7 @@ class RouteSection(Section):
     keep_student_logprobs: bool = Field(
         True, description="store the student's K log-probabilities, which only audits read"
     )
-    teacher: TeacherKind = Field("ema", description="METHOD.md, section 4")
+    teacher: TeacherKind = Field("ema", description="docs/method.md, section 4")
     teacher_rate: Probability = Field(0.05, description="EMA: weight of the new policy per step")
     trust_region_mix: Probability = Field(
         0.05, description="trust region: share of the live policy's logits"
@@ -183,7 +183,7 @@ class WeighSection(Section):
 class UpdateSection(Section):
     """Losses and the optimizer."""
 
-    divergence: Divergence = Field("jsd", description="METHOD.md, section 5")
+    divergence: Divergence = Field("jsd", description="docs/method.md, section 5")
     jsd_alpha: float = Field(
         0.5, gt=0, lt=1, description="weight of the teacher in the mixture of jsd"
     )

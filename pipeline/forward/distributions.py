@@ -1,6 +1,6 @@
 """Distributions over a vocabulary: log-probabilities, entropy, tails and divergences.
 
-METHOD.md sections 4 and 5. Names that end in _ change their argument in place. Everything is
+docs/method.md, sections 4 and 5. Names that end in _ change their argument in place. Everything is
 computed in the dtype it gets (float32 in training, float64 in tests); log-probabilities are
 natural, entropies in nats.
 """

@@ -58,7 +58,7 @@ class Distribution(NamedTuple):
 
     Attributes:
         logprob_N: of the target token, nats.
-        entropy_N: over the full vocabulary, nats (METHOD.md, section 4).
+        entropy_N: over the full vocabulary, nats (docs/method.md, section 4).
         ids_NK: the K ids that the log-probabilities belong to.
         logprobs_NK: of these ids, nats.
         log_tail_N: log of the mass outside them; -inf if K is the vocabulary.

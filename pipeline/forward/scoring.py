@@ -168,7 +168,7 @@ def score_teacher(
 ) -> Distribution:
     """Score response tokens with the teacher: entropy over the full vocabulary, log q at `ids_NK`.
 
-    The teacher's logits are the weighted sum of its components' logits (METHOD.md, section 4).
+    The teacher's logits are the weighted sum of its components' logits (docs/method.md, section 4).
     """
     models = [component.model for component in components]
     positions = forward.tokens(sequences)

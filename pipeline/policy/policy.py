@@ -39,7 +39,7 @@ _IN_FLUX = "in flux"
 
 
 class TeacherSettings(Section):
-    """Which teacher a policy carries (METHOD.md, section 4).
+    """Which teacher a policy carries (docs/method.md, section 4).
 
     Attributes:
         kind: ema, live, frozen or trust_region.

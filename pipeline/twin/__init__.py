@@ -1,4 +1,4 @@
-"""A step of a run computed a second time, from METHOD.md alone: the twin that `--deep` checks with.
+"""A step computed a second time, from docs/method.md alone: the twin that `--deep` checks with.
 
     routing          rewards to correctness, advantages, siblings, routes and prompts; plain Python
     formulas         distributions, losses and weights as pure functions, float64

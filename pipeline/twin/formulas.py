@@ -1,4 +1,4 @@
-"""The equations of METHOD.md as pure functions, written a second time and as plainly as they go.
+"""The equations of docs/method.md as pure functions, written a second time, as plainly as they go.
 
 Axes: T response tokens, V vocabulary, K kept ids, J buckets (K and the rest, or V).
 Everything is float64 and in nats; nothing here knows a table, a model or the code under test.
@@ -17,7 +17,7 @@ DIVERGENCES = ("jsd", "forward_kl", "reverse_kl", "sampled_token")
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run that METHOD.md names.
+    """The numbers of a run that docs/method.md names.
 
     Attributes:
         max_teacher_prompt_length: longer teacher prompts are shortened in the tables.

@@ -1,4 +1,4 @@
-"""Sections 1 to 3 and 9 of METHOD.md, written a second time: rewards, siblings, routes, prompts.
+"""Sections 1 to 3 and 9 of docs/method.md, a second time: rewards, siblings, routes, prompts.
 
 Plain Python: nothing here knows a tensor, a table or the code that it checks.
 """

@@ -1,4 +1,4 @@
-"""One step of a run, recomputed from METHOD.md alone: float64, one rollout at a time.
+"""One step of a run, recomputed from docs/method.md alone: float64, one rollout at a time.
 
     sections 1-3  rewards -> c, advantages, sibling, m, route, teacher prompt
     sections 4-6  starting policy and teacher -> log-probabilities, entropies, divergence, weights

@@ -1,4 +1,4 @@
-"""Who learns from what: advantages, demonstrations, routes (METHOD.md, sections 2, 3 and 9)."""
+"""Who learns how: advantages, demonstrations, routes (docs/method.md, sections 2, 3 and 9)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The teacher's prompt: the question with a sibling's correct solution (METHOD.md, section 2)."""
+"""The teacher's prompt: the question with a sibling's solution (docs/method.md, section 2)."""
 
 import re
 from collections.abc import Sequence

@@ -100,7 +100,7 @@ def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout
 
     Args:
         on_policy: whether the policy that is updated is the one that sampled; only then, and with
-            one update per step, is pi_old the live policy (METHOD.md, section 7).
+            one update per step, is pi_old the live policy (docs/method.md, section 7).
     """
     columns = ["prompt_ids", "response_ids", "temperature", "sampled_logprobs"]
     sampled = tables["rollouts"].select(columns).to_pylist()

@@ -1,4 +1,4 @@
-"""The token losses (METHOD.md, sections 5, 7, 8 and 9), as pure functions of flat [N] tensors.
+"""The token losses (docs/method.md, sections 5, 7, 8 and 9), as pure functions of flat [N] tensors.
 
 None of them divides by a token count: the objective has one denominator, the N of the optimizer
 step's batch, which the stage applies.

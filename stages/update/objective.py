@@ -1,4 +1,4 @@
-"""The losses of some tokens: routes, weights, corrections put together (METHOD.md, section 8)."""
+"""Token losses: routes, weights and corrections put together (docs/method.md, section 8)."""
 
 from typing import NamedTuple
 

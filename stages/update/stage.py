@@ -159,7 +159,7 @@ def accumulate_gradient(
     report: Report = lambda tokens: None,
     max_gap: float | None = None,
 ) -> Accumulated:
-    """Set each parameter's gradient to that of L over one mini-batch (METHOD.md, section 8).
+    """Set each parameter's gradient to that of L over one mini-batch (docs/method.md, section 8).
 
     L = sum of token losses / N; N counts the response tokens of all routed rollouts, computed or
     not, and is one number for all micro-batches on all ranks, each of which computes some.
@@ -270,7 +270,7 @@ def _optimize(
 
 
 def _mismatch(gap_T: Tensor, tis_clip: float) -> dict[str, float | None]:
-    """Return how far engine and trainer are apart over one rollout (METHOD.md, section 7)."""
+    """Return how far engine and trainer are apart over one rollout (docs/method.md, section 7)."""
     gap_T = gap_T.double()
     return {
         "max_logprob_gap": float(gap_T.abs().max()),

@@ -1,4 +1,4 @@
-"""METHOD.md's formulas in float32 against float64 written out here, at the ends of their ranges."""
+"""The method's formulas in float32 against float64 written out here, at their ranges' ends."""
 
 import math
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Golden numbers: a second implementation of METHOD.md, and what it says about a run."""
+"""Golden numbers: a second implementation of docs/method.md, and what it says about a run."""

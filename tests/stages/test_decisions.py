@@ -15,7 +15,8 @@ from stages.route.decisions import (
     route_of,
 )
 
-# (c_i, m_i): route of srpo, sdpo, sdpo_incorrect_only, sdpo_correct_only (METHOD.md, 3 and 9).
+# (c_i, m_i): route of srpo, sdpo, sdpo_incorrect_only, sdpo_correct_only (docs/method.md,
+# sections 3 and 9).
 TABLE_7 = {
     (True, True): ("grpo", "sdpo", "none", "sdpo"),
     (True, False): ("grpo", "none", "none", "none"),

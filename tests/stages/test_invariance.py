@@ -1,4 +1,4 @@
-"""Loss and gradient don't depend on micro-batches, their order, or padding (METHOD.md, 8)."""
+"""Loss and gradient don't depend on micro-batches, order or padding (docs/method.md, section 8)."""
 
 from collections.abc import Iterator
 from dataclasses import replace

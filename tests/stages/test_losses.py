@@ -1,4 +1,4 @@
-"""Token losses worked out by hand, and their properties (METHOD.md, sections 5, 7 and 9)."""
+"""Token losses worked out by hand, and their properties (docs/method.md, sections 5, 7 and 9)."""
 
 import math
 

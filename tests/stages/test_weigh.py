@@ -1,4 +1,4 @@
-"""Entropy-aware weights (METHOD.md, section 6)."""
+"""Entropy-aware weights (docs/method.md, section 6)."""
 
 import math
 

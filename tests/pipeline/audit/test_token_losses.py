@@ -1,4 +1,4 @@
-"""Token losses against values worked out by hand (METHOD.md, sections 5, 7 and 9)."""
+"""Token losses against values worked out by hand (docs/method.md, sections 5, 7 and 9)."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every number of METHOD.md stands in the defaults and the paper presets; nonsense is refused."""
+"""Every number of docs/method.md is in the defaults and paper presets; nonsense is refused."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 
 BASE: dict[str, Any] = {"data": {"task": "arithmetic"}, "model": {"path": "demo"}}
 
-# METHOD.md by section, the SRPO column of section 10 where the columns differ.
+# docs/method.md by section, the SRPO column of section 10 where the columns differ.
 DEFAULTS = {
     "verify.success_threshold": 0.5,  # 1
     "route.demonstration": "first",  # 2

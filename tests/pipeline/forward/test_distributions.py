@@ -1,4 +1,4 @@
-"""Log-probabilities, entropy, tails and divergences (METHOD.md, sections 4 and 5)."""
+"""Log-probabilities, entropy, tails and divergences (docs/method.md, sections 4 and 5)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The policy: its teacher (METHOD.md, section 4), its versions, and models it refuses."""
+"""The policy: its teacher (docs/method.md, section 4), its versions, and models it refuses."""
 
 from pathlib import Path
 from typing import Any

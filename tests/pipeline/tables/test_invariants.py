@@ -124,7 +124,7 @@ def test_teacher_rows_are_the_taught_tokens(spoil: Callable[[pa.Table], pa.Table
 
 
 def test_rollouts_without_teacher_are_not_expected_among_the_taught() -> None:
-    """A mix-routed rollout without demonstration has no teacher rows (METHOD.md, section 9)."""
+    """A mix-routed rollout without a teacher has no teacher rows (docs/method.md, section 9)."""
     found = tables()
     found["routes"] = with_column(found["routes"], "route", ["mix"] * 4)
     check_table("teacher", found)
