@@ -35,6 +35,58 @@ def test_relative_links_exist(page: Path) -> None:
     assert [t for t in files if not (page.parent / t).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s:#]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    targets = [(page.parent / file if file else page, anchor) for file, anchor in links]
+    assert [(t.name, a) for t, a in targets if t.suffix == ".md" and a not in anchors_of(t)] == []
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page (equal headings: the first)."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = [h.replace("`", "") for h in re.findall(r"^#+ (.+)$", text, re.M)]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_cited_sections_of_the_method_exist() -> None:
+    sections = {int(n) for n in re.findall(r"^## (\d+)\. ", METHOD, re.M)}
+    assert sections == set(range(1, 16))
+    cited = r"docs/method\.md, sections? ((?:\d+(?:, | and | to )?)+)"
+    found = [n for _, text in _tracked() for group in re.findall(cited, text) for n in _ints(group)]
+    assert len(found) > 30
+    assert set(found) - sections == set()
+
+
+def _ints(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _tracked() -> list[tuple[str, str]]:
+    """Return path and text of the product's files: code, tests and pages."""
+    rooms = ("pipeline", "stages", "flows", "data", "tests", "benchmarks", "docs")
+    paths = [p for room in rooms for p in sorted((PROJECT / room).rglob("*"))]
+    kept = [p for p in paths if p.suffix in {".py", ".md", ".toml", ".html", ".css"}]
+    files = [*kept, PROJECT / "README.md"]
+    return [(str(p.relative_to(PROJECT)), p.read_text(encoding="utf-8")) for p in files]
+
+
+# Files whose text is digested or stored, so that it stays; and a benchmark's page.
+_OLD_NAMES = {
+    "data/science_qa.py": "a task's source is part of the digest of a run",
+    "pipeline/tables/schemas.py": "columns' descriptions are stored in the tables",
+    "docs/PERFORMANCE.md": "says that a benchmark looks for its peer's scripts there",
+}
+
+
+def test_the_product_refers_to_no_file_outside_the_repository() -> None:
+    outside = re.compile(r"\b(?:METHOD|DESIGN|HOUSE|STYLE|FIELD|PLATFORM)\.md|\.\./shared")
+    product = [
+        (name, text) for name, text in _tracked() if not name.startswith(("tests/", "benchmarks/"))
+    ]
+    assert {name for name, text in product if outside.search(text)} == set(_OLD_NAMES)
+
+
 @pytest.mark.parametrize(("module", "name"), NAMED, ids=":".join)
 def test_functions_named_by_the_method_exist(module: str, name: str) -> None:
     found = reduce(getattr, name.split("."), importlib.import_module(module))

@@ -1,6 +1,6 @@
 """The loss of each token of a rollout, from tables alone: float64, at the step's first policy.
 
-docs/method.md, sections 5 and 7 to 9. With one update per step this is the loss that the update saw;
+docs/method.md, sections 5 and 7 to 9. With one update per step this is the loss the update saw;
 where the policy had moved since, or the engine's correction was not stored, it is an estimate:
 `losses_of` says why, and how far its sum is from the recorded one.
 """
