@@ -1,13 +1,8 @@
-"""A session of work on one run: it opens what stages need and runs them, without Prefect.
-
-The policy stays resident between stages. Whenever another step's policy is needed, it is opened
-from the nearest earlier snapshot and `update` is replayed from the saved tables.
-"""
+"""A session of work on one run: it opens what stages need and runs them, without Prefect."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +14,22 @@ import stages.verify
 import stages.weigh
 from flows.session.disk_check import answers
 from flows.session.engines import Engines, slow_paths
-from flows.session.new_run import create_run, teacher_settings
+from flows.session.new_run import create_run
 from flows.session.questions import (
     Questions,
     SelectedQuestions,
     recorded_questions,
     tokenizer_render,
 )
+from flows.session.resident_policy import ResidentPolicy
 from flows.session.verifiers import TaskVerifiers
-from pipeline.config.sections import Config, ModelSection
+from pipeline.config.sections import Config
 from pipeline.distributed.process_setup import configure_process
-from pipeline.distributed.ranks import together
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import remove_folder
 from pipeline.housekeeping.keep_state import keep_state
 from pipeline.housekeeping.space_forecast import Facts
-from pipeline.policy.policy import Policy, TeacherSettings
-from pipeline.policy.snapshots import load_snapshot, model_of_snapshot
+from pipeline.policy.policy import Policy
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES
@@ -61,14 +55,18 @@ STAGES: dict[str, Stage] = {
 
 
 class Session:
-    """One process's work on one run."""
+    """One process's work on one run.
+
+    Attributes:
+        resident: the policy in memory, which stages share.
+    """
 
     def __init__(
         self, run: Run, questions: Questions | None, policy: Policy | None, writes: bool = True
     ) -> None:
         self.run = run
         self._questions = questions
-        self._policy = policy
+        self.resident = ResidentPolicy(run, policy)
         self._records = Records(run)
         self._engines = Engines(run.config)
         self._renderer: Render | None = None
@@ -121,20 +119,7 @@ class Session:
 
     def prepare(self, step: int, progress: Progress | None = None) -> Policy:
         """Have the policy that starts `step` resident, and return it."""
-        if self._policy is None or _steps_of(self._policy) != step:
-            self._expect_reached(step)
-            start = max((s for s in self.run.snapshots() if s <= step), default=None)
-            if start is None:
-                raise StoreError(f"{self.run.root}: no policy snapshot at or before step {step}")
-            self._policy = None
-            self._policy = self._open_snapshot(start)
-            for replayed in range(start, step):
-                self._run("update", replayed, silent)
-                if progress is not None:
-                    progress(replayed + 1 - start, step - start)
-        policy = self._resident()
-        self._adopt_teacher(policy, step)
-        return policy
+        return self.resident.prepare(step, lambda s: self._run("update", s, silent), progress)
 
     def run_stage(
         self,
@@ -157,7 +142,7 @@ class Session:
         if not decisions_only and "policy" in stage.uses and not self._inherited(stage, step):
             self.prepare(step, replayed)
         elif not any(self.run.has(table, step) for table in stage.reads):
-            self._expect_reached(step)
+            self.resident.expect_reached(step)
         result = self._run(name, step, progress or silent, decisions_only)
         return {
             "stage": name,
@@ -210,7 +195,7 @@ class Session:
 
     def slow_paths(self) -> list[str]:
         """Say what the resident policy can't do the quick way."""
-        return slow_paths(self._policy)
+        return slow_paths(self.resident.policy)
 
     def space_facts(self) -> Facts:
         """Return what a projection of the room that the run needs has to know of it."""
@@ -245,7 +230,7 @@ class Session:
             )
         try:
             if stage.advances_policy:
-                self._adopt_teacher(self._resident(), step)
+                self.resident.adopt_teacher(step)
             handles = self._handles(stage, step, progress, owner.config)
             handles = replace(handles, policy=None) if decisions_only else handles
             writer = self._writer if name in STEP_STAGES else None  # evaluations are read at once
@@ -255,12 +240,12 @@ class Session:
             return result
         except BaseException:
             if stage.advances_policy:
-                self._policy = None
+                self.resident.policy = None
             raise
 
     def _handles(self, stage: Stage, step: int, progress: Progress, config: Config) -> Handles:
         inherited = self._inherited(stage, step)
-        policy = self._policy if "policy" in stage.uses else None
+        policy = self.resident.policy if "policy" in stage.uses else None
         asked = SelectedQuestions([], [])
         if "questions" in stage.uses and not inherited:
             asked = (
@@ -305,13 +290,6 @@ class Session:
         """Tell whether the stage's tables are an ancestor's, who made them once and for all."""
         return all(self.run.owner(table, step) is not self.run for table in stage.writes)
 
-    def _adopt_teacher(self, policy: Policy, step: int) -> None:
-        """Give the policy the teacher that `step` is scored by: before a fork, the parent's."""
-        wanted = teacher_settings(self.run.owner("updates", step).config)
-        if policy.teacher != wanted:
-            initial = partial(model_of_snapshot, *self._snapshot(0))
-            together(Policy.adopt_teacher, policy, wanted, initial)
-
     def _expect_same_task(self) -> None:
         # Records of evaluations by other settings once had no digest.
         if self._judges.digest != self.run.record.get("task_digest", self._judges.digest):
@@ -325,28 +303,3 @@ class Session:
         if self._renderer is None:
             self._renderer = tokenizer_render(self.run)
         return self._renderer
-
-    def _expect_reached(self, step: int) -> None:
-        if step > self.next_step():
-            raise StoreError(
-                f"{self.run.root} has {self.next_step()} complete steps: no state after {step}"
-            )
-
-    def _resident(self) -> Policy:
-        if self._policy is None:
-            raise StoreError("no policy is open; prepare a step first")
-        return self._policy
-
-    def _open_snapshot(self, steps_done: int) -> Policy:
-        return load_snapshot(*self._snapshot(steps_done))
-
-    def _snapshot(self, steps_done: int) -> tuple[Path, ModelSection, TeacherSettings]:
-        """Return which snapshot is that of a state, and how to open it."""
-        owner = self.run.snapshot_owner(steps_done)
-        folder = self.run.snapshot_path(steps_done)
-        return folder, self.config.model, teacher_settings(owner.config)
-
-
-def _steps_of(policy: Policy) -> int | None:
-    head = policy.version.partition("-")[0]
-    return int(head) if head.isdecimal() else None

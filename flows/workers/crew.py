@@ -103,7 +103,7 @@ class Crew:
         while len(found) < len(items):
             known = len(found)
             try:
-                self._spread(_Asked(name, function, items, found, progress))
+                self._run_missing(_Batch(name, function, items, found, progress))
             except ApiError as error:
                 if len(found) < len(items):
                     raise self._unplaced(name, len(items) - len(found), error) from error
@@ -116,16 +116,16 @@ class Crew:
                     raise self._lost(name, len(items) - len(found), error) from error
         return [found[i] for i in range(len(items))]
 
-    def _spread(self, asked: "_Asked") -> None:
-        """Have done what is not found yet, in one flow run."""
-        asked.limit_seconds = self._limit_seconds
-        with calling(), self.place.task_runner(self._cluster) as asked.runner, _light():
-            token = _asked.set(asked)
+    def _run_missing(self, batch: "_Batch") -> None:
+        """Run the items that have no result yet, in one flow run."""
+        batch.limit_seconds = self._limit_seconds
+        with calling(), self.place.task_runner(self._cluster) as batch.runner, _light():
+            token = _batch.set(batch)
             try:
-                pieces = len(asked.items) - len(asked.found)
-                fan_out(asked.name, asked.function, pieces, this_process())
+                pieces = len(batch.items) - len(batch.found)
+                fan_out(batch.name, batch.function, pieces, this_process())
             finally:
-                _asked.reset(token)
+                _batch.reset(token)
 
     def _unplaced(self, name: str, left: int, error: ApiError) -> SrpoError:
         return SrpoError(
@@ -225,8 +225,8 @@ def _end_with_parent() -> None:
 
 
 @dataclass
-class _Asked:
-    """What was asked of a crew, and results as they come in."""
+class _Batch:
+    """Items that a crew works on, and their results as they come in."""
 
     name: str
     function: str
@@ -237,37 +237,37 @@ class _Asked:
     runner: TaskRunner[Any] | None = None
 
 
-_asked: ContextVar[_Asked] = ContextVar("asked")
+_batch: ContextVar[_Batch] = ContextVar("batch")
 
 
 def place_and_collect() -> None:
     """Place what a flow run was made for; take results in, whatever the order in which they end."""
-    asked, ended = _asked.get(), queue.Queue[int]()
-    waiting = {i: item for i, item in enumerate(asked.items) if i not in asked.found}
-    submitted = {i: _submit(asked, i, item) for i, item in waiting.items()}
+    batch, ended = _batch.get(), queue.Queue[int]()
+    waiting = {i: item for i, item in enumerate(batch.items) if i not in batch.found}
+    submitted = {i: _submit(batch, i, item) for i, item in waiting.items()}
     for number, future in submitted.items():
         future.add_done_callback(_telling(ended, number))
     for _ in submitted:
         try:
-            number = ended.get(timeout=asked.limit_seconds)
+            number = ended.get(timeout=batch.limit_seconds)
         except queue.Empty:
             raise SrpoError(
-                f"{asked.name}: no piece of work was done for {asked.limit_seconds:g} s: "
-                f"{len(asked.found)} of {len(asked.items)} are; are there workers?"
+                f"{batch.name}: no piece of work was done for {batch.limit_seconds:g} s: "
+                f"{len(batch.found)} of {len(batch.items)} are; are there workers?"
             ) from None
-        asked.found[number] = submitted[number].result()
-        if asked.progress is not None:
-            asked.progress(len(asked.found), len(asked.items))
+        batch.found[number] = submitted[number].result()
+        if batch.progress is not None:
+            batch.progress(len(batch.found), len(batch.items))
 
 
 def _telling(ended: "queue.Queue[int]", number: int) -> Callable[[object], None]:
     return lambda _: ended.put(number)
 
 
-def _submit(asked: _Asked, number: int, item: Item) -> PrefectFuture[Any]:
-    assert asked.runner is not None
-    label = f"{asked.name}, piece {number + 1} of {len(asked.items)}"
-    piece = work.with_options(task_run_name=f"{asked.name}-{number + 1:04d}")
-    arguments = {"function": asked.function, "label": label, "item": item}
-    submitted: PrefectFuture[Any] = asked.runner.submit(piece, arguments)
+def _submit(batch: _Batch, number: int, item: Item) -> PrefectFuture[Any]:
+    assert batch.runner is not None
+    label = f"{batch.name}, piece {number + 1} of {len(batch.items)}"
+    piece = work.with_options(task_run_name=f"{batch.name}-{number + 1:04d}")
+    arguments = {"function": batch.function, "label": label, "item": item}
+    submitted: PrefectFuture[Any] = batch.runner.submit(piece, arguments)
     return submitted

@@ -46,7 +46,7 @@ _ADDRESSES = {
 }
 _OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray takes: nothing large is ever passed
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
-"""How Ray is to be, in either case."""
+"""Options of every connection to Ray."""
 _LOCAL = "127.0.0.1"
 CONNECT_SECONDS = 10.0
 """Within which a cluster must answer that is said to be there."""

@@ -1,19 +1,19 @@
 """Sampling with vLLM: beside the policy, on servers of the run's own, or on servers elsewhere.
 
-    engine.py      what stages call
-    station.py     what each rank has: hosts, kept in step with the policy, that share its work
-    host.py        what a host is: one vLLM that samples groups and takes weights
-    local.py       a host inside this process
-    remote.py      a host behind HTTP
-    server.py      the process of a server of ours, and its end
-    guard.py       ends a server's processes with the run, however that ended
-    launch.py      which arguments and environment vLLM gets
-    weights.py     names and tensors to send, and files as their way
-    collective.py  nccl and ipc as their way
-    plugin.py      vLLM's side of the file backend
-    probe.py       the check after every transfer: log-probabilities of known sequences
-    threads.py     calls side by side
-    settings.py    the section `vllm` of the configuration
+    vllm_engine     what stages call
+    station         what each rank has: hosts, kept in step with the policy, that share its work
+    host            what a host is: one vLLM that samples groups and takes weights
+    in_process      a host inside this process
+    http_host       a host behind HTTP
+    server_process  the process of a server that we start
+    process_guard   ends a server's processes with the run, however that ended
+    launch          which arguments and environment vLLM gets
+    weights         names and tensors to send, and the way by files
+    collective      the ways by nccl and ipc
+    plugin          vLLM's side of the way by files
+    probe           the check after every transfer: log-probabilities of known sequences
+    threads         calls side by side
 
-vLLM is imported by `local`, `plugin` and `collective` alone, and only when they are needed.
+Its settings are in `pipeline.config.vllm`. vLLM is imported by `in_process`, `plugin` and
+`collective` alone, and only when they are needed.
 """

@@ -201,7 +201,7 @@ def test_broken_weights_stop_a_step_before_anything_is_kept(broken: float, tmp_p
     with pytest.raises(NumericalError, match=r"not finite|is nan"):
         session.run_stage("update", STEP)
     assert not session.run.has("updates", STEP)
-    assert session._policy is None  # what it had become is gone
+    assert session.resident.policy is None  # what it had become is gone
     session.run_stage("update", STEP)
     whole = file_digest(session.run.table_path("updates", STEP))
     session.close()

@@ -57,8 +57,11 @@ def run(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "spread",
-    [[], ["--ranks", "2"], ["--runner", "processes:2"], ["--runner", "ray:2"]],
-    ids=["alone", "ranks", "processes", "ray"],
+    [
+        *([], ["--ranks", "2"], ["--runner", "processes:2"]),
+        *(["--runner", "ray:2"], ["--runner", "dask:2"]),
+    ],
+    ids=["alone", "ranks", "processes", "ray", "dask"],
 )
 def test_a_run_beside_modules_of_the_same_names(
     spread: list[str], folder: Path, prefect_api: dict[str, str]

@@ -106,8 +106,8 @@ def make_run(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Ses
 
 def run_step(session: Session, step: int = STEP) -> StepCapture:
     """Run route, weigh and update of a step on a freshly opened policy, outside the store."""
-    session._policy = session._open_snapshot(step)
-    policy = session._resident()
+    session.resident.policy = session.resident.open_snapshot(step)
+    policy = session.resident.require()
     tables = {name: session.run.read(name, step) for name in ("rollouts", "verdicts")}
     capture = StepCapture(tables)
     handles = Handles(seed=session.config.run.seed, step=step, policy=policy, progress=silent)

@@ -60,7 +60,7 @@ def later_teacher(config: Config) -> LaterTeacher:
 def add_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this a program with one more section, and more settings in three that there are."""
     monkeypatch.setattr(pipeline.config.load, "Config", LaterConfig)
-    for module in ("flows.session.new_run", "flows.session.session"):
+    for module in ("flows.session.new_run", "flows.session.resident_policy"):
         monkeypatch.setattr(f"{module}.teacher_settings", later_teacher)
     for name, stage in STAGES.items():
         more = replace(stage, sections=(*stage.sections, "adapters"))

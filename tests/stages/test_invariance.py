@@ -31,8 +31,8 @@ class Gradient:
     """Loss and gradient of some rollouts under the policy that starts the golden step."""
 
     def __init__(self, session: Session, rollouts: list[Rollout], **changes: float) -> None:
-        session._policy = session._open_snapshot(STEP)
-        policy = session._resident()
+        session.resident.policy = session.resident.open_snapshot(STEP)
+        policy = session.resident.require()
         settings: UpdateSection = session.config.update.model_copy(update=changes)
         self.tokens, _, statistics = accumulate_gradient(policy, rollouts, 16, settings)
         self.loss = sum(s.loss_sum for s in statistics.values()) / self.tokens

@@ -194,7 +194,7 @@ def test_another_teacher(parent: Run, replayed: Replay, kind: str) -> None:
 def test_decisions_need_no_policy(
     parent: Run, replayed: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.session.session.load_snapshot", None)
+    monkeypatch.setattr("flows.session.resident_policy.load_snapshot", None)
     fork = replayed("verify", "verify.success_threshold=0", last="decisions")
     assert own_tables(fork) == {(t, s) for t in ("verdicts", "routes") for s in range(STEPS)}
     assert all(fork.read("routes", 0)["correct"].to_pylist())

@@ -1,0 +1,98 @@
+"""The policy that stays in memory between stages, and how that of another step gets there.
+
+It is opened from the nearest earlier snapshot, and `update` is replayed from the saved tables up to
+the step that is wanted.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from flows.session.new_run import teacher_settings
+from pipeline.config.sections import ModelSection
+from pipeline.distributed.ranks import together
+from pipeline.errors import StoreError
+from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.policy.snapshots import load_snapshot, model_of_snapshot
+from pipeline.run.run import Run
+from pipeline.stage.contract import Progress
+
+
+class ResidentPolicy:
+    """The policy of one run that is in memory, if there is one.
+
+    Attributes:
+        policy: None before a stage needs one, and after an update that failed half-way.
+    """
+
+    def __init__(self, run: Run, policy: Policy | None) -> None:
+        self._run, self.policy = run, policy
+
+    def require(self) -> Policy:
+        """Return the policy that is in memory.
+
+        Raises:
+            StoreError: there is none.
+        """
+        if self.policy is None:
+            raise StoreError("no policy is open; prepare a step first")
+        return self.policy
+
+    def prepare(
+        self, step: int, replay: Callable[[int], object], progress: Progress | None = None
+    ) -> Policy:
+        """Return the policy that starts `step`, with the teacher that scores it.
+
+        Args:
+            replay: runs the update of a step on the policy that is in memory.
+            progress: told of the updates that are replayed.
+
+        Raises:
+            StoreError: the run has not come so far, or has no snapshot to start from.
+        """
+        if self.policy is None or _steps_done(self.policy) != step:
+            self.expect_reached(step)
+            start = max((s for s in self._run.snapshots() if s <= step), default=None)
+            if start is None:
+                raise StoreError(f"{self._run.root}: no policy snapshot at or before step {step}")
+            self.policy = None  # before the next is opened: two may not fit into memory
+            self.policy = self.open_snapshot(start)
+            for replayed in range(start, step):
+                replay(replayed)
+                if progress is not None:
+                    progress(replayed + 1 - start, step - start)
+        self.adopt_teacher(step)
+        return self.require()
+
+    def adopt_teacher(self, step: int) -> None:
+        """Give the policy the teacher that `step` is scored by: before a fork, the parent's."""
+        policy = self.require()
+        wanted = teacher_settings(self._run.owner("updates", step).config)
+        if policy.teacher != wanted:
+            initial = partial(model_of_snapshot, *self._snapshot(0))
+            together(Policy.adopt_teacher, policy, wanted, initial)
+
+    def expect_reached(self, step: int) -> None:
+        """Refuse a step that the run has not come to.
+
+        Raises:
+            StoreError: it hasn't.
+        """
+        if step > (done := self._run.steps_done()):
+            raise StoreError(f"{self._run.root} has {done} complete steps: no state after {step}")
+
+    def open_snapshot(self, steps_done: int) -> Policy:
+        """Return the policy of a snapshot; what is in memory stays as it is."""
+        return load_snapshot(*self._snapshot(steps_done))
+
+    def _snapshot(self, steps_done: int) -> tuple[Path, ModelSection, TeacherSettings]:
+        """Return which snapshot is that of a state, and how to open it."""
+        owner = self._run.snapshot_owner(steps_done)
+        folder = self._run.snapshot_path(steps_done)
+        return folder, self._run.config.model, teacher_settings(owner.config)
+
+
+def _steps_done(policy: Policy) -> int | None:
+    """Return after how many steps a policy is; None: it was left half-way through an update."""
+    head = policy.version.partition("-")[0]
+    return int(head) if head.isdecimal() else None
