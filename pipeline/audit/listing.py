@@ -15,6 +15,7 @@ from polars.exceptions import PolarsError
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.run.run import Run
+from pipeline.tables.rollout_index import stored_index
 from pipeline.tables.schemas import SCHEMAS
 from pipeline.text import printable
 
@@ -250,7 +251,7 @@ def _weight_columns(
 ) -> dict[str, list[float | None]]:
     """Summarise the token weights of each taught rollout; None for the others."""
     found: dict[str, list[float | None]] = {name: [None] * len(ids) for name in names}
-    index = run.manifest("weights", step).index if run.has("weights", step) else None
+    index = stored_index(run.manifest("weights", step)) if run.has("weights", step) else {}
     if not index:
         return found
     table = run.read("weights", step)

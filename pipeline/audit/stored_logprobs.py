@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.run.removal import removal
 from pipeline.run.run import Run
 from pipeline.tables.arrow_reading import one_array
+from pipeline.tables.rollout_index import stored_index
 from pipeline.tables.schemas import STUDENT_LOGPROBS
 
 NOT_KEPT = "not kept (route.keep_student_logprobs = false)"
@@ -79,7 +80,7 @@ def pruned_fields(run: Run, step: int, rollout_id: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for table, names in _OF_TABLE.items():
         record = removal(run.table_path(table, step))
-        if record is not None and rollout_id in (run.manifest(table, step).index or {}):
+        if record is not None and rollout_id in stored_index(run.manifest(table, step)):
             owner = run.owner(table, step).root
             found |= dict.fromkeys(names, f"table {table} {record.described(owner)}")
     return found

@@ -43,8 +43,9 @@ from pipeline.files.file_list import snapshot_repair
 from pipeline.run.metrics import step_metrics
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
-from pipeline.tables.invariants import NEEDS, Broken, Runs, broken_invariants
+from pipeline.tables.invariants import NEEDS, Broken, broken_invariants
 from pipeline.tables.mapped import MappedTable
+from pipeline.tables.rollout_index import RolloutSpans, stored_index
 from pipeline.tables.schemas import TOKEN_TABLES, schema_of
 
 Progress = Callable[[int, int], None]
@@ -219,7 +220,8 @@ class _Step:
         if _origin_inside(data) != manifest.origin.model_dump(mode="json"):
             expected = "the origin of its manifest in the metadata of the file"
             self.report.add(entry.path, expected, "another one, or none", entry.advice)
-        if (manifest.index or {}) != _index(entry.table, data):
+        found_index = RolloutSpans(data).index() if entry.table in TOKEN_TABLES else {}
+        if stored_index(manifest) != found_index:
             beside = entry.path.with_suffix(".json")
             self.report.add(beside, "an index of the rows of each rollout", "other", entry.advice)
             return False
@@ -314,15 +316,6 @@ def _origin_inside(data: pa.Table) -> object:
         return json.loads((data.schema.metadata or {})[b"srpo"])
     except (KeyError, ValueError, RecursionError):
         return None
-
-
-def _index(table: str, data: pa.Table) -> dict[str, tuple[int, int]]:
-    if table not in TOKEN_TABLES:
-        return {}
-    runs = Runs(data["rollout_id"])
-    starts = runs.ends - runs.counts
-    spans = zip(starts.tolist(), runs.counts.tolist(), strict=True)
-    return dict(zip(runs.names, spans, strict=True))
 
 
 def _near(found: object, expected: object) -> bool:

@@ -20,12 +20,12 @@ from pipeline.config.sections import RouteSection
 from pipeline.tables.invariants import (
     Broken,
     Mask,
-    Runs,
     in_group,
     mini_batches,
     require,
     within,
 )
+from pipeline.tables.rollout_index import RolloutSpans
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -55,11 +55,11 @@ def teacher_rules(step: StepTables, release: Callable[[], None]) -> Iterator[Bro
     yield from _as_set(step, table)
     if not table.num_rows:
         return
-    runs = Runs(table["rollout_id"])
+    spans = RolloutSpans(table)
     bounded = table["entropy"].to_numpy() <= step.highest_entropy
-    yield from require("teacher", "entropy in [0, ln V]", runs, bounded)
-    yield from _against_scores(step, table, runs)
-    sampled = _sampled_ids(step, runs)
+    yield from require("teacher", "entropy in [0, ln V]", spans, bounded)
+    yield from _against_scores(step, table, spans)
+    sampled = _sampled_ids(step, spans)
     rows: Counter[str] = Counter()
     first: dict[str, str] = {}
     size = max(1, _SLICE_VALUES // max(kept, 1))
@@ -68,7 +68,7 @@ def teacher_rules(step: StepTables, release: Callable[[], None]) -> Iterator[Bro
         for what, holds in part.rules():
             if not holds.all():
                 rows[what] += int((~holds).sum())
-                first.setdefault(what, runs[start + int(holds.argmin())])
+                first.setdefault(what, spans[start + int(holds.argmin())])
         release()
     for what, count in rows.items():
         yield Broken("teacher", what, first[what], count)
@@ -182,26 +182,26 @@ def _as_set(step: StepTables, table: pa.Table) -> Iterator[Broken]:
             yield Broken("teacher", f"route.{name} is {wanted}, not {found}", None, table.num_rows)
 
 
-def _sampled_ids(step: StepTables, runs: Runs) -> Ints:
+def _sampled_ids(step: StepTables, spans: RolloutSpans) -> Ints:
     """Return the sampled token of each row."""
     rollouts = step.tables["rollouts"]
     place = {name: row for row, name in enumerate(rollouts["rollout_id"].to_pylist())}
-    rows = pa.array([place[name] for name in runs.names], type=pa.int64())
+    rows = pa.array([place[name] for name in spans.names], type=pa.int64())
     flat: Ints = pc.list_flatten(rollouts["response_ids"].take(rows)).to_numpy()
     return flat
 
 
-def _against_scores(step: StepTables, table: pa.Table, runs: Runs) -> Iterator[Broken]:
+def _against_scores(step: StepTables, table: pa.Table, spans: RolloutSpans) -> Iterator[Broken]:
     """Where old log-probabilities are stored, they are those of the same pass."""
     scores = step.tables["scores"]
     place = {name: row for row, name in enumerate(scores["rollout_id"].to_pylist())}
-    taught = scores["old_logprobs"].take(pa.array([place[name] for name in runs.names]))
+    taught = scores["old_logprobs"].take(pa.array([place[name] for name in spans.names]))
     counts = pc.list_value_length(taught).to_numpy()
-    stored = np.repeat(counts > 0, runs.counts)
+    stored = np.repeat(counts > 0, spans.counts)
     old = pc.list_flatten(taught).to_numpy()
     equal = np.ones(table.num_rows, dtype=bool)
     equal[stored] = old == table["student_logprob"].to_numpy()[stored]
-    yield from require("teacher", "student_logprob is that of scores", runs, equal)
+    yield from require("teacher", "student_logprob is that of scores", spans, equal)
 
 
 def weights_rules(step: StepTables) -> Iterator[Broken]:
@@ -213,16 +213,16 @@ def weights_rules(step: StepTables) -> Iterator[Broken]:
         yield Broken("weights", f"beta is {beta}; method {method} has w = 1", None, table.num_rows)
     if not table.num_rows:
         return
-    runs = Runs(table["rollout_id"])
+    spans = RolloutSpans(table)
     exponents: Doubles = -beta * table["entropy"].to_numpy().astype(np.float64)
     raw = np.isclose(table["raw_weight"].to_numpy(), np.exp(exponents), rtol=1e-6, atol=1e-37)
-    yield from require("weights", f"raw_weight is exp(-{beta:g} H)", runs, raw)
-    places = in_group(mini_batches(runs, routes))
+    yield from require("weights", f"raw_weight is exp(-{beta:g} H)", spans, raw)
+    places = in_group(mini_batches(spans, routes))
     highest = np.full(places.max() + 1, -np.inf)
     np.maximum.at(highest, places, exponents)
     scaled = np.exp(exponents - highest[places])
     means = np.bincount(places, weights=scaled) / np.bincount(places)
     weight = table["weight"].to_numpy()
     near = np.isclose(weight, scaled / means[places], rtol=1e-5, atol=1e-30)
-    yield from require("weights", "weight is raw_weight over its mean", runs, near)
-    yield from require("weights", "weights are finite", runs, within(weight, 0, np.inf))
+    yield from require("weights", "weight is raw_weight over its mean", spans, near)
+    yield from require("weights", "weights are finite", spans, within(weight, 0, np.inf))

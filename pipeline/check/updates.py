@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.check.rollout_tables import StepTables
 from pipeline.tables.invariants import Broken, Mask, in_group, require, within
+from pipeline.tables.rollout_index import stored_index
 
 Doubles = npt.NDArray[np.float64]
 _MISMATCH = ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
@@ -50,7 +51,7 @@ def _doubles(table: pa.Table, name: str) -> Doubles:
 
 
 def _taught(step: StepTables) -> Mask:
-    index = step.manifests["teacher"].index or {}
+    index = stored_index(step.manifests["teacher"])
     return np.asarray([i in index for i in step.tables["updates"]["rollout_id"].to_pylist()], bool)
 
 

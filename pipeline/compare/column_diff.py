@@ -1,6 +1,5 @@
 """Which rows of two equally typed columns differ: by data, bit for bit, NaN equal to NaN."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.tables.manifest import Manifest
+from pipeline.tables.rollout_index import RolloutIndex
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
@@ -69,22 +68,13 @@ def _floats_differ(left: Any, right: Any) -> Mask:
     return mask
 
 
-def row_index(data: pa.Table, manifest: Manifest) -> Mapping[str, tuple[int, int]]:
-    """Return first row and number of rows of each rollout."""
-    if manifest.index is not None:
-        return manifest.index
-    return {name: (row, 1) for row, name in enumerate(data["rollout_id"].to_pylist())}
-
-
-def matched_rows(
-    index_a: Mapping[str, tuple[int, int]], index_b: Mapping[str, tuple[int, int]]
-) -> tuple[Rows, Rows]:
+def matched_rows(index_a: RolloutIndex, index_b: RolloutIndex) -> tuple[Rows, Rows]:
     """Return the rows of both tables that belong to the same rollout and position."""
     common = [name for name in index_a if name in index_b]
     counts = [min(index_a[name][1], index_b[name][1]) for name in common]
     steps = [np.arange(n, dtype=np.int64) for n in counts]
 
-    def rows(index: Mapping[str, tuple[int, int]]) -> Rows:
+    def rows(index: RolloutIndex) -> Rows:
         parts = [index[name][0] + step for name, step in zip(common, steps, strict=True)]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 

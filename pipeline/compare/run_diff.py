@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.compare.column_diff import Mask, Rows, differing_rows, matched_rows, row_index
+from pipeline.compare.column_diff import Mask, Rows, differing_rows, matched_rows
 from pipeline.run.removal import PRUNABLE, removal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
 from pipeline.tables.arrow_reading import one_array
 from pipeline.tables.manifest import Manifest, flat
 from pipeline.tables.mapped import MappedTable
+from pipeline.tables.rollout_index import table_index
 from pipeline.text import count
 
 TABLES = (*STEP_TABLES, "evaluations")
@@ -259,7 +260,7 @@ def _same_file(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest,
 
 def _pair(a: Run, b: Run, table: str, step: int, manifests: tuple[Manifest, Manifest]) -> _Pair:
     left, right = (run.mapped(table, step) for run in (a, b))
-    index_a, index_b = row_index(left.table, manifests[0]), row_index(right.table, manifests[1])
+    index_a, index_b = table_index(left.table, manifests[0]), table_index(right.table, manifests[1])
     rows_a, rows_b = (None, None) if index_a == index_b else matched_rows(index_a, index_b)
     return _Pair(step, table, manifests[0].origin.stage, (left, right), rows_a, rows_b)
 

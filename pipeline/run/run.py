@@ -30,9 +30,10 @@ from pipeline.run.fork import Fork, line_of
 from pipeline.run.lock import LOCK_FILE
 from pipeline.run.reading import RunReader, file_identity
 from pipeline.run.removal import forget_removal
-from pipeline.tables.arrow_reading import expect_schema, row_index
+from pipeline.tables.arrow_reading import expect_schema
 from pipeline.tables.arrow_writing import digest_arrow, write_arrow
 from pipeline.tables.manifest import Cost, Manifest, Origin
+from pipeline.tables.rollout_index import token_index
 from pipeline.tables.schemas import SCHEMA_VERSION, TOKEN_TABLES
 from pipeline.text import printable
 
@@ -141,7 +142,7 @@ class Run(RunReader):
         path = self.table_path(origin.table, origin.step)
         started = time.perf_counter()
         expected = expect_schema(origin.stage, origin.table, data)
-        index = row_index(data) if origin.table in TOKEN_TABLES else None
+        index = token_index(data) if origin.table in TOKEN_TABLES else None
         deterministic = origin.model_dump_json().encode()
         data = data.cast(expected).replace_schema_metadata({_METADATA_KEY: deterministic})
         known = manifest_path(path).exists()

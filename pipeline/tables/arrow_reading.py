@@ -7,7 +7,6 @@ the column is first used; so columns are validated before anybody uses them.
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc
 
 from pipeline.errors import StoreError
@@ -94,22 +93,6 @@ def validated(path: Path, data: pa.Table) -> pa.Table:
     if nulls := [f.name for f in data.schema if not f.nullable and data[f.name].null_count]:
         raise StoreError(f"{path}: nulls in {', '.join(nulls)}, which has none")
     return data
-
-
-def row_index(data: pa.Table) -> dict[str, tuple[int, int]]:
-    """Return first row and number of rows of each rollout, whose rows must stand together."""
-    encoded = data.column("rollout_id").combine_chunks()
-    runs = pc.run_end_encode(encoded)
-    if isinstance(runs, pa.ChunkedArray):
-        runs = runs.combine_chunks()
-    ends = runs.run_ends.to_pylist()
-    names = runs.values.to_pylist()
-    if len(set(names)) != len(names):
-        raise StoreError("the rows of a rollout do not stand together in a token table")
-    starts = [0, *ends][: len(ends)]
-    return {
-        name: (start, end - start) for name, start, end in zip(names, starts, ends, strict=True)
-    }
 
 
 def _reason(error: BaseException) -> str:

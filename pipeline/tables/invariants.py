@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
+from pipeline.tables.rollout_index import RolloutSpans
 
 Tables = Mapping[str, pa.Table]
 Mask = npt.NDArray[np.bool_]
@@ -44,27 +45,6 @@ class Names(Protocol):
     """Rollout ids by row."""
 
     def __getitem__(self, row: int, /) -> str: ...
-
-
-class Runs:
-    """The rollouts of a token table: their names, and how many rows each has, in row order."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        encoded = pc.run_end_encode(column.combine_chunks())
-        chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
-        found = chunks[0] if chunks and len(column) else None
-        self.names: list[str] = found.values.to_pylist() if found is not None else []
-        ends = found.run_ends.to_numpy() if found is not None else []
-        self.ends = np.asarray(ends, dtype=np.int64)
-        self.counts = np.diff(self.ends, prepend=0)
-
-    def __getitem__(self, row: int, /) -> str:
-        return self.names[int(np.searchsorted(self.ends, row, side="right"))]
-
-    def positions(self) -> npt.NDArray[np.int64]:
-        """Return 0, 1, 2, … within each rollout."""
-        starts = self.ends - self.counts
-        return np.arange(self.counts.sum()) - np.repeat(starts, self.counts)
 
 
 def check_table(name: str, tables: Tables) -> None:
@@ -190,14 +170,14 @@ def _scores(tables: Tables) -> Iterator[Broken]:
 
 def _teacher(tables: Tables) -> Iterator[Broken]:
     table = tables["teacher"]
-    runs = Runs(table.column("rollout_id"))
-    found = list(zip(runs.names, runs.counts.tolist(), strict=True))
+    spans = RolloutSpans(table)
+    found = list(zip(spans.names, spans.counts.tolist(), strict=True))
     if found != taught_rollouts(tables["rollouts"], tables["routes"]):
         text = "its rows are not the tokens of the taught rollouts, in order"
         yield Broken("teacher", text, None, table.num_rows)
         return
-    counted = table["position"].to_numpy() == runs.positions()
-    yield from require("teacher", "positions count up", runs, counted)
+    counted = table["position"].to_numpy() == spans.positions()
+    yield from require("teacher", "positions count up", spans, counted)
     for column, low, high in (
         ("entropy", -_LOG_SLACK, np.inf),
         ("jsd", 0.0, np.log(2) + 1e-3),
@@ -205,10 +185,10 @@ def _teacher(tables: Tables) -> Iterator[Broken]:
         ("student_logprob", -np.inf, _LOG_SLACK),
     ):
         values = table.column(column).to_numpy()
-        yield from require("teacher", f"{column} in range", runs, within(values, low, high))
+        yield from require("teacher", f"{column} in range", spans, within(values, low, high))
     for column in ("teacher_tail", "student_tail"):
         values = table.column(column).to_numpy()
-        yield from require("teacher", f"{column} is no NaN and at most 0", runs, values <= 0)
+        yield from require("teacher", f"{column} is no NaN and at most 0", spans, values <= 0)
 
 
 def _weights(tables: Tables) -> Iterator[Broken]:
@@ -216,27 +196,27 @@ def _weights(tables: Tables) -> Iterator[Broken]:
     if not table.column("rollout_id").equals(teacher.column("rollout_id")):
         yield Broken("weights", "its rows are not those of teacher", None, table.num_rows)
         return
-    runs = Runs(table.column("rollout_id"))
+    spans = RolloutSpans(table)
     for column in ("position", "entropy"):
         equal = table.column(column).to_numpy() == teacher.column(column).to_numpy()
-        yield from require("weights", f"{column} is that of teacher", runs, equal)
+        yield from require("weights", f"{column} is that of teacher", spans, equal)
     weight = table.column("weight").to_numpy().astype(np.float64)
     yield from require(
-        "weights", "weights are finite and not negative", runs, within(weight, 0, np.inf)
+        "weights", "weights are finite and not negative", spans, within(weight, 0, np.inf)
     )
-    if not runs.names:
+    if not spans.names:
         return
-    places = in_group(mini_batches(runs, routes))
+    places = in_group(mini_batches(spans, routes))
     means = np.bincount(places, weights=weight) / np.maximum(np.bincount(places), 1)
     exact = np.abs(means - 1) <= _MEAN_TOLERANCE
-    yield from require("weights", "their mean in a mini-batch is 1", runs, exact[places])
+    yield from require("weights", "their mean in a mini-batch is 1", spans, exact[places])
 
 
-def mini_batches(runs: Runs, routes: pa.Table) -> npt.NDArray[np.int64]:
+def mini_batches(spans: RolloutSpans, routes: pa.Table) -> npt.NDArray[np.int64]:
     """Return the mini-batch of each row of a token table."""
     columns = (routes.column(name).to_pylist() for name in ("rollout_id", "mini_batch"))
     batch_of = dict(zip(*columns, strict=True))
-    return np.repeat([batch_of[name] for name in runs.names], runs.counts)
+    return np.repeat([batch_of[name] for name in spans.names], spans.counts)
 
 
 def _updates(tables: Tables) -> Iterator[Broken]:
