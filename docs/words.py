@@ -15,8 +15,8 @@ KEPT_VARIANTS = (
     '`route.kept_dtype = "float16"` stores `teacher_logprobs` and `student_logprobs` as '
     "`list<halffloat>[K]`: a log-probability is then off by up to 2^-11 of itself. Everything else "
     "is computed before rounding and stays float32. `route.keep_student_logprobs = false` leaves "
-    "the column `student_logprobs` out: training does not read it, `srpo check` can't recompute "
-    "`jsd` without it, and audits know token losses only of `jsd` at alpha = 0.5 and "
+    "the column `student_logprobs` out. Training does not read it; without it, `srpo check` can't "
+    "recompute `jsd`, and audits know token losses only for `jsd` at alpha = 0.5 and "
     "`sampled_token`."
 )
 ORIGIN_KEYS = {
@@ -65,13 +65,13 @@ KEYS = ("key", "type", "default", "range", "meaning")
 MIXTURE = """\
 ### Several tasks in one run
 
-Instead of `data.task`, a table for each task, two or more:
+Instead of `data.task`, give a table for each of two or more tasks:
 
 ```toml
 [data]
 max_prompt_length = 1024
 
-[data.mixture.arithmetic] # its task is called as it is
+[data.mixture.arithmetic] # the task of that name
 weight = 2
 
 [data.mixture.capitals]
@@ -90,15 +90,15 @@ the `prompt_id` of their question, as in `capitals/Peru`. The order of the table
 - Weights are shares of the questions of training, exact at any step: every task has had its
   share of all questions so far, rounded up or down. Nothing is drawn. Each task has seeded
   epochs of its own.
-- `generate.questions` counts the questions of all tasks; a task with a small share is not in
-  every step.
+- `generate.questions` counts the questions of all tasks; a task with a small share
+  is missing from some steps.
 - Each answer is judged by its own task's verifier, in child processes that load no other task:
   `verify.workers` for each task. All other settings hold for all tasks.
-- An evaluation asks test questions of every task, of each the first `evaluate.questions`.
-  Accuracy overall is that of all its questions, each of which counts the same: a task with more
-  questions counts more, and weights of training don't matter. For the same number of each task,
-  set `evaluate.questions` to what the smallest has. Best snapshots, comparisons and alarms go by
-  accuracy overall; each task's own stands beside it."""
+- An evaluation asks the first `evaluate.questions` test questions of every task. Overall
+  accuracy is over all of them and every question counts the same, so a task with more questions
+  counts more; training weights don't matter. To give every task the same number of questions,
+  set `evaluate.questions` to what the smallest task has. Best snapshots, comparisons and alarms use
+  overall accuracy; each task's own is reported beside it."""
 
 METRICS = {
     "step": "training step",
@@ -180,13 +180,13 @@ RUN_FOLDER = """\
     RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json"""
 
 METRICS_OF_TASKS = """\
-In a run of several tasks each task has some of them for its own rollouts, after a slash:
+In a run of several tasks, each task also has some of these for its own rollouts:
 `rollouts/NAME`, `reward_mean/NAME`, `correct_share/NAME`, `format_rate/NAME`,
 `verifier_errors/NAME`, `truncated_share/NAME`, `response_tokens_mean/NAME`, `share_sdpo/NAME`
-and `teacher_available/NAME`. Counts are 0 and the rest is null in a step that asked nothing of
-it. The record of an evaluation, which commands and pages make from its table, has all its
-numbers so, `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`, `questions/NAME` and so
-on, beside those of all questions together."""
+and `teacher_available/NAME`. In a step without questions of that task, counts are 0 and the rest
+is null. The record of an evaluation, which commands and pages compute from its table, does the
+same with all its numbers: `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`,
+`questions/NAME` and so on, beside those over all questions."""
 
 PLANTED_ALARM = """\
     ALARM evaluated_format_falls, step 12: format rate 78% at evaluation after 12 steps, at best
