@@ -20,7 +20,7 @@ class TaskEntry(Section):
         None, description="file or folder of the dataset, or the name of a Hugging Face dataset"
     )
     weight: PositiveFloat = Field(
-        1.0, description="its questions in training are this share of all tasks' weights"
+        1.0, description="training questions are shared among tasks in proportion to their weights"
     )
 
 

@@ -51,8 +51,8 @@ class RunSection(Section):
     )
     keep_teacher_tables: PositiveInt | None = Field(
         None,
-        description="steps, the newest, whose teacher tables are kept once a snapshot covers them; "
-        "unset: all (docs/disk.md)",
+        description="how many of the newest steps keep their teacher tables once a snapshot covers "
+        "them; unset: all (docs/disk.md)",
     )
     threads: Workers = Field(2, description="CPU threads of torch")
     on_alarm: Literal["continue", "stop", "fork"] = Field(
@@ -61,7 +61,7 @@ class RunSection(Section):
         "healthy snapshot and train on there",
     )
     alarm_rate_factor: PositiveFloat = Field(
-        0.5, description="on_alarm fork: the fork's learning rate over this run's"
+        0.5, description="on_alarm fork: the fork's learning rate divided by this run's"
     )
     prefect_seconds: PositiveFloat = Field(
         60.0,
@@ -70,8 +70,8 @@ class RunSection(Section):
     )
     stall_seconds: PositiveFloat | None = Field(
         3600.0,
-        description="without progress in a stage, after which the process ends with exit code 2 "
-        "and leaves RUN/stalled-<n>.txt; unset: never",
+        description="after this long without progress in a stage, the process ends with exit code "
+        "2 and leaves RUN/stalled-<n>.txt; unset: never",
     )
 
 
@@ -104,7 +104,7 @@ class GenerateSection(Section):
     engine: EngineName = Field("transformers", description="sampling engine")
     timeout: Seconds = Field(
         1800.0,
-        description="vllm: seconds within which a group must be answered, else the run ends",
+        description="vllm: seconds that a group may take to be answered, else the run ends",
     )
     max_logprob_gap: PositiveFloat | None = Field(
         None,
