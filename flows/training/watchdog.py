@@ -11,7 +11,6 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from flows.training.loop import Reference, Watcher
@@ -45,12 +44,7 @@ class Watchdog(Watcher):
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Watch no longer."""
         self._over.set()
         faulthandler.cancel_dump_traceback_later()

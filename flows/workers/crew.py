@@ -23,7 +23,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from prefect import flow, task
@@ -70,12 +69,7 @@ class Crew:
         """Have the crew for a block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the workers that were started here."""
         self._stack.close()
 

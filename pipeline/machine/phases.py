@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from types import TracebackType
 from typing import Protocol, Self
 
 import torch
@@ -89,12 +88,7 @@ class Profiler:
         Profiler.active = self
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Be active no longer."""
         Profiler.active = None
 
@@ -192,12 +186,7 @@ class _Phase:
         self._started = self._profiler.enter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._profiler.leave(self._name, self._started, self._tokens, self._flops)
 
 

@@ -18,7 +18,6 @@ import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, ClassVar, Self
 
 from pipeline.errors import StoreError
@@ -58,12 +57,7 @@ class RunLock:
         """Hold it for a block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Release it."""
         self.release()
 
