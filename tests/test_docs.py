@@ -14,7 +14,7 @@ from tests.golden.golden_run import make_run
 from tests.paths import PROJECT
 
 PAGES = [
-    PROJECT / "README.md",
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((PROJECT / "docs").glob("*.md")),
     PROJECT / "benchmarks/README.md",
 ]
