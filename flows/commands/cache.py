@@ -25,18 +25,18 @@ def cache(
     Example: srpo cache s3://bucket/runs --clear
     """
     from pipeline.errors import ConfigError
-    from pipeline.remote import mirror_sync as opening
+    from pipeline.remote import mirror_sync
     from pipeline.remote.mirror_paths import cache_folder, is_mirrored, run_path
     from pipeline.text import size
 
     if folder is not None and not is_mirrored(folder):
         raise ConfigError(f"{folder}: a folder of this machine; only runs at URLs are cached")
     place = folder or cache_folder()
-    for path, taken in sorted(opening.mirrors(place).items()):
+    for path, taken in sorted(mirror_sync.mirrors(place).items()):
         root, note = run_path(path), ""
         if clear:
-            cleared = opening.clear(root)
+            cleared = mirror_sync.clear(root)
             note = ", cleared" if cleared else ", left as it is: a command writes to it"
         print(f"{root}: {size(taken)}{note}")
     left = "left " if clear else ""
-    print(f"{place}: {size(sum(opening.mirrors(place).values()))} {left}in all")
+    print(f"{place}: {size(sum(mirror_sync.mirrors(place).values()))} {left}in all")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pipeline.errors import SrpoError
-from pipeline.machine.disk import naming, trouble_at
+from pipeline.machine.disk import errors_naming, trouble_at
 
 LIMIT_SECONDS = 60.0
 """What a server may take to start or to end where no configuration says otherwise."""
@@ -153,7 +153,7 @@ def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
     home = Path((root / ".prefect").resolve())  # also beside a mirror it is this machine's
     home.mkdir(parents=True, exist_ok=True)
     lock = _leased(home, limit_seconds)
-    with naming(home):
+    with errors_naming(home):
         url = _running_or_new(home, limit_seconds)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url

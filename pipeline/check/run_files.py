@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.check.check_report import CheckReport
 from pipeline.errors import StoreError
-from pipeline.files import sealed_json as sealed
+from pipeline.files import sealed_json
 from pipeline.files.file_list import snapshot_repair
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
@@ -266,7 +266,7 @@ def read_state(folder: Path, report: CheckReport) -> dict[str, Any] | None:
 def read_sealed(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return a JSON record that holds its own digest, or None and what is wrong with it."""
     try:
-        record = sealed.read_sealed(path)
+        record = sealed_json.read_sealed(path)
     except FileNotFoundError:
         return None, "no file"
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""What a setting may be: ranges that tables and clocks can hold, texts that paths can be."""
+"""Types of settings: ranges that tables and clocks can hold, texts that can be paths."""
 
 import re
 from typing import Annotated, Any, TypeVar
@@ -15,7 +15,7 @@ do. `tests/pipeline/config/test_later_settings.py` fails for a new setting that 
 """
 
 LARGEST_INT = 2**31 - 1
-"""What the tables' 32-bit columns hold."""
+"""The largest integer in a 32-bit column of a table."""
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -29,8 +29,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 
 LONGEST_TEXT = 4096
-"""Characters of a text in a configuration: what a path may have."""
-OF_THE_TEMPLATE = frozenset(
+"""Characters of a text in a configuration: the longest path."""
+TEMPLATE_NAMES = frozenset(
     [
         "chat_template",
         "conversation",
@@ -54,7 +54,7 @@ OF_THE_TEMPLATE = frozenset(
 )
 """Names of arguments and variables that `chat_template_kwargs` would shadow."""
 
-_ACTING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Section(BaseModel):
@@ -87,7 +87,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _plain_texts(cls, value: object) -> object:
-        """Refuse texts that no path, name or address can be."""
+        """Refuse texts that can be no path, name or address."""
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str):
                 continue
@@ -95,7 +95,7 @@ class Section(BaseModel):
                 raise ValueError("an empty text; leave the setting out or name something")
             if len(text) > LONGEST_TEXT:
                 raise ValueError(f"{len(text):,} characters; at most {LONGEST_TEXT:,} are allowed")
-            if _ACTING.search(text):
+            if _CONTROL.search(text):
                 raise ValueError("control characters or half a surrogate pair are not allowed")
         return value
 

@@ -1,4 +1,4 @@
-"""From a preset's name or a TOML file and dotted overrides to a `Config`, or one clear line."""
+"""Loading a `Config` from a preset or a TOML file and dotted overrides; errors fit on one line."""
 
 import difflib
 import json
@@ -16,10 +16,10 @@ from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
 from pipeline.text import printable
 
-LARGEST = 64 * 1024
-"""Bytes of a configuration file."""
+MAX_BYTES = 64 * 1024
+"""Bytes of the largest configuration file."""
 _DOTS = 100
-"""Dots of a key: TOML's reader takes time with the square of its parts."""
+"""Most dots in a key: the time of TOML's reader grows with the square of its parts."""
 _SHOWN = 100
 
 PRESETS = resources.files("pipeline.config") / "presets"
@@ -98,12 +98,12 @@ def _read_file(path: Path) -> bytes:
         if not path.is_file():
             raise ConfigError(f"{_short(str(path))}: not a regular file; expected a TOML file")
         with path.open("rb") as file:
-            text = file.read(LARGEST + 1)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{_short(str(path))}: can't be read: {error.strerror}") from None
-    if len(text) > LARGEST:
+    if len(text) > MAX_BYTES:
         raise ConfigError(
-            f"{_short(str(path))}: over {LARGEST // 1024} KiB; a configuration is smaller"
+            f"{_short(str(path))}: over {MAX_BYTES // 1024} KiB; a configuration is smaller"
         )
     if any(part.count(b".") > _DOTS for line in text.split(b"\n") for part in line.split(b"=")):
         raise ConfigError(f"{_short(str(path))}: a key of more than {_DOTS} parts; expected 3")
@@ -181,7 +181,7 @@ def _shown(value: Any) -> str:
 
 
 def _explain(detail: ErrorDetails) -> str:
-    """Turn one of pydantic's details into half a line."""
+    """Return one of pydantic's error details as a phrase."""
     key = ".".join(_short(str(part)) for part in detail["loc"]) or "configuration"
     if detail["type"] == "extra_forbidden":
         return _unknown(key, config_keys() + list(Config.model_fields))

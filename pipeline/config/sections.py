@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.data import DataSection
 from pipeline.config.field_types import (
     LARGEST_INT,
-    OF_THE_TEMPLATE,
+    TEMPLATE_NAMES,
     Count,
     NonNegativeFloat,
     PositiveFloat,
@@ -281,7 +281,7 @@ class Config(Section):
         """Check what involves two settings."""
         method, group = self.route.method, self.generate.rollouts
         for key, value in self.model.chat_template_kwargs.items():
-            if key in OF_THE_TEMPLATE or key.endswith("_token"):
+            if key in TEMPLATE_NAMES or key.endswith("_token"):
                 raise ValueError(f"model.chat_template_kwargs.{key} is ours to set; remove it")
             if isinstance(value, int) and abs(value) > LARGEST_INT:
                 raise ValueError(f"model.chat_template_kwargs.{key} is beyond {LARGEST_INT}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.machine.disk import naming
+from pipeline.machine.disk import errors_naming
 from pipeline.remote.upload import (
     is_stored,
     publish,
@@ -39,10 +39,10 @@ def file_digest(path: Path) -> str:
 
 
 def has_digest(path: Path, sha256: str, fetch_anew: Callable[[Path], bool]) -> bool:
-    """Tell whether a file has a SHA-256; one that has not is fetched anew first.
+    """Tell whether a file has this SHA-256; if not, fetch it anew and look again.
 
     Args:
-        fetch_anew: fetches a file; False: there is none to fetch.
+        fetch_anew: fetches a file again; returns False if there is none to fetch.
     """
     return file_digest(path) == sha256 or (fetch_anew(path) and file_digest(path) == sha256)
 
@@ -51,7 +51,7 @@ def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
+        with errors_naming(path):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -66,7 +66,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.tmp")
-    with naming(target):
+    with errors_naming(target):
         yield temporary
     move_into_place(temporary, target)
 
@@ -74,7 +74,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def move_into_place(temporary: Path, target: Path) -> None:
     """Give a complete file or folder its final name, durably: its contents first.
 
-    In the mirror of a URL it is stored there then.
+    In the mirror of a URL, it is then uploaded.
     """
     for path in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
         sync(path)
@@ -111,7 +111,7 @@ def remove_file(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; cut short, what is left of it has a name that no reader looks at."""
+    """Remove a folder; after an interruption, the rest has a name that no reader looks at."""
     doomed = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.replace(doomed)
@@ -135,5 +135,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return the text of a JSON file of ours: the only one for a value and its order of keys."""
+    """Return the text of a JSON file: the only one for a value and its order of keys."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

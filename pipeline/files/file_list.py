@@ -21,8 +21,8 @@ def expect_files(
         listed: SHA-256 by name of file, without the record itself.
         record: the file that lists them, for messages.
         repair: what to do.
-        fetch_anew: fetches a file that is not as it was; False: there is none to fetch.
-        mine: which of the listed to read; others read the others.
+        fetch_anew: fetches a changed file again; returns False if there is none to fetch.
+        mine: which of the listed files to read; other ranks read the rest.
     """
     for name, expected in list(listed.items())[mine]:
         path = folder / Path(name).name

@@ -1,7 +1,7 @@
 """Sealed records: JSON files that carry their own SHA-256, and are read as strictly as tables.
 
-The digest covers the record's value; that no other byte of the file changed is known because there
-is only one text that we write for a value.
+The digest covers the record's value. Each value has exactly one text, so a change of any other byte
+of the file is found as well.
 """
 
 import json
@@ -12,7 +12,7 @@ from pipeline.errors import StoreError
 from pipeline.files.durable import digest_of, json_text, write_json
 
 MAX_BYTES = 256 << 20
-"""No record of ours comes near; a larger file is not read into memory."""
+"""Records are far smaller; a larger file is not read into memory."""
 
 
 def write_sealed(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         FileNotFoundError: there is none.
-        StoreError: it is no JSON object, or far too large for one of ours.
+        StoreError: it is no JSON object, or far too large for a record.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -68,7 +68,7 @@ def expect_unchanged(path: Path, record: dict[str, Any], text: str) -> None:
     try:
         value = {k: v for k, v in record.items() if k != "digest"}
         whole = record.get("digest") == digest_of(value) and text == json_text(record)
-    except (ValueError, RecursionError):  # NaN and lone surrogates have no text of ours
+    except (ValueError, RecursionError):  # NaN and lone surrogates have no JSON text
         whole = False
     if not whole:
         raise StoreError(f"{path}: changed since it was written (digest does not match)")

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
 from pipeline.files.durable import atomic_path
-from pipeline.machine.disk import naming
+from pipeline.machine.disk import errors_naming
 from pipeline.run.removal import forget_removal
 from pipeline.run.run import Run
 from pipeline.tables.arrow_writing import digest_arrow, write_arrow
@@ -28,7 +28,7 @@ def archive(run: Run, table: str, step: int, folder: Path) -> Path:
     data, manifest = run.read(table, step), run.manifest(table, step)
     path = archive_path(folder, table, step)
     if not path.exists():
-        with atomic_path(path) as temporary, naming(path):
+        with atomic_path(path) as temporary, errors_naming(path):
             pq.write_table(
                 data,
                 temporary,

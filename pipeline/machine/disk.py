@@ -1,4 +1,4 @@
-"""The disk under a run: its room, and what the operating system says of it, in words."""
+"""The disk under a run: its free space, and the operating system's errors with advice."""
 
 import errno
 import os
@@ -11,17 +11,18 @@ from pathlib import Path
 
 from pipeline.text import size
 
-LITTLE = 8 << 20
-"""Bytes below which a disk is called full: databases fail before the last block is taken."""
+FULL_BELOW = 8 << 20
+"""Free bytes below which a disk counts as full: databases fail before the last block is taken."""
 
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have errors of the operating system name a file: `path`, where they name none.
+def errors_naming(path: Path) -> Iterator[None]:
+    """Add `path` to the operating system's errors that name no file.
 
-    Libraries in Rust raise errors of their own with the system's inside; they become OSErrors.
+    Libraries written in Rust raise their own exceptions with the system's error number in the text;
+    they become OSErrors.
     """
     try:
         yield
@@ -37,14 +38,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def explained(error: OSError) -> str:
-    """Return which file it was, what happened, and what to do about it; one line."""
+    """Return one line: the file, what happened, and what to do about it."""
     name = error.filename.decode() if isinstance(error.filename, bytes) else error.filename
     where = f"{name}: " if name is not None and error.strerror else ""
     return f"{where}{in_words(error, Path(str(name or '.')))}"
 
 
 def in_words(error: OSError, path: Path) -> str:
-    """Return what happened at `path`, how things stand there, and what to do."""
+    """Return what happened at `path`, the state of its disk, and what to do."""
     if error.errno is None or error.strerror is None:
         return str(error)
     known = _advice(error.errno, path)
@@ -52,12 +53,12 @@ def in_words(error: OSError, path: Path) -> str:
 
 
 def is_trouble(error: OSError) -> bool:
-    """Tell whether the machine failed, rather than the file that was asked for."""
+    """Tell whether the machine is at fault, rather than the file that was asked for."""
     return error.errno is not None and _advice(error.errno, Path(".")) is not None
 
 
 def _advice(number: int, path: Path) -> tuple[str, str] | None:
-    """Return how things stand at `path` and what to do, for errors that a disk can cause."""
+    """Return the state at `path` and what to do, for errors that a disk can cause."""
     if number == errno.ENOSPC:
         return _room(path), "make room there"
     files, bytes_ = (
@@ -88,22 +89,22 @@ def _advice(number: int, path: Path) -> tuple[str, str] | None:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the room that a user has on the disk which holds `path`, or will hold it."""
+    """Return the bytes free to this user on the disk that holds `path`, or will hold it."""
     return shutil.disk_usage(_existing(path)).free
 
 
 def trouble_at(path: Path) -> str:
-    """Say that the disk which holds `path` is full or read-only; empty: it is not."""
+    """Say that the disk that holds `path` is full or read-only; empty if it is neither."""
     status = os.statvfs(_existing(path))
     if status.f_flag & os.ST_RDONLY:
         return f"{path} is on a disk that is mounted read-only"
-    if status.f_bavail * status.f_frsize < LITTLE:
+    if status.f_bavail * status.f_frsize < FULL_BELOW:
         return f"the disk that holds {path} is full ({_room(path)})"
     return ""
 
 
 def _room(path: Path) -> str:
-    """Say what is left: bytes, or names of files, of which a disk can run out as well."""
+    """Say how many bytes are free, or that no inodes are left."""
     status = os.statvfs(_existing(path))
     if status.f_files and not status.f_favail:
         return "no room for another file there, whatever its size: 0 inodes free"

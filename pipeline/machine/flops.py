@@ -2,8 +2,8 @@
 
 One multiply-add is two operations. Counted: the weights of the model's `nn.Linear` modules, once
 per token. Not counted: attention scores and their values (they grow with the length; at 128 tokens
-they are a few percent), norms, activations, softmax, embeddings looked up. So a share of the
-measured rate says rather too little than too much.
+they are a few percent), norms, activations, softmax, embedding look-ups. So a share of the measured
+rate is an underestimate.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.machine.phases import clock
 
 TRAINING = 3
-"""Forward passes that forward and backward together cost."""
+"""The cost of forward and backward together, in forward passes."""
 
 _SIZES = {"cpu": 1024, "cuda": 8192}
 _SECONDS, _MOST = 0.8, 20
@@ -27,9 +27,9 @@ _WEIGHTS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def forward_flops(model: Any, tokens: int) -> float:
     """Return the operations of the body (all layers below the output projection), forward.
 
-    Training takes `TRAINING` times as many. Of a mixture of experts every expert is counted that
-    is made of `nn.Linear`, though a token passes through a few; experts stacked in one parameter
-    are not counted. Adapters count like any other `nn.Linear`.
+    Training takes `TRAINING` times as many. In a mixture of experts, every expert made of
+    `nn.Linear` is counted, though a token passes through only a few; experts stacked in one
+    parameter are not. Adapters count like any other `nn.Linear`.
 
     Args:
         model: a causal language model of transformers.
@@ -49,9 +49,9 @@ def projection_flops(model: Any, tokens: int) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations per second of square matrix products: the median of some, under 1 s.
+    """Return the operations per second of square matrix products: a median, in under 1 s.
 
-    On a CPU with the threads that torch has now.
+    A CPU uses the threads that torch is set to now.
     """
     size = _SIZES.get(device.type, 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

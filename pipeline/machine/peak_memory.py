@@ -1,4 +1,4 @@
-"""The peak memory of a piece of work: of the process, and of its GPU if there is one."""
+"""Peak memory of a piece of work: of the process, and of its GPU if there is one."""
 
 import resource
 from pathlib import Path
@@ -10,7 +10,7 @@ _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Measures from its making on; where the kernel's mark can't be reset, from the start."""
+    """Measures since its creation; if the kernel can't reset its peak, since the process began."""
 
     def __init__(self) -> None:
         try:

@@ -9,8 +9,9 @@
 Without an active profiler a phase does nothing. With one it reads the clock twice. Seconds are
 exclusive: what an inner phase takes is not the outer one's, so the phases of a stage and its rest
 (row `REST`: in no phase) add up to the stage. Tokens and FLOPs are counted where they are declared.
-Work beside the stages, in a thread of its own, is named by `beside` and adds to no stage's time.
-On CUDA, borders of phases and stages wait for the device: work counts where it was asked for.
+Work that another thread does while the stages go on is marked by `beside` and adds to no stage's
+time. On CUDA, the clock waits for the device at the start and end of each phase and stage, so work
+counts in the phase that launched it.
 """
 
 import threading
@@ -27,12 +28,12 @@ REST = "rest"
 
 
 @dataclass
-class Row:
-    """What one phase of one stage took, all its calls together.
+class PhaseTotal:
+    """Time and work of one phase of one stage, summed over its calls.
 
     Attributes:
-        beside: whether another thread did it, while the stages went on.
-        seconds: without those of phases inside this one.
+        beside: whether another thread did the work while the stages went on.
+        seconds: without those of inner phases.
         tokens, flops: as declared; 0 where nothing was.
     """
 
@@ -46,14 +47,14 @@ class Row:
 
 
 class Work(Protocol):
-    """What a phase is told when it is over."""
+    """Where a phase declares work whose size it learns only inside the block."""
 
     def add(self, tokens: int = 0, flops: float = 0.0) -> None:
         """Add to what the phase has handled."""
 
 
 def phase(name: str, tokens: int = 0, flops: float = 0.0) -> AbstractContextManager[Work]:
-    """Count a block under this name, if somebody profiles.
+    """Count a block as a phase of this name, if a profiler is active.
 
     Args:
         tokens: tokens that the block handles.
@@ -64,9 +65,9 @@ def phase(name: str, tokens: int = 0, flops: float = 0.0) -> AbstractContextMana
 
 
 def beside(stage: str) -> AbstractContextManager[None]:
-    """Say that what this thread does in the block is work of a stage that has ended."""
+    """Count this thread's phases in the block as work of a stage that has ended."""
     profiler = Profiler.active
-    return _NOBODY if profiler is None else profiler.beside(stage)
+    return _NO_PROFILER if profiler is None else profiler.beside(stage)
 
 
 class Profiler:
@@ -76,7 +77,7 @@ class Profiler:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: dict[tuple[str, str, bool], Row] = {}
+        self._rows: dict[tuple[str, str, bool], PhaseTotal] = {}
         self._thread = _Nesting()
         self._stage: str | None = None
         self._started = self._inside = 0.0
@@ -89,7 +90,7 @@ class Profiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Be active no longer."""
+        """Stop being the active profiler."""
         Profiler.active = None
 
     def start(self, stage: str) -> None:
@@ -108,7 +109,7 @@ class Profiler:
             self._add(self._stage, REST, False, 0, elapsed - self._inside, 0, 0.0)
             self._stage = None
 
-    def take(self) -> list[Row]:
+    def take(self) -> list[PhaseTotal]:
         """Return the rows since the last call, in the order in which they began to count."""
         with self._lock:
             rows, self._rows = list(self._rows.values()), {}
@@ -147,7 +148,7 @@ class Profiler:
         self, stage: str, name: str, aside: bool, calls: int, took: float, tokens: int, flops: float
     ) -> None:
         key = stage, name, aside
-        row = self._rows.setdefault(key, Row(*key))
+        row = self._rows.setdefault(key, PhaseTotal(*key))
         row.calls += calls
         row.seconds += took
         row.tokens += tokens
@@ -162,7 +163,7 @@ def clock() -> float:
 
 
 class _Nesting(threading.local):
-    """Of each thread: seconds inside each open phase's inner phases, and whose work it does."""
+    """Per thread: seconds in the inner phases of each open phase, and the stage it works for."""
 
     def __init__(self) -> None:
         self.inner: list[float] = []
@@ -191,11 +192,11 @@ class _Phase:
 
 
 class _Idle:
-    """Listens to no one."""
+    """Drops what is declared while no profiler is active."""
 
     def add(self, tokens: int = 0, flops: float = 0.0) -> None:
         """Count nothing."""
 
 
 _IDLE: AbstractContextManager[Work] = nullcontext(_Idle())
-_NOBODY: AbstractContextManager[None] = nullcontext()
+_NO_PROFILER: AbstractContextManager[None] = nullcontext()

@@ -21,7 +21,7 @@ from pipeline.errors import StoreError
 from pipeline.files.durable import atomic_path, digest_of, file_digest
 from pipeline.files.file_list import expect_files, snapshot_repair
 from pipeline.files.sealed_json import read_sealed, write_sealed
-from pipeline.machine.disk import naming
+from pipeline.machine.disk import errors_naming
 from pipeline.policy import checkpoint
 from pipeline.policy.model_loading import load_pretrained, save_model
 from pipeline.policy.policy import Policy, TeacherSettings, spreading
@@ -61,7 +61,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
     """
     if target.exists():
         return
-    with atomic_path(target) as folder, naming(target):
+    with atomic_path(target) as folder, errors_naming(target):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         policy.tokenizer.save_pretrained(folder)

@@ -24,11 +24,11 @@ REQUEST_SECONDS = 60.0
 RETRY_SECONDS = 60.0
 """How long a request that fails is tried again; no further try begins after that."""
 FIRST_SECONDS = 10.0
-"""The same as long as nothing succeeded: an address or credentials that are wrong stay wrong."""
+"""The same limit before a first success: a wrong address or wrong credentials stay wrong."""
 
 _TRIES = 10
 _METADATA = "//169.254.169.254/"
-"""Where credentials are asked for that the environment does not have."""
+"""The cloud's metadata service, which is asked when the environment has no credentials."""
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_SERVICE_ACCOUNT to a service account's file",
@@ -37,7 +37,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 _T = TypeVar("_T")
 _reached: set[tuple[str, str]] = set()
-"""Buckets, with their endpoints, of which a request of this process succeeded."""
+"""Buckets, with their endpoints, that answered a request of this process."""
 
 
 class Address(NamedTuple):
@@ -75,7 +75,7 @@ def endpoint(scheme: str) -> str:
     """Return the address that the environment gives for a scheme; empty: the vendor's own.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not an address.
     """
     if scheme != "s3":
         return ""
@@ -86,7 +86,7 @@ def endpoint(scheme: str) -> str:
 
 
 def persistently(address: Address, call: "Callable[[ObjectStore], _T]") -> _T:
-    """Call until it succeeds; obstore retries most of what fails, and this what it gives up.
+    """Call until it succeeds: obstore retries most failures, this those on which it gives up.
 
     Raises:
         FileNotFoundError: no such object, or no such bucket.
@@ -167,5 +167,5 @@ def _advice(address: Address, error: Exception, reached: bool) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return what obstore says, without its own insides."""
+    """Return obstore's message without its debug output."""
     return printable(" ".join(str(error).partition("Debug source")[0].split()), 300)

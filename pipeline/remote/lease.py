@@ -1,10 +1,10 @@
 """One writer per run on a store: a lock object that its holder renews, as long as it lives.
 
 RUN/.lock says who holds the run. It is made and changed on conditions only (If-None-Match,
-If-Match), so that of two commands one succeeds. Nobody compares clocks of two machines: who finds
-another holder watches the object; if it doesn't change for the holder's `lease_seconds`, the holder
-is gone. A holder that could not renew it for as long stops before its next commit, or takes it
-again if nobody else has.
+If-Match), so that of two commands one succeeds. Clocks of two machines are never compared: a
+command that finds another holder watches the object; if it doesn't change for that holder's
+`lease_seconds`, the holder is gone. A holder that could not renew it for that long stops before its
+next commit, or takes it again if nobody else has.
 
 The holder of the lock on the mirror (`pipeline.run.lock`) knows that no other process of its
 machine writes through the same mirror: a lease that was left by one is taken over at once.
@@ -28,7 +28,7 @@ from pipeline.remote.mirror_paths import address_of, cache_folder
 from pipeline.remote.objects import Version
 
 LEASE_SECONDS = 30.0
-"""How long a lease holds that nobody renews; recorded in it, so that commands may differ."""
+"""How long a lease holds without renewal; recorded in it, so that commands may differ."""
 RENEWALS = 3
 """How often a lease is renewed in that time."""
 POLL_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Lease:
     """A hold on a run on a store, renewed by a thread until it is released."""
 
     def __init__(self, root: Path, holder: dict[str, Any]) -> None:
-        """Take the lease; wait to see whether another holder is alive, at most its lease.
+        """Take the lease; wait up to another holder's lease to see whether it is alive.
 
         Args:
             holder: who takes it: command, process, host, since.
@@ -64,7 +64,7 @@ class Lease:
         threading.Thread(target=self._renew_until_released, name="lease", daemon=True).start()
 
     def expect_held(self) -> None:
-        """Return if nobody else can have taken the run over; called before each commit.
+        """Make sure that nobody else can have taken over the run; called before each commit.
 
         Raises:
             StoreError: somebody has, or the store can't be asked.
@@ -74,7 +74,7 @@ class Lease:
                 self._renew()
 
     def release(self) -> None:
-        """Give the run up at once; a store that doesn't answer sees it end by itself."""
+        """Release the lease at once; if the store doesn't answer, it expires."""
         self._ended.set()
         with self._guard:
             if self._fresh:
@@ -84,7 +84,7 @@ class Lease:
 
     @property
     def _fresh(self) -> bool:
-        """Tell whether the lease holds for some time still, by this machine's clock."""
+        """Tell whether the lease is far from expiring, by this machine's clock."""
         return _now() - self._renewed < LEASE_SECONDS * 2 / 3
 
     def _renew_until_released(self) -> None:
@@ -173,12 +173,12 @@ class Lease:
 
 
 def _now() -> float:
-    """Return seconds that go on while the machine sleeps."""
+    """Return seconds of a clock that goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _machine() -> str:
-    """Return a name of this machine's cache that no other one has."""
+    """Return a unique name of this machine's cache."""
     path = cache_folder() / "id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def _machine() -> str:
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
-    """Read a lock object, which may be anybody's."""
+    """Read a lock object, which another program may have written."""
     try:
         record = json.loads(content)
     except ValueError:

@@ -1,7 +1,8 @@
 """A file of a mirror: the contents of an object, or a placeholder of its size.
 
-Its time says which: the nanoseconds are a fingerprint of the object's ETag, and 0 of a placeholder.
-Whatever else writes to the file changes them, so it is fetched anew when the mirror is next opened.
+Its modification time says which: the nanoseconds are a fingerprint of the object's ETag, or 0 for a
+placeholder. Any other write changes them, so the file is fetched anew when the mirror is next
+opened.
 """
 
 import hashlib
@@ -12,13 +13,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.machine.disk import naming
+from pipeline.machine.disk import errors_naming
 from pipeline.remote import objects
 from pipeline.remote.mirror_paths import address_of, is_mirrored
 from pipeline.remote.objects import Object
 
 LARGE = (".arrow", ".safetensors")
-"""Files that are fetched when somebody reads them; all others are when a mirror is opened."""
+"""Files that are fetched when they are read; all others are when a mirror is opened."""
 
 _PLACEHOLDER = 0
 _BILLION = 1_000_000_000
@@ -26,7 +27,7 @@ _SIDE_BY_SIDE = 16
 
 
 def fetch(path: Path) -> None:
-    """Have a file's contents here, if it is a placeholder; of an ordinary file, do nothing.
+    """Fetch the contents of a placeholder; do nothing for any other file.
 
     Raises:
         StoreError: the store failed, or has it no longer.
@@ -41,7 +42,7 @@ def is_placeholder(path: Path) -> bool:
 
 
 def fetch_anew(path: Path) -> bool:
-    """Fetch a file whose contents are not what they must be; tell whether there was one to."""
+    """Fetch a damaged file again; tell whether the store has one."""
     address = address_of(path)
     if address is None or not objects.has(address):
         return False
@@ -50,10 +51,10 @@ def fetch_anew(path: Path) -> bool:
 
 
 def fetch_folder(folder: Path, mine: slice) -> None:
-    """Have files of a folder here, such as a snapshot that another host stored.
+    """Fetch files of a folder, such as a snapshot that another host stored.
 
     Args:
-        mine: which of them to fetch; others that share the cache fetch the others.
+        mine: which of them to fetch; other ranks that share the cache fetch the rest.
     """
     address = address_of(folder)
     if address is not None:
@@ -62,7 +63,7 @@ def fetch_folder(folder: Path, mine: slice) -> None:
 
 
 def fetch_all(wanted: Mapping[Path, Object]) -> None:
-    """Have the contents of these objects here, several at a time."""
+    """Fetch the contents of these objects, several at a time."""
     missing = [path for path, thing in wanted.items() if not is_current(path, thing)]
     with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="fetch") as pool:
         for _ in pool.map(_download, missing):
@@ -80,10 +81,10 @@ def stands_for(path: Path, thing: Object) -> bool:
 
 
 def put_placeholder(path: Path, thing: Object) -> None:
-    """Have a file of an object's size that takes no room."""
+    """Make a sparse file of an object's size, which takes no space."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    with naming(path), temporary.open("wb") as file:
+    with errors_naming(path), temporary.open("wb") as file:
         file.truncate(thing.size)
     _mark(temporary, thing.modified.timestamp(), _PLACEHOLDER)
     temporary.replace(path)
@@ -99,7 +100,7 @@ def _download(path: Path) -> None:
     assert address is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    with naming(path):
+    with errors_naming(path):
         try:
             found = objects.download(address, temporary)
             _mark(temporary, found.modified.timestamp(), _fingerprint(found.etag))

@@ -17,10 +17,10 @@ from pipeline.remote.client import SCHEMES, Address, endpoint
 
 
 class MirrorPath(type(Path())):  # type: ignore[misc]
-    """A path in the cache that texts show as the URL it stands for, and the system as it is."""
+    """A path in the cache that formats as its URL; the file system sees the path."""
 
     def __reduce__(self) -> tuple[Callable[[str], Path], tuple[str]]:
-        """Travel as the URL: another host's cache may be elsewhere."""
+        """Pickle as the URL: another host's cache may be elsewhere."""
         return run_path, (f"{self}",)
 
     def __format__(self, spec: str) -> str:
@@ -84,7 +84,7 @@ def _store_folder(scheme: str) -> str:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """Return store, bucket and names of a path in the cache; nothing of any other."""
+    """Return store, bucket and names of a path in the cache; () for any other path."""
     cache, absolute = f"{cache_folder()}/", os.path.abspath(path)
     parts = tuple(absolute.removeprefix(cache).split("/"))
     known = absolute.startswith(cache) and parts[0].partition("+")[0] in SCHEMES

@@ -1,8 +1,8 @@
 """Opening a mirror: one listing makes it equal to the store, small files are fetched.
 
-Commands of one machine share a mirror, by locks on a file beside it: who makes it equal holds it
-alone; a writer shares it for as long as it writes, and then it is equal by itself: what it holds
-beyond is on its way to the store.
+Commands of one machine share a mirror by locks on a file beside it. A command that makes it equal
+holds the lock alone; a writer shares it for as long as it writes. A mirror that is being written to
+needs no refresh: what the store lacks is being uploaded.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from pipeline.remote.mirror_paths import address_of
 from pipeline.remote.objects import Object
 
 OPEN_SECONDS = 600.0
-"""How long a command waits for another one of this machine that opens the same mirror."""
+"""How long a command waits for another on this machine that opens the same mirror."""
 
 _BLOCK = 512
 _PROBE = 1_234_567_890_123_456_789
 _MANAGED = ("run.json", "steps", "policy", "evaluations", "tokenizer")
-"""What is the store's; anything else in a mirror is this machine's own, such as locks."""
+"""What belongs to the store; all else in a mirror, such as locks, belongs to this machine."""
 
 
 def refresh(root: Path) -> None:
@@ -68,7 +68,7 @@ def share(root: Path) -> IO[str]:
 
 
 def discover(folder: Path, depth: int) -> None:
-    """Have a mirror show the runs that the store has in a folder, so many levels deep."""
+    """Mirror the runs that the store has in a folder, up to `depth` levels deep."""
     address = address_of(folder)
     if address is None:
         return
@@ -84,9 +84,9 @@ def discover(folder: Path, depth: int) -> None:
 
 
 def clear(root: Path) -> bool:
-    """Have a mirror take no room for tables and weights: they are fetched again when they are read.
+    """Free the space of a mirror's tables and weights; they are fetched again when they are read.
 
-    It is made equal to the store first, so what goes is there. Who has a file open keeps it.
+    The mirror is first made equal to the store, so nothing is lost. Open files stay readable.
 
     Returns:
         False: a command writes to it, so it stays as it is.
@@ -107,7 +107,7 @@ def mirrors(folder: Path) -> dict[Path, int]:
     found = {root: 0 for root in opened if any((root / name).exists() for name in _MANAGED)}
     for path in folder.rglob("*"):
         root = next((above for above in path.parents if above in found), None)
-        with contextlib.suppress(FileNotFoundError):  # of one that a command replaces just now
+        with contextlib.suppress(FileNotFoundError):  # another command is replacing it
             if root is not None:
                 found[root] += path.lstat().st_blocks * _BLOCK
     return found
@@ -159,7 +159,7 @@ def _lock(marker: IO[str], root: Path, *kinds: int) -> int:
 
 
 def _make_equal(root: Path) -> dict[Path, Object]:
-    """Fetch what is new on the store, and remove what is not there; return what is."""
+    """Fetch what is new on the store, remove what it lacks; return what it has."""
     address = address_of(root)
     assert address is not None
     found = {root / name: thing for name, thing in _listed(address).items()}
@@ -168,7 +168,7 @@ def _make_equal(root: Path) -> dict[Path, Object]:
             path.unlink()
     managed = [path for name in _MANAGED for path in [root / name, *(root / name).glob("**/*")]]
     for folder in sorted((path for path in managed if path.is_dir()), reverse=True):
-        with contextlib.suppress(OSError):  # of one that is not empty
+        with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
     for path, thing in found.items():
         if path.suffix in LARGE and not (is_current(path, thing) or stands_for(path, thing)):
@@ -180,8 +180,8 @@ def _make_equal(root: Path) -> dict[Path, Object]:
 def _listed(address: Address) -> dict[str, Object]:
     """Return what belongs to a run and to no run inside it, without snapshots that are not whole.
 
-    A listing of several pages is not of one moment: a table may come after its page was made, and
-    its manifest before the page of that. So one that has a manifest alone is made again.
+    The pages of a listing are of different moments: a table may be stored after its page was made,
+    and its manifest before its own. So a listing with a manifest but no table is made again.
     """
     found = _visible(objects.listed(address))
     if any(_lacks_table(name, found) for name in found):

@@ -1,4 +1,4 @@
-"""What can be done with objects on a store: read, stored, listed, removed, on conditions or not."""
+"""Operations on objects of a store: read, write, list and remove, with or without conditions."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 RANGE = 32 << 20
 """Bytes fetched by one request."""
 PART = 8 << 20
-"""Bytes of one part of an upload, four at a time; more where there would be too many parts."""
+"""Bytes of one part of an upload, four at a time; larger where there would be too many parts."""
 
 _SIDE_BY_SIDE = 4
 _MOST_PARTS = 9_000
 
 
 class Object(NamedTuple):
-    """What a store says of an object.
+    """A store's metadata of an object.
 
     Attributes:
         etag: changes with the contents.

@@ -1,10 +1,10 @@
-"""What is committed to a mirror goes to the store at once, in the order in which it is committed.
+"""Uploads: what is committed to a mirror goes to the store at once, in the same order.
 
-So the manifest, which is written after its table, is stored after it: its creation on the store is
-the commit for everybody else. Nothing is renamed there; an upload appears whole or not at all.
+So a manifest, which is written after its table, is also stored after it, and its creation on the
+store commits the table for everybody else. An upload appears whole or not at all.
 
-Only the holder of the run's lease stores anything (`pipeline.remote.lease`). Beside that, records
-that are made once are created on condition that there is none.
+Only the holder of the run's lease stores anything (`pipeline.remote.lease`). In addition, records
+that never change are created on the condition that there is none.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,12 +31,12 @@ def begin_storing(root: Path, fence: Callable[[], None]) -> None:
 
 
 def end_storing(root: Path) -> None:
-    """Store nothing of a mirror any more."""
+    """Stop storing what this process commits to a mirror."""
     del _fences[root.resolve()]
 
 
 def publish(target: Path) -> None:
-    """Store a file or folder that was committed here; of an ordinary one, do nothing.
+    """Store a file or folder that was committed to a mirror; do nothing for any other.
 
     Raises:
         StoreError: the store failed, or another command writes to the run.
@@ -68,7 +68,7 @@ def withdraw_folder(target: Path) -> None:
 
 
 def withdraw_unfinished(parent: Path) -> None:
-    """Remove from the store what is left of folders whose record, state.json, is not there."""
+    """Remove from the store the remains of folders that have no record, state.json."""
     address = _address_to_change(parent)
     if address is None:
         return
@@ -79,7 +79,7 @@ def withdraw_unfinished(parent: Path) -> None:
 
 
 def is_stored(path: Path) -> bool:
-    """Tell whether the store has an object of a path's name; of an ordinary path it has none."""
+    """Tell whether the store has an object for a path; it has none for an ordinary path."""
     address = address_of(path)
     return address is not None and objects.has(address)
 
@@ -106,12 +106,12 @@ def _address_to_change(path: Path) -> Address | None:
 
 
 def _is_being_written(folder: Path) -> bool:
-    """Tell whether a folder is a temporary one; a run may be called like that, too."""
+    """Tell whether a folder is temporary; a run's name may look like one."""
     return folder.name.startswith(".") and folder.resolve() not in _fences
 
 
 def _expect_held(path: Path) -> None:
-    """Refuse to change anything of a run that this process does not hold any more."""
+    """Refuse to change a run that this process no longer holds."""
     fence = next((_fences[p] for p in path.resolve().parents if p in _fences), None)
     if fence is None:
         raise StoreError(f"{path}: not stored: this command doesn't hold the lock of its run")
@@ -119,7 +119,7 @@ def _expect_held(path: Path) -> None:
 
 
 def _while_held(folder: Path, names: Iterable[str]) -> Iterator[str]:
-    """Yield what is to be changed in a folder: another writer may begin at any time."""
+    """Yield names, checking the hold before each: another writer may begin at any time."""
     for name in names:
         _expect_held(folder)
         yield name
@@ -140,7 +140,7 @@ def _publish_file(path: Path, address: Address) -> None:
 
 
 def _publish_folder(folder: Path, address: Address) -> None:
-    """Store a folder: its record, if it has one, when all else is there and nothing more."""
+    """Store a folder; its record, if it has one, comes last, once the rest is exact."""
     former = objects.listed(address)
     if "state.json" in former:
         objects.remove(address / "state.json")

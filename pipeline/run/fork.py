@@ -14,9 +14,8 @@ from pipeline.run.step_layout import STAGE_OF, stage_index
 
 MOST_ANCESTORS = 100
 
-
 TASK_CODE = "code of the task"
-"""Key under which a fork records that the task's source is another one."""
+"""Key under which a fork records that the task's source changed."""
 _OF_EVALUATIONS = ("data.", "verify.", "evaluate.", "run.seed", TASK_CODE, "version of evaluate")
 
 
@@ -26,7 +25,7 @@ class Fork:
 
     Attributes:
         parent: folder of the parent, relative to the folder of the fork.
-        identity: the parent's identity (`store.Run.identity`).
+        identity: the parent's identity (`pipeline.run.run.Run.identity`).
         stage: first stage that is the fork's own, from step `start` on.
         start, end: steps [start, end) whose upstream tables are the parent's.
         changed: settings and code that differ, by dotted key: (the parent's, the fork's).
@@ -104,15 +103,15 @@ def _steps(start: int, end: int) -> str:
 
 
 def line_of(root: Path, parent: Path, descendants: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Return a fork's folder after those of the forks by which one came to it.
+    """Return the folders of the forks that lead to a fork, its own last.
 
     Raises:
-        StoreError: its parent is one of them, or they are too many.
+        StoreError: its parent is one of them, or there are too many.
     """
     line = (*descendants, Path(os.path.realpath(root)))
     if Path(os.path.realpath(parent)) in line or len(line) > MOST_ANCESTORS:
         raise StoreError(
-            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; no fork of "
-            "ours is like that"
+            f"{root}: its parents come back to it, or are more than {MOST_ANCESTORS}; srpo makes "
+            "no such fork"
         )
     return line

@@ -77,7 +77,7 @@ class RunLock:
 def is_held_elsewhere(root: Path) -> bool:
     """Tell whether another process holds the lock of a run folder, on this machine or its disks.
 
-    That of this process must not be tried: closing the file would drop it.
+    A lock of this process must not be tried: closing the file would drop it.
     """
     with RunLock._guard:
         if root.resolve() in RunLock._held:
@@ -126,11 +126,11 @@ class _Holding:
         """Drop the lock; the file is removed first, while nobody else can hold it."""
         if self._remote is not None:
             self._remote.end()
-        with contextlib.suppress(OSError):  # of a disk that turned read-only: the next one takes it
+        with contextlib.suppress(OSError):  # the disk turned read-only: the next one takes it
             (self._root / LOCK_FILE).unlink(missing_ok=True)
             if self._made and self._root.exists() and not any(self._root.iterdir()):
                 self._root.rmdir()
-        with contextlib.suppress(OSError):  # of a text that found no room
+        with contextlib.suppress(OSError):  # the disk is full, so the text was not written
             self._file.close()
 
 
@@ -179,7 +179,7 @@ def _locked(path: Path) -> IO[str]:
 
 
 def _described(text: str) -> str:
-    """Say who wrote a lock file; its text may be half written, or anybody's."""
+    """Say who wrote a lock file; its text may be half written, or another program's."""
     try:
         record = json.loads(text)
         return (

@@ -91,7 +91,7 @@ class RunReader(Lineage):
 
     @property
     def lists_tokenizer(self) -> bool:
-        """Tell whether the digests of the tokenizer are known; runs made before lack them."""
+        """Tell whether the tokenizer's digests are recorded; old runs lack them."""
         if self.parent and not (self.root / "tokenizer").exists():
             return self.parent.lists_tokenizer
         return "tokenizer_sha256" in self.record
@@ -151,6 +151,6 @@ FileIdentity = tuple[int, int, int]
 
 
 def file_identity(path: Path) -> FileIdentity:
-    """Return what changes when another file takes a path, or when its bytes change."""
+    """Return what changes when a file is replaced or its bytes change."""
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns

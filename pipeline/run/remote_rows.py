@@ -1,12 +1,12 @@
 """A few rows of a large table on a store, without the rest of it.
 
-An Arrow file says at its ends where the bytes of which column are; the manifest says which rows are
-a rollout's. So a file of the table's size, empty but for its two ends, is mapped; Arrow tells where
-the wanted rows would be; these bytes are fetched into it. All requests are of one state of the
-object, and what they read stays out of the mirror.
+The two ends of an Arrow file say where the bytes of each column are; the manifest says which rows
+belong to a rollout. So a sparse file of the table's size is filled at both ends and mapped; Arrow
+then tells where the wanted rows lie, and only these bytes are fetched. All requests read the same
+state of the object, and the mirror stays as it is.
 
-A SHA-256 covers a whole file and says nothing of a part: whoever reads by range knows that size,
-schema and the rows' rollout are right, and no more. `srpo check` reads everything.
+A SHA-256 covers a whole file, not a part: reading by range verifies the size, the schema and the
+rollout of the rows, and no more. `srpo check` reads everything.
 """
 
 import os
@@ -26,7 +26,7 @@ from pipeline.remote.objects import Object
 from pipeline.tables.arrow_reading import arrow_rows
 
 WHOLE = 8 << 20
-"""Bytes up to which a table is fetched whole: it is one request, and checked in full."""
+"""Bytes up to which a table is fetched whole: one request, and a full check."""
 _END = 64 << 10
 _GAP = 256 << 10
 _SIDE_BY_SIDE = 8
@@ -43,7 +43,7 @@ def rows_by_range(path: Path, address: Address, first: int, rows: int) -> pa.Tab
         address: where it is on the store.
 
     Returns:
-        None if it is to be read whole: it is here, it is small, or its layout is another than ours.
+        None if it is to be read whole: it is here, it is small, or its layout is unknown.
 
     Raises:
         StoreError: the store failed, or the table changed meanwhile.
@@ -81,12 +81,16 @@ def _rows(part: Path, address: Address, size: int, first: int, rows: int) -> pa.
 
 
 def _mapped(part: Path, size: int) -> tuple[int, pa.Table] | None:
-    """Map the file; return its address in memory and its table, if that is in one piece."""
+    """Map the file; return its address in memory and its table, if that has one record batch."""
     with pa.memory_map(str(part)) as source:
         whole = source.read_buffer(size)
     try:
         data = arrow_rows(whole)
-    except (pa.ArrowException, OSError, ValueError):  # compressed, or more at its ends than we have
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ):  # compressed, or its metadata is longer than what was fetched
         return None
     known = all(c.num_chunks == 1 and _is_known(c.type) for c in data.columns)
     return (whole.address, data) if known else None
@@ -100,7 +104,7 @@ def _is_known(kind: pa.DataType) -> bool:
 
 
 def _spans(array: pa.Array, first: int, rows: int, texts: bool) -> Iterator[Span]:
-    """Yield where in memory the rows are: all but texts, or texts, when their offsets are here."""
+    """Yield where in memory the rows are: all but texts, or texts once their offsets are here."""
     validity, contents = array.buffers()[:2]
     if validity is not None and not texts:
         yield validity.address + first // 8, validity.address + (first + rows + 7) // 8
@@ -118,7 +122,7 @@ def _spans(array: pa.Array, first: int, rows: int, texts: bool) -> Iterator[Span
 
 
 def _fill(file: BinaryIO, address: Address, known: Object, spans: Iterable[Span]) -> None:
-    """Fetch these bytes to their places; what is nearly adjacent in one request."""
+    """Fetch these bytes into their places; one request for spans that are nearly adjacent."""
     wanted: list[Span] = []
     for start, end in sorted(spans):
         if wanted and start - wanted[-1][1] <= _GAP:

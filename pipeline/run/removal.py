@@ -1,6 +1,6 @@
 """Tables that were removed on purpose: a record beside the manifest says so, when and why.
 
-The manifest stays, so that lineage holds; a table that is there is there, whatever a record says.
+The manifest stays, so that lineage holds. Where the table exists, the record has no effect.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.files.durable import remove_file
 from pipeline.files.sealed_json import read_sealed, write_sealed
 
 PRUNABLE = ("teacher", "weights")
-"""Tables that can be made anew, bit for bit, from those that stay."""
+"""Tables that can be recomputed, bit for bit, from those that stay."""
 
 
 class Removal(BaseModel):
@@ -38,7 +38,7 @@ class Removal(BaseModel):
     digest: str = ""
 
     def write(self, table_path: Path) -> None:
-        """Write the record, durably; the table may go then."""
+        """Write the record, durably; after that the table may be removed."""
         write_sealed(record_path(table_path), self.model_dump(mode="json"))
 
     def described(self, run: Path) -> str:

@@ -41,7 +41,7 @@ _METADATA_KEY = b"srpo"
 MAY_GROW = ("steps", "max_hours", "prefect_seconds", "stall_seconds")
 """Settings of the section `run` that may grow in place."""
 MAY_CHANGE = ("keep_teacher_tables",)
-"""Settings of the section `run` that may become any other in place."""
+"""Settings of the section `run` that may change in place, to any value."""
 
 
 class Run(RunReader):
@@ -70,10 +70,10 @@ class Run(RunReader):
 
         Args:
             root: the folder; of a URL, its mirror (`pipeline.remote.mirror_paths.run_path`).
-            descendants: the forks by which one came here, none of which can be an ancestor.
+            descendants: the forks that led here, none of which can be an ancestor.
 
         Raises:
-            StoreError: no run is here, its record was changed, or the parent is missing or another.
+            StoreError: no run is here, its record was changed, or its parent is missing or another.
         """
         refresh(root)
         path = root / "run.json"
@@ -101,7 +101,7 @@ class Run(RunReader):
     def _open_parent(
         cls, root: Path, record: dict[str, Any], descendants: tuple[Path, ...]
     ) -> Self | None:
-        """Open the run that one was forked from; it must be the one that it was."""
+        """Open the parent of a fork; its identity must be the one that the fork recorded."""
         if "fork" not in record:
             return None
         fork = Fork.from_record(record["fork"])
@@ -128,7 +128,7 @@ class Run(RunReader):
         return digest_of({**self.record, "config": config, "digest": None})
 
     def extend(self, config: Config) -> None:
-        """Record settings of which MAY_GROW and MAY_CHANGE say that they may change in place."""
+        """Record new values of settings named in MAY_GROW and MAY_CHANGE."""
         record = {**self.record, "config": config.recorded()}
         self.record, self.config = write_sealed(self.root / "run.json", record), config
 
@@ -136,8 +136,8 @@ class Run(RunReader):
         """Write a table and its manifest; an equal committed table is left as it is.
 
         Raises:
-            StoreError: the table has another schema than declared, or a committed table with
-                other bytes is there (nothing is overwritten, ever).
+            StoreError: the table's schema is not the declared one, or a committed table with other
+                bytes is there (nothing is ever overwritten).
         """
         path = self.table_path(origin.table, origin.step)
         started = time.perf_counter()
@@ -172,10 +172,10 @@ class Run(RunReader):
 
 
 def is_taken(root: Path) -> bool:
-    """Tell whether a folder holds anything but the beginnings of a run that never began.
+    """Tell whether a folder holds more than the leftovers of a run that never began.
 
-    run.json is written last: a policy and a tokenizer without it are of a command cut short.
+    run.json is written last: a policy and a tokenizer without it are of an interrupted command.
     """
     refresh(root)
-    beginnings = {LOCK_FILE, ".run.json.tmp", ".tokenizer.tmp", "policy", "tokenizer"}
-    return root.exists() and bool({p.name for p in root.iterdir()} - beginnings)
+    leftovers = {LOCK_FILE, ".run.json.tmp", ".tokenizer.tmp", "policy", "tokenizer"}
+    return root.exists() and bool({p.name for p in root.iterdir()} - leftovers)

@@ -1,7 +1,7 @@
-"""Profiles of training steps: the file profile.json beside metrics.json, and what many of them say.
+"""Profiles of training steps: profile.json beside metrics.json, and a summary of many.
 
-A profile belongs to the machine and the moment, so it is no table, no fact and no part of
-metrics.json: two equal runs have different ones, and a step without one lacks nothing.
+A profile depends on the machine and the moment: two equal runs have different ones. So it is no
+table, no fact and no part of metrics.json, and a step is complete without one.
 """
 
 import statistics
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.files.sealed_json import read_sealed, write_sealed
-from pipeline.machine.phases import REST, Row
+from pipeline.machine.phases import REST, PhaseTotal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, TABLES_OF_STAGE
 
 BETWEEN = "between"
-"""The stage that is none: displays, Prefect's records, metrics and alarms of the step."""
+"""Time between stages: displays, Prefect's records, metrics and alarms of the step."""
 
 STAGES = (*STEP_STAGES, BETWEEN)
 _MEGA = 1e6
@@ -29,7 +29,7 @@ class _Record(BaseModel):
 
 
 class Machine(_Record):
-    """What a session computes on, and how fast that multiplies matrices.
+    """The hardware of a session, and its measured rate of matrix products.
 
     Attributes:
         dtype: of the matrix products, float32 or bfloat16.
@@ -67,17 +67,17 @@ class Profile(_Record):
 
     step: int
     machine: Machine
-    rows: list[Row]
+    rows: list[PhaseTotal]
     stages: dict[str, StageCost]
     digest: str = ""
 
     @property
     def seconds(self) -> float:
-        """Return what the step took: all stages, and what is between them."""
+        """Return the seconds of the step: all stages, and the time between them."""
         return sum(row.seconds for row in self.rows if not row.beside)
 
     def stage_seconds(self) -> dict[str, float]:
-        """Return the seconds of each stage, and of what is between them."""
+        """Return the seconds of each stage, and of the time between them."""
         known = {stage: 0.0 for stage in STAGES if any(r.stage == stage for r in self.rows)}
         for row in self.rows:
             if not row.beside:
@@ -115,7 +115,7 @@ def profile_path(run: Run, step: int) -> Path:
     return run.metrics_path(step).with_name("profile.json")
 
 
-def write_profile(run: Run, step: int, machine: Machine, rows: Sequence[Row]) -> Profile:
+def write_profile(run: Run, step: int, machine: Machine, rows: Sequence[PhaseTotal]) -> Profile:
     """Write the profile of a complete step."""
     stages = {}
     for stage in STEP_STAGES:
@@ -164,7 +164,7 @@ def lines_of(profiles: Sequence[Profile]) -> list[Line]:
 
 
 def _order(key: tuple[str, str, bool]) -> tuple[int, bool, bool]:
-    """Return the place of a row: stages in their order, then what is beside, the rest last."""
+    """Return the sort key of a row: stages in order, then background work, the rest last."""
     stage, phase, aside = key
     place = STAGES.index(stage) if stage in STAGES else len(STAGES)
     return place, aside, phase == REST
@@ -191,11 +191,11 @@ def _whole(profiles: Sequence[Profile], stage: str) -> Line:
 
 def _part(
     profiles: Sequence[Profile],
-    rows: Sequence[Mapping[tuple[str, str, bool], Row]],
+    rows: Sequence[Mapping[tuple[str, str, bool], PhaseTotal]],
     key: tuple[str, str, bool],
 ) -> Line:
-    """Return the line of a phase; a step that did not come to it took no time for it."""
-    found = [of_step.get(key, Row(*key)) for of_step in rows]
+    """Return the line of a phase; a step without it counts as 0 seconds."""
+    found = [of_step.get(key, PhaseTotal(*key)) for of_step in rows]
     seconds, flops = [row.seconds for row in found], [row.flops for row in found]
     return _line(key, profiles, seconds, sum(row.tokens for row in found), flops, None, None)
 

@@ -1,7 +1,7 @@
-"""Reading tables that anybody may have written: a digest proves bytes, not sense.
+"""Reading tables from any source: a digest proves the bytes, not that they make sense.
 
-Arrow trusts the offsets in a file. One that lies makes a reader fail, or end the process, wherever
-the column is first used; so columns are validated before anybody uses them.
+Arrow trusts the offsets in a file. A wrong one raises an error, or crashes the process, wherever
+the column is first used; so columns are validated before use.
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ def declared(path: Path, found: pa.Table, table: str) -> pa.Table:
 
 
 def validated(path: Path, data: pa.Table) -> pa.Table:
-    """Return the rows after a look at every offset, text and null in them.
+    """Return the rows after checking every offset, text and null in them.
 
     Raises:
         StoreError: one of them is impossible, or a null stands where none may.

@@ -1,4 +1,4 @@
-"""Tables on their way to the disk: hashed as they are written, in order, beside other work."""
+"""Writing tables: hashed as they are written, one after the other, in a background thread."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from pipeline.errors import StoreError
-from pipeline.machine.disk import in_words, naming
+from pipeline.machine.disk import errors_naming, in_words
 
 RETRY_SECONDS = 1.0
 """How long after a failed write it is tried once more."""
@@ -29,7 +29,7 @@ class HashingFile:
         self._written = 0
 
     def write(self, data: pa.Buffer | bytes) -> int:
-        """Write bytes; hashing and writing both let other threads work."""
+        """Write bytes; hashing and writing both release the interpreter's lock."""
         self._digest.update(data)
         written = self._file.write(data)
         self._written += written
@@ -59,7 +59,7 @@ class HashingFile:
 
 def write_arrow(path: Path, data: pa.Table) -> str:
     """Write an Arrow IPC file and return its SHA-256; nothing is read back."""
-    with naming(path), path.open("wb") as file:
+    with errors_naming(path), path.open("wb") as file:
         return _write(HashingFile(file), data)
 
 
@@ -79,7 +79,7 @@ class Writer:
     """Commits tables in a thread of its own: one after the other, in the order they came.
 
     A write that the operating system fails is tried once more. If that fails too, no later table is
-    committed, and whoever comes next is told. Leaving the block waits until all is on the disk.
+    committed, and the next call raises the error. Leaving the block waits until all is on the disk.
     """
 
     def __init__(self) -> None:
@@ -93,13 +93,13 @@ class Writer:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Finish what was given; an error of the block goes before one of a write."""
+        """Finish all commits; an error of the block takes precedence over one of a write."""
         self._thread.shutdown()
         if error is None:
             self.check()
 
     def submit(self, path: Path, data: pa.Table, commit: Commit) -> None:
-        """Have `commit` called, which makes the table `path` out of `data`."""
+        """Queue `commit`, which writes `data` as the table `path`."""
         self.check()
         self._pending[path] = data
         self._last = self._thread.submit(self._work, path, commit)

@@ -27,7 +27,7 @@ def is_compressed(data: memoryview) -> bool:
         data: the whole file, as bytes; only its heads are read.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not an Arrow IPC file.
     """
     try:
         return _is_compressed(data)

@@ -60,7 +60,7 @@ class Cost(BaseModel):
 
     Attributes:
         seconds: of the stage's own work.
-        write_seconds: of writing, hashing and syncing the table; tables of old have None.
+        write_seconds: of writing, hashing and syncing the table; None in old manifests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class Cost(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_recorded(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what a manifest of old does not have: its digest covers it as it is."""
+        """Leave out what an old manifest lacks: its digest covers only what it holds."""
         record: dict[str, Any] = fields(self)
         return {k: v for k, v in record.items() if v is not None}
 
@@ -121,7 +121,7 @@ class Manifest(BaseModel):
             raise StoreError(f"{path}: not a manifest") from None
 
     def expect_same(self, table_path: Path, digest: str, facts: dict[str, Any]) -> None:
-        """Refuse a recomputed table, or a fact about it, that is another than the committed one.
+        """Refuse a recomputed table, or a fact about it, that differs from the committed one.
 
         Args:
             digest: SHA-256 of the recomputed table.

@@ -1,4 +1,4 @@
-"""Arrow files mapped by us, so that pages can be given back: mapped pages count as our memory."""
+"""Memory-mapped Arrow files whose pages can be released: they count as the process's memory."""
 
 import mmap
 from pathlib import Path
@@ -27,5 +27,5 @@ class MappedTable:
             raise StoreError(f"{path}: not a readable Arrow file: {error}") from None
 
     def release(self) -> None:
-        """Give the memory of all pages back; who touches them again reads them again."""
+        """Release the memory of all pages; a page that is touched again is read again."""
         self._map.madvise(mmap.MADV_DONTNEED)

@@ -18,7 +18,7 @@ from flows.training.loop import Outcome, Watcher, train
 from pipeline.check.check_run import check_run
 from pipeline.config.sections import Config
 from pipeline.errors import StoreError
-from pipeline.machine.disk import explained, naming
+from pipeline.machine.disk import errors_naming, explained
 from pipeline.run.run import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.flows.session.test_session import digests
@@ -245,10 +245,10 @@ def test_a_slow_disk_changes_nothing_but_the_time(
 
 
 def test_what_rust_says_becomes_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left on device") as caught, naming(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as caught, errors_naming(tmp_path):
         raise RuntimeError("Error while serializing: I/O error: nothing left (os error 28)")
     assert caught.value.filename == str(tmp_path)
-    with pytest.raises(RuntimeError, match="another"), naming(tmp_path):
+    with pytest.raises(RuntimeError, match="another"), errors_naming(tmp_path):
         raise RuntimeError("another error")
 
 

@@ -10,7 +10,7 @@ import torch
 
 import pipeline.machine.phases
 from pipeline.machine.flops import forward_flops, matmul_rate, projection_flops
-from pipeline.machine.phases import REST, Profiler, Row, beside, phase
+from pipeline.machine.phases import REST, PhaseTotal, Profiler, beside, phase
 from tests.builders.policies import LOWERCASE, write_tiny_policy
 
 
@@ -42,10 +42,10 @@ def test_seconds_are_exclusive_and_add_up_to_the_stage(at: list[float]) -> None:
         with phase("outside"):
             at[0] += 128
         assert profiler.take() == [
-            Row("route", "inner", False, 2, 8.0, 6, 20.0),
-            Row("route", "outer", False, 2, 20.0, 10, 14.0),
-            Row("route", REST, False, 0, 17.0),
-            Row("weigh", REST, False, 0, 32.0),
+            PhaseTotal("route", "inner", False, 2, 8.0, 6, 20.0),
+            PhaseTotal("route", "outer", False, 2, 20.0, 10, 14.0),
+            PhaseTotal("route", REST, False, 0, 17.0),
+            PhaseTotal("weigh", REST, False, 0, 32.0),
         ]
         assert profiler.take() == []
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.check.check_run import check_run
 from pipeline.errors import StoreError
 from pipeline.files.sealed_json import write_sealed
-from pipeline.machine.phases import REST, Row
+from pipeline.machine.phases import REST, PhaseTotal
 from pipeline.run.step_profiles import (
     Machine,
     Profile,
@@ -23,11 +23,11 @@ from tests.builders.tables import COST, STEP, tables
 
 MACHINE = Machine(device="cpu", dtype="float32", threads=2, matmul_flops=100.0)
 ROWS = [
-    Row("route", "forward", False, 2, 3.0, 30, 150.0),
-    Row("route", REST, False, 0, 1.0),
-    Row("route", "commit", True, 1, 9.0),
-    Row("update", REST, False, 0, 4.0),
-    Row("between", REST, False, 0, 2.0),
+    PhaseTotal("route", "forward", False, 2, 3.0, 30, 150.0),
+    PhaseTotal("route", REST, False, 0, 1.0),
+    PhaseTotal("route", "commit", True, 1, 9.0),
+    PhaseTotal("update", REST, False, 0, 4.0),
+    PhaseTotal("between", REST, False, 0, 2.0),
 ]
 
 
@@ -82,16 +82,16 @@ def test_check_has_nothing_to_say_of_a_sound_profile(tmp_path: Path) -> None:
     assert check_run(run).findings == before
 
 
-def profile(step: int, rows: list[Row], machine: Machine = MACHINE) -> Profile:
+def profile(step: int, rows: list[PhaseTotal], machine: Machine = MACHINE) -> Profile:
     cost = StageCost(tokens=40, peak_memory_mb=100.0 + step, bytes=1_000_000 * (step + 1))
     return Profile(step=step, machine=machine, rows=rows, stages={"route": cost, "update": cost})
 
 
 def test_the_table_by_hand() -> None:
     second = [
-        Row("update", "step", False, 1, 6.0, 12, 60.0),
-        Row("route", REST, False, 0, 4.0),
-        Row("between", REST, False, 0, 0.0),
+        PhaseTotal("update", "step", False, 1, 6.0, 12, 60.0),
+        PhaseTotal("route", REST, False, 0, 4.0),
+        PhaseTotal("between", REST, False, 0, 0.0),
     ]
     faster = MACHINE.model_copy(update={"matmul_flops": 200.0})
     lines = lines_of([profile(0, ROWS), profile(1, second, faster)])  # 10 s each

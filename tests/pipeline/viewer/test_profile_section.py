@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.machine.phases import REST, Row
+from pipeline.machine.phases import REST, PhaseTotal
 from pipeline.run.run import Run
 from pipeline.run.step_profiles import Machine, write_profile
 from pipeline.viewer.export import export
@@ -22,12 +22,12 @@ TRACES = ".optional .scatterlayer .trace"
 
 def profile(run: Run, step: int, phase: str = "forward") -> None:
     rows = [
-        Row("generate", REST, False, 0, 2.0),
-        Row("route", phase, False, 2, 1.0, 1500, 4.5e10),
-        Row("route", REST, False, 0, 0.5),
-        Row("route", "commit", True, 1, 0.25),
-        Row("update", REST, False, 0, 1.5 + step),
-        Row("between", REST, False, 0, 0.0),
+        PhaseTotal("generate", REST, False, 0, 2.0),
+        PhaseTotal("route", phase, False, 2, 1.0, 1500, 4.5e10),
+        PhaseTotal("route", REST, False, 0, 0.5),
+        PhaseTotal("route", "commit", True, 1, 0.25),
+        PhaseTotal("update", REST, False, 0, 1.5 + step),
+        PhaseTotal("between", REST, False, 0, 0.0),
     ]
     write_profile(run, step, MACHINE, rows)
 
