@@ -82,8 +82,8 @@ def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Co
     if refused:
         changes = "; ".join(f"{k} is {before.get(k)}, not {after.get(k)}" for k in refused)
         raise ConfigError(
-            f"{run.root} was made with other settings: {changes}. Only {' and '.join(MAY_GROW)} "
-            f"may grow on resume, and {' and '.join(MAY_CHANGE)} change; for anything else start "
+            f"{run.root} was made with other settings: {changes}. Only {', '.join(MAY_GROW)} "
+            f"may grow on resume, and {', '.join(MAY_CHANGE)} may change; for anything else start "
             "another run"
         )
     return wanted
