@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from flows import cli
 from flows.session.session import Session
 from pipeline.audit.rollout import ROLLOUT_ID
-from pipeline.config.field_types import OF_THE_TEMPLATE
+from pipeline.config.field_types import TEMPLATE_NAMES
 from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
 
@@ -192,7 +192,7 @@ def test_tasks_and_data_that_are_not_there(refused: Refused, tmp_path: Path) -> 
 
 def test_every_argument_of_a_chat_template_is_ours() -> None:
     parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-    assert parameters.keys() - {"kwargs"} <= OF_THE_TEMPLATE
+    assert parameters.keys() - {"kwargs"} <= TEMPLATE_NAMES
 
 
 def test_large_groups_keep_ids_unique_and_well_formed(tmp_path: Path) -> None:
