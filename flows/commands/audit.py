@@ -41,7 +41,7 @@ class Route(StrEnum):
 
 Step = Annotated[str | None, typer.Option(metavar="N|A:B", help="A step, or steps A to B - 1.")]
 Where = Annotated[
-    str | None, typer.Option(metavar="EXPR", help="SQL condition on columns: 'divergence > 0.2'.")
+    str | None, typer.Option(metavar="EXPR", help="SQL condition on columns: 'divergence > 0.02'.")
 ]
 Prompt = Annotated[
     str | None, typer.Option(metavar="ID", help="Follow one question through training.")
@@ -85,7 +85,7 @@ def audit(
     JSON, CSV and Parquet hold all rows that match, with all columns but long texts and
     statistics of token weights, unless told otherwise.
 
-    Example: srpo audit runs/first --where "route = 'sdpo' and divergence > 0.2" --sort=-loss_sum
+    Example: srpo audit runs/first --where "route = 'sdpo' and divergence > 0.02" --sort=-loss_sum
     """
     from pipeline.run.run import Run
 
