@@ -1,4 +1,4 @@
-"""Is there room for a run? Asked before it starts; what likely doesn't fit is refused."""
+"""Is there disk space for a run? Asked before it starts; what likely doesn't fit is refused."""
 
 from math import floor
 from pathlib import Path

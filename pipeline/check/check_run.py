@@ -32,8 +32,8 @@ from pipeline.check.run_files import (
     missing_tables,
     note_leftovers,
     note_pruned,
-    read_sealed,
     recompute_advice,
+    sealed_or_problem,
     snapshot_files,
 )
 from pipeline.check.token_tables import teacher_rules, weights_rules
@@ -275,7 +275,7 @@ class _Step:
         if not path.exists() or not any(entry.table != "evaluations" for entry in self.entries):
             return
         advice = f"restore it from a copy, or delete it and {recompute_advice(self.run, self.step)}"
-        record, problem = read_sealed(path)
+        record, problem = sealed_or_problem(path)
         if record is None:
             self.report.add(path, "the record of a step as it was written", problem, advice)
             return

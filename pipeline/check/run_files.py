@@ -257,13 +257,13 @@ def snapshot_folders(run: Run) -> list[tuple[int, Path]]:
 def read_state(folder: Path, report: CheckReport) -> dict[str, Any] | None:
     """Return the record of a snapshot; note it if it is missing or changed."""
     path = folder / "state.json"
-    state, problem = read_sealed(path)
+    state, problem = sealed_or_problem(path)
     if state is None:
         report.add(path, "the record of a snapshot", problem, snapshot_repair(folder))
     return state
 
 
-def read_sealed(path: Path) -> tuple[dict[str, Any] | None, str]:
+def sealed_or_problem(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return a JSON record that holds its own digest, or None and what is wrong with it."""
     try:
         record = sealed_json.read_sealed(path)
@@ -293,7 +293,7 @@ def check_profiles(run: Run, report: CheckReport) -> None:
     """Note profiles that are not as they were written; a step need not have one."""
     for step in run.steps_of("rollouts"):
         path = profile_path(run, step)
-        if path.exists() and (problem := read_sealed(path)[1]):
+        if path.exists() and (problem := sealed_or_problem(path)[1]):
             advice = "delete it, no other file depends on it"
             report.add(path, "the profile of a step as it was written", problem, advice)
 

@@ -1,4 +1,4 @@
-"""Distributions over a vocabulary: log-probabilities, entropy, tails and divergences.
+"""Distributions over a vocabulary: log-probabilities, entropy, the tail bucket, divergences.
 
 docs/method.md, sections 4 and 5. Names that end in _ change their argument in place. Everything is
 computed in the dtype it gets (float32 in training, float64 in tests); log-probabilities are

@@ -1,4 +1,7 @@
-"""Writing tables: hashed as they are written, one after the other, in a background thread."""
+"""Writing tables: hashed as they are written, one after the other, in a background thread.
+
+`Run.commit` (pipeline/run/run.py) is what commits them.
+"""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Who learns how: advantages, demonstrations, routes (docs/method.md, sections 2, 3 and 9)."""
+"""Who learns how: advantages, demonstrations and m_i, routes (docs/method.md, sections 2, 3, 9)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,6 +46,17 @@ def demonstrating_sibling(
     if demonstration == "longest":
         return max(candidates, key=lambda j: (tokens_G[j], -j), default=None)
     return next(iter(candidates), None)
+
+
+def teacher_available(method: Method, sibling: bool, prompt_fits: bool) -> bool:
+    """Return m_i: whether a teacher has something to be shown about a rollout (section 2).
+
+    Args:
+        sibling: a correct sibling demonstrates.
+        prompt_fits: the teacher prompt with it could be made within the limit. `grpo` makes none,
+            and only records that a sibling is there.
+    """
+    return sibling and (prompt_fits or method == "grpo")
 
 
 def route_of(method: Method, correct: bool, available: bool) -> str:

@@ -24,6 +24,7 @@ from stages.route.decisions import (
     mini_batches,
     reason_of,
     route_of,
+    teacher_available,
 )
 from stages.route.scores import Floats, ScoredRollout, ScoringJob, score_rollouts
 from stages.route.teacher_prompt import TeacherPrompt, teacher_prompt, without_thinking
@@ -102,7 +103,7 @@ def _decide_group(
         notes: list[str] = []
         if sibling is not None and settings.method != "grpo":
             prompt, notes = _teach(row, members[sibling], settings, render)
-        available = sibling is not None and (prompt is not None or settings.method == "grpo")
+        available = teacher_available(settings.method, sibling is not None, prompt is not None)
         route = route_of(settings.method, row["correct"], available)
         decisions.append(
             {

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.sections import Method
 from stages.route.decisions import (
     demonstrating_sibling,
     group_note,
@@ -13,6 +14,7 @@ from stages.route.decisions import (
     mini_batches,
     reason_of,
     route_of,
+    teacher_available,
 )
 
 # (c_i, m_i): route of srpo, sdpo, sdpo_incorrect_only, sdpo_correct_only (docs/method.md,
@@ -106,3 +108,19 @@ def test_mini_batches_are_whole_seeded_and_full(groups: int, size: int, step: in
 
 def test_mini_batches_differ_from_step_to_step() -> None:
     assert mini_batches(32, 8, 0, 0) != mini_batches(32, 8, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "sibling", "prompt_fits", "available"),
+    [
+        ("srpo", True, True, True),
+        ("srpo", True, False, False),  # the demonstration can't be cut short enough
+        ("srpo", False, False, False),  # nobody else is right
+        ("grpo", True, False, True),  # no prompt is made; a sibling is there
+        ("grpo", False, False, False),
+    ],
+)
+def test_a_teacher_needs_a_sibling_and_a_prompt_that_fits(
+    method: Method, sibling: bool, prompt_fits: bool, available: bool
+) -> None:
+    assert teacher_available(method, sibling, prompt_fits) is available
