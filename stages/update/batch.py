@@ -82,6 +82,8 @@ class FlatBatch:
 
     def narrow(self, part: slice) -> "FlatBatch":
         """Return some consecutive tokens of it, wherever rollouts begin."""
+        # Tokens [N] and taught tokens [M] are in the same order: before a part there are as many
+        # of M as the mask has before it.
         taught = slice(
             int(self.taught_N[: part.start].sum()), int(self.taught_N[: part.stop].sum())
         )
@@ -110,11 +112,13 @@ def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout
     old = tables["scores"].column("old_logprobs").to_pylist()
     taught = _taught_by_rollout(tables["teacher"], tables["weights"])
     rows = routes.to_pylist()
+    # After a first update within the step the policy is no longer the one that sampled.
     live = on_policy and len({row["mini_batch"] for row in rows}) == 1
     rollouts = []
     for sample, route, stored in zip(sampled, rows, old, strict=True):
         source: OldSource = "live" if live else "stored" if stored else "sampled"
         teacher = taught.get(route["rollout_id"])
+        # An advantage of 0 makes the GRPO loss and its gradient 0, whatever the ratio.
         by_reward = route["route"] in ("grpo", "mix") and route["advantage"] != 0
         rollouts.append(
             Rollout(
@@ -180,11 +184,13 @@ def _taught_by_rollout(teacher: pa.Table, weights: pa.Table) -> dict[str, Taught
     if teacher.num_rows == 0:
         return {}
     ids = teacher.column("rollout_id").combine_chunks().to_numpy(zero_copy_only=False)
+    # A rollout's rows stand together (tables/invariants), so one begins where the id changes.
     starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
     ends = np.r_[starts[1:], len(ids)]
     kept = teacher.schema.field("topk_ids").type.list_size
 
     def lists(name: str) -> Any:
+        # [rows x K] flat in the file; a view of it as [rows, K].
         return teacher.column(name).combine_chunks().flatten().to_numpy().reshape(-1, kept)
 
     topk_ids, logprobs = lists("topk_ids"), lists("teacher_logprobs")

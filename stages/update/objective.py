@@ -51,24 +51,29 @@ def token_losses(
         batch.taught_N.nonzero()[:, 0],
         batch.topk_ids_MK,
     )
+    # Without stored values the policy is pi_old itself, detached: rho is 1 and has a gradient.
     old_N = logprob_N.detach() if batch.old_logprob_N is None else batch.old_logprob_N
     own_N = batch.own_correction_N
     gap_N = old_N - batch.sampled_logprob_N
+    # Where pi_old is the engine's own value there is no gap to correct.
     tis_N = torch.where(own_N, truncated_weight_N(gap_N, settings.tis_clip), 1.0)
     rho_N = ratio_N(logprob_N, old_N)
     grpo_N = grpo_loss_N(
         rho_N, batch.advantage_N, settings.clip_low, settings.clip_high, settings.dual_clip
     )
+    # SDPO's part of every token: 0 where there is no teacher, which is what a mix needs there.
     sdpo_N = torch.zeros_like(grpo_N)
     found_N = torch.full_like(grpo_N.detach(), torch.nan)
     taught_N = batch.taught_N
     if bool(taught_N.any()):
         value_M = _teacher_loss_M(batch, logprob_N[taught_N], kept_MK, settings, head.vocabulary)
         correction_M = truncated_weight_N((logprob_N - old_N)[taught_N], settings.sdpo_ratio_clip)
+        # [M] back into the places of [N] that taught_N marks, in order.
         sdpo_N = sdpo_N.masked_scatter(taught_N, batch.weight_M * correction_M * value_M)
         found_N = found_N.masked_scatter(
             taught_N, _divergence_M(batch, logprob_N, value_M, settings)
         )
+    # z^SDPO, then the mix, then z^GRPO: each token has one of the three losses.
     by_teacher_N = taught_N & ~batch.mixed_N
     mixed_N = mixed_loss_N(grpo_N, sdpo_N, settings.mix_lambda)
     routed_N = torch.where(by_teacher_N, sdpo_N, torch.where(batch.mixed_N, mixed_N, grpo_N))

@@ -170,6 +170,7 @@ def accumulate_gradient(
     Raises:
         NumericalError: a loss is not finite, or a token differs by more.
     """
+    # Zeros, not None: AdamW skips what has no gradient, and its moments would not decay.
     for _, parameter in policy.named_parameters():
         parameter.grad = torch.zeros_like(parameter)
     tokens = sum(r.tokens for r in rollouts if r.route != "none")
@@ -181,7 +182,7 @@ def accumulate_gradient(
     positions, failed = 0, FirstError()
     with policy.passing():
         for members in turns(forward.batches(sequences, budget)):
-            if members is None:
+            if members is None:  # other ranks have more micro-batches, and gather weights for them
                 _backward_idle(policy, forward)
                 continue
             batch = flatten([computed[i] for i in members], kept, policy.device)
@@ -223,9 +224,9 @@ def _backward(
     parts, gradients = [], []
     with phase("projection and losses", targets, TRAINING * projection_flops(model, targets)):
         for part in head.chunks(targets):
-            leaf_ND = hidden_ND.detach()[part].requires_grad_()
+            leaf_ND = hidden_ND.detach()[part].requires_grad_()  # [n, D]: where this graph ends
             losses = token_losses(head, leaf_ND, batch.narrow(part), settings)
-            torch.autograd.backward(losses.loss_N.sum() / tokens)
+            torch.autograd.backward(losses.loss_N.sum() / tokens)  # by the mini-batch's one N
             parts.append(TokenLosses(*[column.detach() for column in losses]))
             gradients.append(leaf_ND.grad)
     with phase("backward", positions, (TRAINING - 1) * flops):
