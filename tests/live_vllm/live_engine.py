@@ -105,7 +105,10 @@ def servers_of(engine: VllmEngine) -> list[Any]:
     """Return the processes of vLLM's servers, below their guards."""
     found = psutil.Process().children(recursive=True)
     return [
-        p for p in found if "api_server" in " ".join(p.cmdline()) and "guard" not in p.cmdline()[2]
+        p
+        for p in found
+        if "vllm.entrypoints.openai.api_server" in p.cmdline()
+        and "pipeline.vllm.process_guard" not in p.cmdline()
     ]
 
 
