@@ -268,7 +268,6 @@ from pathlib import Path
 with Path("imported").open("a") as log:
     log.write("once\\n")
 from pipeline.verification.pool import VerifierPool
-from tests.paths import PROJECT
 from misbehaving_judges import judge
 if __name__ == "__main__":
     pool = VerifierPool(judge, "t", 2, 1000.0, 512)
