@@ -23,7 +23,7 @@ from data.registry import judge, open_task
 from pipeline.verification.pool import VerifierPool
 
 PROJECT = Path(__file__).resolve().parents[1]
-SCRIPT = PROJECT / "tests" / "flows" / "workers" / "judge_on_crew.py"
+SCRIPT = PROJECT / "tests" / "flows" / "workers" / "judge_on_workers.py"
 TASK = SCRIPT.with_name("waiting_task.py")
 
 

@@ -11,8 +11,8 @@ from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from flows.training.loop import Call, Reference, Watcher
 from flows.training.train_flow import StageTasks
-from flows.workers.crew import crew_at
-from flows.workers.place import Place
+from flows.workers.runner_spec import RunnerSpec
+from flows.workers.worker_pool import optional_pool
 from pipeline.errors import ConfigError
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import Run
@@ -35,17 +35,17 @@ def stage_flow(
         step: training step; for evaluate the number of steps done.
         overrides: settings, `section.key=value`; they need a fork.
         fork: folder of the new run that refers to the tables of `run` upstream.
-        runner: place among whose workers responses are spread, such as `ray:8@ray://HOST:10001`.
+        runner: as `--runner` takes it, such as `ray:8@ray://HOST:10001`; its workers judge.
     """
-    place = Place.of(runner) if runner else None
+    spec = RunnerSpec.parse(runner) if runner else None
     root = run_path(run)
     if fork is not None:
         root = fork_run(Run.open(root), run_path(fork), name, step, step + 1, overrides or []).root
     elif overrides:
         raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
     with contextlib.closing(Session.resume(root)) as session:
-        with crew_at(place, session.config.run.stall_seconds) as crew:
-            session.spread_over(crew)
+        with optional_pool(spec, session.config.run.stall_seconds) as worker_pool:
+            session.spread_over(worker_pool)
             reference = StageTasks(session, [Watcher()])(name, step)
         session.finish_if_complete(step)
         return reference
@@ -68,13 +68,16 @@ def replay_flow(
         fork: folder of the new run.
         steps: A:B, half-open; default all.
         overrides: settings, `section.key=value`.
-        runner: place whose workers run the stages that need no policy, several steps at a time.
+        runner: as `--runner` takes it; its workers run the stages that need no policy, several
+            steps at a time.
     """
     parent = Run.open(run_path(run))
     plan = Plan.of(parent, stage, "update", steps)
-    place = Place.of(runner) if runner else None
-    with crew_at(place, parent.config.run.stall_seconds) as crew:
-        session = replay(parent, run_path(fork), plan, overrides or [], runner=_tasks_of, crew=crew)
+    spec = RunnerSpec.parse(runner) if runner else None
+    with optional_pool(spec, parent.config.run.stall_seconds) as worker_pool:
+        session = replay(
+            parent, run_path(fork), plan, overrides or [], runner=_tasks_of, worker_pool=worker_pool
+        )
     session.close()
     return str(session.run.root)
 
@@ -93,11 +96,11 @@ def evaluate_flow(
         run: the run's folder, on the worker.
         steps_done: which state.
         overrides: settings, `evaluate.…=value` or `data.…=value`.
-        runner: place among whose workers answers are spread to be judged.
+        runner: as `--runner` takes it; its workers judge the answers.
     """
-    place = Place.of(runner) if runner else None
+    spec = RunnerSpec.parse(runner) if runner else None
     with (
         contextlib.closing(Session.resume(run_path(run))) as session,
-        crew_at(place, session.config.run.stall_seconds) as crew,
+        optional_pool(spec, session.config.run.stall_seconds) as worker_pool,
     ):
-        return evaluate_now(session, steps_done, overrides or [], crew=crew)
+        return evaluate_now(session, steps_done, overrides or [], worker_pool=worker_pool)

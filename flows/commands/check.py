@@ -18,7 +18,7 @@ from pipeline.text import count, duration, number, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
     from pipeline.check.check_report import CheckReport
     from pipeline.stage.contract import Progress
 
@@ -67,32 +67,34 @@ def check_part(run: str, steps: list[int]) -> dict[str, Any]:
 
 
 def _check(path: Path, console: "Console", runner: str | None) -> bool:
-    from flows.workers.command_crew import crew_of
+    from flows.workers.command_pool import command_pool
     from pipeline.check.check_run import check_run
     from pipeline.run.run import Run
 
     run, started = Run.open(path), time.perf_counter()
-    with crew_of(runner, run.root.parent) as crew:
-        if crew is None:
+    with command_pool(runner, run.root.parent) as worker_pool:
+        if worker_pool is None:
             with _byte_bar(console) as progress:
                 report = check_run(run, progress)
         else:
             with bars("check, pieces") as (progress,):
-                report = check_run(run, elsewhere=partial(_spread, crew, run.root, progress))
+                report = check_run(run, elsewhere=partial(_spread, worker_pool, run.root, progress))
     _print(report, time.perf_counter() - started, console)
     return bool(report.findings)
 
 
 def _spread(
-    crew: "Crew", root: Path, progress: "Progress", steps: Sequence[int]
+    worker_pool: "WorkerPool", root: Path, progress: "Progress", steps: Sequence[int]
 ) -> "Iterator[CheckReport]":
-    """Have steps checked by a crew; yield the reports in order."""
-    from flows.workers.place import pieces
+    """Check steps on a pool's workers; yield the reports in order."""
+    from flows.workers.runner_spec import pieces
     from pipeline.check.check_report import CheckReport, Finding
 
     run = f"{root.resolve()}"
-    items = [{"run": run, "steps": list(steps[a:b])} for a, b in pieces(len(steps), crew.place)]
-    for found in crew.map("check", f"{__name__}:check_part", items, progress):
+    items = [
+        {"run": run, "steps": list(steps[a:b])} for a, b in pieces(len(steps), worker_pool.spec)
+    ]
+    for found in worker_pool.map("check", f"{__name__}:check_part", items, progress):
         findings = [Finding(**finding) for finding in found["findings"]]
         yield CheckReport(**{**found, "findings": findings})
 

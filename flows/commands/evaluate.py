@@ -34,7 +34,7 @@ def evaluate(
     from flows.session.open_run import default_run_dir, model_config, split_state
     from flows.session.session import Session
     from flows.training.progress import evaluation_line
-    from flows.workers.command_crew import crew_of
+    from flows.workers.command_pool import command_pool
     from pipeline.remote.mirror_sync import is_run
 
     run, step = split_state(state)
@@ -48,10 +48,10 @@ def evaluate(
     names = ("policy, by replaying updates", "evaluate")
     with (
         contextlib.closing(session),
-        crew_of(runner, run.parent) as crew,
+        command_pool(runner, run.parent) as worker_pool,
         bars(*names) as (replayed, own),
     ):
         steps_done = session.next_step() if step is None else step
-        summary = evaluate_now(session, steps_done, chosen, own, replayed, crew)
+        summary = evaluate_now(session, steps_done, chosen, own, replayed, worker_pool)
     print(evaluation_line(steps_done, summary))
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")

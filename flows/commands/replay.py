@@ -61,7 +61,7 @@ def replay(
     """
     from flows.reruns.replay import Plan, folders, spread, sweep_over
     from flows.reruns.replay import replay as replay_run
-    from flows.workers.command_crew import crew_of
+    from flows.workers.command_pool import command_pool
     from pipeline.compare.run_diff import diff_runs
     from pipeline.run.run import Run
 
@@ -70,15 +70,17 @@ def replay(
     forks = list(zip(folders(fork, sweep), sweep, strict=True))
     _expect_possible(parent, plan, forks, runner)
     rows = []
-    with crew_of(runner, parent.root.parent) as crew:
-        if crew is not None and len(forks) > 1:
+    with command_pool(runner, parent.root.parent) as worker_pool:
+        if worker_pool is not None and len(forks) > 1:
             with bars("forks") as (progress,):
-                sweep_over(crew, parent, plan, forks, progress)
-            crew = None  # what is left is to find them done
+                sweep_over(worker_pool, parent, plan, forks, progress)
+            worker_pool = None  # what is left is to find them done
         for folder, chosen in forks:
             started = time.monotonic()
             with bars(f"{folder}: stages") as (progress,):
-                session = replay_run(parent, folder, plan, chosen, progress, crew=crew)
+                session = replay_run(
+                    parent, folder, plan, chosen, progress, worker_pool=worker_pool
+                )
             with contextlib.closing(session):
                 found = diff_runs(parent, session.run)
                 rows.append(_row(session, found, plan, time.monotonic() - started))

@@ -45,7 +45,7 @@ def stage(
     Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
     """
     from flows.session.session import STAGES, Session
-    from flows.workers.command_crew import crew_of
+    from flows.workers.command_pool import command_pool
     from pipeline.housekeeping.repair import expect_readers_agree, set_aside_damage
     from pipeline.run.lock import RunLock
     from pipeline.run.run import Run
@@ -68,11 +68,11 @@ def stage(
         root = _fork_if_needed(parent, fork, name, step, overrides or [])
     names = (f"policy after {step} steps, by replaying updates", name)
     with (
-        crew_of(runner, root.parent) as crew,
+        command_pool(runner, root.parent) as worker_pool,
         contextlib.closing(Session.resume(root)) as session,
         bars(*names) as (replayed, own),
     ):
-        session.spread_over(crew)
+        session.spread_over(worker_pool)
         reference = session.run_stage(name, step, own, replayed, decisions)
         expect_readers_agree(session.run, STAGES[name], step)
         session.finish_if_complete(step)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flows.prefect_api.server import Lease
     from flows.session.session import Session
     from flows.training.loop import Outcome
-    from flows.workers.place import Place
+    from flows.workers.runner_spec import RunnerSpec
 
 
 ALARMED = 3
@@ -98,10 +98,10 @@ def _train_here(
     from flows.prefect_api.server import open_server
     from flows.session.open_run import checked_config, open_session
     from flows.training.summary import print_summary
-    from flows.workers.place import Place
+    from flows.workers.runner_spec import RunnerSpec
     from pipeline.text import go_on
 
-    place = Place.of(runner) if runner else None
+    spec = RunnerSpec.parse(runner) if runner else None
     settings = checked_config(config, run, overrides, resume)
     console = Console()
     # It starts in the background, while the model loads.
@@ -121,7 +121,7 @@ def _train_here(
             else:
                 run = session.run.root
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
-            outcome = _train_and_show(session, run, console, profile, place)
+            outcome = _train_and_show(session, run, console, profile, spec)
             print_summary(console, session, outcome)
             return outcome
 
@@ -149,20 +149,22 @@ def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
 
 
 def _train_and_show(
-    session: "Session", run: Path, console: Console, profile: bool, place: "Place | None"
+    session: "Session", run: Path, console: Console, profile: bool, spec: "RunnerSpec | None"
 ) -> "Outcome":
     from flows.session.questions import warnings_of
     from flows.training.disk_watch import RoomWatcher, room_line, room_warnings
     from flows.training.profile_watch import profiled
     from flows.training.progress import Lines, Screen
     from flows.training.train_flow import run_training
-    from flows.workers.crew import crew_at
+    from flows.workers.worker_pool import optional_pool
 
     warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
     print_warnings([*warnings, *room_warnings(session)])
     print(f"{run}: {room_line(session)}")
     with contextlib.ExitStack() as stack:
-        session.spread_over(stack.enter_context(crew_at(place, session.config.run.stall_seconds)))
+        session.spread_over(
+            stack.enter_context(optional_pool(spec, session.config.run.stall_seconds))
+        )
         first = stack.enter_context(profiled(session, console)) if profile else []
         if not console.is_terminal:
             return run_training(session, [*first, RoomWatcher(session), Lines(session)])

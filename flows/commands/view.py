@@ -58,8 +58,8 @@ def export_part(runs: list[str], folder: str, first: int, last: int) -> None:
 
 
 def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
-    from flows.workers.command_crew import crew_of
-    from flows.workers.place import pieces
+    from flows.workers.command_pool import command_pool
+    from flows.workers.runner_spec import pieces
     from pipeline.viewer.export import export
     from pipeline.viewer.export_selection import exported_steps
 
@@ -67,20 +67,20 @@ def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     begun = time.monotonic()
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with crew_of(runner, runs[0].root.parent) as crew, bar:
+    with command_pool(runner, runs[0].root.parent) as worker_pool, bar:
         row = bar.add_task("pages", total=None)
 
         def progress(done: int, total: int) -> None:
             bar.update(row, completed=done, total=total)
 
         def elsewhere(pages: int) -> None:
-            assert crew is not None
+            assert worker_pool is not None
             roots, place = [f"{run.root.resolve()}" for run in runs], str(folder.resolve())
             common = {"runs": roots, "folder": place}
-            parts = [{**common, "first": a, "last": b} for a, b in pieces(pages, crew.place)]
-            crew.map("export", f"{__name__}:export_part", parts, progress)
+            parts = [{**common, "first": a, "last": b} for a, b in pieces(pages, worker_pool.spec)]
+            worker_pool.map("export", f"{__name__}:export_part", parts, progress)
 
-        pages = export(runs, folder, progress, elsewhere if crew else None)
+        pages = export(runs, folder, progress, elsewhere if worker_pool else None)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     spent = duration(time.monotonic() - begun)
     print(f"{count(pages)} pages, {size / 1e6:.1f} MB, {spent}; open {folder / 'index.html'}")

@@ -16,7 +16,7 @@ from pipeline.run.run import Run
 from pipeline.stage.contract import Progress
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
 
 _SECTIONS = ("data", "verify", "evaluate")
 
@@ -27,7 +27,7 @@ def evaluate_now(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     replayed: Progress | None = None,
-    crew: "Crew | None" = None,
+    worker_pool: "WorkerPool | None" = None,
 ) -> dict[str, Any]:
     """Evaluate a state, whether or not the schedule does; return its summary.
 
@@ -35,9 +35,9 @@ def evaluate_now(
     under RUN/evaluations/, named by the digest of these settings.
 
     Args:
-        crew: workers that judge the answers; None: this process's children.
+        worker_pool: workers that judge the answers; None: this process's children.
     """
-    session.spread_over(crew)
+    session.spread_over(worker_pool)
     if not overrides:
         session.run_stage("evaluate", steps_done, progress, replayed)
         return session.evaluation_summary(steps_done)
@@ -53,7 +53,7 @@ def evaluate_now(
     }
     run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
     with contextlib.closing(Session(run, questions, policy)) as other:
-        other.spread_over(crew)
+        other.spread_over(worker_pool)
         other.run_stage("evaluate", steps_done, progress)
         return other.evaluation_summary(steps_done)
 

@@ -17,7 +17,7 @@ from pipeline.run.step_layout import STEP_STAGES, stages_from
 from pipeline.stage.contract import Progress, silent
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
 
 LAST = ("verify", "decisions", "route", "weigh", "update")
 
@@ -131,13 +131,13 @@ def replay_fork(parent: str, root: str, plan: dict[str, Any], overrides: list[st
 
 
 def sweep_over(
-    crew: "Crew",
+    worker_pool: "WorkerPool",
     parent: Run,
     plan: Plan,
     sweep: Sequence[tuple[Path, Sequence[str]]],
     progress: Progress = silent,
 ) -> None:
-    """Have each fork of a sweep made by one of a crew's workers.
+    """Make each fork of a sweep on one of a pool's workers.
 
     Args:
         sweep: folder and overrides of each fork.
@@ -148,7 +148,7 @@ def sweep_over(
         {**common, "root": f"{root.resolve()}", "overrides": list(overrides)}
         for root, overrides in sweep
     ]
-    crew.map("sweep", f"{__name__}:replay_fork", items, progress)
+    worker_pool.map("sweep", f"{__name__}:replay_fork", items, progress)
 
 
 def expect_folder(root: Path) -> None:
@@ -171,7 +171,7 @@ def replay(
     overrides: Sequence[str],
     progress: Progress = silent,
     runner: Callable[[Session], Call] | None = None,
-    crew: "Crew | None" = None,
+    worker_pool: "WorkerPool | None" = None,
 ) -> Session:
     """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
 
@@ -180,12 +180,12 @@ def replay(
     Args:
         progress: told of stages done, over all steps.
         runner: how stages are run; a flow makes each a Prefect task.
-        crew: workers that run the stages that need no policy, several steps at a time.
+        worker_pool: workers that run the stages that need no policy, several steps at a time.
 
     Raises:
         ConfigError: workers would write to a fork at a URL, whose lease is this process's.
     """
-    if crew is not None:
+    if worker_pool is not None:
         expect_folder(root)
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
@@ -199,10 +199,10 @@ def replay(
 
     call = runner(session) if runner else plainly
     try:
-        if crew is not None:
+        if worker_pool is not None:
             work = {"root": f"{root.resolve()}", "names": plan.ahead(), "decisions": decisions}
             items = [{**work, "step": step} for step in range(plan.start, plan.end)]
-            crew.map("replay", f"{__name__}:replay_step", items, progress)
+            worker_pool.map("replay", f"{__name__}:replay_step", items, progress)
         begun = max(plan.start, session.next_step()) if updates else plan.start
         for step in range(begun, plan.end):
             for place, name in enumerate(stages):

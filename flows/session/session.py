@@ -39,7 +39,7 @@ from pipeline.stage.runner import run_stage
 from pipeline.tables.arrow_writing import Writer
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
@@ -205,9 +205,9 @@ class Session:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
-    def spread_over(self, crew: "Crew | None") -> None:
-        """Have a crew's workers judge responses from now on; None: this process's children."""
-        self._judges.crew = crew
+    def spread_over(self, worker_pool: "WorkerPool | None") -> None:
+        """Judge responses on a pool's workers from now on; None: by this process's children."""
+        self._judges.worker_pool = worker_pool
 
     def close(self) -> None:
         """End the verifiers' child processes and the engines; others may write then."""
@@ -273,12 +273,12 @@ class Session:
         )
 
     def _parts(self, stage: Stage, step: int) -> Path:
-        """Return the folder of what a crew has judged of a table that is not committed yet."""
+        """Return the folder of what workers have judged of a table that is not committed yet."""
         table = self.run.table_path(stage.writes[0], step)
         return table.with_name(f".{table.stem}.parts")
 
     def _remove_parts(self, stage: Stage, step: int) -> None:
-        """Remove what a crew left, now or before it was killed; the table holds it."""
+        """Remove what workers left, now or in a command that was killed; the table holds it."""
         parts = self._parts(stage, step)
         if not parts.exists():
             return

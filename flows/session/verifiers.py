@@ -16,7 +16,7 @@ from pipeline.task import Judging, Verifier
 from pipeline.verification.pool import VerifierPool
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
 
 
 def code_digest(data: DataSection) -> str:
@@ -29,11 +29,11 @@ class TaskVerifiers:
     """The verifiers of a run. No task's code runs before they are asked for.
 
     Attributes:
-        crew: workers among which responses are spread; None: this process's children judge all.
+        worker_pool: workers that judge responses; None: this process's children judge all.
     """
 
     def __init__(self, config: Config) -> None:
-        self.crew: Crew | None = None
+        self.worker_pool: WorkerPool | None = None
         self._data, self._verify = config.data, config.verify
         verify = config.verify
         self._pools = {
@@ -57,8 +57,8 @@ class TaskVerifiers:
         """Return each task's verifier by the task's name.
 
         Args:
-            parts: folder in which a crew's workers leave what they have judged.
-            progress: told of a crew's pieces done.
+            parts: folder in which other workers leave what they have judged.
+            progress: told of pieces that other workers have done.
         """
         return {
             name: Verifier(open_task(entry.task).VERIFIER, self._judging(name, parts, progress))
@@ -66,14 +66,14 @@ class TaskVerifiers:
         }
 
     def _judging(self, name: str, parts: Path, progress: Progress) -> Judging:
-        if self.crew is None:
+        if self.worker_pool is None:
             return self._pools[name]
         from flows.workers.verdict_shards import Bench, ShardedPool
 
         verify = self._verify
         task = self._data.sources[name].task
         bench = Bench.of(task, verify.workers, verify.timeout_seconds, verify.memory_mb)
-        return ShardedPool(self.crew, bench, parts, progress)
+        return ShardedPool(self.worker_pool, bench, parts, progress)
 
     def close(self) -> None:
         """End all child processes."""

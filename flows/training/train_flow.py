@@ -27,8 +27,8 @@ from flows.training.disk_watch import RoomWatcher, room_warnings
 from flows.training.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.training.progress import Lines
 from flows.training.watchdog import Watchdog
-from flows.workers.crew import crew_at
-from flows.workers.place import Place
+from flows.workers.runner_spec import RunnerSpec
+from flows.workers.worker_pool import optional_pool
 from pipeline.distributed.ranks import broken_off
 from pipeline.errors import SrpoError
 from pipeline.remote.mirror_paths import run_path
@@ -164,9 +164,9 @@ def train_flow(
         source: a preset or a TOML file; not needed to resume.
         overrides: settings, `section.key=value`.
         resume: go on with the run that is there.
-        runner: place among whose workers responses are spread to be judged.
+        runner: as `--runner` takes it; its workers judge the responses.
     """
-    place = Place.of(runner) if runner else None
+    spec = RunnerSpec.parse(runner) if runner else None
     folder = run_path(run)
     config = checked_config(source, folder, overrides or [], resume)
     from flows.training.alarm_fork import train_with_recovery
@@ -180,9 +180,9 @@ def train_flow(
         limit_seconds = session.config.run.stall_seconds
         with (
             Watchdog(session.run.root, limit_seconds) as watchdog,
-            crew_at(place, limit_seconds) as crew,
+            optional_pool(spec, limit_seconds) as worker_pool,
         ):
-            session.spread_over(crew)
+            session.spread_over(worker_pool)
             watchers = [RoomWatcher(session), Lines(session), watchdog]
             return train_in_flow(session, StageTasks(session, watchers), watchers)
 

@@ -1,8 +1,8 @@
-"""Verdicts made elsewhere: responses cut into shards, each judged by some worker of a crew.
+"""Verdicts made elsewhere: responses cut into shards, each judged by some worker of a pool.
 
     here                                      a worker
     KEY.pairs.json into the parts' folder
-    crew.map(judge_part, KEY, …)   ────────▶  reads the pairs, judges them in child processes,
+    pool.map(judge_part, KEY, …)     ──────▶  reads the pairs, judges them in child processes,
                                               leaves KEY.verdicts.json
     all verdicts, in order         ◀────────  how many
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.registry import SHIPPED, file_digest, judge, open_task
-from flows.workers.place import PIECES_OF_A_WORKER, cut
+from flows.workers.runner_spec import PIECES_OF_A_WORKER, cut
 from pipeline.errors import StoreError
 from pipeline.files.durable import digest_of, make_folder
 from pipeline.files.sealed_json import is_sealed, read_sealed, write_sealed
@@ -28,7 +28,7 @@ from pipeline.task import Verdict
 from pipeline.verification.pool import VerifierPool
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
     from pipeline.stage.contract import Progress
 
 _SHARDS = 32
@@ -61,16 +61,20 @@ class Bench:
 
 
 class ShardedPool:
-    """Judges as a `VerifierPool` does, on a crew's workers.
+    """Judges as a `VerifierPool` does, on a pool's workers.
 
     Args:
         folder: for the parts.
     """
 
     def __init__(
-        self, crew: "Crew", bench: Bench, folder: Path, progress: "Progress | None" = None
+        self,
+        worker_pool: "WorkerPool",
+        bench: Bench,
+        folder: Path,
+        progress: "Progress | None" = None,
     ) -> None:
-        self._crew, self._bench = crew, bench
+        self._worker_pool, self._bench = worker_pool, bench
         self._folder, self._progress = folder.resolve(), progress
 
     def verify(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
@@ -79,7 +83,7 @@ class ShardedPool:
         Raises:
             SrpoError: from a worker, with its shard, host and process.
         """
-        workers = self._crew.place.workers
+        workers = self._worker_pool.spec.workers
         shards = [pairs[first:last] for first, last in _shards(len(pairs), workers)]
         keys = [_key(self._bench, shard) for shard in shards]
         make_folder(self._folder)
@@ -90,7 +94,7 @@ class ShardedPool:
                 missing[key] = None
         common = {"folder": str(self._folder), "bench": asdict(self._bench)}
         items = [{"key": key, **common} for key in missing]
-        self._crew.map("verify", f"{__name__}:judge_part", items, self._progress)
+        self._worker_pool.map("verify", f"{__name__}:judge_part", items, self._progress)
         return [verdict for key in keys for verdict in _verdicts(self._folder, key)]
 
 
@@ -102,9 +106,9 @@ def judge_part(key: str, folder: str, bench: dict[str, Any]) -> int:
     Raises:
         StoreError: the worker has other code, or doesn't see the folder.
     """
-    place, settings = Path(folder), Bench(**bench)
-    if is_sealed(_verdicts_path(place, key)):
-        return len(_verdicts(place, key))
+    shards, settings = Path(folder), Bench(**bench)
+    if is_sealed(_verdicts_path(shards, key)):
+        return len(_verdicts(shards, key))
     found = file_digest(settings.task)
     if found != settings.code:
         raise StoreError(
@@ -112,15 +116,15 @@ def judge_part(key: str, folder: str, bench: dict[str, Any]) -> int:
             f"{settings.code[:12]}…; all workers need the same code"
         )
     try:
-        pairs = read_sealed(_pairs_path(place, key))["pairs"]
+        pairs = read_sealed(_pairs_path(shards, key))["pairs"]
     except FileNotFoundError:
         raise StoreError(
-            f"{place}: no shard {key[:12]}… there: workers must see the run's folder under the "
+            f"{shards}: no shard {key[:12]}… there: workers must see the run's folder under the "
             "same path"
         ) from None
     verdicts = _pool(settings).verify([(response, reference) for response, reference in pairs])
     record = {"worker": os.getpid(), "verdicts": [asdict(verdict) for verdict in verdicts]}
-    write_sealed(_verdicts_path(place, key), record)
+    write_sealed(_verdicts_path(shards, key), record)
     return len(verdicts)
 
 

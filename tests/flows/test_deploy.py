@@ -11,7 +11,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from flows.workers.place import Place
+from flows.workers.runner_spec import RunnerSpec
 from tests.flows.test_deployments import expect_flows, registered
 from tests.paths import PROJECT
 
@@ -36,7 +36,7 @@ def test_entrypoints_are_flows_that_take_the_parameters() -> None:
 
 def test_runners_in_parameters_are_places() -> None:
     runners = [d["parameters"]["runner"] for d in deployments() if "runner" in d["parameters"]]
-    assert {Place.of(runner).kind for runner in runners} == {"dask", "processes"}
+    assert {RunnerSpec.parse(runner).kind for runner in runners} == {"dask", "processes"}
 
 
 @pytest.mark.parametrize("name", [d["name"] for d in deployments() if "on-" in d["name"]])

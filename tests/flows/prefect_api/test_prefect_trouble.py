@@ -194,17 +194,20 @@ def test_work_on_other_workers_is_done_although_the_server_freezes_meanwhile(
     from prefect.settings import temporary_settings
 
     from flows.prefect_api.calls import client_settings
-    from flows.workers.crew import Crew
-    from flows.workers.place import Place
+    from flows.workers.runner_spec import RunnerSpec
+    from flows.workers.worker_pool import WorkerPool
 
     items = [{"pid": server.pid, "number": int(signal.SIGSTOP)}]
     function = f"{__name__}:hit"
     started = time.monotonic()
-    with temporary_settings(client_settings(LIMIT)), Crew(Place("processes", 1)) as crew:
-        assert crew.map("hit", function, items) == [server.pid]
+    with (
+        temporary_settings(client_settings(LIMIT)),
+        WorkerPool(RunnerSpec("processes", 1)) as worker_pool,
+    ):
+        assert worker_pool.map("hit", function, items) == [server.pid]
         assert capsys.readouterr().err.count("; the work goes on without it\n") == 1
         with pytest.raises(SrpoError, match=r"hit can't be placed on processes:1: .*1 pieces of"):
-            crew.map("hit", function, items)
+            worker_pool.map("hit", function, items)
     assert time.monotonic() - started < 20 * LIMIT
     os.kill(server.pid, signal.SIGCONT)
     give_up_sending()

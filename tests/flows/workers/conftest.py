@@ -1,4 +1,4 @@
-"""Tests whose process does the work of a crew's workers leave no verifier processes behind."""
+"""Tests whose process does the work of a pool's workers leave no verifier processes behind."""
 
 import functools
 from collections.abc import Iterator

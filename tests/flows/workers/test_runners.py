@@ -17,20 +17,20 @@ from tests.paths import PROJECT
 
 pytestmark = pytest.mark.slow
 
-PLACES = ["processes:2", "ray:2", "dask:2"]
+RUNNERS = ["processes:2", "ray:2", "dask:2"]
 ROWS, SHARDS = 96, 12
 SECONDS = "0.04"  # of a verdict
 LIMIT_SECONDS = 300.0
 PROBE = """
-from flows.workers import place
-from flows.workers.command_crew import crew_of
+from flows.workers import runner_spec
+from flows.workers.command_pool import command_pool
 from pathlib import Path
 import sys
-place.CONNECT_SECONDS = 2.0
+runner_spec.CONNECT_SECONDS = 2.0
 if __name__ == "__main__":
-    with crew_of(sys.argv[1], Path(sys.argv[2])) as crew:
+    with command_pool(sys.argv[1], Path(sys.argv[2])) as worker_pool:
         try:
-            crew.map("probe", sys.argv[3], [{"text": "a@b"}])
+            worker_pool.map("probe", sys.argv[3], [{"text": "a@b"}])
         except ValueError as error:
             print(f"{type(error).__name__}: {error}")
 """
@@ -60,9 +60,9 @@ def started(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def at_work(place: str, runs: Path, parts: Path) -> "subprocess.Popen[str]":
-    script = str(PROJECT / "tests" / "flows" / "workers" / "judge_on_crew.py")
-    return started(script, place, str(runs), str(parts), str(ROWS), SECONDS)
+def at_work(runner: str, runs: Path, parts: Path) -> "subprocess.Popen[str]":
+    script = str(PROJECT / "tests" / "flows" / "workers" / "judge_on_workers.py")
+    return started(script, runner, str(runs), str(parts), str(ROWS), SECONDS)
 
 
 def result(process: "subprocess.Popen[str]") -> str:
@@ -98,11 +98,11 @@ def expected(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_a_worker_killed_half_way_loses_nothing(
-    place: str, runs: Path, expected: str, tmp_path: Path
+    runner: str, runs: Path, expected: str, tmp_path: Path
 ) -> None:
-    with at_work(place, runs, tmp_path) as process:
+    with at_work(runner, runs, tmp_path) as process:
         seen = wait_for_parts(process, tmp_path, 3)
         os.kill(read_sealed(next(iter(seen)))["worker"], signal.SIGKILL)
         assert digest(process) == expected
@@ -112,11 +112,11 @@ def test_a_worker_killed_half_way_loses_nothing(
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("place", ["processes:2", "dask:2"])  # agents of Ray live on a while
+@pytest.mark.parametrize("runner", ["processes:2", "dask:2"])  # agents of Ray live on a while
 def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
-    place: str, runs: Path, expected: str, tmp_path: Path
+    runner: str, runs: Path, expected: str, tmp_path: Path
 ) -> None:
-    with at_work(place, runs, tmp_path) as process:
+    with at_work(runner, runs, tmp_path) as process:
         seen = wait_for_parts(process, tmp_path, 2)
         below = psutil.Process(process.pid).children(recursive=True)
         workers = [p for p in below if "flows.prefect_api.server_process" not in p.cmdline()]
@@ -125,7 +125,7 @@ def test_a_killed_command_leaves_no_worker_and_loses_no_shard(
         process.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
-    with at_work("processes:1", runs, tmp_path) as process:  # another place finds what is done
+    with at_work("processes:1", runs, tmp_path) as process:  # another runner finds what is done
         assert digest(process) == expected
     now = ended(tmp_path)
     assert {path: now[path] for path in seen} == seen, "a finished shard was judged again"
@@ -138,7 +138,7 @@ def test_an_error_names_piece_host_and_process(runs: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_one_line(runs: Path) -> None:
-    place = "dask:2@tcp://127.0.0.1:9"
-    line = result(started("-c", PROBE, place, str(runs), "flows.session.open_run:split_state"))
-    assert line.startswith(f"SrpoError: --runner {place}: no workers")
+    runner = "dask:2@tcp://127.0.0.1:9"
+    line = result(started("-c", PROBE, runner, str(runs), "flows.session.open_run:split_state"))
+    assert line.startswith(f"SrpoError: --runner {runner}: no workers")
     assert line.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Commands with `--runner` print and leave what they do without; a crew in this process stands in.
+"""Commands with `--runner` print and leave what they do without; a pool in this process stands in.
 
 That the stand-in's calls survive JSON, other processes and their death is test_runners.
 """
@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-import flows.workers.command_crew
+import flows.workers.command_pool
 from flows.cli import main
 from flows.reruns.replay import expect_folder
 from flows.session.session import Session
-from flows.workers.place import Place
+from flows.workers.runner_spec import RunnerSpec
 from pipeline.errors import ConfigError
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import Run
@@ -30,10 +30,10 @@ from tests.pipeline.check.damage import edit_json, flip, set_value
 
 
 class Here:
-    """Does what a crew does, in this process, and counts pieces by name."""
+    """Does what a worker pool does, in this process, and counts pieces by name."""
 
-    def __init__(self, place: Place) -> None:
-        self.place, self.done = place, dict[str, int]()
+    def __init__(self, spec: RunnerSpec) -> None:
+        self.spec, self.done = spec, dict[str, int]()
 
     def map(
         self, name: str, function: str, items: Sequence[Any], progress: Progress | None = None
@@ -49,19 +49,19 @@ class Here:
 
 
 @pytest.fixture
-def crews(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
-    """Return the crews that commands had."""
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[Here]:
+    """Return the pools that commands had."""
     had: list[Here] = []
 
     @contextlib.contextmanager
-    def crew_of(runner: str | None, folder: Path) -> Iterator[Here | None]:
+    def command_pool(runner: str | None, folder: Path) -> Iterator[Here | None]:
         if runner is None:
             yield None
             return
-        had.append(Here(Place.of(runner)))
+        had.append(Here(RunnerSpec.parse(runner)))
         yield had[-1]
 
-    monkeypatch.setattr(flows.workers.command_crew, "crew_of", crew_of)
+    monkeypatch.setattr(flows.workers.command_pool, "command_pool", command_pool)
     return had
 
 
@@ -90,25 +90,25 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-PLACE = ["--runner", "processes:2"]
+RUNNER = ["--runner", "processes:2"]
 
 
 def test_verify_and_evaluate_leave_the_same_tables_and_no_parts(
-    run_dir: Path, crews: list[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, pools: list[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     before = tables(run)
     for suffix in ("arrow", "json"):
         (run / "steps" / "000001" / f"verdicts.{suffix}").unlink()
-    stage = ["stage", "verify", "--run", run, "--step", "1", *PLACE]
+    stage = ["stage", "verify", "--run", run, "--step", "1", *RUNNER]
     assert srpo(monkeypatch, *stage) == 0
     assert tables(run) == before
-    assert [crew.done for crew in crews] == [{"verify": 1}]
+    assert [worker_pool.done for worker_pool in pools] == [{"verify": 1}]
     for suffix in ("arrow", "json"):
         (run / "evaluations" / f"000004.{suffix}").unlink()
-    assert srpo(monkeypatch, "evaluate", run, *PLACE) == 0
+    assert srpo(monkeypatch, "evaluate", run, *RUNNER) == 0
     assert tables(run) == before
-    assert crews[-1].done == {"verify": 1}
+    assert pools[-1].done == {"verify": 1}
     assert [p for p in run.rglob("*") if ".parts" in p.name] == []
 
 
@@ -129,37 +129,37 @@ def test_parts_that_a_kill_left_are_removed_when_their_table_is_there(
 
 
 def test_a_replay_runs_verify_of_several_steps_at_a_time(
-    run_dir: Path, crews: list[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, pools: list[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["replay", run_dir, "--from", "verify", "--set", "verify.success_threshold=0.75"]
     plain, spread = tmp_path / "plain", tmp_path / "spread"
     assert srpo(monkeypatch, *arguments, "--fork", plain) == 0
-    assert srpo(monkeypatch, *arguments, "--fork", spread, *PLACE) == 0
-    assert crews[0].done == {"replay": 4}
+    assert srpo(monkeypatch, *arguments, "--fork", spread, *RUNNER) == 0
+    assert pools[0].done == {"replay": 4}
     assert tables(spread) == tables(plain)
     assert len(tables(spread)) == 4 * 6  # all but rollouts
 
 
 def test_the_forks_of_a_sweep_are_made_side_by_side(
     run_dir: Path,
-    crews: list[Here],
+    pools: list[Here],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = []
     arguments = ["replay", run_dir, "--from", "weigh", "--set", "weigh.beta=0,2", "--steps", "1:3"]
-    for name, place in (("plain", []), ("spread", PLACE)):
-        assert srpo(monkeypatch, *arguments, "--fork", tmp_path / name, *place) == 0
+    for name, runner in (("plain", []), ("spread", RUNNER)):
+        assert srpo(monkeypatch, *arguments, "--fork", tmp_path / name, *runner) == 0
         said.append(re.sub(r"plain|spread|[0-9.]+s\b|\s+", " ", capsys.readouterr().out))
-    assert crews[0].done == {"sweep": 2}
+    assert pools[0].done == {"sweep": 2}
     assert said[0].split() == said[1].split()
     assert tables(tmp_path / "plain") == tables(tmp_path / "spread") != {}
 
 
 def test_a_check_finds_the_same_in_the_same_order(
     run_dir: Path,
-    crews: list[Here],
+    pools: list[Here],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -172,25 +172,25 @@ def test_a_check_finds_the_same_in_the_same_order(
         path = run / "steps" / f"{step:06d}" / "metrics.json"
         edit_json(path, lambda record: record.pop("loss"))
     said = []
-    for place in ([], PLACE):
-        assert srpo(monkeypatch, "check", run, *place) == 1
+    for runner in ([], RUNNER):
+        assert srpo(monkeypatch, "check", run, *runner) == 1
         said.append(re.sub(r" in [0-9.]+s \([0-9,]+ MB/s\)", "", capsys.readouterr().out))
-    assert crews[0].done == {"check": 5}
+    assert pools[0].done == {"check": 5}
     assert said[0] == said[1]
     assert said[0].count("broken: ") >= 3
     assert said[0].count("no loss in it") == 1
 
 
 def test_an_export_has_the_same_pages(
-    run_dir: Path, crews: list[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, pools: list[Here], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for name, place in (("plain", []), ("spread", PLACE)):
+    for name, runner in (("plain", []), ("spread", RUNNER)):
         folder = tmp_path / name
-        assert srpo(monkeypatch, "view", run_dir, "--export", folder, *place) == 0
+        assert srpo(monkeypatch, "view", run_dir, "--export", folder, *runner) == 0
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         found.append({str(p.relative_to(folder)): p.read_bytes() for p in paths})
-    assert crews[0].done == {"export": 8}
+    assert pools[0].done == {"export": 8}
     assert found[0] == found[1]
 
 
@@ -206,8 +206,8 @@ def test_the_steps_of_one_fork_at_a_url_are_not_spread(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["view", "RUN", *PLACE], "--runner writes pages elsewhere: give --export DIR as well"),
-        (["check", "RUN", "--deep", "--step", "1", *PLACE], "leave out --runner"),
+        (["view", "RUN", *RUNNER], "--runner writes pages elsewhere: give --export DIR as well"),
+        (["check", "RUN", "--deep", "--step", "1", *RUNNER], "leave out --runner"),
         (["check", "RUN", "--runner", "threads:2"], "expected processes:N, ray:N or dask:N"),
     ],
 )

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from flows.workers.place import Place
+from flows.workers.runner_spec import RunnerSpec
 from flows.workers.verdict_shards import Bench, ShardedPool, judge_part
 from pipeline.errors import StoreError
 from pipeline.stage.contract import Progress
 from pipeline.task import Verdict
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
 
 Item = dict[str, Any]
 TASK = Path(__file__).with_name("waiting_task.py")
@@ -22,10 +22,10 @@ EXPECTED = [Verdict(n % 5 / 4, n % 3 > 0, ("x" * n)[:9]) for n in range(40)]
 
 
 class Here:
-    """A crew that does the work in this process, and counts it."""
+    """A pool that does the work in this process, and counts it."""
 
     def __init__(self, workers: int = 2, fail_after: int = 1000) -> None:
-        self.place = Place("processes", workers)
+        self.spec = RunnerSpec("processes", workers)
         self.fail_after = fail_after
         self.items: list[Item] = []
 
@@ -46,21 +46,21 @@ def bench(timeout_seconds: float = 10.0) -> Bench:
     return Bench.of(str(TASK), 1, timeout_seconds, 1024)
 
 
-def pool(crew: Here, folder: Path, of: Bench | None = None) -> ShardedPool:
-    return ShardedPool(cast("Crew", crew), of or bench(), folder)
+def pool(worker_pool: Here, folder: Path, of: Bench | None = None) -> ShardedPool:
+    return ShardedPool(cast("WorkerPool", worker_pool), of or bench(), folder)
 
 
 def test_verdicts_come_in_the_order_of_the_responses(tmp_path: Path) -> None:
-    crew = Here()
-    assert pool(crew, tmp_path / "parts").verify(PAIRS) == EXPECTED
-    assert len(crew.items) == 5  # 40 rows, at least 8 in each
+    worker_pool = Here()
+    assert pool(worker_pool, tmp_path / "parts").verify(PAIRS) == EXPECTED
+    assert len(worker_pool.items) == 5  # 40 rows, at least 8 in each
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 9])
 def test_few_responses_make_one_shard_or_none(rows: int, tmp_path: Path) -> None:
-    crew = Here(workers=64)
-    assert pool(crew, tmp_path).verify(PAIRS[:rows]) == EXPECTED[:rows]
-    assert len(crew.items) == min(rows, 1)
+    worker_pool = Here(workers=64)
+    assert pool(worker_pool, tmp_path).verify(PAIRS[:rows]) == EXPECTED[:rows]
+    assert len(worker_pool.items) == min(rows, 1)
 
 
 def test_what_was_judged_before_an_end_is_not_judged_again(tmp_path: Path) -> None:
@@ -90,15 +90,15 @@ def test_a_damaged_part_is_judged_again(tmp_path: Path) -> None:
     pool(Here(), tmp_path).verify(PAIRS)
     part = sorted(tmp_path.glob("*.verdicts.json"))[0]
     part.write_text(part.read_text().replace("0.25", "0.75"))
-    crew = Here()
-    assert pool(crew, tmp_path).verify(PAIRS) == EXPECTED
-    assert len(crew.items) == 1
+    worker_pool = Here()
+    assert pool(worker_pool, tmp_path).verify(PAIRS) == EXPECTED
+    assert len(worker_pool.items) == 1
 
 
 def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
-    crew = Here(fail_after=0)
+    worker_pool = Here(fail_after=0)
     with pytest.raises(KeyboardInterrupt):
-        pool(crew, tmp_path).verify(PAIRS)
+        pool(worker_pool, tmp_path).verify(PAIRS)
     key = sorted(tmp_path.glob("*.pairs.json"))[0].name.partition(".")[0]
     settings = {"task": str(TASK), "code": "0" * 64, "workers": 1}
     limits = {"timeout_seconds": 1.0, "memory_mb": 512}

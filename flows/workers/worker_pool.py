@@ -1,10 +1,12 @@
 """Work fanned out: a function over many small arguments, each a Prefect task on workers elsewhere.
 
-    crew.map("verify", "flows.workers.verdict_shards:judge_part", [{…}, {…}, …])  results, in order
+    worker_pool.map("verify", "flows.workers.verdict_shards:judge_part", [{…}, {…}, …])
 
-A crew opens its place's cluster when it is first needed and keeps it. Each `map` is one flow run
-on that place's task runner, under the flow run that is there. What travels is small JSON, both
-ways: workers find their inputs, and leave what they made, in files.
+returns the results in order.
+
+A pool opens its cluster when it is first needed and keeps it. Each `map` is one flow run on the
+task runner that `--runner` names, under the flow run that is there. What travels is small JSON,
+both ways: workers find their inputs, and leave what they made, in files.
 
 A worker that is lost costs its piece of work, which is done again: Ray and Dask see to that by
 themselves; a pool of processes breaks whole, and what it had not done goes to a new one.
@@ -33,7 +35,7 @@ from prefect.task_runners import TaskRunner
 
 from flows.prefect_api.calls import ApiError, calling, warn
 from flows.prefect_api.killed_runs import this_process
-from flows.workers.place import Place, cluster_of
+from flows.workers.runner_spec import RunnerSpec, cluster_of
 from pipeline.errors import SrpoError
 from pipeline.text import printable
 
@@ -51,22 +53,22 @@ _LOST_IN_A_ROW = 3
 """Pools of processes that may break without a piece of work done by them."""
 
 
-class Crew:
-    """The workers of a place, for as long as a command needs them.
+class WorkerPool:
+    """The workers that `--runner` names, for as long as a command needs them.
 
     Args:
         limit_seconds: how long `map` waits for the next piece of work to be done; None: for ever.
     """
 
-    def __init__(self, place: Place, limit_seconds: float | None = LIMIT_SECONDS) -> None:
-        self.place = place
+    def __init__(self, spec: RunnerSpec, limit_seconds: float | None = LIMIT_SECONDS) -> None:
+        self.spec = spec
         self._limit_seconds = limit_seconds
         self._stack = contextlib.ExitStack()
         self._opened = False
         self._cluster: str | None = None
 
     def __enter__(self) -> Self:
-        """Have the crew for a block."""
+        """Use the pool for a block."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +92,7 @@ class Crew:
         if not items:
             return []
         if not self._opened:
-            self._cluster = self._stack.enter_context(cluster_of(self.place))
+            self._cluster = self._stack.enter_context(cluster_of(self.spec))
             self._opened = True
         found: dict[int, Any] = {}
         losses = 0
@@ -103,17 +105,17 @@ class Crew:
                     raise self._unplaced(name, len(items) - len(found), error) from error
                 warn(error)  # it failed to record the end of what is done
             except Exception as error:
-                if not self.place.lost(error):
+                if not self.spec.lost(error):
                     raise
                 losses = losses + 1 if len(found) == known else 1
-                if self.place.kind != "processes" or losses == _LOST_IN_A_ROW:
+                if self.spec.kind != "processes" or losses == _LOST_IN_A_ROW:
                     raise self._lost(name, len(items) - len(found), error) from error
         return [found[i] for i in range(len(items))]
 
     def _run_missing(self, batch: "_Batch") -> None:
         """Run the items that have no result yet, in one flow run."""
         batch.limit_seconds = self._limit_seconds
-        with calling(), self.place.task_runner(self._cluster) as batch.runner, _light():
+        with calling(), self.spec.task_runner(self._cluster) as batch.runner, _light():
             token = _batch.set(batch)
             try:
                 pieces = len(batch.items) - len(batch.found)
@@ -123,27 +125,29 @@ class Crew:
 
     def _unplaced(self, name: str, left: int, error: ApiError) -> SrpoError:
         return SrpoError(
-            f"{name} can't be placed on {self.place}: {error}; {left} pieces of work are left, and "
+            f"{name} can't be placed on {self.spec}: {error}; {left} pieces of work are left, and "
             f"{_GO_ON}"
         )
 
     def _lost(self, name: str, left: int, error: Exception) -> SrpoError:
         reason = printable(" ".join(f"{error}".split())[-_SHOWN:])  # of a traceback, its end
         return SrpoError(
-            f"{name} on {self.place}: workers were lost again and again, or can't do it, with "
+            f"{name} on {self.spec}: workers were lost again and again, or can't do it, with "
             f"{left} pieces of work left ({type(error).__name__}: {reason}); {_GO_ON}, once the "
             "workers are there, with memory enough and the same installation as here"
         )
 
 
 @contextlib.contextmanager
-def crew_at(place: Place | None, limit_seconds: float | None) -> Iterator[Crew | None]:
-    """Have the crew of a place for a block; no place: no crew."""
-    if place is None:
+def optional_pool(
+    spec: RunnerSpec | None, limit_seconds: float | None
+) -> Iterator[WorkerPool | None]:
+    """Open the pool of a runner for a block; yield None where there is no runner."""
+    if spec is None:
         yield None
         return
-    with Crew(place, limit_seconds) as crew:
-        yield crew
+    with WorkerPool(spec, limit_seconds) as worker_pool:
+        yield worker_pool
 
 
 @contextlib.contextmanager
@@ -200,8 +204,8 @@ def called(function: str, label: str, item: Item) -> Any:
     try:
         return getattr(importlib.import_module(module), name)(**item)
     except SrpoError as error:
-        place = f"{label}, on {socket.gethostname()}, process {os.getpid()}"
-        raise type(error)(f"{place}: {error}") from None
+        where = f"{label}, on {socket.gethostname()}, process {os.getpid()}"
+        raise type(error)(f"{where}: {error}") from None
 
 
 def _end_with_parent() -> None:
@@ -220,7 +224,7 @@ def _end_with_parent() -> None:
 
 @dataclass
 class _Batch:
-    """Items that a crew works on, and their results as they come in."""
+    """Items that a pool works on, and their results as they come in."""
 
     name: str
     function: str
@@ -235,7 +239,7 @@ _batch: ContextVar[_Batch] = ContextVar("batch")
 
 
 def place_and_collect() -> None:
-    """Place what a flow run was made for; take results in, whatever the order in which they end."""
+    """Submit the pieces of a flow run; take results in, whatever the order in which they end."""
     batch, ended = _batch.get(), queue.Queue[int]()
     waiting = {i: item for i, item in enumerate(batch.items) if i not in batch.found}
     submitted = {i: _submit(batch, i, item) for i, item in waiting.items()}

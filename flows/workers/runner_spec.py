@@ -1,11 +1,11 @@
-"""Where work is placed: the place that a user names, its Prefect task runner, its cluster.
+"""What `--runner` names: how many workers of which kind, their Prefect task runner and cluster.
 
     processes:4                      a pool of four processes on this machine
     ray:4                            a Ray cluster of this command's own, on this machine
     ray:16@ray://HOST:10001          sixteen workers of a cluster that is there
     dask:4   dask:16@tcp://HOST:8786
 
-No place means this process. Where work is done never shows in what it makes.
+Without a runner this process does the work. Where work is done never shows in what it makes.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["processes", "ray", "dask"]
 
-_PLACE = re.compile(r"(processes|ray|dask):([1-9][0-9]{0,3})(?:@(.+))?")
+_SPEC = re.compile(r"(processes|ray|dask):([1-9][0-9]{0,3})(?:@(.+))?")
 _LIBRARIES = {
     "processes": (),
     "ray": ("ray", "prefect_ray"),
@@ -55,7 +55,7 @@ PIECES_OF_A_WORKER = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class RunnerSpec:
     """What `--runner` says.
 
     Attributes:
@@ -68,36 +68,36 @@ class Place:
     address: str | None = None
 
     @classmethod
-    def of(cls, text: str) -> "Place":
+    def parse(cls, text: str) -> "RunnerSpec":
         """Read KIND:WORKERS or KIND:WORKERS@ADDRESS.
 
         Raises:
             ConfigError: it is neither, or its library is not installed.
         """
-        found = _PLACE.fullmatch(text)
+        found = _SPEC.fullmatch(text)
         if found is None or (found[3] and not re.fullmatch(_ADDRESSES[found[1]], found[3])):
             raise ConfigError(
                 f"--runner {text}: expected processes:N, ray:N or dask:N with N workers, or an "
                 "existing cluster, such as ray:16@ray://HOST:10001 or dask:16@tcp://HOST:8786"
             )
-        place = cls(cast(Kind, found[1]), int(found[2]), found[3])
-        missing = [name for name in _LIBRARIES[place.kind] if not importlib.util.find_spec(name)]
+        spec = cls(cast(Kind, found[1]), int(found[2]), found[3])
+        missing = [name for name in _LIBRARIES[spec.kind] if not importlib.util.find_spec(name)]
         if missing:
             raise ConfigError(
                 f"--runner {text}: {missing[0]} is not installed: in srpo's clone, "
-                f"pip install -e '.[{place.kind}]'"
+                f"pip install -e '.[{spec.kind}]'"
             )
-        return place
+        return spec
 
     def __str__(self) -> str:
-        """Return the text of which this is the reading."""
+        """Return the text as a user would type it."""
         return f"{self.kind}:{self.workers}{f'@{self.address}' if self.address else ''}"
 
     def task_runner(self, cluster: str | None = None) -> "TaskRunner[Any]":
-        """Return Prefect's task runner for it, not started.
+        """Return its Prefect task runner, not started.
 
         Args:
-            cluster: address of the cluster that is open for this place, if it is one of Dask.
+            cluster: address of the open cluster, if it is one of Dask.
         """
         if self.kind == "processes":
             from prefect.task_runners import ProcessPoolTaskRunner
@@ -139,26 +139,26 @@ def cut(number: int, parts: int) -> list[tuple[int, int]]:
     return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
 
 
-def pieces(number: int, place: Place) -> list[tuple[int, int]]:
-    """Return [first, last) of the pieces into which so many units of work are cut for a place."""
-    return cut(number, PIECES_OF_A_WORKER * place.workers)
+def pieces(number: int, spec: RunnerSpec) -> list[tuple[int, int]]:
+    """Return [first, last) of the pieces into which units of work are cut for its workers."""
+    return cut(number, PIECES_OF_A_WORKER * spec.workers)
 
 
 @contextlib.contextmanager
-def cluster_of(place: Place) -> Iterator[str | None]:
-    """Have the cluster of a place for a block; yield the address by which a runner finds it."""
-    opened = {"processes": _no_cluster, "ray": _ray, "dask": _dask}[place.kind]
+def cluster_of(spec: RunnerSpec) -> Iterator[str | None]:
+    """Open the cluster for a block; yield the address by which a task runner finds it."""
+    opened = {"processes": _no_cluster, "ray": _ray, "dask": _dask}[spec.kind]
     with contextlib.ExitStack() as stack:
         try:
-            address = stack.enter_context(opened(place))
+            address = stack.enter_context(opened(spec))
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise SrpoError(f"--runner {place}: no workers there: {reason}") from error
+            raise SrpoError(f"--runner {spec}: no workers there: {reason}") from error
         yield address
 
 
 @contextlib.contextmanager
-def _no_cluster(place: Place) -> Iterator[None]:
+def _no_cluster(spec: RunnerSpec) -> Iterator[None]:
     """A pool of processes begins and ends with each call."""
     yield
 
@@ -169,16 +169,16 @@ def _expect_listening(address: str) -> None:
     Raises:
         OSError: no such host, or no connection to it.
     """
-    place = urlsplit(f"//{address.rpartition('://')[2]}")
-    socket.create_connection((place.hostname, place.port), CONNECT_SECONDS).close()
+    parts = urlsplit(f"//{address.rpartition('://')[2]}")
+    socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
 
 
 @contextlib.contextmanager
-def _ray(place: Place) -> Iterator[None]:
+def _ray(spec: RunnerSpec) -> Iterator[None]:
     """Connect this process to a Ray cluster; one of our own has no pages and reports nowhere."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if place.address is not None:
-        with _their_ray(place.address):
+    if spec.address is not None:
+        with _their_ray(spec.address):
             yield
         return
     import ray
@@ -189,7 +189,7 @@ def _ray(place: Place) -> Iterator[None]:
         ray.init(
             address="local",
             job_config=_own_modules_only(),
-            num_cpus=place.workers,
+            num_cpus=spec.workers,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address=_LOCAL,
@@ -240,17 +240,17 @@ def _their_ray(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dask(place: Place) -> Iterator[str]:
+def _dask(spec: RunnerSpec) -> Iterator[str]:
     """Start a Dask cluster on this machine, unless one is there."""
     from distributed import Client, LocalCluster
 
-    if place.address is not None:
-        _expect_listening(place.address)
-        Client(place.address, timeout=CONNECT_SECONDS, set_as_default=False).close()
-        yield place.address
+    if spec.address is not None:
+        _expect_listening(spec.address)
+        Client(spec.address, timeout=CONNECT_SECONDS, set_as_default=False).close()
+        yield spec.address
         return
     with LocalCluster(
-        n_workers=place.workers,
+        n_workers=spec.workers,
         threads_per_worker=1,
         host=_LOCAL,
         dashboard_address=f"{_LOCAL}:0",  # any free port; without bokeh there are no pages

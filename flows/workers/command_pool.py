@@ -1,18 +1,18 @@
-"""The crew of a command that was told `--runner`; one that was not imports nothing of Prefect."""
+"""The workers of a command with `--runner`; a command without one imports nothing of Prefect."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.workers.place import Place
+from flows.workers.runner_spec import RunnerSpec
 
 if TYPE_CHECKING:
-    from flows.workers.crew import Crew
+    from flows.workers.worker_pool import WorkerPool
 
 
 @contextlib.contextmanager
-def crew_of(runner: str | None, folder: Path) -> "Iterator[Crew | None]":
+def command_pool(runner: str | None, folder: Path) -> "Iterator[WorkerPool | None]":
     """Yield the workers that a command was told to use, and None if it was not told.
 
     The work is recorded by the Prefect API that trainings in `folder` use, for which it waits.
@@ -22,7 +22,7 @@ def crew_of(runner: str | None, folder: Path) -> "Iterator[Crew | None]":
         return
     from flows.prefect_api.server import LIMIT_SECONDS, open_server
 
-    place = Place.of(runner)
+    spec = RunnerSpec.parse(runner)
     lease = open_server(folder)
     try:
         lease.wait()
@@ -30,11 +30,11 @@ def crew_of(runner: str | None, folder: Path) -> "Iterator[Crew | None]":
 
         from flows.prefect_api.calls import client_settings
         from flows.prefect_api.killed_runs import end_orphans
-        from flows.workers.crew import Crew
+        from flows.workers.worker_pool import WorkerPool
 
         if lease.own:
             end_orphans(lease.url, LIMIT_SECONDS)
-        with temporary_settings(client_settings(LIMIT_SECONDS)), Crew(place) as crew:
-            yield crew
+        with temporary_settings(client_settings(LIMIT_SECONDS)), WorkerPool(spec) as worker_pool:
+            yield worker_pool
     finally:
         lease.release()

@@ -6,28 +6,28 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from flows.workers.place import Place, cluster_of
+from flows.workers.runner_spec import RunnerSpec, cluster_of
 from pipeline.errors import ConfigError, SrpoError
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "spec"),
     [
-        ("processes:4", Place("processes", 4)),
-        ("ray:2", Place("ray", 2)),
-        ("ray:16@ray://head:10001", Place("ray", 16, "ray://head:10001")),
-        ("dask:8@tcp://10.0.0.1:8786", Place("dask", 8, "tcp://10.0.0.1:8786")),
+        ("processes:4", RunnerSpec("processes", 4)),
+        ("ray:2", RunnerSpec("ray", 2)),
+        ("ray:16@ray://head:10001", RunnerSpec("ray", 16, "ray://head:10001")),
+        ("dask:8@tcp://10.0.0.1:8786", RunnerSpec("dask", 8, "tcp://10.0.0.1:8786")),
     ],
 )
-def test_a_place_is_read_and_written(text: str, place: Place) -> None:
-    assert Place.of(text) == place
-    assert str(place) == text
+def test_a_runner_is_read_and_written(text: str, spec: RunnerSpec) -> None:
+    assert RunnerSpec.parse(text) == spec
+    assert str(spec) == text
 
 
 @pytest.mark.parametrize("text", ["", "ray", "ray:0", "ray:", "ray:-1", "threads:2", "ray:2@"])
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected processes:N, ray:N or dask:N"):
-        Place.of(text)
+        RunnerSpec.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_what_is_no_place_is_refused(text: str) -> None:
 )
 def test_an_address_is_of_its_kind(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected processes:N"):
-        Place.of(text)
+        RunnerSpec.parse(text)
 
 
 @pytest.mark.parametrize("kind", ["ray:2@ray", "dask:2@tcp"])
@@ -52,10 +52,10 @@ def test_an_address_where_nobody_listens_is_one_line(
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
-        place = Place.of(f"{kind}://127.0.0.1:{taken.getsockname()[1]}")
+        spec = RunnerSpec.parse(f"{kind}://127.0.0.1:{taken.getsockname()[1]}")
         with (
-            pytest.raises(SrpoError, match=rf"--runner {place}: no workers there: Connection"),
-            cluster_of(place),
+            pytest.raises(SrpoError, match=rf"--runner {spec}: no workers there: Connection"),
+            cluster_of(spec),
         ):
             raise AssertionError("there is none")
     assert capfd.readouterr() == ("", "")
@@ -64,7 +64,7 @@ def test_an_address_where_nobody_listens_is_one_line(
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"prefect_ray|ray is not installed: .*pip .*\.\[ray\]"):
-        Place.of("ray:2")
+        RunnerSpec.parse("ray:2")
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_loss_is_told_from_other_errors(text: str, error: Exception, lost: bool) -> None:
-    assert Place.of(text).lost(error) == lost
+    assert RunnerSpec.parse(text).lost(error) == lost
