@@ -11,7 +11,7 @@ from pipeline.tables.schemas import VERDICTS
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
-    """Judge every rollout; what can't be judged is wrong and says why in `error`."""
+    """Judge every rollout; one that can't be judged counts as wrong; `error` says why."""
     rollouts = tables["rollouts"]
     columns = {
         "rollout_id": rollouts.column("rollout_id").to_pylist(),

@@ -16,12 +16,12 @@ from pipeline.audit.token_losses import batch_tokens_of, losses_of, shares_T
 from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
+from pipeline.tables.schemas import Row
 from pipeline.text import printable
 
 TOP = 5
 ROLLOUT_ID = re.compile(r"(?P<kind>e?)(?P<step>[0-9]{6,9})-[0-9]{4,9}-[0-9]{2,9}")
 """The only form of a rollout id; whatever else a table or an address holds is none."""
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pipeline.audit.stored_logprobs import is_rounded, keeps_student, kept_TK
 from pipeline.run.run import Run
+from pipeline.tables.schemas import Row
 
-Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
 _STORED_ALPHA = 0.5

@@ -17,9 +17,9 @@ from pipeline.files.durable import digest_of
 from pipeline.seeds import derive_seed
 from pipeline.tables.invariants import Broken, require, within
 from pipeline.tables.manifest import Manifest
+from pipeline.tables.schemas import Row
 from pipeline.twin.routing import group_advantages, route_of, sibling_of
 
-Row = dict[str, Any]
 _ENTROPY_SLACK = 1e-4
 
 

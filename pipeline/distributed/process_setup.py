@@ -1,4 +1,4 @@
-"""How the process computes: its threads, and what becomes of memory that it frees."""
+"""Process-wide settings: torch's threads, and keeping freed memory for the next tensor."""
 
 import ctypes
 
@@ -13,9 +13,9 @@ _LARGEST = 2**31 - 1
 def configure_process(threads: int) -> None:
     """Set torch's CPU threads on every rank, and have freed memory kept for the next tensor.
 
-    glibc gives large blocks back to the system when they are freed, and the next tensor of the
-    same size waits for every page anew: measured, a tenth of an update's CPU time. Where there is
-    no glibc, nothing changes but the threads.
+    glibc returns large freed blocks to the system, and the next tensor of the same size faults in
+    every page again: measured, a tenth of an update's CPU time. Without glibc only the threads are
+    set.
     """
     together(_configure, None, threads)
 

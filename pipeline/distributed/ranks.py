@@ -30,7 +30,7 @@ _FOREVER = timedelta(days=3650)
 _control: list[Any] = []
 """The process group of calls and answers: gloo, no time limit (rank 0 may verify for hours)."""
 _unanswered: list["_Call"] = []
-"""The call this rank is in. A rank that ends inside one says no farewell, so others notice."""
+"""The call this rank is in. A rank that ends inside one sends no farewell, so others notice."""
 
 
 class _Call(NamedTuple):
@@ -47,12 +47,12 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Return this process's number among them, from 0."""
+    """Return this process's number among the ranks, from 0."""
     return dist.get_rank() if _control else 0
 
 
 def hosts() -> int:
-    """Return how many machines the ranks run on, by torchrun's account."""
+    """Return how many machines the ranks run on, as torchrun counts them."""
     return int(os.environ["GROUP_WORLD_SIZE"]) if _control else 1
 
 

@@ -27,7 +27,7 @@ _SIGNS = re.compile(
 
 @contextmanager
 def memory_errors_explained(stage: str, step: int, root: Path, config: Config) -> Iterator[None]:
-    """Turn a library's way of saying that memory is short into one line with what to lower.
+    """Turn a library's out-of-memory error into one line that says which settings to lower.
 
     Raises:
         MemoryShortage: instead of MemoryError, torch's and Arrow's errors.

@@ -4,9 +4,14 @@
 "{step:06d}-{group:04d}-{sample:02d}" for training rollouts, with a leading "e" for evaluations.
 """
 
+from typing import Any
+
 import pyarrow as pa
 
 from pipeline.config.sections import KeptDtype
+
+Row = dict[str, Any]
+"""One row of a table, by column."""
 
 SCHEMA_VERSION = 2
 

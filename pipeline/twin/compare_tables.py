@@ -13,25 +13,24 @@ from pipeline.twin.float16_tables import is_half
 from pipeline.twin.inputs import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
 from pipeline.twin.tolerances import HALF, MASS_FLOOR, Array, Report, divergence_slack
 
-Row = dict[str, Any]
 NORM_RTOL = 1e-3  # of a gradient in float32, all parameters together
 ESTIMATOR = "sampled_token"  # no divergence: signed, and its mean has two readings
 
 
-def _by_rollout(table: pa.Table) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = {}
+def _by_rollout(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         grouped.setdefault(row["rollout_id"], []).append(row)
     return grouped
 
 
-def _column(rows: Iterable[Row], name: str) -> Array:
+def _column(rows: Iterable[dict[str, Any]], name: str) -> Array:
     return np.asarray([row[name] for row in rows], dtype=np.float64)
 
 
 def _token_rows(
     report: Report, name: str, table: pa.Table, twin: StepTwin
-) -> list[tuple[RolloutTwin, TeacherTwin, list[Row]]]:
+) -> list[tuple[RolloutTwin, TeacherTwin, list[dict[str, Any]]]]:
     """Pair the rows of a token table with the taught rollouts; note rows too many or too few."""
     grouped = _by_rollout(table)
     paired = []
@@ -57,7 +56,11 @@ def _tails(teacher: TeacherTwin) -> tuple[Tensor, Tensor] | None:
 
 
 def _compare_topk(
-    report: Report, row: RolloutTwin, twin: TeacherTwin, rows: Sequence[Row], rounding: float
+    report: Report,
+    row: RolloutTwin,
+    twin: TeacherTwin,
+    rows: Sequence[dict[str, Any]],
+    rounding: float,
 ) -> None:
     """Section 5: ids, log-probabilities at them, tails and JSD; ids that tie may change places.
 
@@ -192,7 +195,9 @@ def _mismatch(twin: StepTwin, gap: Tensor, slack: float) -> dict[str, tuple[Tens
     }
 
 
-def _compare_statistics(report: Report, twin: StepTwin, row: RolloutTwin, found: Row) -> None:
+def _compare_statistics(
+    report: Report, twin: StepTwin, row: RolloutTwin, found: dict[str, Any]
+) -> None:
     """The nullable columns of `updates`; null where the rollout was not computed."""
     assert row.update is not None
     name, logs, update = row.rollout_id, report.logs, row.update

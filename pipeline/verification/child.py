@@ -1,8 +1,8 @@
 """The child process of `VerifierPool`: reads responses from a socket, writes verdicts to it.
 
-It is kept small because it runs beside untrusted texts and starts often: it imports the verifier
-and nothing of the pipeline but the vocabulary. Messages are lines of JSON, in both directions.
-`verification_guard.py` starts it and clears up after it.
+It stays small because it runs beside untrusted texts and starts often: it imports the verifier and
+nothing of the pipeline but `task` and `sandbox`. Messages are lines of JSON, in both directions.
+The guard (`guard.py`) starts it and clears up after it.
 """
 
 import base64
@@ -48,13 +48,13 @@ def serve(settings: dict[str, Any]) -> None:
     except MemoryError:
         os._exit(1)  # the parent sees a child that ended too early and names the limit
     except BaseException as error:
-        # Importing runs code of the user's, which may raise anything, SystemExit included.
+        # Importing runs the user's code, which may raise anything, SystemExit included.
         text = _one_line(error)
         if _NO_ROOM in text:
             os._exit(1)
         connection.sendall(_line({"failed": text}))
         return
-    # What a verifier started when it was imported, it needs for every verdict.
+    # Processes that a verifier starts when it is imported serve all its verdicts: they are spared.
     me = os.getpid()
     sweeps = me == _IN_NAMESPACE and not _others(0)
     connection.sendall(_line({"ready": True}))
@@ -69,7 +69,7 @@ def serve(settings: dict[str, Any]) -> None:
         except MemoryError:
             answer = out_of_memory
         if os.getpid() != me:
-            os._exit(0)  # a verifier forked, and both returned: one verdict is enough
+            os._exit(0)  # a verifier forked, and both processes returned: one verdict is enough
         if sweeps and _others(signal.SIGKILL):
             _collect()
         connection.sendall(answer)
@@ -120,7 +120,7 @@ def _judged(
     except SystemExit:
         return _error("verifier called sys.exit")
     except BaseException as error:
-        # Whatever a verifier raises is its own fault and must cost one response only.
+        # Whatever a verifier raises must cost no more than this one verdict.
         return _error(f"verifier raised {_one_line(error)}")
 
 
@@ -128,7 +128,7 @@ def _checked(verdict: object) -> dict[str, object]:
     """Return a verdict's fields with bounded texts, or an error verdict's if it is none."""
     if not isinstance(verdict, Verdict):
         return _error(f"verifier returned a {type(verdict).__name__}, expected a Verdict")
-    # A verifier is any code: types are what it really returned. The comparison is false for NaN.
+    # A verifier is any code, so annotations promise nothing. The comparison is false for NaN.
     reward: object = verdict.reward
     format_ok: object = verdict.format_ok
     if isinstance(reward, bool) or not isinstance(reward, float | int) or not 0 <= reward <= 1:
@@ -174,7 +174,7 @@ def _one_line(error: BaseException) -> str:
     except MemoryError:
         raise
     except BaseException as another:
-        # Its text is code of the verifier's too.
+        # `__str__` is the verifier's code, too.
         text = f"(its text can't be had: {type(another).__name__})"
     return " ".join(f"{type(error).__name__}: {text}".split())
 

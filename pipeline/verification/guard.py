@@ -1,12 +1,12 @@
-"""Between the pool and a verifier: sees to it that whatever a verifier starts ends with it.
+"""The process between the pool and a verifier: whatever a verifier starts ends with it.
 
     pool ──▶ guard ──▶ init ──▶ verifier, and what it starts
              waits     PID 1    (pipeline/verification/child.py)
 
-The guard runs no code of a verifier. It ends when the verifier does, in the same way, or when it is
-told to (SIGTERM, which the kernel also sends it when the pool's thread is gone), or when there are
-too many processes; all others are gone by then, and so is their temporary folder. Where the kernel
-gives no PID namespace there is no init, and the guard adopts and ends what is left one by one.
+The guard runs no code of a verifier. It ends when the verifier does, in the same way; on SIGTERM,
+which the kernel also sends it when the pool's thread is gone; and when there are too many
+processes. By then all others are gone, and so is their temporary folder. Where the kernel gives no
+PID namespace there is no init, and the guard adopts and ends one by one what is left.
 """
 
 import os
@@ -69,7 +69,7 @@ def _tie(guard: socket.socket) -> None:
 
 
 def _init(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
-    """Be the first of a PID namespace: adopt and collect. All in it end when this process does."""
+    """Be the first process of a PID namespace, which ends with it: adopt orphans, collect exits."""
     sandbox.own_proc()
     verifier = os.fork()
     if verifier == 0:
@@ -83,7 +83,7 @@ def _init(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
 
 
 def _verify(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
-    """Be the verifier."""
+    """Become the verifier's process."""
     guard.close()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
     os.setsid()
@@ -94,8 +94,8 @@ def _verify(settings: dict[str, Any], guard: socket.socket) -> NoReturn:
 def _watch(first: int) -> int:
     """Wait for the first child's end, the pool's signal or too many processes."""
     while True:
-        news = signal.sigtimedwait(_OURS, LOOK_SECONDS)
-        if news is not None and news.si_signo == signal.SIGTERM:
+        received = signal.sigtimedwait(_OURS, LOOK_SECONDS)
+        if received is not None and received.si_signo == signal.SIGTERM:
             os.kill(first, signal.SIGKILL)
             return int(signal.SIGTERM)
         for ended, status in _collected(os.WNOHANG):
@@ -126,12 +126,12 @@ def _children(process: int) -> list[int]:
             with open(f"/proc/{process}/task/{thread}/children") as file:
                 found += map(int, file.read().split())
     except OSError:
-        return found  # it has ended, or this kernel does not tell
+        return found  # it has ended, or this kernel has no such file
     return found
 
 
 def _count(first: int, enough: int) -> int:
-    """Count a process and its descendants, no further than is enough."""
+    """Count a process and its descendants; stop beyond `enough`."""
     waiting, number = [first], 0
     while waiting and number <= enough:
         number += 1

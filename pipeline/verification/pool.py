@@ -1,9 +1,9 @@
 """Running verifiers: many responses at once, each verdict bounded in time and memory.
 
-Idea: responses are untrusted and verifiers are any code at all, so verdicts are made in child
-processes, one response per child at a time, and a child that misbehaves is killed and replaced. Its
-response alone gets an error verdict with reward 0; nothing that was waiting behind it is lost. One
-that somebody else kills has a successor, once: a verdict must not depend on that.
+Responses are untrusted and verifiers are any code at all, so child processes make the verdicts, one
+response per child at a time, and a child that misbehaves is killed and replaced. Its response alone
+gets an error verdict with reward 0; nothing that waits behind it is lost. A response whose child
+somebody else kills gets a second child, once: a verdict must not depend on such a kill.
 
     parent                                child (pipeline/verification/child.py)
     start, with limits       ────────▶    import the verifier
@@ -53,8 +53,8 @@ LOOK_SECONDS = 0.2
 CLOSED_SECONDS = 3.0
 MAX_FRAME_BYTES = 1 << 20
 
-# -P here and wherever a Python of ours starts: a user's json.py or pipeline.py in the current
-# directory is not what its imports mean.
+# -P here and wherever we start a Python: a json.py or pipeline.py in the user's current directory
+# is not what our imports mean.
 _BOOT = (
     "import json, sys; settings = json.loads(sys.argv[1]); sys.path[:] = settings['path']; "
     "from pipeline.verification.guard import guard; guard(settings)"
@@ -128,7 +128,7 @@ class _Child:
         return self.process.poll() is not None
 
     def is_lost(self) -> bool:
-        """Say whether a child that was asked nothing is gone, or speaks all the same."""
+        """Say whether a waiting child is gone, or speaks without being asked."""
         said = self.receive()
         return said is not None or self.closed or self.broken or self.has_exited()
 
@@ -155,7 +155,7 @@ class _Child:
         self.process.terminate()
 
     def was_killed(self) -> bool:
-        """Say whether something ended the process that nothing withstands; we end it later."""
+        """Say whether SIGKILL ended the process; we ourselves end one by SIGTERM."""
         return self.process.returncode == -signal.SIGKILL
 
     def kill(self) -> None:
@@ -234,7 +234,7 @@ class VerifierPool:
                         elif child not in self._children:
                             waiting.appendleft(task_or_none)
             finally:
-                # Only after an error or Ctrl-C: an answer to this call must not meet the next one.
+                # Only after an error or Ctrl-C: the next call must not receive this one's answers.
                 for child in [c for c in self._children if c.task is not None]:
                     self._dismiss(child)
             return [verdicts[i] for i in range(len(pairs))]
@@ -257,7 +257,7 @@ class VerifierPool:
         self.close()
 
     def _hire(self, number: int) -> None:
-        """Replace children that left while they waited, and start more up to a number."""
+        """Replace waiting children that are gone, and start more, up to `number` in all."""
         if self._starter is None:
             raise ConfigError("the verifier pool is closed: open a new one")
         for child in [c for c in self._children if c.task is None and c.ready and c.is_lost()]:
@@ -273,20 +273,20 @@ class VerifierPool:
         self._children.remove(child)
 
     def _wait(self) -> None:
-        """Wait until a child has something to say, or its time is up, or it is time to look."""
+        """Wait until a child sends something, a deadline passes, or exits must be looked for."""
         active = [c for c in self._children if c.task is not None or not c.ready]
         left = min(child.deadline for child in active) - time.monotonic()
         wait([child.socket for child in active], min(max(left, 0.0), LOOK_SECONDS))
 
     def _look(self, child: _Child, killed: set[int | None]) -> Verdict | None:
-        """Take in a child's news; return the verdict on its task once there is one.
+        """Receive a child's message or notice its end; return the verdict on its task, if any.
 
-        A child that is killed while it starts or judges gets one successor for the same task.
+        A task whose child is killed while it starts or judges gets one more child.
 
         Args:
-            killed: tasks whose child was, None among them for a start.
+            killed: tasks whose child was killed; None stands for a start.
         """
-        # In this order: what a child sent before it left must still be found.
+        # In this order: what a child sent before it ended must still be received.
         exited, message = child.has_exited(), child.receive()
         if message is not None and "failed" in message:
             self._dismiss(child)

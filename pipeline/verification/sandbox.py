@@ -1,4 +1,4 @@
-"""What the kernel holds a verifier's process to. Each is tried; `holds` says what took effect.
+"""What the kernel forbids a verifier's process. Each is tried; `holds` says what took effect.
 
     own_processes   a PID namespace: no process outside can be seen, and all inside end together
     no_network      a seccomp filter: no socket but Unix ones
@@ -53,8 +53,8 @@ def own_processes() -> bool:
     user, group = os.geteuid(), os.getegid()
     if _libc.unshare(_NEW_PIDS) == 0:
         return True
-    # Users can't have it without a user namespace. Whether they may have that one is found out in
-    # a child, since a process whose ids can't be mapped any more would be of no use.
+    # Other users need a user namespace for it. A child tries that first: if the ids can't be mapped
+    # after it was entered, the process is of no more use.
     probe = os.fork()
     if probe == 0:
         os._exit(0 if _own_users(user, group) else 1)
@@ -75,7 +75,7 @@ def _own_users(user: int, group: int) -> bool:
 
 
 def own_proc() -> None:
-    """Show the processes of this PID namespace only under /proc, where that is allowed."""
+    """Have /proc show only the processes of this PID namespace, where that is allowed."""
     private_and_recursive, safe = 0x44000, 0xE
     if _libc.unshare(_NEW_MOUNTS) == 0:
         _libc.mount(None, b"/", None, ctypes.c_ulong(private_and_recursive), None)
@@ -150,7 +150,7 @@ def _call(number: int, *arguments: int | bytes | None) -> int:
 
 
 def holds(name: str, response: str, reference: str) -> Verdict:
-    """A judge that says what it is held to itself, for `srpo doctor`."""
+    """Judge for `srpo doctor` that reports what its own process may do."""
     own = os.getppid() == 1
     found = ["own PID namespace" if own else "no PID namespace: what it starts is ended one by one"]
     try:

@@ -1,13 +1,14 @@
-"""A rollout in one small cell, and its part of the loss, for all pages that list rollouts."""
+"""A rollout in one small cell, and its part of the loss, for all pages that list rollouts.
+
+Rows have the columns of `pipeline.audit.listing`.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.tables.schemas import Row
 from pipeline.text import number, percent, printable
-
-Row = Mapping[str, Any]
-"""One rollout, with the columns of `pipeline.audit.listing`."""
 
 _SHOWN = 120
 """Characters of a prediction or a question's name that are shown."""

@@ -11,11 +11,12 @@ from pipeline.audit.listing import samples
 from pipeline.audit.rollout import ROLLOUT_ID, RolloutRecord, rollout_record
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
+from pipeline.tables.schemas import Row
 from pipeline.text import count, number, percent, printable
 from pipeline.viewer.export_selection import exported_steps, in_export
 from pipeline.viewer.long_text import long_text
 from pipeline.viewer.page import Kind, Missing, Runs, per_run, plain, run_named
-from pipeline.viewer.rollout_cell import Row, cell, short, small_share, with_loss_shares
+from pipeline.viewer.rollout_cell import cell, short, small_share, with_loss_shares
 from pipeline.viewer.rollout_tokens import all_kept, token_page
 from pipeline.viewer.text_diff import side_by_side
 

@@ -8,12 +8,12 @@ from pipeline.audit.listing import samples
 from pipeline.run.removal import removal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
+from pipeline.tables.schemas import Row
 from pipeline.text import count, duration, number, percent, printable
 from pipeline.viewer.export_selection import in_export
 from pipeline.viewer.history import Record, step_record
 from pipeline.viewer.page import Kind, Missing, Runs, per_run, run_named
 from pipeline.viewer.rollout_cell import (
-    Row,
     cell,
     short,
     small_share,

@@ -15,7 +15,7 @@ from pipeline.config.sections import Config, RouteSection
 from pipeline.forward.packing import TokenSequence
 from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Render, Stage
-from pipeline.tables.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, teacher_schema
+from pipeline.tables.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, Row, teacher_schema
 from pipeline.task import Message
 from stages.route.decisions import (
     demonstrating_sibling,
@@ -28,8 +28,6 @@ from stages.route.decisions import (
 )
 from stages.route.scores import Floats, ScoredRollout, ScoringJob, score_rollouts
 from stages.route.teacher_prompt import TeacherPrompt, teacher_prompt, without_thinking
-
-Row = dict[str, Any]
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:

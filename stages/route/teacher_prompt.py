@@ -48,11 +48,11 @@ def teacher_prompt(
     """Render the teacher prompt within `limit` tokens.
 
     Header and question are never cut. A demonstration that does not fit is shortened from its
-    middle, by as little as a search by halves finds; None if even that cannot help.
+    middle, by as little as bisection finds; None if even that cannot help.
     """
 
-    def rendered(kept: int) -> tuple[str, list[int]]:
-        return render(teacher_messages(messages, _shortened(demonstration, kept), feedback))
+    def rendered(characters: int) -> tuple[str, list[int]]:
+        return render(teacher_messages(messages, _shortened(demonstration, characters), feedback))
 
     text, ids = rendered(len(demonstration))
     if len(ids) <= limit:
@@ -60,18 +60,18 @@ def teacher_prompt(
     fits, too_long = 0, len(demonstration)
     best: tuple[str, list[int]] | None = None
     while too_long - fits > 1:
-        kept = (fits + too_long) // 2
-        text, ids = rendered(kept)
+        middle = (fits + too_long) // 2
+        text, ids = rendered(middle)
         if len(ids) <= limit:
-            fits, best = kept, (text, ids)
+            fits, best = middle, (text, ids)
         else:
-            too_long = kept
+            too_long = middle
     return None if best is None else TeacherPrompt(*best, shortened=True)
 
 
-def _shortened(text: str, kept: int) -> str:
-    """Keep `kept` characters, half from each end, with a mark where the middle was."""
-    if kept >= len(text):
+def _shortened(text: str, characters: int) -> str:
+    """Return that many characters, half from each end, with a mark where the middle was."""
+    if characters >= len(text):
         return text
-    head = (kept + 1) // 2
-    return text[:head] + _CUT + text[len(text) - (kept - head) :]
+    head = (characters + 1) // 2
+    return text[:head] + _CUT + text[len(text) - (characters - head) :]

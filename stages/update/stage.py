@@ -48,11 +48,11 @@ Report = Callable[[int], None]
 _UNKNOWN: dict[str, float | None] = dict.fromkeys(
     ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
 )
-"""Of a rollout whose log pi_old is the engine's own word."""
+"""Of a rollout whose log pi_old is what the engine reported: there is nothing to compare."""
 
 
 class Accumulated(NamedTuple):
-    """What lies behind an accumulated gradient: N, positions computed, rollouts' statistics."""
+    """What comes with an accumulated gradient: N, positions computed, rollouts' statistics."""
 
     tokens: int
     computed: int
