@@ -44,7 +44,9 @@ ROOMS = {
         *("forward", "files", "tables", "policy", "run", "sampling", "stage", "vllm", "audit"),
         *("compare", "check", "housekeeping", "viewer"),
     ),
-    "flows": (*("prefect_api", "workers", "session", "training", "reruns", "commands", FLAT),),
+    "flows": (
+        *("prefect_api", "workers", "session", "training", "reruns", "terminal", "commands", FLAT),
+    ),
 }
 """The rooms of a package from low to high: a room imports from those before it only."""
 

@@ -1,1 +1,1 @@
-"""Commands of `srpo` that look at saved runs; `flows.cli` registers them."""
+"""Commands of `srpo`, one module each, and the options they share; `flows.cli` registers them."""

@@ -200,14 +200,14 @@ def _show_rollout(
         return
     if style is not AuditFormat.TABLE:
         raise ConfigError(f"--rollout with --format {style}: one rollout is a table or json")
-    from flows.commands.rollout_text import print_rollout
+    from flows.terminal.rollout_text import print_rollout
 
     with _console(output) as console:
         print_rollout(console, record, limit)
 
 
 def _show_prompt(run: "Run", found: "pl.DataFrame", limit: int | None, output: Path | None) -> None:
-    from flows.commands.terminal_tables import print_prompt
+    from flows.terminal.tables import print_prompt
     from pipeline.audit.rollout import rollout_record
 
     example = rollout_record(run, found["rollout_id"][0]) if len(found) else None
@@ -223,7 +223,7 @@ def _show_rows(
     limit: int | None,
     output: Path | None,
 ) -> None:
-    from flows.commands.terminal_tables import fitting, print_rows
+    from flows.terminal.tables import fitting, print_rows
 
     with _console(output) as console:
         if fit:
@@ -277,7 +277,7 @@ def _console(output: Path | None) -> Any:
     """Return a context that gives the console to print on."""
     from rich.console import Console
 
-    from flows.commands.terminal_tables import file_console
+    from flows.terminal.tables import file_console
 
     return nullcontext(Console()) if output is None else file_console(output)
 

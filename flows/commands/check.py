@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.bars import bars
 from flows.commands.options import RUN, Runner
+from flows.terminal.progress_bars import bars
 from pipeline.errors import ConfigError
 from pipeline.text import count, duration, number, printable
 

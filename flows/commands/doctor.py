@@ -16,7 +16,7 @@ def doctor(
 
     Example: srpo doctor
     """
-    from flows.commands.machine_report import print_report
+    from flows.terminal.machine_report import print_report
 
     if not print_report(Console(), run_root):
         raise typer.Exit(1)

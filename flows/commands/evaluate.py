@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.bars import bars
 from flows.commands.completion import tasks_starting_with
 from flows.commands.options import RUNS, Runner, Set
+from flows.terminal.progress_bars import bars
 
 
 def evaluate(

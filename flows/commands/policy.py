@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.bars import bars
+from flows.terminal.progress_bars import bars
 from pipeline.errors import ConfigError, StoreError
 
 

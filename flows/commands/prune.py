@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.bars import bars
 from flows.commands.options import RUN
+from flows.terminal.progress_bars import bars
 from pipeline.text import size
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def prune(
     """
     from rich.console import Console
 
-    from flows.commands.prune_plan_text import print_plan
+    from flows.terminal.prune_plan_text import print_plan
     from pipeline.housekeeping.pruning import expect_sound_start, plan_pruning
     from pipeline.run.lock import RunLock
     from pipeline.run.run import Run

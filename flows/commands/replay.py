@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.commands.bars import bars
 from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
+from flows.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
     from flows.reruns.replay import Plan

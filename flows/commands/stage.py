@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.bars import bars
 from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
+from flows.terminal.progress_bars import bars
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:

