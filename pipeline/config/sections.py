@@ -4,7 +4,7 @@ Defaults are the paper's SRPO column (docs/method.md, section 10) and constants 
 each number stands here and nowhere else. Presets and user files name only what differs.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -250,31 +250,21 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_engine(cls, values: object) -> object:
-        """Fill in the engine of evaluations, so that the resolved file says it."""
-        if not isinstance(values, dict):
-            return values
-        generate, evaluate = values.get("generate", {}), values.get("evaluate", {})
-        if not (isinstance(generate, dict) and isinstance(evaluate, dict)) or (
-            evaluate.get("engine") is not None
-        ):
-            return values
-        engine = generate.get("engine", "transformers")
-        return {**values, "evaluate": {**evaluate, "engine": engine}}
+    def _resolve(cls, values: object) -> object:
+        """Fill in what follows from another section, so that the resolved file says it.
 
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_beta(cls, values: object) -> object:
-        """Fill in the method's own beta, so that the resolved file says it (section 9)."""
+        Evaluations sample with generate's engine; a method has its own beta (section 9).
+        """
         if not isinstance(values, dict):
             return values
-        route, weigh = values.get("route", {}), values.get("weigh", {})
-        if not (isinstance(route, dict) and isinstance(weigh, dict)) or (
-            weigh.get("beta") is not None
-        ):
-            return values
-        beta = 1.0 if route.get("method", "srpo") == "srpo" else 0.0
-        return {**values, "weigh": {**weigh, "beta": beta}}
+        generate, route = values.get("generate", {}), values.get("route", {})
+        if isinstance(generate, dict):
+            engine = generate.get("engine", "transformers")
+            values = _filled(values, "evaluate", "engine", engine)
+        if isinstance(route, dict):
+            beta = 1.0 if route.get("method", "srpo") == "srpo" else 0.0
+            values = _filled(values, "weigh", "beta", beta)
+        return values
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -314,3 +304,11 @@ class Config(Section):
                 f"generate.questions = {self.generate.questions}"
             )
         return self
+
+
+def _filled(values: dict[str, Any], section: str, key: str, default: object) -> dict[str, Any]:
+    """Return sections as they were given, with a default where a setting is not."""
+    given = values.get(section, {})
+    if not isinstance(given, dict) or given.get(key) is not None:
+        return values
+    return {**values, section: {**given, key: default}}
