@@ -35,14 +35,14 @@ SMALL = 1024
 
 
 class Both(NamedTuple):
-    """What the processes of both sides said, round by round."""
+    """Figures of the processes of both sides, round by round."""
 
     theirs: list[Figures]
     ours: list[Figures]
 
 
 class Row(NamedTuple):
-    """One row: what is measured of both sides, and the ratio that we want at least (0: any)."""
+    """One row: what is measured on both sides, and the least ratio that we want (0: any)."""
 
     mode: str
     size: str
@@ -96,7 +96,7 @@ _THEIR_PHASE = {"update": "update", "sample": "generate", "step": "step"}
 
 
 def figure_of_trl(row: Row, found: Figures) -> tuple[float, float]:
-    """Return what TRL's script says of a row, and its CPU seconds."""
+    """Return TRL's figure for a row, and its CPU seconds."""
     cpu = found["median_cpu_s"][_THEIR_PHASE.get(row.mode, "update")]
     if row.mode in MEMORY:
         return float(found["peak_rss_mb"]["update"]), cpu
@@ -104,7 +104,7 @@ def figure_of_trl(row: Row, found: Figures) -> tuple[float, float]:
 
 
 def figure_of_ours(row: Row, found: Figures) -> tuple[float, float]:
-    """Return what our worker says of a row, and its CPU seconds."""
+    """Return our figure for a row, and its CPU seconds."""
     cpu = found["median_cpu_s"]["all"]
     if row.mode in MEMORY:
         return float(found["peak_mb"]["all"]), cpu
@@ -161,7 +161,7 @@ def line_of(row: Row, both: Both) -> Line:
 
 
 def floor(row: Row) -> str:
-    """Say what counting operations says of a row (`benchmarks.flops`); nothing of memory."""
+    """Return the ratio of counted operations (`benchmarks.flops`); nothing for memory."""
     if row.mode in MEMORY:
         return ""
     first, second = operations(row)
@@ -189,9 +189,9 @@ def _rate(dtype: torch.dtype) -> float:
 def same_rollouts(measured: Mapping[Row, Both]) -> list[str]:
     """Say how whole steps compare if TRL, too, learns from canned rollouts.
 
-    TRL's whole step learns from what it sampled, where about half of each group is right; ours
-    from canned groups, of which two teach nothing. So TRL's generation is put together with a
-    canned step of its own, where both were measured.
+    TRL's whole step learns from its own samples, of which about half of each group are right; ours
+    learns from canned groups, of which two have no gradient. So TRL's sampling time is added to the
+    time of its canned step, where both were measured.
     """
     notes = []
     named = {row.work: both for row, both in measured.items()}
@@ -227,7 +227,7 @@ def notes_of(quick: bool, plan: Plan) -> list[str]:
 
 
 def trl_lines(arguments: argparse.Namespace) -> tuple[list[Line], list[str]]:
-    """Measure all rows that are asked for; where the peer is absent, say so in their place."""
+    """Measure the rows that are asked for; without the peer, return a note instead."""
     peer = Peer(arguments.peer, arguments.cache, arguments.peer_python)
     problem = peer.missing()
     if problem is not None:
@@ -251,7 +251,7 @@ def trl_lines(arguments: argparse.Namespace) -> tuple[list[Line], list[str]]:
 
 
 def keep(path: Path, measured: Mapping[Row, Both]) -> None:
-    """Write what every process said, for who wants to look closer."""
+    """Keep the figures of every process, for a closer look."""
     records = [{"row": row._asdict(), **both._asdict()} for row, both in measured.items()]
     path.write_text(json.dumps(records, indent=1), encoding="utf-8")
     print(f"each process's figures: {path}")

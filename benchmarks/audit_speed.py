@@ -1,11 +1,11 @@
-"""How fast and how small the tools that read a run are, side by side in one go.
+"""Speed and memory of the commands that read a run, measured side by side.
 
 Each command is a process of its own, timed from start to end; its peak memory is what the kernel
-reports of it (ru_maxrss: mapped pages of the tables that it touched count). "inside" is the time
-in the command's function, Python and the libraries being loaded. Figures are medians; on a machine
-that does other work too, look at the CPU seconds. Pages are fetched from a `srpo view` of its own:
-the first one with nothing loaded yet, then others. `srpo check` and `sha256sum` read the same files
-in turn; before, all files are read once, so that both find them in the page cache.
+reports (ru_maxrss, which counts mapped pages of the tables that it touched). "inside" is the time
+in the command's function, after Python and the libraries are loaded. Figures are medians; on a busy
+machine look at the CPU seconds. Pages are fetched from a fresh `srpo view`: the first one with
+nothing loaded yet, then others. `srpo check` and `sha256sum` read the same files in turn; all files
+are read once before, so that both find them in the page cache.
 
     python benchmarks/big_run.py RUN && python benchmarks/audit_speed.py RUN [--rounds 3]
 """
@@ -33,7 +33,7 @@ started = time.perf_counter()
 app(sys.argv[1:], standalone_mode=False)
 print(time.perf_counter() - started, file=sys.stderr)
 """
-"""Runs a command as `srpo` does, and says how long that took once everything was loaded."""
+"""Runs a command as `srpo` does, and prints how long it took once everything was loaded."""
 
 LIST_SECONDS, PAGE_SECONDS, PEAK_MB, CHECK_SHARE = 1.0, 0.5, 500.0, 0.7
 WAIT_SECONDS = 60
@@ -157,7 +157,7 @@ def fetched(address: str) -> float:
 
 
 def step_of(rollout_id: str) -> str:
-    """Return the step that a rollout is of, as addresses write it."""
+    """Return the step of a rollout, as URLs write it."""
     return str(int(rollout_id.split("-")[0]))
 
 

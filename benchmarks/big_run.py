@@ -1,8 +1,8 @@
-"""Make up a run of real size, to measure what reads runs: no model samples, scores or learns.
+"""Make up a run of real size, to measure the commands that read runs; no model is involved.
 
-The run goes through the project's own session, stages and store. Everything that tables decide is
-computed by the project's own code: rendering, verification, routes, teacher prompts, weights, N and
-shares, manifests, versions, invariants, metrics. Made up is what would ask a policy:
+The run goes through the project's own session, stages and tables. Everything that needs no policy
+is computed by the project's own code: rendering, verification, routes, teacher prompts, weights, N
+and shares, manifests, versions, invariants, metrics. What would need a policy is made up:
 
     the engine       random words, an answer that is right as often as the question is easy, EOS
     scoring          a token's student distribution is one of a few thousand prototypes, its teacher
@@ -11,7 +11,7 @@ shares, manifests, versions, invariants, metrics. Made up is what would ask a po
     optimizer steps  ratios and engine corrections are 1, so losses are -A, or weight x divergence;
                      the weights of the policy stay as they are, though its version moves
 
-So `srpo check` finds nothing, while whoever recomputes scores or updates finds other numbers.
+So `srpo check` finds nothing, but recomputing scores or updates gives other numbers.
 
     python benchmarks/big_run.py RUN [--steps 5] [--questions 32] [--rollouts 8] [--tokens 1000]
         [--top-k 100] [--seed 0]
@@ -105,7 +105,7 @@ def entropy(logprobs: Floats, outside: int) -> Floats:
 
 
 class MadeUp:
-    """What would ask a policy, made up; one object for a whole run."""
+    """What would need a policy, made up; one object for a whole run."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
@@ -113,7 +113,7 @@ class MadeUp:
         self._jsd: dict[str, Floats] = {}
 
     def install(self) -> None:
-        """Take the places of the engine, of scoring, and of the optimizer's steps."""
+        """Replace the engine, the scoring passes and the optimizer's steps."""
         flows.session.engines.TransformersEngine = self.engine  # type: ignore[assignment,misc]
         stages.route.stage.score_rollouts = self.score
         stages.update.stage._optimize = self.optimize
@@ -152,7 +152,7 @@ class MadeUp:
         report: Callable[[int], None],
         max_gap: float | None,
     ) -> MiniBatchResult:
-        """Say what an update with ratios of 1 says, as `stages.update.stage._optimize` does."""
+        """Return what `stages.update.stage._optimize` would return if all ratios were 1."""
         statistics = {r.rollout_id: self._statistics(r) for r in rollouts if r.computed}
         tokens = sum(r.tokens for r in rollouts if r.route != "none")
         loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
@@ -167,7 +167,7 @@ class MadeUp:
 
 
 class Engine:
-    """A sampling engine that writes words, and the right answer to some share of a question."""
+    """A sampling engine that writes words, and the right answer to a share of each group."""
 
     name = "made-up"
     facts: ClassVar[dict[str, object]] = {}
@@ -306,7 +306,7 @@ def make(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the arguments, make the run, say what it is."""
+    """Read the arguments, make the run, print its size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of the new run")
     for name, default in (

@@ -1,4 +1,4 @@
-"""Wall and CPU seconds by phase and step, and how far the machine did other work meanwhile."""
+"""Wall and CPU seconds by phase and step, and how busy the machine was with other work."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ _PRESSURE = Path("/proc/pressure/cpu")
 
 
 class Lap(NamedTuple):
-    """Seconds of one phase of one step: of the clock, of this process's threads, of waiting."""
+    """Seconds of one phase of one step: wall clock, CPU of this process, waiting for a CPU."""
 
     wall: float
     cpu: float
@@ -30,7 +30,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a piece of work of the present step; each name once per step."""
+        """Time a piece of work of the current step; each name once per step."""
         started = time.perf_counter(), time.process_time(), _stalled()
         yield
         ended = time.perf_counter(), time.process_time(), _stalled()

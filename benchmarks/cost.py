@@ -1,8 +1,8 @@
 """What a training step costs in seconds and in bytes of memory, by formula: docs/SCALING.md.
 
-Nothing is measured here. Operations are those of `benchmarks.flops`; a machine is its peak rates
-and the shares of them that are reached. Terms are added up although hardware overlaps some of them,
-so times are rather too long than too short.
+Nothing is measured here. Operations are those of `benchmarks.flops`; a machine is described by its
+peak rates and the shares of them that are reached. Terms are added up although hardware overlaps
+some of them, so times are upper estimates.
 """
 
 from math import ceil, exp, lgamma
@@ -15,11 +15,11 @@ RECOMPUTED = 4
 STATE = 20
 """Bytes per parameter while training: weights, EMA teacher, gradients 4 each, AdamW 8."""
 COPY = 2
-"""Bytes per parameter of what samples, and of what is gathered for a pass: bfloat16."""
+"""Bytes per parameter of the copy that samples and of weights gathered for a pass: bfloat16."""
 SNAPSHOT = 16
 """Bytes per parameter of a snapshot: weights, EMA teacher, AdamW's two moments."""
 USABLE = 0.9
-"""Share of a GPU's memory that can be planned with."""
+"""Share of a GPU's memory that plans may use."""
 SPREAD = 2.0
 """a + b of the Beta distribution of a question's chance to be answered correctly."""
 
@@ -33,12 +33,12 @@ class Model(NamedTuple):
 
     @property
     def multiplied(self) -> int:
-        """Return the weights that a decoded token is multiplied with."""
+        """Return how many weights a decoded token is multiplied with."""
         return self.network.body + self.network.projection
 
 
 class Gpus(NamedTuple):
-    """Some equal GPUs, and what of their peaks is reached.
+    """A number of equal GPUs, and the share of their peak rates that is reached.
 
     Attributes:
         number: of GPUs, eight to a machine.
@@ -66,7 +66,7 @@ class Gpus(NamedTuple):
         return self.number * self.flops * self.reached
 
     def gathering(self, size: float) -> float:
-        """Return the seconds until each GPU has all of what is spread over them, in bytes."""
+        """Return the seconds until each GPU holds all `size` bytes that are spread over them."""
         link = self.inside if self.number <= 8 else self.between
         return size * (self.number - 1) / self.number / link
 
@@ -172,14 +172,14 @@ def reference_step(
 
 
 class Step(NamedTuple):
-    """Seconds of the parts of an SRPO step of ours.
+    """Seconds of the parts of one of our SRPO steps.
 
     Attributes:
         sample: all responses.
         score: student and teacher over the taught rollouts.
         update: forward and backward over the rollouts that have a gradient.
         gather: weights and gradients that travel between ranks in both.
-        write: what the writing of tables takes beyond the update, beside which it runs.
+        write: what writing tables takes beyond the update, during which it runs.
         send: new weights to the copies that sample.
     """
 
@@ -194,7 +194,7 @@ class Step(NamedTuple):
 def our_step(
     model: Model, gpus: Gpus, load: Load, micro_batch: tuple[int, int], written: float, disk: float
 ) -> Step:
-    """Return what an SRPO step of ours costs.
+    """Return what one of our SRPO steps costs.
 
     Args:
         micro_batch: tokens of a pass on each rank, of scoring and of the update.

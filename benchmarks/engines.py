@@ -5,7 +5,7 @@
 Two policies: the demo's (0.35M parameters, vocabulary 148) and a random one of 30M parameters with
 a vocabulary of 32,768. Needs an environment with vLLM (`make install-vllm`). vLLM runs in this
 process with one thread and with two, and as one server. Speeds are medians over the rounds after
-one of warm-up; a transfer is all that lies between two versions: weights, cache, check.
+one of warm-up; a transfer is everything between two versions: weights, cache, check.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _silent(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 def show(name: str, found: dict[str, Found], console: Console) -> None:

@@ -1,9 +1,9 @@
-"""What workers gain: a verifier that waits, on a Ray cluster of one worker and of two, in turn.
+"""What workers gain: a verifier that only waits, on Ray clusters of one and two workers, in turn.
 
     python -m benchmarks.fanout [--kind ray] [--rows 10000] [--wait 0.02] [--children 2]
 
 Each worker has the same number of child processes, and a verdict is a wait, so that two workers
-gain whatever the number of cores is. The clock starts when the workers are there. Also timed: the
+gain whatever the number of cores is. The clock starts when the workers are up. Also timed: the
 same responses in this process's own children, without Prefect.
 """
 
@@ -28,7 +28,7 @@ TASK = SCRIPT.with_name("waiting_task.py")
 
 
 def spread(place: str, runs: Path, rows: int, wait: float, children: int) -> dict[str, Any]:
-    """Have a command of its own judge the responses at a place; return what it printed."""
+    """Judge the responses at a place, in a process of its own; return what it printed."""
     with tempfile.TemporaryDirectory(dir=runs) as parts:
         arguments = [place, str(runs), parts, str(rows), str(wait), str(children)]
         command = [sys.executable, str(SCRIPT), *arguments]

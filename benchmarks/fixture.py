@@ -40,7 +40,7 @@ class Fixture:
         self._rollouts = _lines(folder / "rollouts.jsonl")
 
     def _of_step(self, step: int, questions: int) -> list[int]:
-        """Return the prompts of a step: successive ones, from the first again after the last."""
+        """Return the prompts of a step: successive ones, starting over after the last."""
         first = step * questions
         return [(first + i) % len(self._prompts) for i in range(questions)]
 
@@ -66,10 +66,10 @@ class Fixture:
 
 
 class CannedEngine:
-    """An engine that returns what it was given, after a rehearsal by a real one if there is one.
+    """An engine that returns the samples it was given, after a rehearsal by a real one, if any.
 
-    The rehearsal samples as many tokens as are returned, for its time alone: what is learned from
-    is canned, so that routes and work are those of the fixture.
+    The rehearsal samples as many tokens as are returned, and counts for its time alone: training
+    sees the canned samples, so that routes and work are the fixture's.
     """
 
     name = "canned"

@@ -3,8 +3,8 @@
     python -m benchmarks.flatness [--steps 300] [--plot docs/images/flatness.png]
 
 Trains the demo with few questions, so that steps are short, and looks at both processes when a
-step's line is printed. What grows with the steps would show in hundreds of them; the thirds of the
-run are compared, and a slope is fitted to the last two, when caches are warm.
+step's line is printed. A leak would show over hundreds of steps; the first and the last third of
+the run are compared, and a slope is fitted to the last two thirds, when caches are warm.
 """
 
 import argparse
@@ -39,7 +39,7 @@ UNITS = {"memory": "MiB", "threads": "", "files": ""}
 
 
 class Sample(NamedTuple):
-    """What a process held when a step had ended."""
+    """What a process held after a step."""
 
     memory: float
     threads: float

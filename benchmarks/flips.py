@@ -1,4 +1,4 @@
-"""Flips one bit in each of many places of a finished run, and counts who notices.
+"""Flip one bit at a time in many places of a finished run, and count which readers notice.
 
     python -m benchmarks.flips RUN [--flips 500] [--seed 0]
 

@@ -1,4 +1,4 @@
-"""Floating-point operations that a step needs: of what TRL computes, and of what we do.
+"""Floating-point operations of a step: TRL's and ours.
 
     python -m benchmarks.flops
 
@@ -33,7 +33,7 @@ class Flops(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Return all of them."""
+        """Return the sum of the three."""
         return sum(self)
 
     def plus(self, other: "Flops") -> "Flops":
@@ -87,7 +87,7 @@ NETWORKS = {
 
 
 def shared(net: Network, prompt: float, response: float, rows: float, passes: int) -> Flops:
-    """Return what responses behind one copy of their prompt cost; the last token is not fed."""
+    """Return what responses that share one copy of their prompt cost; the last token is not fed."""
     fed = response - 1
     seen = prompt * (prompt + 1) / 2 + rows * (fed * prompt + fed * (fed + 1) / 2)
     tokens = prompt + rows * fed
@@ -125,7 +125,7 @@ def theirs(net: Network, work: Work, method: str = "srpo") -> Flops:
 
 
 def sampling(net: Network, work: Work, prompts_apart: bool) -> Flops:
-    """Return what sampling every group's responses costs, with keys and values kept."""
+    """Return what sampling every group's responses costs, with a cache of keys and values."""
     total = Flops()
     for _ in work.correct:
         total = total.plus(shared(net, work.prompt, work.response, work.group, 1))

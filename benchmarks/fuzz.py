@@ -1,10 +1,10 @@
-"""Fuzz the readers of what comes from outside: only errors of ours may come out, and no crash.
+"""Fuzz the readers of outside input: they may raise our own errors only, and never crash.
 
     python -m benchmarks.fuzz --minutes 10
 
-Good inputs are mutated (bits, bytes, cuts, copies, numbers), seeded. Records are sealed again after
-it, and so are manifests of mutated tables: the reader has to cope, not the digest. Tables are read
-in a child process, since a lying offset can end one.
+Good inputs are mutated (bits, bytes, cuts, copies, numbers), from a seed. Mutated records are
+sealed again, and so are manifests of mutated tables, so that the reader has to cope and not the
+digest. Tables are read in a child process, since a wrong offset can crash it.
 """
 
 import argparse
@@ -57,7 +57,7 @@ _OVERRIDES = (
 
 @dataclass
 class Tally:
-    """What came of one target's cases; `failures` are inputs (or signals) with their errors."""
+    """Outcomes of one target's cases; `failures` are inputs (or signals) with their errors."""
 
     cases: int = 0
     refused: int = 0
@@ -77,7 +77,7 @@ class Tally:
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """Return a content with one to eight changes."""
+    """Return the content with one to eight random changes."""
     made = bytearray(content)
     for _ in range(chance.randint(1, 8)):
         at, length = chance.randrange(len(made) + 1), chance.randint(1, 16)
@@ -98,7 +98,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def altered(value: Any, chance: random.Random) -> Any:
-    """Return a JSON value with one part replaced by something odd, or left out."""
+    """Return a JSON value with one part removed or replaced by something odd."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(list(value))
         if chance.random() < 0.1:
@@ -108,7 +108,7 @@ def altered(value: Any, chance: random.Random) -> Any:
 
 
 class Readers:
-    """The targets, over scratch files and a run that is there."""
+    """The targets, over scratch files and an existing run."""
 
     def __init__(self, run: Path, scratch: Path) -> None:
         self.run, self.scratch = run, scratch
@@ -148,13 +148,13 @@ class Readers:
         Manifest.read(self._file("manifest.json", content))
 
     def record(self, content: bytes) -> None:
-        """A run's record, and what a reader of the run asks first."""
+        """A run's record, and what a reader of the run asks for first."""
         self._file("other/run.json", content)
         run = Run.open(self.scratch / "other")
         run.steps_done(), run.steps_of("rollouts"), run.identity
 
     def table(self, content: bytes, path: Path) -> None:
-        """A table whose manifest says that these are its bytes; read in full and by pieces."""
+        """A table whose manifest agrees with these bytes; read in full and in pieces."""
         path.write_bytes(content)
         beside = path.with_suffix(".json")
         whole = json.loads(beside.read_text())
@@ -177,7 +177,7 @@ class Readers:
 
 
 def sealed(record: dict[str, Any], chance: random.Random) -> bytes:
-    """Return a record that was altered, with a digest that says it was not."""
+    """Return an altered record whose digest is right nevertheless."""
     changed = altered({k: v for k, v in record.items() if k != "digest"}, chance)
     if not isinstance(changed, dict):
         return json.dumps(changed).encode()
@@ -188,7 +188,7 @@ def sealed(record: dict[str, Any], chance: random.Random) -> bytes:
 
 
 def cases(readers: Readers, chance: random.Random) -> dict[str, Callable[[], tuple[Target, bytes]]]:
-    """Return, by name, what makes the next case of each target."""
+    """Return a maker of the next case for each target, by name."""
     configs = [preset_text(name).encode() for name in preset_names()]
     manifests = sorted(readers.run.glob("steps/*/*.json")) + sorted(
         readers.run.glob("eval*/*.json")
@@ -222,7 +222,7 @@ def cases(readers: Readers, chance: random.Random) -> dict[str, Callable[[], tup
 
 
 def fuzz_one(run: Path, name: str, seconds: float, seed: str) -> None:
-    """Fuzz one target in this process; after every case say how far it got, as a line of JSON."""
+    """Fuzz one target in this process; print the tally after every case, as a line of JSON."""
     with tempfile.TemporaryDirectory() as folder:
         make = cases(Readers(run, Path(folder)), random.Random(seed))[name]
         tally, end = Tally(), time.monotonic() + seconds
@@ -233,7 +233,7 @@ def fuzz_one(run: Path, name: str, seconds: float, seed: str) -> None:
 
 
 def fuzz(run: Path, name: str, seconds: float, seed: str) -> Tally:
-    """Fuzz one target in child processes; one that dies or hangs is a failure, and replaced."""
+    """Fuzz one target in child processes; one that dies or hangs is a failure and is replaced."""
     total, end, child = Tally(), time.monotonic() + seconds, 0
     while (left := end - time.monotonic()) > 0:
         child += 1
@@ -254,7 +254,7 @@ def fuzz(run: Path, name: str, seconds: float, seed: str) -> Tally:
 
 
 def main() -> None:
-    """Fuzz for some minutes and print the figures; exit code 1 if anything else came out."""
+    """Fuzz for some minutes and print the figures; exit code 1 if there were failures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", default="0")

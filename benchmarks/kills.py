@@ -1,11 +1,11 @@
 """SIGKILL at random moments of demo runs, resumed each time: the campaign of tests/faults, in full.
 
     python -m benchmarks.kills --kills 200 --seed 0 [--first 0] [--folder DIR]
-    python -m benchmarks.kills --kills 5 --others    stage, replay, evaluate, policy: each so often
+    python -m benchmarks.kills --kills 5 --others    5 kills each of stage, replay, evaluate, policy
 
-Kill n is drawn from the seed and n alone, so `--first N --kills 1` makes one of them again. Each
-kill is a line of DIR/kills.jsonl as soon as it is over. What must not happen ends the campaign; the
-folder then holds the run, its logs and its journals.
+Kill n is drawn from the seed and n alone, so `--first N --kills 1` repeats one of them. Each kill
+becomes a line of DIR/kills.jsonl when it is over. A failure ends the campaign; the folder then
+holds the run, its logs and its journals.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first kill")
     parser.add_argument("--folder", type=Path, help="an empty folder; unset: a temporary one")
-    parser.add_argument("--others", action="store_true", help="the commands beside train")
+    parser.add_argument("--others", action="store_true", help="commands other than train")
     options = parser.parse_args()
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="kills-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def trainings(folder: Path, seed: int, first: int, kills: int) -> None:
-    """Kill trainings, and print a table of it."""
+    """Kill trainings, and print a table of the outcomes."""
     done: list[Kill] = []
     campaign = Campaign(folder, seed)
     print(f"{folder}: an undisturbed command takes {campaign.work:.1f} CPU seconds", flush=True)

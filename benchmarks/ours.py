@@ -5,10 +5,10 @@
         [--micro-batch-tokens N]
 
     update   route + weigh + update through `Stage.run`, on canned rollouts
-    memory   the same with all rollouts in one micro-batch, unless --micro-batch-tokens says else
+    memory   the same with all rollouts in one micro-batch, unless --micro-batch-tokens is given
     sample   the transformers engine alone; nothing stops early
     step     generate, verify, route, weigh and update through `run_stage`, tables committed to
-             disk. Sampling is done for its time; canned rollouts are learned from
+             disk. Sampling counts for its time; the update learns from canned rollouts
 
 Everything that happens in these stages is inside the timed part: decisions, teacher prompts,
 tables, scoring, losses, clipping, the optimizer's step, the EMA and its checksum. The engine's
@@ -108,14 +108,14 @@ class Bench:
         return {"benchmark": Verifier("known/1", KnownRewards(rewards))}
 
     def given(self, handles: Handles) -> Tables:
-        """Return the tables that learning starts from: canned rollouts and their verdicts."""
+        """Return the tables that route starts from: canned rollouts and their verdicts."""
         tables: Tables = {}
         for stage in (GENERATE, VERIFY):
             tables.update(stage.run(tables, self.config, handles).tables)
         return tables
 
     def finish(self, step: int) -> None:
-        """Give the policy of an update that ran outside of the store its version."""
+        """Set the policy's version after an update that ran outside of a run folder."""
         self.policy.finish_update(f"{step + 1:06d}-benchmark")
 
     def _canned(self, step: int) -> list[list[Sample]]:
@@ -139,7 +139,7 @@ class Bench:
 
 
 def config_of(job: Job, fixture: Fixture) -> Config:
-    """Return the settings that both sides share: K = 100, EMA 0.05, JSD, 1e-6 constant."""
+    """Return the settings that both sides share: K = 100, EMA 0.05, JSD, constant rate 1e-6."""
     size = job.micro_batch_tokens
     budget = {} if size is None else {"micro_batch_tokens": size}
     group, length = fixture.meta["group"], fixture.meta["completion_tokens"]
@@ -167,13 +167,13 @@ def config_of(job: Job, fixture: Fixture) -> Config:
 
 
 def return_free_memory() -> None:
-    """Give the system back what the preparation freed, so that peaks are those of the stages."""
+    """Return freed memory to the system, so that peaks are those of the stages."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Run a job in this process and return what it found."""
+    """Run a job in this process and return its figures."""
     if job.mode == "memory" and job.micro_batch_tokens is None:
         job = job._replace(micro_batch_tokens=EVERYTHING_AT_ONCE)
     bench, clock = Bench(job), Clock()
@@ -245,7 +245,7 @@ def _steps(bench: Bench, clock: Clock) -> dict[str, Any]:
 
 
 def _facts(facts: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return what shows that a step did the work that it should."""
+    """Return facts that show that a step did the work it should."""
     updates, corrections = tables["updates"], tables["updates"].column("mean_tis").drop_null()
     gaps = [abs(tis - 1) for tis in corrections.to_pylist()]
     routes = updates.column("route").to_pylist()

@@ -1,7 +1,7 @@
 """TRL, the peer: an environment of its own, the fixtures, and one process per measurement.
 
-Its scripts (make_fixture.py, bench_trl.py) are not part of this project; they are run where they
-are. Environment and fixtures go to a cache folder outside the checkout.
+Its scripts (make_fixture.py, bench_trl.py) are not part of this project; they are run in
+place. Environment and fixtures go to a cache folder outside the checkout.
 """
 
 import json
@@ -61,7 +61,7 @@ class Peer:
         return None
 
     def fixture(self, size: str, prompt: int) -> Path:
-        """Return the folder of a fixture, made by the peer's script unless it is there."""
+        """Return the folder of a fixture, made by the peer's script if it is missing."""
         parent = self._cache / "fixtures" / f"prompt-{prompt}"
         if not (parent / size / "meta.json").exists():
             print(f"making fixture {size} with prompts of {prompt} tokens")
@@ -73,7 +73,7 @@ class Peer:
         return parent / size
 
     def measure(self, settings: Settings, plan: Plan) -> dict[str, Any]:
-        """Run TRL's trainer in a fresh process and return what its script says."""
+        """Run TRL's trainer in a fresh process and return its figures."""
         fixtures = self.fixture(settings.size, settings.prompt).parent
         options = {
             "trainer": settings.trainer,
@@ -113,7 +113,7 @@ def run(command: list[str], threads: int | None = None) -> str:
     """Run a command and return what it prints.
 
     Raises:
-        RuntimeError: it fails; with the end of what it said.
+        RuntimeError: it fails; the message holds the end of its output.
     """
     environment = dict(os.environ)
     if threads is not None:

@@ -1,7 +1,7 @@
-"""What SRPO steps of ours would cost on 1, 8 and 64 GPUs, and the bytes that they leave.
+"""What our SRPO steps would cost on 1, 8 and 64 GPUs, and the bytes that they would write.
 
 Tables of docs/SCALING.md, printed by `benchmarks.step_times`. Settings are those of the preset
-`srpo-paper`; a run is `STEPS` steps, about what the paper's SRPO makes in ten hours.
+`srpo-paper`; a run is `STEPS` steps, about as many as the paper's SRPO makes in ten hours.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ QUESTIONS_EVALUATED = 210
 DISK = 0.76e9
 """Bytes per second that one writer writes, hashes and syncs: measured on two CPU cores (LOG.md)."""
 ROOM = 10e9
-"""Bytes of a GPU that activations, and keys and values of sampling, need at the least."""
+"""Least bytes of a GPU for activations and for the keys and values of sampling."""
 VOCABULARY = 151_936
 LENGTHS = (350, 700, 1400, 2800, 5600)
 SETTINGS: tuple[tuple[str, ...], ...] = (
@@ -52,7 +52,7 @@ class Pace(NamedTuple):
 
 
 def h200(number: int) -> Gpus:
-    """Return so many H200: published peaks, assumed shares of them."""
+    """Return a number of H200 GPUs: published peaks, assumed shares of them."""
     return Gpus(number, 989e12, 4.8e12, memory=141e9)
 
 
@@ -70,8 +70,8 @@ def load_of(response: float, config: Config) -> Load:
 def written(config: Config, load: Load) -> tuple[float, float]:
     """Return the bytes of a step's teacher table, and of its other tables.
 
-    `pipeline.housekeeping.space_forecast` counts the most that a configuration can write; with mean
-    lengths for limits that is a step in which all that could be taught is.
+    `pipeline.housekeeping.space_forecast` counts the most that a configuration can write. With mean
+    lengths as limits, that is a step that teaches every rollout it could teach.
     """
     lengths = {
         "generate": {"max_response_length": round(load.response)},
@@ -136,7 +136,7 @@ def _memory_row(name: str, number: int) -> Sequence[str]:
 
 
 def pace(name: str, number: int, config: Config, load: Load) -> Pace:
-    """Return what a step takes under the settings of a configuration."""
+    """Return what a step takes under a configuration."""
     model, gpus = MODELS[name], h200(number)
     budgets = config.route.micro_batch_tokens, config.update.micro_batch_tokens
     step = our_step(model, gpus, load, budgets, sum(written(config, load)), DISK)

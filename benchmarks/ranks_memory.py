@@ -1,12 +1,12 @@
-"""What opening a policy and keeping a snapshot of it take of memory and time, by number of ranks.
+"""Memory and time of opening a policy and of keeping a snapshot, by number of ranks.
 
     python -m benchmarks.ranks_memory [--quick] [--ranks 1 2 4]
 
-A random policy of 60M parameters with its EMA teacher and AdamW's state. Memory is what a rank has
-to itself (RssAnon, looked at every 2 ms) at its peak, less what it had before; what it frees goes
-back to the system at once (a run keeps it), and pages of files that are read are the system's.
-Each number of ranks opens the same model folder and writes a snapshot, whose bytes must be those
-of the others, then opens it. The largest rank counts. Linux only.
+A random policy of 60M parameters with its EMA teacher and AdamW's state. Memory is the growth of
+a rank's private memory (RssAnon, sampled every 2 ms) to its peak; freed memory goes back to the
+system at once (a run keeps it), and pages of files that are read don't count. Each number of ranks
+opens the same model folder, writes a snapshot, whose bytes must equal those of the others, and
+opens that. The largest rank counts. Linux only.
 """
 
 import argparse
@@ -53,7 +53,7 @@ _LOOK_SECONDS = 0.002
 
 
 class Watch:
-    """Looks at this process's own memory until it is told to stop."""
+    """Samples this process's private memory until it is told to stop."""
 
     def __init__(self) -> None:
         self._start, self._peak = _own_mb(), 0.0
@@ -82,22 +82,22 @@ def _own_mb() -> float:
 
 
 def begin(_: Any) -> None:
-    """Begin to look, on every rank."""
+    """Start sampling memory, on every rank."""
     _watches.append(Watch())
 
 
 def end(_: Any) -> tuple[float, float]:
-    """End looking, on every rank."""
+    """Stop sampling memory, on every rank."""
     return _watches.pop().end()
 
 
-def moved(policy: Policy) -> None:
-    """Have AdamW make its state, on every rank."""
+def allocate_state(policy: Policy) -> None:
+    """Make AdamW allocate its state, on every rank."""
     make_state(policy.optimizer)
 
 
 def work(folder: Path, again: bool) -> dict[str, tuple[float, float]]:
-    """Open and write, or open again, as rank 0; return what each took of the largest rank."""
+    """Open and write, or open again, as rank 0; return the largest rank's figures for each."""
     found: dict[str, tuple[float, float]] = {}
 
     @contextmanager
@@ -114,7 +114,7 @@ def work(folder: Path, again: bool) -> dict[str, tuple[float, float]]:
         return found
     with measured("opening a model folder"):
         policy = open_policy(str(folder / "model"), SECTION, TEACHER)
-    ranks.together(moved, policy)
+    ranks.together(allocate_state, policy)
     with measured("writing a snapshot"):
         save_snapshot(policy, snapshot, 1)
     return found
@@ -133,7 +133,7 @@ def child(folder: Path, again: bool) -> None:
 
 
 def launch(folder: Path, count: int) -> dict[str, tuple[float, float]]:
-    """Measure with so many ranks; opening a snapshot in processes that held nothing before."""
+    """Measure with `count` ranks; a snapshot is opened in fresh processes."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -153,7 +153,7 @@ def launch(folder: Path, count: int) -> dict[str, tuple[float, float]]:
 
 
 def same_bytes(folder: Path, counts: Sequence[int]) -> bool:
-    """Tell whether the snapshots of all numbers of ranks are equal."""
+    """Return whether the snapshots are equal for every number of ranks."""
     digests = [
         json.loads((folder / f"snapshot-{count}" / "state.json").read_text())["sha256"]
         for count in counts

@@ -22,8 +22,8 @@ class Line(NamedTuple):
     """One line of the table.
 
     Attributes:
-        ratio: what the target is about, with its range over the rounds.
-        met: whether it reaches its target; None: there is none here.
+        ratio: what the target is set for, with its range over the rounds.
+        met: whether it reaches its target; None: it has none.
         flops: the ratio at equal rates, and the time that ours takes at a matmul's rate.
         cpu, stalled: CPU seconds and shares of time in which some task waited for a CPU.
     """
@@ -78,7 +78,7 @@ def sheets_markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def show(lines: Sequence[Line], notes: Sequence[str]) -> None:
-    """Print the table, and what there is to say of it."""
+    """Print the table and its notes."""
     console = Console(width=150, markup=False, highlight=False)
     table = Table(title=surroundings())
     for name in _HEADER:
@@ -97,7 +97,7 @@ def markdown(lines: Sequence[Line], notes: Sequence[str]) -> str:
 
 
 def write(page: Path, text: str) -> None:
-    """Put a text between a page's two marker comments, in place of what is there."""
+    """Replace what stands between a page's two marker comments."""
     content = page.read_text(encoding="utf-8")
     head, begin, rest = content.partition(BEGIN)
     _, end, tail = rest.partition(END)
@@ -117,7 +117,7 @@ def surroundings() -> str:
 
 
 def _processor() -> str:
-    """Return the processor's name and the instructions that decide what it can do."""
+    """Return the processor's name and the vector instructions that it has."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

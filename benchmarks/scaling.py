@@ -55,7 +55,7 @@ class Series(NamedTuple):
 
     @property
     def fitted(self) -> list[Point]:
-        """Return the points below the region that attention bounds."""
+        """Return the points at which attention takes less than `BOUND` of the operations."""
         return [p for p in self.points if p.attention < BOUND]
 
     @property
@@ -65,7 +65,7 @@ class Series(NamedTuple):
 
     @property
     def last(self) -> float:
-        """Return the slope between the last two fitted points, where constant costs hide least."""
+        """Return the slope of the last two fitted points, where constant costs matter least."""
         return _slope(self.fitted[-2:])
 
 
@@ -149,7 +149,7 @@ def _near(tick: float, values: Any) -> bool:
 
 
 def crossing() -> int:
-    """Return the length from which on attention takes over a fifth of the operations."""
+    """Return the length from which attention takes over a fifth of the operations."""
     net = network(NETWORK)
     lengths = range(SHORT, 65_536, 16)
     return next(
@@ -158,7 +158,7 @@ def crossing() -> int:
 
 
 def scaling_lines(quick: bool, path: Path) -> tuple[list[Line], list[str]]:
-    """Measure, plot, and return the table's lines with what there is to say."""
+    """Measure, plot, and return the table's lines and notes."""
     series = measure_series(quick)
     plot(series, path)
     print(f"plot: {path}")

@@ -3,9 +3,9 @@
 Runs the real training loop on the shipped demo policy, in turn without and with Prefect. A step's
 wall time is the time between two ends of steps; its stages' own seconds are those of their
 manifests (`Stage.run` alone). The difference is the overhead: reading and checking tables, writing,
-hashing and syncing them, manifests, metrics, and the flow. On a machine that does other work too,
-wall time counts that work; so this process's CPU time outside of `Stage.run` is shown beside it
-(waits for the disk, and Prefect's server, a process of its own, are not in it).
+hashing and syncing them, manifests, metrics, and the flow. On a busy machine wall time includes
+other work, so this process's CPU time outside of `Stage.run` is shown beside it (without waits for
+the disk and without Prefect's server, which is a process of its own).
 
     python benchmarks/step_overhead.py [--rounds 2]
 """
@@ -42,7 +42,7 @@ class Size(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of one step: of the clock, of its stages, and of the CPU outside its stages."""
+    """Seconds of one step: wall clock, its stages, and CPU outside its stages."""
 
     wall: float
     stages: float
@@ -77,7 +77,7 @@ class StageClock:
 
 
 class Clock(Watcher):
-    """Takes the time between two ends of steps."""
+    """Measures the time from the end of one step to the end of the next."""
 
     def __init__(self, stages: StageClock) -> None:
         self.timings: list[Timing] = []
@@ -100,7 +100,7 @@ def plain(session: Session, clock: Clock) -> None:
 
 def with_prefect(session: Session, clock: Clock) -> None:
     """Train as `srpo train` does, on the server of the run's root."""
-    # Prefect reads the server's address when it is imported: not before the lease is there.
+    # Prefect reads the server's address when it is imported, so the lease must come first.
     from flows.training.train_flow import run_training
 
     run_training(session, [clock])

@@ -2,10 +2,10 @@
 
     python -m benchmarks.step_times [--response 700] [--write docs/SCALING.md]
 
-Formulas are in `benchmarks.cost`. The paper's nine step times depend on response lengths that we
-know no figures of, so the growth of GRPO's is fitted; which constants are fitted to which of the
-nine is in the table, the rest is predicted from the published accuracies. Nothing is measured here
-and no GPU is needed: plans for our own steps rest on rates that are assumed.
+Formulas are in `benchmarks.cost`. The paper's nine step times depend on response lengths that were
+not published, so the growth of GRPO's is fitted. The table says which constants are fitted to which
+of the nine; the others are predicted from the published accuracies. Nothing is measured here and no
+GPU is needed: plans for our own steps rest on assumed rates.
 """
 
 import argparse
@@ -45,10 +45,10 @@ GRPO_AND_A_TEACHER = (*(("GRPO", hour) for hour in HOURS), ("SDPO", 1))
 
 
 class Constants(NamedTuple):
-    """What is fitted: the first always, growth where a variant lets responses grow.
+    """What is fitted: slowness always, growth where a variant lets responses grow.
 
     Attributes:
-        slowness: the GPUs' peak over what is reached; seconds of passes are linear in it.
+        slowness: the GPUs' peak rate over the rate reached; seconds of passes are linear in it.
         grpo, sdpo, srpo: tokens per hour by which the method's mean response grows.
     """
 
@@ -59,7 +59,7 @@ class Constants(NamedTuple):
 
 
 class Assumed(NamedTuple):
-    """What is neither published nor fitted: the first mean response, the longest over it, GPUs."""
+    """What is neither published nor fitted: first mean length, longest over mean, GPUs."""
 
     start: float = 700
     longest: float = 4
@@ -72,7 +72,7 @@ class Variant(NamedTuple):
     Attributes:
         free: names of the constants that are fitted.
         targets: (method, hour) of the times they are fitted to.
-        everywhere: SRPO's teacher scores what SDPO's does, not only the failed ones.
+        everywhere: SRPO's teacher scores all that SDPO's does, not only failed rollouts.
         mean: the published times are means since the start, not those at the hour.
     """
 
@@ -100,14 +100,14 @@ VARIANTS = (
 
 
 class Fit(NamedTuple):
-    """A variant, its constants, and the seconds that it says for each (method, hour)."""
+    """A variant, its constants, and the seconds it gives for each (method, hour)."""
 
     variant: Variant
     constants: Constants
     seconds: dict[tuple[str, int], float]
 
     def error(self, method: str, hour: int) -> float:
-        """Return by how much the model is off, as a share."""
+        """Return the model's relative error."""
         return self.seconds[method, hour] / published(method, hour) - 1
 
     def in_order(self, hour: int) -> bool:
@@ -127,7 +127,7 @@ def correct_share(method: str, hours: float) -> float:
 
 
 def taught_share(method: str, load: Load, everywhere: bool = False) -> float:
-    """Return for which share of the rollouts the teacher is asked."""
+    """Return the share of the rollouts that the teacher scores."""
     found = shares(load.correct, load.group)
     if method == "GRPO":
         return 0.0
@@ -162,7 +162,7 @@ def seconds_at(
 
 
 def means_until(step: Callable[[float], float]) -> list[float]:
-    """Make one step after the other and return the mean seconds of those until each hour."""
+    """Take one step after the other; return the mean seconds of a step until each hour."""
     clock, done, means = 0.0, 0, []
     for hour in HOURS:
         while clock < hour * 3600:

@@ -3,12 +3,12 @@
     python -m benchmarks.vocabulary_memory [--quick]
 
 A larger micro-batch holds more activations of the body; logits must not grow with it. So the same
-step is measured with a tiny vocabulary too, whose logits are next to nothing: the difference is
-what the vocabulary costs, and it may grow by less than 20% from a budget of 1,024 tokens to 16,384.
+step is also measured with a tiny vocabulary, whose logits take next to nothing. The difference is
+what the vocabulary costs; it must grow by less than 20% from a budget of 1,024 tokens to 16,384.
 
 Memory is the growth of the resident set at its peak (VmHWM, reset before the update), in a fresh
-process per figure. What earlier stages freed has been given back to the system, and the optimizer's
-state is there, before the count begins. Linux only.
+process per figure. Before the count begins, memory freed by earlier stages is returned to the
+system and the optimizer has its state. Linux only.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def child(case: Case) -> float:
 
 
 def make_state(optimizer: Any) -> None:
-    """Have the optimizer make its state, by a step of nothing."""
+    """Make the optimizer allocate its state, by a step with zero gradients."""
     import torch
 
     for group in optimizer.param_groups:
@@ -108,7 +108,7 @@ def spawn(case: Case) -> float:
 
 
 def memory_lines(quick: bool) -> tuple[list[Line], list[str]]:
-    """Measure all cases and return the table's line with what there is to say."""
+    """Measure all cases and return the table's line and its note."""
     large, groups = (15_000, 4) if quick else (LARGE, GROUPS)
     few, many = BUDGETS
     found = {(v, b): spawn(Case(v, b, groups)) for v in (large, TINY) for b in BUDGETS}

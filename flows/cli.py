@@ -29,9 +29,9 @@ from pipeline.machine.disk import explained, is_trouble
 from pipeline.text import printable
 
 LEAVE_SECONDS = 5.0
-"""What Prefect's client may take at the end to send what it has; the run's records are there."""
+"""How long Prefect's client may go on sending at the end; the run's records are on the disk."""
 ERROR_LIMIT = 2000
-"""Characters of an error line: it may quote what came from outside."""
+"""Longest error line, in characters: it may quote text from outside."""
 
 app = typer.Typer(
     invoke_without_command=True,

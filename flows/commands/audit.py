@@ -95,7 +95,7 @@ def audit(
     style = style or _format_of(output)
     opened = Run.open(run)
     if rollout is not None:
-        _only_rollout(step, route, where, prompt, sort, group_by, columns)
+        _expect_nothing_else(step, route, where, prompt, sort, group_by, columns)
         _show_rollout(opened, rollout, style, limit, output)
         return
     found, of = _selected(opened, step, route, prompt, where, (sort, group_by, columns))
@@ -109,11 +109,10 @@ def audit(
         _write_rows(rows if limit is None else rows.head(limit), style, output)
 
 
-def _only_rollout(*others: str | None) -> None:
+def _expect_nothing_else(*others: str | None) -> None:
     if any(other is not None for other in others):
         raise ConfigError(
-            "--rollout shows one rollout; of the other options only --limit, --format and "
-            "--output go with it"
+            "--rollout shows one rollout; it goes with --limit, --format and --output only"
         )
 
 

@@ -1,4 +1,4 @@
-"""`srpo cache`: what runs at URLs take on this machine's disk, and having it back."""
+"""`srpo cache`: the disk space that runs at URLs take on this machine, and how to free it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,13 @@ def cache(
         typer.Argument(help="URL of a run, or of what holds runs; default: all.", **FOLDER),
     ] = None,
     clear: Annotated[
-        bool, typer.Option("--clear", help="Give the room of tables and weights back.")
+        bool, typer.Option("--clear", help="Free the space of their tables and weights.")
     ] = False,
 ) -> None:
-    """List what is cached of runs at URLs, and how much room it takes.
+    """List what is cached of runs at URLs, and how much disk space it takes.
 
-    What is cleared is on the store, and fetched again by the next command that reads it. A run to
-    which a command writes is left as it is.
+    Cleared files stay in the store; the next command that reads one fetches it again. A run that a
+    command is writing to is left alone.
 
     Example: srpo cache s3://bucket/runs --clear
     """
@@ -36,7 +36,7 @@ def cache(
         root, note = run_path(path), ""
         if clear:
             cleared = mirror_sync.clear(root)
-            note = ", cleared" if cleared else ", left as it is: a command writes to it"
+            note = ", cleared" if cleared else ", left alone: a command is writing to it"
         print(f"{root}: {size(taken)}{note}")
     left = "left " if clear else ""
     print(f"{place}: {size(sum(mirror_sync.mirrors(place).values()))} {left}in all")

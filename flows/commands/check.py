@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from pipeline.check.check_report import CheckReport
     from pipeline.stage.contract import Progress
 
-_LONGEST_NOTES = 20
+_MOST_NOTES = 20
 
 
 def check(
     run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Recompute one step in float64 besides.")
+        bool, typer.Option("--deep", help="Also recompute one step in float64.")
     ] = False,
     step: Annotated[int | None, typer.Option(min=0, help="The step to recompute.")] = None,
     runner: Runner = None,
@@ -36,8 +36,8 @@ def check(
     """Verify digests, schemas, links between tables and every invariant of a run.
 
     Names each broken file: what was expected, what was found, what to do. Inherited tables of a
-    fork are checked too. With --deep, one step is recomputed in float64 from its rollouts and its
-    rebuilt policy, by code of its own. Exit code 0: all is well; 1: findings; 2: an error.
+    fork are checked too. With --deep, a second implementation recomputes one step in float64, from
+    its rollouts and its rebuilt policy. Exit code 0: all is well; 1: findings; 2: an error.
 
     Example: srpo check runs/first --deep --step 12
     """
@@ -101,7 +101,7 @@ def _spread(
 
 @contextlib.contextmanager
 def _byte_bar(console: "Console") -> "Iterator[Progress]":
-    """Show bytes hashed on a terminal; yield the function that is told."""
+    """Show a bar of bytes hashed, on a terminal; yield the function that moves it."""
     from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
@@ -114,10 +114,10 @@ def _byte_bar(console: "Console") -> "Iterator[Progress]":
 def _print(report: "CheckReport", seconds: float, console: "Console") -> None:
     for finding in report.findings:
         _say(console, f"broken: {finding.line}")
-    for note in report.notes[:_LONGEST_NOTES]:
+    for note in report.notes[:_MOST_NOTES]:
         _say(console, f"note: {note}")
-    if len(report.notes) > _LONGEST_NOTES:
-        _say(console, f"… and {count(len(report.notes) - _LONGEST_NOTES)} more notes")
+    if len(report.notes) > _MOST_NOTES:
+        _say(console, f"… and {count(len(report.notes) - _MOST_NOTES)} more notes")
     speed = report.bytes / 1e6 / max(seconds, 1e-9)
     found = count(len(report.findings)) if report.findings else "no"
     _say(

@@ -1,4 +1,4 @@
-"""What a shell completes after `srpo …`; each list is read where it lives, when it is asked for."""
+"""What a shell completes after `srpo …`; each list is imported when it is asked for."""
 
 
 def presets_starting_with(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`srpo doctor`: is all there that a run needs?"""
+"""`srpo doctor`: does this machine have all that a run needs?"""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from flows.commands.options import FOLDER, RUNS
 def doctor(
     run_root: Annotated[Path, typer.Option(help="Folder that holds runs.", **FOLDER)] = RUNS,
 ) -> None:
-    """Say what is installed, what the machine has, and what will run where.
+    """Say what is installed, what the machine offers, and what will run where.
 
     Example: srpo doctor
     """

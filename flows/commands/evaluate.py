@@ -1,4 +1,4 @@
-"""`srpo evaluate`: how good a policy is, on the test questions."""
+"""`srpo evaluate`: how good a policy is on the test questions."""
 
 import contextlib
 from typing import Annotated

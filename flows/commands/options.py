@@ -11,12 +11,12 @@ from pipeline.remote.mirror_paths import run_path
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended."""
 RUNS = Path("runs")
-"""Where runs go that are given no folder."""
+"""Where a run goes that is given no folder."""
 
 RUN: dict[str, Any] = {"parser": run_path, "metavar": "RUN"}
 """How a command takes a run: by its folder or its URL."""
 FOLDER: dict[str, Any] = {"parser": run_path, "metavar": "FOLDER"}
-"""How it takes the folder of a new run, or one that holds runs."""
+"""How a command takes the folder of a new run, or one that holds runs."""
 
 Set = Annotated[
     list[str] | None,

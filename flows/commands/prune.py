@@ -1,4 +1,4 @@
-"""`srpo prune` and `srpo restore`: room on the disk, what it costs, and all of it back again."""
+"""`srpo prune` and `srpo restore`: free disk space, at a stated cost, and bring it all back."""
 
 import contextlib
 from pathlib import Path
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 def prune(
     run: Annotated[Path, typer.Argument(help="Folder or URL of a run.", **RUN)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go; change nothing.")
+    ] = False,
     tables: Annotated[str, typer.Option(help="Which tables: teacher, weights.")] = "teacher",
     before: Annotated[int | None, typer.Option(min=0, help="Only steps before this one.")] = None,
     keep_last: Annotated[
-        int | None, typer.Option(min=0, help="Keep the tables of so many newest steps.")
+        int | None, typer.Option(min=0, help="Keep the tables of the N newest steps.")
     ] = None,
     snapshots: Annotated[
-        bool, typer.Option("--snapshots", help="Snapshots too, but start, best and newest.")
+        bool, typer.Option("--snapshots", help="Snapshots too, except first, best and newest.")
     ] = False,
     archive: Annotated[
-        Path | None, typer.Option(help="Folder to keep the tables in, as Parquet, first.")
+        Path | None, typer.Option(help="First archive the tables in this folder, as Parquet.")
     ] = None,
 ) -> None:
     """Remove big tables of a run, and say what becomes impossible without them.
 
-    What resuming needs never goes: the newest snapshot and the tables since. Nor does what a fork
-    needs, of those in the folders that hold this run and its ancestors; forks elsewhere are not
-    known. Rollouts, verdicts, routes, scores, updates, evaluations, manifests and records always
-    stay: they are small, audits read them, and what goes is made anew from them by srpo restore.
-    Cut short, it can be run again.
+    What resuming needs stays: the newest snapshot and the tables since. So does what a fork needs,
+    if it lies in a folder that holds this run or an ancestor; other forks are not known. Rollouts,
+    verdicts, routes, scores, updates, evaluations, manifests and records always stay: they are
+    small, audits read them, and srpo restore recomputes the rest from them. If it is interrupted,
+    run it again.
 
     Example: srpo prune runs/first --keep-last 10 --archive /archive/first --dry-run
     """
@@ -64,10 +66,10 @@ def restore(
         Path | None, typer.Argument(metavar="[DIR]", help="The archive, if it was moved.")
     ] = None,
 ) -> None:
-    """Bring back the tables that were pruned: from their archive, else made anew.
+    """Bring back pruned tables: from their archive, or by computing them again.
 
-    Each must have the SHA-256 of its manifest. What was never archived is computed, step by step:
-    the teacher's passes for `teacher`, and stage weigh for `weights`.
+    Each must have the SHA-256 of its manifest. Tables that were never archived are computed step by
+    step: `teacher` by the teacher's passes, `weights` by stage weigh.
 
     Example: srpo restore runs/first /archive/first
     """
@@ -100,7 +102,7 @@ def restore(
 
 
 def _remove(found: "PruningPlan", folder: Path | None) -> str:
-    """Remove what the plan says, each table once its archive is sound; say what that takes."""
+    """Remove what the plan names, each table after it is archived; return what that takes."""
     from pipeline.housekeeping.parquet_archive import archive
     from pipeline.housekeeping.pruning import remove, remove_snapshots
 

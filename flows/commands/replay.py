@@ -52,10 +52,10 @@ def replay(
     ] = "update",
     runner: Runner = None,
 ) -> None:
-    """Recompute what follows a stage, over saved rollouts, with other settings.
+    """Recompute a stage and all that follow it, over saved rollouts, with other settings.
 
-    Another verifier (data.task), β, method, teacher or divergence; tables upstream are the
-    parent's. A sweep makes one fork for each value: --set weigh.beta=0,0.5,1,2
+    Change the verifier (data.task), β, the method, the teacher or the divergence; tables upstream
+    stay the parent's. A sweep makes one fork for each value: --set weigh.beta=0,0.5,1,2
 
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
@@ -74,7 +74,7 @@ def replay(
         if worker_pool is not None and len(forks) > 1:
             with bars("forks") as (progress,):
                 sweep_over(worker_pool, parent, plan, forks, progress)
-            worker_pool = None  # what is left is to find them done
+            worker_pool = None  # the loop below finds every fork complete
         for folder, chosen in forks:
             started = time.monotonic()
             with bars(f"{folder}: stages") as (progress,):
@@ -94,7 +94,7 @@ def replay(
 def _expect_possible(
     parent: "Run", plan: "Plan", forks: Sequence[tuple[Path, list[str]]], runner: str | None
 ) -> None:
-    """Refuse what can't be of any fork, before the first is made."""
+    """Refuse forks that can't be made, before the first one is."""
     from flows.reruns.replay import expect_folder
     from flows.session.fork_run import planned_fork
 
@@ -106,7 +106,7 @@ def _expect_possible(
 
 
 def _row(session: "Session", found: "RunDiff", plan: "Plan", seconds: float) -> dict[str, str]:
-    """Return what a fork changed, as texts of one row."""
+    """Return what a fork changed, as the texts of its row."""
     from pipeline.text import duration, number
 
     run = session.run

@@ -1,4 +1,4 @@
-"""`srpo runs`: what is there."""
+"""`srpo runs`: the runs in a folder."""
 
 import os
 import sys

@@ -100,7 +100,7 @@ def _fork_if_needed(
 
 
 def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> None:
-    """Print what there is now, what differs from the parent, and what could come next."""
+    """Print the stage's tables, how they differ from the parent's, and what to do next."""
     name, step, run = reference["stage"], reference["step"], session.run
     done = "there already, nothing done" if reference["skipped"] else "done"
     print(f"{name} of step {step}: {done}")

@@ -33,11 +33,11 @@ MEDIA = ("torchaudio", "torchcodec", "torchvision")
 TO_INSTALL = "make install-vllm on a CPU, pip install -e '.[vllm]' with GPUs"
 
 Row = tuple[str, str, bool]
-"""What was looked at, what was found, and whether that is well."""
+"""What was checked, what was found, and whether that is fine."""
 
 
 def print_report(console: Console, root: Path) -> bool:
-    """Print the report; True: nothing stands in the way of a run in `root`."""
+    """Print the report; return whether a run in `root` can work."""
     rows = [
         *machine(root),
         *packages(),
@@ -137,7 +137,7 @@ def extras() -> dict[str, SpecifierSet]:
 def vllm_row(
     there: Mapping[str, str], wanted: Mapping[str, SpecifierSet], gpus: int
 ) -> tuple[str, bool]:
-    """Return what is to be said of vLLM, and whether that is well.
+    """Return what was found of vLLM, and whether that is fine.
 
     Args:
         there: versions of what is installed.
@@ -149,7 +149,8 @@ def vllm_row(
         return f"vllm: not installed (optional); {TO_INSTALL}", True
     if len(found) == 2:
         return (
-            f"vllm: {ON_GPU} and {ON_CPU} lie over each other; pip uninstall both, then one",
+            f"vllm: {ON_GPU} and {ON_CPU} overwrite each other's files; pip uninstall both, then "
+            "install one",
             False,
         )
     name, version = found[0], there[found[0]]
@@ -162,7 +163,7 @@ def vllm_row(
 
 
 def misfits(there: Mapping[str, str]) -> Iterator[Row]:
-    """Look for packages built for another torch: their local labels (+cpu, +cu130) differ.
+    """Find packages built for another torch: their local labels (+cpu, +cu130) differ.
 
     Args:
         there: versions of what is installed.
@@ -182,7 +183,7 @@ def misfits(there: Mapping[str, str]) -> Iterator[Row]:
 
 
 def verifiers() -> Row:
-    """Start a verifier that tries what it should not be able to do."""
+    """Start a verifier that tries what it must not be able to do."""
     section = VerifySection()
     with VerifierPool(holds, "doctor", 1, section.timeout_seconds, section.memory_mb) as pool:
         (verdict,) = pool.verify([("", "")])
@@ -190,7 +191,7 @@ def verifiers() -> Row:
 
 
 def cache() -> Iterator[Row]:
-    """Tell how much room runs at URLs take here, if there are any."""
+    """Say how much disk space runs at URLs take here, if there are any."""
     folder = cache_folder()
     if folder.exists():
         taken = size(sum(mirrors(folder).values()))
@@ -198,7 +199,7 @@ def cache() -> Iterator[Row]:
 
 
 def prefect_server(root: Path) -> Row:
-    """Tell which Prefect API a run in `root` would talk to."""
+    """Say which Prefect API a run in `root` would use."""
     state = server_state(root)
     if state.own and not state.alive:
         return "prefect", "a server of our own, started with the next run and ended with it", True

@@ -1,4 +1,4 @@
-"""What `srpo prune` prints: what goes, for whom the rest stays, and what becomes impossible."""
+"""What `srpo prune` prints: what goes, what stays and why, and what becomes impossible."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(console: "Console", plan: "PruningPlan", dry_run: bool) -> None:
-    """Print a plan, before it is carried out or instead."""
+    """Print a plan, before or instead of carrying it out."""
     from rich.table import Table
 
     name = printable(f"{plan.run.root}")
@@ -26,10 +26,10 @@ def print_plan(console: "Console", plan: "PruningPlan", dry_run: bool) -> None:
             table.add_column(heading, justify="right" if right else "left", overflow="fold")
         for what, steps, bytes_ in _rows(plan):
             table.add_row(what, steps, size(bytes_))
-        table.add_row("together", "", size(plan.bytes))
+        table.add_row("total", "", size(plan.bytes))
         console.print(table, highlight=False, markup=False)
     else:
-        console.print(f"{name}: nothing may go", highlight=False, markup=False)
+        console.print(f"{name}: nothing can go", highlight=False, markup=False)
     for title, lines in (("Stays", stays(plan)), ("Impossible until srpo restore", losses(plan))):
         if lines:
             console.print(f"{title}:", style="bold", highlight=False, markup=False)
@@ -50,7 +50,7 @@ def _rows(plan: "PruningPlan") -> list[tuple[str, str, int]]:
 
 
 def stays(plan: "PruningPlan") -> list[str]:
-    """Say what does not go though it was asked for, and why."""
+    """Say what stays although it was asked for, and why."""
     found = []
     for claim in plan.claims:
         mine = sorted(piece for piece in claim.pieces & plan.claimed)
@@ -88,7 +88,7 @@ def losses(plan: "PruningPlan") -> list[str]:
 
 
 def _named(root: Path) -> str:
-    """Return a fork's name as it is typed here."""
+    """Return a fork's name as one types it here."""
     return f"{root}" if is_mirrored(root) else os.path.relpath(root)
 
 

@@ -1,4 +1,4 @@
-"""One rollout on the terminal: asked, answered, judged, decided, and every token of it."""
+"""One rollout on the terminal: prompt, response, verdict, route, update, and every token."""
 
 from collections.abc import Sequence
 from math import exp
@@ -17,16 +17,16 @@ _NUMBERS = {
     "sampled_logprob": "log p", "student_entropy": "Hs", "teacher_entropy": "H", "weight": "w",
     "jsd": "jsd", "share": "loss",
 }  # fmt: skip
-"""Columns of the token table, where recorded: field and heading."""
+"""Columns of the token table, if recorded: field and heading."""
 _WIDE_ONLY = ("sampled_logprob", "student_entropy")
-"""Of these, what a narrow terminal has no room for beside the likeliest tokens."""
+"""Columns that a narrow terminal has no room for beside the likeliest tokens."""
 _MARKS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 _LEAST, _MUCH = 0.005, 0.1
-"""Probability from which a candidate is shown; share of the loss from which a token stands out."""
+"""Least probability of a candidate shown; least share of the loss of a highlighted token."""
 
 
 def print_rollout(console: Console, record: RolloutRecord, limit: int | None) -> None:
-    """Print a rollout whole; of its tokens the first `limit`, if given."""
+    """Print a whole rollout, with the first `limit` of its tokens if that is given."""
     rollout = record.rollout
     console.print(Rule(Text(f"rollout {record.rollout_id}"), align="left"))
     say(
@@ -144,7 +144,7 @@ def _token_table(tokens: Sequence[TokenRecord], known: Sequence[str], taught: bo
 
 
 def _number(name: str, value: float | None) -> Text:
-    """Return a number with two or three decimals; what is 0 to so many is a dim 0."""
+    """Return a number with one to three decimals; what rounds to 0 is a dim 0."""
     if value is None:
         return Text(NOTHING, style="dim")
     digits = 3 if name == "jsd" else 1 if name == "share" else 2

@@ -1,4 +1,4 @@
-"""Listings on the terminal: tables that fit it, with texts that can do no harm there."""
+"""Listings on the terminal: tables that fit its width, with texts made safe to print."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -23,9 +23,9 @@ WIDE = (
     "loss_sum", "teacher_rollout_id", "prediction", "reason",
 )  # fmt: skip
 WIDE_FROM = 120
-"""Columns of the terminal from which the wide listing fits."""
+"""Width of the terminal, in characters, from which the wide listing fits."""
 TEXT_LIMIT = 20_000
-"""Characters of one text on the terminal; JSON has it whole."""
+"""Longest text on the terminal, in characters; JSON has it whole."""
 _CELL, _LEAST_TEXT, _GAP = 500, 10, 2
 _FILE_WIDTH = 140
 _GROUPED_NARROW = (
@@ -51,17 +51,17 @@ def file_console(path: Path) -> Iterator[Console]:
 
 
 def print_rows(console: Console, rows: pl.DataFrame, counts: tuple[int, int], limit: int) -> None:
-    """Print the first `limit` rows of the listing or of groups, and how many rollouts they are of.
+    """Print the first `limit` rows, of rollouts or of groups, and how many rollouts match.
 
     Args:
-        counts: rollouts that match, and rollouts that were looked at.
+        counts: rollouts that match, and rollouts that were searched.
     """
     shown = rows.head(limit)
     if len(shown):
-        room = _with_room(console, shown)
+        room = _side_by_side(console, shown)
         console.print(_table(shown.select(room)))
         if left := [name for name in shown.columns if name not in room]:
-            say(console, f"no room for {', '.join(left)}: a wider terminal, or --format json")
+            say(console, f"no room for {', '.join(left)}: use a wider terminal, or --format json")
     matched, of = counts
     groups = f"{_several(len(rows), 'group')} (means); " if _are_groups(rows) else ""
     cut = f"; {count(len(shown))} shown (--limit)" if len(shown) < len(rows) else ""
@@ -69,7 +69,7 @@ def print_rows(console: Console, rows: pl.DataFrame, counts: tuple[int, int], li
 
 
 def fitting(console: Console, rows: pl.DataFrame, sorted_by: str | None) -> pl.DataFrame:
-    """Return the columns that a terminal of this width has room for, and the one sorted by."""
+    """Return the columns that fit a terminal of this width, and the one sorted by."""
     wide = console.width >= WIDE_FROM
     if not _are_groups(rows):
         names = list(WIDE if wide else NARROW)
@@ -114,11 +114,11 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def plain_table(columns: Sequence[tuple[str, Any]], flexible: Collection[str]) -> Table:
-    """Return a table without lines; where it does not fit, `flexible` columns are cut first.
+    """Return a table without rules; where it does not fit, `flexible` columns are cut first.
 
     Args:
         columns: heading and justification.
-        flexible: headings of those; their cells must be `Text` that does not wrap (see `cell`).
+        flexible: headings of these columns; their cells are `Text` that does not wrap (see `cell`).
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for name, justify in columns:
@@ -127,7 +127,7 @@ def plain_table(columns: Sequence[tuple[str, Any]], flexible: Collection[str]) -
 
 
 def cell(value: Any, name: str = "") -> Text:
-    """Return a value as a cell of one line: numbers short, texts harmless."""
+    """Return a value as a cell of one line: numbers shortened, texts made safe."""
     if value is None:
         return Text(NOTHING, style="dim")
     if isinstance(value, bool):
@@ -143,8 +143,8 @@ def line(shown: str, style: str = "") -> Text:
     return Text(shown, style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _with_room(console: Console, rows: pl.DataFrame) -> list[str]:
-    """Return the first columns that fit beside each other, texts cut to the least that tells."""
+def _side_by_side(console: Console, rows: pl.DataFrame) -> list[str]:
+    """Return the first columns that fit side by side, with texts cut as short as allowed."""
     found: list[str] = []
     used = 0
     for name in rows.columns:
@@ -158,7 +158,7 @@ def _with_room(console: Console, rows: pl.DataFrame) -> list[str]:
 
 
 def _texts(rows: pl.DataFrame) -> list[str]:
-    """Return the columns that may be cut."""
+    """Return the columns whose texts may be cut."""
     return [n for n, kind in rows.schema.items() if kind == pl.String and n not in _SHORT]
 
 
@@ -208,7 +208,7 @@ def _sample(rollout_id: str) -> str:
 
 
 def _counted(values: Sequence[str | None]) -> Text:
-    """Return the values with their counts, the commonest first."""
+    """Return the values with their counts, the most frequent first."""
     counts = Counter(value if value else NOTHING for value in values)
     parts = [f"{printable(v, _CELL)} ×{n}" for v, n in counts.most_common()]
     return line(", ".join(parts) or NOTHING)

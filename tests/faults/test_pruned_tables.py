@@ -191,7 +191,7 @@ def test_an_archive_brings_tables_back_bit_for_bit(run: Run, srpo: Srpo, made: P
     assert srpo(*arguments)[0] == 0
     assert not teachers(run)
     code, said = srpo(*arguments)
-    assert code == 0 and "nothing may go" in said
+    assert code == 0 and "nothing can go" in said
     place.rename(moved)
     code, said = srpo("restore", run.root)
     assert code == 2 and "no such archived table; name the folder it was moved to" in said
