@@ -190,16 +190,16 @@ def main() -> None:
     for name, stage in STAGES.items():
         STAGES[name] = stages.watch(stage)
     with tempfile.TemporaryDirectory() as root:
-        lease = open_server(Path(root))
+        server = open_server(Path(root))
         try:
-            lease.wait()
+            server.wait()
             for number in range(rounds):
                 for size, way in found:
                     folder = Path(root) / f"{size.questions}-{len(way)}-{number}"
                     found[size, way] += measure(folder, size, ways[way], stages)
                     print(f"round {number + 1}: {size.questions} x {size.rollouts} {way}: done")
         finally:
-            lease.release()
+            server.release()
     report(Console(width=110), found)
 
 

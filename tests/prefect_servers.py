@@ -31,14 +31,14 @@ def shared(root: Path) -> Iterator[dict[str, str]]:
         os.environ.pop("PREFECT_API_URL", None)
         with (root / "first.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            lease = open_server(root)
-            lease.wait()
+            server = open_server(root)
+            server.wait()
             if not (root / DATABASE).exists():
                 _copy(root / ".prefect", root)
         found = {name: os.environ[name] for name in PASSED}
     yield found
     with mock.patch.dict(os.environ):
-        lease.release()
+        server.release()
 
 
 def leave_former() -> None:

@@ -16,7 +16,7 @@ from pipeline.machine.disk import explained
 from pipeline.text import print_warnings
 
 if TYPE_CHECKING:
-    from flows.prefect_api.server import Lease
+    from flows.prefect_api.server import ServerHandle
     from flows.session.session import Session
     from flows.training.loop import Outcome
     from flows.workers.runner_spec import RunnerSpec
@@ -105,10 +105,10 @@ def _train_here(
     settings = checked_config(config, run, overrides, resume)
     console = Console()
     # It starts in the background, while the model loads.
-    lease = open_server(run.parent, settings.run.prefect_seconds)
+    server = open_server(run.parent, settings.run.prefect_seconds)
     try:
-        if not lease.own:
-            lease.wait()  # somebody else's server: before anything is written
+        if not server.own:
+            server.wait()  # somebody else's server: before anything is written
         with console.status(f"{run}: opening the policy, starting Prefect"):
             opened = open_session(settings, run, resume)
             from flows.training.alarm_fork import train_with_recovery
@@ -117,7 +117,7 @@ def _train_here(
             nonlocal run
             if session is opened:
                 with console.status(f"{run}: starting Prefect"):
-                    _wait_for_prefect(lease, session)
+                    _wait_for_prefect(server, session)
             else:
                 run = session.run.root
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
@@ -136,16 +136,16 @@ def _train_here(
         print(f"interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     finally:
-        lease.release()
+        server.release()
     return {"stopped": INTERRUPTED, "alarm": ALARMED}.get(outcome.ended, 0)
 
 
-def _wait_for_prefect(lease: "Lease", session: "Session") -> None:
-    lease.wait()
-    if lease.own:
+def _wait_for_prefect(server: "ServerHandle", session: "Session") -> None:
+    server.wait()
+    if server.own:
         from flows.prefect_api.killed_runs import end_orphans
 
-        end_orphans(lease.url, session.config.run.prefect_seconds)
+        end_orphans(server.url, session.config.run.prefect_seconds)
 
 
 def _train_and_show(

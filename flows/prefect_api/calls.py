@@ -32,7 +32,7 @@ def client_settings(limit_seconds: float) -> dict[Any, Any]:
     """Return settings under which a call ends within some `limit_seconds`, its retries included.
 
     A third of them at most is for the waits between tries: three retries in a minute. Prefect reads
-    the environment when it is imported, which may have been before the lease.
+    the environment when it is imported, which may have been before `open_server`.
     """
     retries = int(math.log2(limit_seconds / 3 / _JITTER + 2)) - 1
     waits = _JITTER * (2 ** (retries + 1) - 2)

@@ -72,10 +72,10 @@ class ServerState(NamedTuple):
     alive: bool
 
 
-class Lease:
-    """A hold on the Prefect API; the server of a run root lives while anybody has one.
+class ServerHandle:
+    """A handle on the Prefect API; a folder's own server lives while any process has one.
 
-    One lease per process and root: POSIX locks belong to the process, not to the file handle.
+    One handle per process and folder: POSIX locks belong to the process, not to the open file.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Lease:
         )
 
     def release(self) -> None:
-        """Give up the hold and restore the environment."""
+        """Give up the handle and restore the environment."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -136,8 +136,8 @@ class Lease:
                 os.environ.pop(name, None)
 
 
-def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
-    """Take a lease on the Prefect API for the runs in `root`, without waiting for its answer.
+def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> ServerHandle:
+    """Return a handle on the Prefect API for the runs in `root`, without waiting for its answer.
 
     Sets the environment for Prefect's client, so call it before anything imports prefect.
 
@@ -149,16 +149,16 @@ def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> Lease:
         os.environ.setdefault(name, value)
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        return Lease(given.rstrip("/"), None, None, previous, limit_seconds)
+        return ServerHandle(given.rstrip("/"), None, None, previous, limit_seconds)
     home = Path((root / ".prefect").resolve())  # also beside a mirror it is this machine's
     home.mkdir(parents=True, exist_ok=True)
-    lock = _leased(home, limit_seconds)
+    lock = _keep_alive(home, limit_seconds)
     with errors_naming(home):
         url = _running_or_new(home, limit_seconds)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
     os.environ["NO_PROXY"] = ",".join(filter(None, [previous.get("NO_PROXY"), "127.0.0.1"]))
-    return Lease(url, home / "server.log", lock, previous, limit_seconds)
+    return ServerHandle(url, home / "server.log", lock, previous, limit_seconds)
 
 
 def server_state(root: Path) -> ServerState:
@@ -170,17 +170,17 @@ def server_state(root: Path) -> ServerState:
     return ServerState(url, own=True, alive=url is not None and _health(url, 5.0) is None)
 
 
-def _leased(home: Path, limit_seconds: float) -> IO[str]:
-    """Return the lease, held; a server holds it alone for a moment, when it looks at it."""
-    lease = (home / "lease").open("a+")
+def _keep_alive(home: Path, limit_seconds: float) -> IO[str]:
+    """Return the shared lock that keeps a server alive; the server itself takes it for moments."""
+    lock = (home / "lease").open("a+")
     deadline = time.monotonic() + limit_seconds
     while True:
         try:
-            fcntl.lockf(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return lease
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return lock
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
-                lease.close()
+                lock.close()
                 pid = _announcement(home).get("pid")
                 raise SrpoError(
                     f"waited {limit_seconds:g} s (run.prefect_seconds) for {home / 'lease'}: a "

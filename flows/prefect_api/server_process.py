@@ -4,7 +4,7 @@
 
 HOME is the folder of its files, DESCRIPTOR the socket that it listens on.
 
-`flows.prefect_api.server` starts it and holds the lease that it watches.
+`flows.prefect_api.server` starts it and holds the lock HOME/lease that it watches.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ READY = "ready"
 
 
 @contextlib.contextmanager
-def _exclusive(lease: IO[str]) -> Iterator[bool]:
-    """Hold the lease alone, if nobody else has it."""
+def _exclusive(lock: IO[str]) -> Iterator[bool]:
+    """Hold the lock alone, if nobody else has it."""
     try:
-        fcntl.lockf(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         yield False
         return
     try:
         yield True
     finally:
-        fcntl.lockf(lease, fcntl.LOCK_UN)
+        fcntl.lockf(lock, fcntl.LOCK_UN)
 
 
 def _watch(home: Path, server: "uvicorn.Server") -> None:
-    """End the process once nobody has held the lease for a while, or the folder is gone."""
+    """End the process once nobody has held its lock for a while, or the folder is gone."""
     try:
         _until_idle(home, server)
     finally:
@@ -60,12 +60,12 @@ def _until_idle(home: Path, server: "uvicorn.Server") -> None:
     the marker is missing, the next server begins with a new file.
     """
     polls = 0
-    with (home / "lease").open("a+") as lease:
+    with (home / "lease").open("a+") as lock:
         while home.exists():
             time.sleep(POLL_SECONDS)
             if server.started and home.exists():
                 (home / READY).touch()
-            with _exclusive(lease) as idle:
+            with _exclusive(lock) as idle:
                 polls = polls + 1 if idle else 0
                 interruptible = server.started or not (home / READY).exists()
                 if polls > IDLE_POLLS and interruptible:
@@ -74,7 +74,7 @@ def _until_idle(home: Path, server: "uvicorn.Server") -> None:
 
 
 def serve(home: Path, listening: socket.socket) -> None:
-    """Run Prefect's server on `listening` until the lease of `home` has been free for a while."""
+    """Run Prefect's server on `listening` until the lock of `home` has been free for a while."""
     import uvicorn
 
     if not (home / READY).exists():

@@ -23,18 +23,18 @@ def command_pool(runner: str | None, folder: Path) -> "Iterator[WorkerPool | Non
     from flows.prefect_api.server import LIMIT_SECONDS, open_server
 
     spec = RunnerSpec.parse(runner)
-    lease = open_server(folder)
+    server = open_server(folder)
     try:
-        lease.wait()
+        server.wait()
         from prefect.settings import temporary_settings
 
         from flows.prefect_api.calls import client_settings
         from flows.prefect_api.killed_runs import end_orphans
         from flows.workers.worker_pool import WorkerPool
 
-        if lease.own:
-            end_orphans(lease.url, LIMIT_SECONDS)
+        if server.own:
+            end_orphans(server.url, LIMIT_SECONDS)
         with temporary_settings(client_settings(LIMIT_SECONDS)), WorkerPool(spec) as worker_pool:
             yield worker_pool
     finally:
-        lease.release()
+        server.release()

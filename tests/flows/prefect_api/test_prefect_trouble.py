@@ -53,11 +53,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, own_server: OwnServer) -> I
     """A server that the tests, in their order, use, freeze and end."""
     given = os.environ.pop("PREFECT_API_URL", None)
     root = own_server(tmp_path_factory.mktemp("runs"))
-    lease = open_server(root)
-    lease.wait()
+    server = open_server(root)
+    server.wait()
     pid = server_pid(root)
-    yield Server(lease.url, pid)
-    lease.release()
+    yield Server(server.url, pid)
+    server.release()
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     if given is not None:

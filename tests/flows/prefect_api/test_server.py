@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.prefect_api.server import CLIENT_SETTINGS, Lease, open_server, server_state
+from flows.prefect_api.server import CLIENT_SETTINGS, ServerHandle, open_server, server_state
 from pipeline.errors import SrpoError
 from tests.conftest import OwnServer
 from tests.paths import PROJECT
@@ -22,9 +22,9 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from flows.prefect_api.server import open_server
-lease = open_server(Path(sys.argv[1]))
-lease.wait()
-print(lease.url, flush=True)
+server = open_server(Path(sys.argv[1]))
+server.wait()
+print(server.url, flush=True)
 time.sleep(600)
 """
 
@@ -101,7 +101,7 @@ def test_two_commands_that_start_together_get_one_server(tmp_path: Path) -> None
 
 
 def test_a_command_killed_during_the_start_leaves_nothing(tmp_path: Path) -> None:
-    code = HOLDER.replace("lease.wait()", "print(1, flush=True); time.sleep(600)")
+    code = HOLDER.replace("server.wait()", "print(1, flush=True); time.sleep(600)")
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -121,13 +121,13 @@ def test_a_server_that_cannot_start_is_one_line_that_names_its_log(tmp_path: Pat
     home.mkdir()
     (home / "ready").touch()
     (home / "prefect.db").write_bytes(b"this is no database" * 1000)
-    lease = open_server(tmp_path)
+    server = open_server(tmp_path)
     try:
         pid = server_pid(tmp_path)
         with pytest.raises(SrpoError, match=r"prefect_seconds is 60.*its process ended") as caught:
-            lease.wait()
+            server.wait()
     finally:
-        lease.release()
+        server.release()
     assert str(home / "server.log") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert b"not a database" in (home / "server.log").read_bytes()
@@ -139,22 +139,22 @@ def test_a_given_server_is_used_and_no_own_one_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    lease = open_server(tmp_path, limit_seconds=2.0)
+    server = open_server(tmp_path, limit_seconds=2.0)
     try:
-        assert lease.url == "http://127.0.0.1:9/api"
+        assert server.url == "http://127.0.0.1:9/api"
         assert not (tmp_path / ".prefect").exists()
         with pytest.raises(SrpoError, match="PREFECT_API_URL"):
-            lease.wait()
+            server.wait()
     finally:
-        lease.release()
+        server.release()
 
 
 def test_release_restores_the_environment(tmp_path: Path) -> None:
     before = {name: os.environ.get(name) for name in CLIENT_SETTINGS}
-    lease: Lease = open_server(tmp_path)
+    server: ServerHandle = open_server(tmp_path)
     pid = server_pid(tmp_path)
-    assert os.environ["PREFECT_API_URL"] == lease.url
-    lease.release()
+    assert os.environ["PREFECT_API_URL"] == server.url
+    server.release()
     assert "PREFECT_API_URL" not in os.environ
     assert {name: os.environ.get(name) for name in CLIENT_SETTINGS} == before
     with contextlib.suppress(ChildProcessError):
@@ -163,9 +163,9 @@ def test_release_restores_the_environment(tmp_path: Path) -> None:
 
 def test_a_server_whose_folder_is_deleted_ends(tmp_path: Path, own_server: OwnServer) -> None:
     root = tmp_path / "runs"
-    lease = open_server(own_server(root))
-    lease.wait()
+    server = open_server(own_server(root))
+    server.wait()
     pid = server_pid(root)
     shutil.rmtree(root)
     wait_until_gone(pid, 30)
-    lease.release()
+    server.release()

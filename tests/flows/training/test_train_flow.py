@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from flows.prefect_api.server import Lease, open_server
+from flows.prefect_api.server import ServerHandle, open_server
 from flows.training.loop import Outcome, Watcher
 from pipeline.distributed import ranks
 from pipeline.errors import NumericalError
@@ -25,12 +25,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, own_server: OwnServer) -> Iterator[Lease]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, own_server: OwnServer
+) -> Iterator[ServerHandle]:
     given = os.environ.pop("PREFECT_API_URL", None)
-    lease = open_server(own_server(tmp_path_factory.mktemp("runs")))
-    lease.wait()
-    yield lease
-    lease.release()
+    server = open_server(own_server(tmp_path_factory.mktemp("runs")))
+    server.wait()
+    yield server
+    server.release()
     if given is not None:
         os.environ["PREFECT_API_URL"] = given
 
@@ -62,7 +64,7 @@ class Recorded:
 
 
 def test_all_stages_of_a_20_step_run_are_recorded_with_artifacts(
-    server: Lease, tmp_path: Path
+    server: ServerHandle, tmp_path: Path
 ) -> None:
     session = FakeSession(tmp_path / "twenty", "run.steps=20", "evaluate.every=10")
     assert run_flow(session) == Outcome(20, "steps")
@@ -81,7 +83,9 @@ def test_all_stages_of_a_20_step_run_are_recorded_with_artifacts(
     assert by_key["routing"]["data"].startswith("data:image/svg+xml;base64,")
 
 
-def test_a_stage_that_the_machine_failed_is_tried_once_more(server: Lease, tmp_path: Path) -> None:
+def test_a_stage_that_the_machine_failed_is_tried_once_more(
+    server: ServerHandle, tmp_path: Path
+) -> None:
     session = FakeSession(tmp_path / "retried", "run.steps=2")
     session.fail_at = "update 1"
     assert run_flow(session) == Outcome(2, "steps")
@@ -101,7 +105,7 @@ def test_a_stage_that_other_ranks_are_still_in_is_not_tried_again(
 
 
 def test_an_error_of_ours_is_final_and_arrives_as_it_was_raised(
-    server: Lease, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    server: ServerHandle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Diverging(FakeSession):
         def run_stage(self, name: str, step: int, progress: Any = None) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def test_an_error_of_ours_is_final_and_arrives_as_it_was_raised(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_stage_keeps_the_state_and_is_recorded(
-    number: signal.Signals, server: Lease, tmp_path: Path
+    number: signal.Signals, server: ServerHandle, tmp_path: Path
 ) -> None:
     class Signalling(Watcher):
         def stage_started(self, name: str, step: int) -> None:
