@@ -25,7 +25,7 @@ from flows.commands.stage import stage
 from flows.commands.train import train
 from flows.commands.view import view
 from pipeline.errors import SrpoError
-from pipeline.machine.disk import explained, is_trouble
+from pipeline.machine.disk import is_trouble, os_error_line
 from pipeline.text import printable
 
 LEAVE_SECONDS = 5.0
@@ -81,7 +81,7 @@ def _text(error: Exception) -> str:
         return error.format_message().replace("Value error, ", "")  # pydantic's words
     if isinstance(error, OSError):
         again = "; then run the same command again" if is_trouble(error) else ""
-        return f"{explained(error)}{again}"
+        return f"{os_error_line(error)}{again}"
     return str(error)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from flows.commands.completion import presets_starting_with
 from flows.commands.options import INTERRUPTED, RUN, RUNS, Runner, Set
 from pipeline.errors import SrpoError, StoreError
-from pipeline.machine.disk import explained
+from pipeline.machine.disk import os_error_line
 from pipeline.text import print_warnings
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _train_here(
     except OSError as error:
         begun = (run / "run.json").exists()
         on = f"then go on: {go_on(run)}" if begun else "then run the same command again"
-        raise StoreError(f"{explained(error)}; {on}") from error
+        raise StoreError(f"{os_error_line(error)}; {on}") from error
     except KeyboardInterrupt:
         known = (run / "run.json").exists()
         hint = f"; go on: {go_on(run)}" if known else "; nothing was written"

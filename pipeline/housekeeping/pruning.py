@@ -203,8 +203,8 @@ def claims_on(run: Run) -> Iterator[Claim]:
         wanted = {Piece(table, step) for table in _REPLAYED for step in range(base, start)}
         upstream = tables_before(fork.fork.stage)
         wanted |= {Piece(table, step) for table in upstream for step in range(start, end)}
-        own = _same(fork.snapshot_owner(base), run)
-        pieces = frozenset(p for p in wanted if _same(fork.owner(p.table, p.step), run))
+        own = _is_same_run(fork.snapshot_owner(base), run)
+        pieces = frozenset(p for p in wanted if _is_same_run(fork.owner(p.table, p.step), run))
         yield Claim(fork, pieces, base if own else None)
 
 
@@ -228,7 +228,7 @@ def forks_of(run: Run) -> list[Run]:
                     f"unknown: mend it, or move it away ({error})"
                 ) from None
             continue
-        if any(_same(ancestor, run) for ancestor in _ancestors(other)):
+        if any(_is_same_run(ancestor, run) for ancestor in _ancestors(other)):
             found.append(other)
     return found
 
@@ -248,7 +248,7 @@ def _ancestors(run: Run) -> list[Run]:
     return [] if run.parent is None else [run.parent, *_ancestors(run.parent)]
 
 
-def _same(one: Run, other: Run) -> bool:
+def _is_same_run(one: Run, other: Run) -> bool:
     return one.root.resolve() == other.root.resolve()
 
 

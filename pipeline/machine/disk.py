@@ -37,14 +37,14 @@ def errors_naming(path: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def explained(error: OSError) -> str:
+def os_error_line(error: OSError) -> str:
     """Return one line: the file, what happened, and what to do about it."""
     name = error.filename.decode() if isinstance(error.filename, bytes) else error.filename
     where = f"{name}: " if name is not None and error.strerror else ""
-    return f"{where}{in_words(error, Path(str(name or '.')))}"
+    return f"{where}{reason_and_advice(error, Path(str(name or '.')))}"
 
 
-def in_words(error: OSError, path: Path) -> str:
+def reason_and_advice(error: OSError, path: Path) -> str:
     """Return what happened at `path`, the state of its disk, and what to do."""
     if error.errno is None or error.strerror is None:
         return str(error)

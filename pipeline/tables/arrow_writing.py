@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from pipeline.errors import StoreError
-from pipeline.machine.disk import errors_naming, in_words
+from pipeline.machine.disk import errors_naming, reason_and_advice
 
 RETRY_SECONDS = 1.0
 """How long after a failed write it is tried once more."""
@@ -147,6 +147,6 @@ def _twice(path: Path, commit: Commit) -> None:
             commit()
         except OSError as error:
             raise StoreError(
-                f"{path}: not written, also at a second try: {in_words(error, path)}; no table "
-                "after it was written; then go on with --resume"
+                f"{path}: not written, also at a second try: {reason_and_advice(error, path)}; "
+                "no table after it was written; then go on with --resume"
             ) from error

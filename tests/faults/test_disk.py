@@ -18,7 +18,7 @@ from flows.training.loop import Outcome, Watcher, train
 from pipeline.check.check_run import check_run
 from pipeline.config.sections import Config
 from pipeline.errors import StoreError
-from pipeline.machine.disk import errors_naming, explained
+from pipeline.machine.disk import errors_naming, os_error_line
 from pipeline.run.run import Run, is_taken
 from tests.faults.small_disk import SmallDisk, mounted
 from tests.flows.session.test_session import digests
@@ -86,7 +86,7 @@ def line_of(session: Session, watcher: Watcher) -> str:
     with pytest.raises((OSError, StoreError)) as caught:
         go_on(session, watcher)
     error = caught.value
-    return explained(error) if isinstance(error, OSError) else str(error)
+    return os_error_line(error) if isinstance(error, OSError) else str(error)
 
 
 @contextlib.contextmanager
@@ -146,7 +146,7 @@ def test_a_run_whose_beginning_can_not_be_written_is_no_run(
     root = tmp_path / "run"
     with largest_file(largest), pytest.raises(OSError, match="File too large") as caught:
         Session.create(root, config)
-    assert explained(caught.value).startswith(f"{root}/")
+    assert os_error_line(caught.value).startswith(f"{root}/")
     assert not is_taken(root)
     with pytest.raises(StoreError, match="no run here"):
         Run.open(root)
