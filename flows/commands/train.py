@@ -58,28 +58,28 @@ def train(
         if resume or config is None:
             raise SrpoError("which run? --resume needs --run DIR; a new run needs a configuration")
         run = default_run_dir(config, RUNS)
-    places = (ranks, nnodes, node_rank, rdzv_endpoint)
-    with _as_ranks(places, run) as follower:
+    layout = (ranks, nnodes, node_rank, rdzv_endpoint)
+    with _as_ranks(layout, run) as follower:
         code = 0 if follower else _train_here(config, run, overrides or [], resume, profile, runner)
     raise typer.Exit(code)
 
 
 @contextlib.contextmanager
-def _as_ranks(places: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
+def _as_ranks(layout: tuple[int, int, int, str], run: Path) -> Iterator[bool]:
     """Be a rank if torchrun started this process; start ranks if several are wanted.
 
     Yields:
         Whether this rank has followed another to the end.
     """
-    if places[:3] == (1, 1, 0):
+    if layout[:3] == (1, 1, 0):
         yield False
         return
-    from flows.training.rank_launcher import Places, inside, launch, settle_in
+    from flows.training.rank_launcher import RankLayout, become_rank, is_rank, launch
     from pipeline.distributed.ranks import follow, joined, rank
 
-    if not inside():
-        raise typer.Exit(launch([*sys.argv[1:], "--run", str(run)], Places(*places), run))
-    settle_in()
+    if not is_rank():
+        raise typer.Exit(launch([*sys.argv[1:], "--run", str(run)], RankLayout(*layout), run))
+    become_rank()
     with joined():
         if rank():
             follow()

@@ -35,14 +35,14 @@ JOIN_SECONDS = 900
 _TRY_SECONDS, _PAUSE_SECONDS = 5.0, 0.5
 _SHOWN = 300
 _GRACE_SECONDS = 5
-"""Which ranks have to end in, if their command is interrupted and not asked to stop."""
-_COMMAND, _FIRST = "SRPO_COMMAND", "SRPO_FIRST_RANK"
-"""Environment variables of ranks: their command's process; where rank 0 writes down its own."""
+"""Within which ranks must end if their command is interrupted and not asked to stop."""
+_COMMAND_PID, _RANK_0_FILE = "SRPO_COMMAND", "SRPO_FIRST_RANK"
+"""Environment variables of ranks: the command's process id; the file that takes rank 0's."""
 _PR_SET_PDEATHSIG = 1
 
 
-class Places(NamedTuple):
-    """Where ranks run, in torchrun's words.
+class RankLayout(NamedTuple):
+    """How many ranks run on which hosts, in torchrun's words.
 
     Attributes:
         ranks: processes on each host.
@@ -56,76 +56,71 @@ class Places(NamedTuple):
     node_rank: int
     rdzv_endpoint: str
 
-    @property
-    def one(self) -> bool:
-        """Tell whether there is one rank alone."""
-        return self.ranks * self.nnodes == 1
 
-
-def inside() -> bool:
+def is_rank() -> bool:
     """Tell whether this process is a rank that torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def settle_in() -> None:
-    """Be a rank: end with the command, and have rank 0 alone decide when to stop."""
+def become_rank() -> None:
+    """Make this process end with the command, and let rank 0 alone decide when to stop."""
     if sys.platform == "linux":
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.environ.get(_COMMAND, f"{os.getppid()}") != f"{os.getppid()}":
+    if os.environ.get(_COMMAND_PID, f"{os.getppid()}") != f"{os.getppid()}":
         os._exit(LOST)  # it ended before
     if os.environ["RANK"] != "0":
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-    elif _FIRST in os.environ:
-        made = Path(f"{os.environ[_FIRST]}.made")
+    elif _RANK_0_FILE in os.environ:
+        made = Path(f"{os.environ[_RANK_0_FILE]}.made")
         made.write_text(f"{os.getpid()}", encoding="utf-8")
-        made.replace(os.environ[_FIRST])
+        made.replace(os.environ[_RANK_0_FILE])
 
 
-def launch(arguments: Sequence[str], places: Places, run: Path) -> int:
+def launch(arguments: Sequence[str], layout: RankLayout, run: Path) -> int:
     """Run `srpo` with these arguments as several ranks; return rank 0's exit code.
 
     Raises:
-        ConfigError: hosts without a place to meet, or a run at a URL and no cache that they share.
-        SrpoError: a rank ended that was not told to, or the hosts did not meet.
+        ConfigError: no address at which the hosts meet, or a run at a URL without a shared cache.
+        SrpoError: a rank ended unasked, or the hosts did not meet.
     """
-    _check(places, run)
-    if places.node_rank > 0:
-        _wait_for_first(places)
+    _check(layout, run)
+    if layout.node_rank > 0:
+        _wait_for_first_host(layout)
     with tempfile.TemporaryDirectory(prefix="srpo-ranks-") as logs:
         config = LaunchConfig(
-            min_nodes=places.nnodes,
-            max_nodes=places.nnodes,
-            nproc_per_node=places.ranks,
-            rdzv_backend="static" if places.nnodes > 1 else "c10d",
-            rdzv_endpoint=places.rdzv_endpoint or "localhost:0",
-            rdzv_configs=_meeting(places),
+            min_nodes=layout.nnodes,
+            max_nodes=layout.nnodes,
+            nproc_per_node=layout.ranks,
+            rdzv_backend="static" if layout.nnodes > 1 else "c10d",
+            rdzv_endpoint=layout.rdzv_endpoint or "localhost:0",
+            rdzv_configs=_rendezvous_settings(layout),
             run_id="srpo",
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(logs, redirects=_quiet(places)),
+            logs_specs=DefaultLogsSpecs(logs, redirects=_written_to_files(layout)),
             signals_to_handle="",  # none: two are ours, and what nohup ignores stays ignored
             shutdown_timeout=_GRACE_SECONDS,
         )
         for part in ("", ".agent.server.api"):  # which has a level of its own
             logging.getLogger(f"torch.distributed.elastic{part}").setLevel(logging.CRITICAL)
         first = Path(logs) / "first"
-        os.environ |= {_COMMAND: f"{os.getpid()}", _FIRST: f"{first}"}
+        os.environ |= {_COMMAND_PID: f"{os.getpid()}", _RANK_0_FILE: f"{first}"}
         try:
-            with _handing_signals_to(first, places):
+            with _signals_go_to(first, layout):
                 elastic_launch(config, sys.executable)("-P", "-m", "flows.cli", *arguments)
         except ChildFailedError as error:
-            return _explained(error.failures, Path(logs), places, run)
+            return _exit_code(error.failures, Path(logs), layout, run)
         except dist.DistError as error:
             raise SrpoError(
-                f"--rdzv-endpoint {places.rdzv_endpoint}: the hosts did not meet there within "
+                f"--rdzv-endpoint {layout.rdzv_endpoint}: the hosts did not meet there within "
                 f"{JOIN_SECONDS} s: {printable(str(error), _SHOWN)}; start the same command on "
-                f"all {places.nnodes} of them"
+                f"all {layout.nnodes} of them"
             ) from None
     return 0
 
 
 @contextlib.contextmanager
-def _handing_signals_to(first: Path, places: Places) -> Iterator[None]:
+def _signals_go_to(first: Path, layout: RankLayout) -> Iterator[None]:
     """Hand SIGINT and SIGTERM to rank 0; on other hosts the second one ends this host's ranks.
 
     Args:
@@ -138,7 +133,7 @@ def _handing_signals_to(first: Path, places: Places) -> Iterator[None]:
         if first.exists():
             with contextlib.suppress(ProcessLookupError):  # it is about to end
                 os.kill(int(first.read_text(encoding="utf-8")), number)
-        elif places.node_rank == 0 or warned:
+        elif layout.node_rank == 0 or warned:
             raise SystemExit(128 + number)
         else:
             warned = True
@@ -152,25 +147,25 @@ def _handing_signals_to(first: Path, places: Places) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check(places: Places, run: Path) -> None:
-    """Refuse what can't be, before anything waits for another host."""
-    if places.node_rank >= places.nnodes:
+def _check(layout: RankLayout, run: Path) -> None:
+    """Refuse impossible options before anything waits for another host."""
+    if layout.node_rank >= layout.nnodes:
         raise ConfigError(
-            f"--node-rank {places.node_rank}: hosts have numbers from 0 to {places.nnodes - 1}, "
-            f"with --nnodes {places.nnodes}"
+            f"--node-rank {layout.node_rank}: hosts have numbers from 0 to {layout.nnodes - 1}, "
+            f"with --nnodes {layout.nnodes}"
         )
-    if places.nnodes > 1 and not re.fullmatch(r"[^:\s]+:[0-9]+", places.rdzv_endpoint):
+    if layout.nnodes > 1 and not re.fullmatch(r"[^:\s]+:[0-9]+", layout.rdzv_endpoint):
         raise ConfigError("--nnodes needs --rdzv-endpoint HOST:PORT, the first host's")
-    if places.nnodes > 1 and is_mirrored(run) and "SRPO_CACHE" not in os.environ:
+    if layout.nnodes > 1 and is_mirrored(run) and "SRPO_CACHE" not in os.environ:
         raise ConfigError(
             f"{run}: ranks of several hosts write snapshots together; set SRPO_CACHE to a folder "
             "that all hosts share"
         )
 
 
-def _wait_for_first(places: Places) -> None:
+def _wait_for_first_host(layout: RankLayout) -> None:
     """Wait until the first host listens; torch would wait as long, with a trace for each try."""
-    host, _, port = places.rdzv_endpoint.partition(":")
+    host, _, port = layout.rdzv_endpoint.partition(":")
     started, told = time.monotonic(), False
     while True:
         try:
@@ -191,20 +186,22 @@ def _wait_for_first(places: Places) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _meeting(places: Places) -> dict[str, Any]:
-    """Return how the hosts meet, in torchrun's words."""
-    if places.nnodes == 1:
+def _rendezvous_settings(layout: RankLayout) -> dict[str, Any]:
+    """Return settings of torchrun's rendezvous."""
+    if layout.nnodes == 1:
         return {}
-    return {"rank": places.node_rank, "timeout": JOIN_SECONDS}
+    return {"rank": layout.node_rank, "timeout": JOIN_SECONDS}
 
 
-def _quiet(places: Places) -> dict[int, Std]:
+def _written_to_files(layout: RankLayout) -> dict[int, Std]:
     """Return which processes of this host write to a file: all but rank 0."""
-    first = 1 if places.node_rank == 0 else 0
-    return dict.fromkeys(range(first, places.ranks), Std.ALL)
+    first = 1 if layout.node_rank == 0 else 0
+    return dict.fromkeys(range(first, layout.ranks), Std.ALL)
 
 
-def _explained(failures: dict[int, ProcessFailure], logs: Path, places: Places, run: Path) -> int:
+def _exit_code(
+    failures: dict[int, ProcessFailure], logs: Path, layout: RankLayout, run: Path
+) -> int:
     """Return rank 0's exit code if it ended on its own; else say who was lost.
 
     Raises:
@@ -214,18 +211,18 @@ def _explained(failures: dict[int, ProcessFailure], logs: Path, places: Places, 
         return int(failures[0].exitcode)
     causes = {rank: f for rank, f in failures.items() if f.exitcode != LOST}
     if not causes:
-        raise SrpoError(f"a rank on another host is gone; go on {_again(places, run)}")
+        raise SrpoError(f"a rank on another host is gone; go on {_resume_text(layout, run)}")
     rank, cause = min(causes.items(), key=lambda item: item[1].timestamp)
-    raise SrpoError(f"rank {rank} {_ending(cause, logs)}; go on {_again(places, run)}")
+    raise SrpoError(f"rank {rank} {_how_it_ended(cause, logs)}; go on {_resume_text(layout, run)}")
 
 
-def _again(places: Places, run: Path) -> str:
-    if places.nnodes > 1:
+def _resume_text(layout: RankLayout, run: Path) -> str:
+    if layout.nnodes > 1:
         return f"on every host, with the same --nnodes …: {go_on(run)}"
-    return f"with: {go_on(run)} --ranks {places.ranks}"
+    return f"with: {go_on(run)} --ranks {layout.ranks}"
 
 
-def _ending(cause: ProcessFailure, logs: Path) -> str:
+def _how_it_ended(cause: ProcessFailure, logs: Path) -> str:
     if cause.exitcode < 0:
         return f"was killed by {signal.Signals(-cause.exitcode).name}"
     found = sorted(logs.glob(f"**/{cause.local_rank}/stderr.log"))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.training.rank_launcher import Places, launch
+from flows.training.rank_launcher import RankLayout, launch
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.remote.mirror_paths import run_path
 
-TWO_HOSTS = Places(ranks=1, nnodes=2, node_rank=0, rdzv_endpoint="")
+TWO_HOSTS = RankLayout(ranks=1, nnodes=2, node_rank=0, rdzv_endpoint="")
 
 
 @pytest.mark.parametrize("place", ["", "host", "host:", "host:port"])
@@ -18,10 +18,10 @@ def test_hosts_need_a_place_to_meet(place: str, tmp_path: Path) -> None:
         launch([], TWO_HOSTS._replace(rdzv_endpoint=place), tmp_path)
 
 
-@pytest.mark.parametrize("places", [Places(2, 1, 1, ""), Places(1, 2, 2, "localhost:1")])
-def test_a_host_has_one_of_their_numbers(places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [RankLayout(2, 1, 1, ""), RankLayout(1, 2, 2, "localhost:1")])
+def test_a_host_has_one_of_their_numbers(layout: RankLayout, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--node-rank \d: hosts have numbers from 0 to"):
-        launch([], places, tmp_path)
+        launch([], layout, tmp_path)
 
 
 def test_a_first_host_that_is_not_there_is_waited_for_with_a_limit(
@@ -52,6 +52,6 @@ def test_a_first_host_waits_for_the_others_with_a_limit(
 
 def test_hosts_need_one_cache_for_a_run_at_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SRPO_CACHE", raising=False)
-    places = TWO_HOSTS._replace(rdzv_endpoint="localhost:1")
+    layout = TWO_HOSTS._replace(rdzv_endpoint="localhost:1")
     with pytest.raises(ConfigError, match=r"s3://bucket/run: ranks of several hosts.*SRPO_CACHE"):
-        launch([], places, run_path("s3://bucket/run"))
+        launch([], layout, run_path("s3://bucket/run"))
