@@ -1,19 +1,19 @@
-"""Sampling with vLLM: beside the policy, on servers of the run's own, or on servers elsewhere.
+"""Sampling with vLLM: colocated with the policy, on servers of the run, or on servers elsewhere.
 
-    vllm_engine     what stages call
-    station         what each rank has: hosts, kept in step with the policy, that share its work
-    host            what a host is: one vLLM that samples groups and takes weights
-    in_process      a host inside this process
-    http_host       a host behind HTTP
-    server_process  the process of a server that we start
-    process_guard   ends a server's processes with the run, however that ended
-    launch          which arguments and environment vLLM gets
-    weights         names and tensors to send, and the way by files
-    collective      the ways by nccl and ipc
-    plugin          vLLM's side of the way by files
-    probe           the check after every transfer: log-probabilities of known sequences
-    threads         calls side by side
+    vllm_engine         the engine that stages call
+    rank_sampler        one rank's side of it: keeps replicas at the policy's weights
+    replica             what a replica is: one vLLM that samples groups and takes weights
+    in_process_replica  a replica inside this process
+    http_replica        a replica behind HTTP
+    server_process      the process of a server that we start
+    process_guard       ends a server's processes with the run, however the run ended
+    launch              arguments and environment of vLLM
+    weights             names and tensors to send, and the transfer by files
+    collective          the transfers by nccl and ipc
+    plugin              vLLM's side of the transfer by files
+    probe               the check after every transfer: log-probabilities of fixed prompts
+    concurrency         concurrent calls
 
-Its settings are in `pipeline.config.vllm`. vLLM is imported by `in_process`, `plugin` and
-`collective` alone, and only when they are needed.
+Its settings are in `pipeline.config.vllm`. Only `in_process_replica`, `plugin` and `collective`
+import vLLM, and only when they are needed.
 """

@@ -1,9 +1,9 @@
-"""Weights over nccl or CUDA IPC: vLLM's own trainer side, over our hosts.
+"""Weights over nccl or CUDA IPC: vLLM's own trainer side, over our replicas.
 
-Every rank has a trainer side, and all send at the same time, since all go through the weights
-together. By nccl rank 0 sends to the servers and the others only give their parts. By ipc each rank
-sends to its own engine: to vLLM each of them is rank 0 of a trainer of its own, but vLLM gathers
-the handles of all by torch's default group, and an engine picks those of its GPU.
+Every rank has a trainer side, and all send at the same time, since they iterate over the weights
+together. By nccl rank 0 sends to the servers, and the others only contribute their parts. By ipc
+each rank sends to its own engine: to vLLM each rank is rank 0 of a trainer of its own, but vLLM
+gathers the handles of all ranks by torch's default group, and an engine picks those of its GPU.
 
 Needs GPUs on both sides; written against vLLM 0.32, it has not run on one yet (docs/vllm.md).
 """
@@ -24,13 +24,13 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
-from pipeline.vllm.host import Host
+from pipeline.vllm.replica import Replica
 from pipeline.vllm.server_process import free_port
-from pipeline.vllm.weights import Fan, named_weights
+from pipeline.vllm.weights import FanOutClient, named_weights
 
 _BUFFER_BYTES = 256 << 20
-"""Of weights that travel together. By nccl the sender holds up to two such buffers and what the
-next is made of; vLLM's own choice, a GiB, would add some GiB to rank 0's share."""
+"""Weights that travel together. By nccl the sender holds up to two such buffers and the weights of
+the next; vLLM's default, a GiB, would cost rank 0 some GiB."""
 
 
 class PolicyWeights(WeightSource):
@@ -45,59 +45,61 @@ class PolicyWeights(WeightSource):
         return [ParamMeta(name, self._dtype, tuple(weight.shape)) for name, weight in named]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights in the same order, on the GPU also where the policy is not."""
+        """Yield the weights in the same order, on the GPU even if the policy is on a CPU."""
         return ((name, weight.cuda()) for name, weight in named_weights(self._model, self._dtype))
 
 
-class Pickled(Fan):
+class PicklingClient(FanOutClient):
     """Hosts that get handles of CUDA memory as text, as vLLM's own client over HTTP sends them."""
 
     def update_weights(self, update_info: Any) -> None:
-        """See `WeightClient`; what a pickle can do stays between a rank and its own child."""
+        """See `WeightClient`; the pickle goes from a rank to its own child only."""
         handles = base64.b64encode(pickle.dumps(update_info["ipc_handles"])).decode()
-        told = {name: value for name, value in update_info.items() if name != "ipc_handles"}
-        super().update_weights({**told, "ipc_handles_pickled": handles})
+        others = {name: value for name, value in update_info.items() if name != "ipc_handles"}
+        super().update_weights({**others, "ipc_handles_pickled": handles})
 
 
 class CollectiveSender:
-    """Sends by nccl or ipc; it connects anew whenever the hosts or the policy are others."""
+    """Sends by nccl or ipc; connects again whenever the replicas or the policy have changed."""
 
     def __init__(self, transfer: Literal["nccl", "ipc"], dtype: torch.dtype) -> None:
         self._transfer, self._dtype = transfer, dtype
         self._connected: tuple[Any, ...] = ()
-        self._fan: Fan | None = None
+        self._client: FanOutClient | None = None
         self._trainer: Any = None
 
-    def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
+    def send(self, replicas: Sequence[Replica], model: Any, version: str, restarted: bool) -> None:
         """Connect if need be, and send (see `Sender.send`)."""
-        parties = (model, *hosts)
-        if anew or self._fan is None or self._connected != parties:
-            self._fan = self._connect(hosts, model, version)
+        parties = (model, *replicas)
+        if restarted or self._client is None or self._connected != parties:
+            self._client = self._connect(replicas, model, version)
             self._connected = parties
-        self._fan.version = version
+        self._client.version = version
         try:
             self._trainer.send_weights()
         except SrpoError as error:
-            if ranks.size() > 1:  # which are still giving their parts
+            if ranks.size() > 1:  # the other ranks are still contributing their parts
                 raise RuntimeError(f"sending weights from several ranks: {error}") from error
             raise
 
-    def _connect(self, hosts: Sequence[Host], model: Any, version: str) -> Fan:
+    def _connect(self, replicas: Sequence[Replica], model: Any, version: str) -> FanOutClient:
         if self._trainer is not None:
             self._trainer.shutdown()
         source = PolicyWeights(model, self._dtype)
         if self._transfer == "ipc":
-            fan: Fan = Pickled(hosts, version)
+            client: FanOutClient = PicklingClient(replicas, version)
             info: TrainerInitInfo = _ipc(source)
         else:
-            fan = Fan(hosts, version)
-            info = _nccl(1 + sum(host.workers for host in hosts))
-        self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=fan, source=source)
-        return fan
+            client = FanOutClient(replicas, version)
+            info = _nccl(1 + sum(replica.workers for replica in replicas))
+        self._trainer = WeightTransferTrainerFactory.trainer_init(
+            info, client=client, source=source
+        )
+        return client
 
 
 def _ipc(source: PolicyWeights) -> IPCTrainerInitInfo:
-    """Have weights go through one buffer; all at once they would be a second whole model."""
+    """Send the weights through one buffer; all at once they would take a second whole model."""
     largest = max(prod(weight.shape) * weight.dtype.itemsize for weight in source.metadata())
     buffer = max(largest, _BUFFER_BYTES)  # a weight beyond it would be refused
     return IPCTrainerInitInfo(rank=0, packed=True, packed_buffer_size_bytes=buffer)

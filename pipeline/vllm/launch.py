@@ -1,4 +1,4 @@
-"""Which arguments and environment vLLM gets, the same in this process and as a server."""
+"""Arguments and environment of vLLM, in this process or as a server."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from pipeline.config.vllm import VllmSection
 from pipeline.distributed import ranks
 from pipeline.errors import ConfigError
 from pipeline.policy.policy import Policy
-from pipeline.vllm.host import EngineError
+from pipeline.vllm.replica import EngineError
 
 Transfer = Literal["file", "ipc", "nccl"]
 FILE_BACKEND = "srpo_file"
@@ -21,7 +21,7 @@ _OF_RANKS = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
     "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
-"""Variables by which torchrun tells a process which rank it is."""
+"""Variables by which torchrun tells a process its rank."""
 
 
 class Launch(NamedTuple):
@@ -30,9 +30,8 @@ class Launch(NamedTuple):
     Attributes:
         folder: holds the model's config.json; weights come by transfer only.
         length: tokens of prompt and response that fit.
-        rollouts: sampled side by side at most.
+        rollouts: the most that are sampled at the same time.
         cuda: whether it runs on GPUs.
-        seconds: time limit for coming up.
     """
 
     folder: Path
@@ -53,8 +52,8 @@ def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
     """Return how an engine for this run's policy is started; writes the model's config.json.
 
     Raises:
-        ConfigError: with several ranks, an engine of several GPUs beside them, or no folder for
-            weights that all their hosts share.
+        ConfigError: with several ranks, a colocated engine of several GPUs; or ranks on several
+            hosts, and no folder for weights that all hosts share.
         EngineError: prompts and responses are longer than the model's positions.
     """
     section, cuda = config.vllm, policy.device.type == "cuda"
@@ -84,7 +83,7 @@ def launch_of(config: Config, policy: Policy, folder: Path) -> Launch:
 
 
 def expect_installed() -> None:
-    """Raise an EngineError where vLLM is not installed. The finder looks: an import takes long."""
+    """Raise an EngineError unless vLLM is installed; looks without importing it, which is slow."""
     if importlib.util.find_spec("vllm") is None:
         raise EngineError(
             "the engine is vllm, which is not installed; see `srpo doctor`, or set "
@@ -93,7 +92,7 @@ def expect_installed() -> None:
 
 
 def _expect_fit_for_ranks(section: VllmSection, transfer: Transfer) -> None:
-    if ranks.size() > 1 and beside(section) and section.tensor_parallel > 1:
+    if ranks.size() > 1 and colocated(section) and section.tensor_parallel > 1:
         raise ConfigError(
             f"vllm.tensor_parallel is {section.tensor_parallel}, but each of {ranks.size()} ranks "
             "has an engine on its own GPU; for engines of several GPUs set vllm.servers"
@@ -106,12 +105,12 @@ def _expect_fit_for_ranks(section: VllmSection, transfer: Transfer) -> None:
 
 
 def transfer_of(section: VllmSection, cuda: bool) -> Transfer:
-    """Return how weights get to the engine: as set, else by where both sides are."""
+    """Return how weights travel: as set, or as the devices of both sides suggest."""
     if section.sync != "auto":
         return section.sync
     if not cuda:
         return "file"
-    return "ipc" if beside(section) else "nccl"
+    return "ipc" if colocated(section) else "nccl"
 
 
 def backend_of(transfer: Transfer) -> str:
@@ -122,8 +121,9 @@ def backend_of(transfer: Transfer) -> str:
 def engine_arguments(launch: Launch) -> dict[str, Any]:
     """Return vLLM's engine arguments.
 
-    Log-probabilities are those after temperature, top-p and top-k. Prompts are never split, which
-    seeded requests don't survive. Weights start as noise, so that none can be forgotten unseen.
+    Log-probabilities are those after temperature, top-p and top-k. Chunked prefill is off: a seeded
+    request whose prompt is split kills vLLM's CPU engine. Weights start random, so that a weight
+    that is never sent shows in the probe.
     """
     section = launch.section
     arguments: dict[str, Any] = {
@@ -151,22 +151,24 @@ def engine_arguments(launch: Launch) -> dict[str, Any]:
 
 
 def sleeps(launch: Launch) -> bool:
-    """Tell whether the engine shares a GPU with the policy and so sleeps while that learns."""
-    return launch.cuda and beside(launch.section)
+    """Tell whether the engine shares a GPU with the policy, and so sleeps during updates."""
+    return launch.cuda and colocated(launch.section)
 
 
-def beside(section: VllmSection) -> bool:
-    """Tell whether engines are where the policy is: one for each rank, on its device."""
+def colocated(section: VllmSection) -> bool:
+    """Tell whether each rank has an engine of its own, on its device."""
     return not section.servers and not section.urls
 
 
-def server_options(launch: Launch, place: int | Path) -> list[str]:
+def server_options(launch: Launch, address: int | Path) -> list[str]:
     """Return the command line of vLLM's server.
 
     Args:
-        place: a port of loopback, or a socket's path, which nobody else can open.
+        address: a port of 127.0.0.1, or the path of a Unix socket.
     """
-    listening = {"uds": place} if isinstance(place, Path) else {"host": "127.0.0.1", "port": place}
+    listening = (
+        {"uds": address} if isinstance(address, Path) else {"host": "127.0.0.1", "port": address}
+    )
     arguments = {
         **engine_arguments(launch),
         "data_parallel_size": launch.section.data_parallel,
@@ -185,7 +187,7 @@ def server_options(launch: Launch, place: int | Path) -> list[str]:
 
 
 def environment(launch: Launch, server: bool) -> dict[str, str]:
-    """Return environment variables for vLLM, on top of those that are set."""
+    """Return the environment variables that vLLM needs beside those that are set."""
     variables = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -195,7 +197,7 @@ def environment(launch: Launch, server: bool) -> dict[str, str]:
     }
     if server:
         variables["VLLM_SERVER_DEV_MODE"] = "1"
-        variables["VLLM_RPC_BASE_PATH"] = str(launch.folder.parent)  # sockets it doesn't remove
+        variables["VLLM_RPC_BASE_PATH"] = str(launch.folder.parent)  # vLLM leaves its sockets there
     if launch.transfer == "ipc":
         variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if not launch.cuda:
@@ -210,9 +212,10 @@ def environment(launch: Launch, server: bool) -> dict[str, str]:
 
 
 def server_environment(launch: Launch, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the whole environment of a server of ours, which is no rank of the trainer's.
+    """Return the whole environment of a server of ours.
 
-    One beside a rank sees that rank's GPU alone.
+    The server is no rank of the trainer's, so torchrun's variables are left out. A colocated one
+    sees its rank's GPU alone.
     """
     kept = {k: v for k, v in inherited.items() if not k.startswith("TORCHELASTIC_")}
     kept = {k: v for k, v in kept.items() if k not in _OF_RANKS}

@@ -1,4 +1,4 @@
-"""vLLM's side of the file backend: a worker loads the weights that the trainer wrote to a file.
+"""vLLM's side of the file backend: a worker loads weights from a file that the trainer wrote.
 
 vLLM finds `register` by the entry point `vllm.general_plugins` in each of its processes. The calls
 that surround a transfer are vLLM's own protocol; see `weights.FileSender` for the other side.
@@ -26,7 +26,7 @@ _registered = False
 
 
 def register() -> None:
-    """Make the backend known to vLLM; called once per process, or more often."""
+    """Register the backend with vLLM, which may call this several times in a process."""
     global _registered
     if not _registered:
         WeightTransferEngineFactory.register_engine(FILE_BACKEND, FileTransferEngine)
@@ -34,8 +34,8 @@ def register() -> None:
 
 
 @dataclass
-class NothingToAgree(WeightTransferInitInfo):
-    """A file needs no meeting of the two sides."""
+class FileInit(WeightTransferInitInfo):
+    """Nothing: files need no connection."""
 
 
 @dataclass
@@ -46,13 +46,13 @@ class FileUpdate(WeightTransferUpdateInfo):
     tensors: int
 
 
-class FileTransferEngine(WeightTransferEngine[NothingToAgree, FileUpdate]):
+class FileTransferEngine(WeightTransferEngine[FileInit, FileUpdate]):
     """Loads whole checkpoints from files, layer by layer."""
 
-    init_info_cls = NothingToAgree
+    init_info_cls = FileInit
     update_info_cls = FileUpdate
 
-    def init_transfer_engine(self, init_info: NothingToAgree) -> None:
+    def init_transfer_engine(self, init_info: FileInit) -> None:
         """Nothing to connect."""
 
     def start_weight_update(self) -> None:

@@ -1,9 +1,10 @@
-"""The check after every transfer of weights: what the engine samples has the policy's own odds.
+"""The check after every transfer of weights: do the engine's log-probabilities match the policy's?
 
-A version in a name proves little: an engine can have missed the weights, kept a copy of a tied
-projection, or answer from a cache that older weights filled. So it continues a few fixed prompts,
-and its log-probabilities of what it drew must be those of the policy. The prompts are the same each
-time and longer than a block of the prefix cache, which an engine that kept its cache would use.
+That an engine names the right version proves little: it may have missed weights, kept an old copy
+of a tied projection, or answer from a cache that older weights filled. So it continues a few fixed
+prompts, and its log-probabilities of the tokens that it drew must be the policy's. The prompts are
+the same each time, and longer than a block of the prefix cache: an engine that kept its cache would
+use it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pipeline.forward.packing import TokenSequence
 from pipeline.forward.scoring import score_student
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import Sample, SamplingSettings
-from pipeline.vllm.host import Ask, EngineError, Group, Host, Work
+from pipeline.vllm.replica import EngineError, Group, GroupQueue, Replica, SamplingRequest
 
 BOUND = {"float32": 1e-4, "bfloat16": 0.2}
 """Largest difference of a log-probability that rounding explains, nats. Measured: 6e-6 in float32,
@@ -25,13 +26,19 @@ BOUND = {"float32": 1e-4, "bfloat16": 0.2}
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 4, 272, 8
 _TEMPERATURE = 0.75
-"""Not 1: an engine whose log-probabilities ignore the temperature shall fail too."""
+"""Not 1, so that an engine whose log-probabilities ignore the temperature fails too."""
 _SEED = 20260402
 _MEGABYTES = 64.0
 
 
 class Gap(NamedTuple):
-    """Where engine and policy differ most: in absolute terms, nats."""
+    """The largest difference between engine and policy, and where it is.
+
+    Attributes:
+        nats: the absolute difference.
+        prompt, position: the probe prompt, and the token of its answer.
+        engine, policy: the two log-probabilities.
+    """
 
     nats: float
     prompt: int
@@ -49,45 +56,45 @@ def probe_groups(vocabulary: int, length: int) -> list[Group]:
 
 
 class Probe(NamedTuple):
-    """What a host, of this name, answered to the fixed prompts."""
+    """A replica's name, and its answers to the fixed prompts."""
 
     label: str
     answers: list[Sample]
 
 
-def probed(host: Host, vocabulary: int, length: int, ask: Ask) -> Probe:
-    """Have a host continue the fixed prompts.
+def run_probe(replica: Replica, vocabulary: int, length: int, request: SamplingRequest) -> Probe:
+    """Have a replica continue the fixed prompts.
 
     Args:
         length: tokens of prompt and response that the engine holds.
-        ask: whose stop tokens and timeout hold here too.
+        request: its stop tokens and timeout hold here too; its settings do not.
     """
     groups = probe_groups(vocabulary, length)
-    work = Work(groups, lambda _: None)
+    queue = GroupQueue(groups, lambda _: None)
     settings = SamplingSettings(_TEMPERATURE, 1.0, 0, _NEW_TOKENS, len(groups))
-    host.sample(work, ask._replace(settings=settings))
-    return Probe(host.label, [work.answers[group.number][0] for group in groups])
+    replica.sample(queue, request._replace(settings=settings))
+    return Probe(replica.label, [queue.answers[group.number][0] for group in groups])
 
 
 def largest_gap(
     policy: Policy, length: int, dtype: Literal["float32", "bfloat16"], probes: Sequence[Probe]
 ) -> float:
-    """Return how far any rank's hosts are from the policy, nats; every rank must call it.
+    """Return the largest difference on any rank, in nats; every rank must call it.
 
-    A pass of a policy that is spread over ranks needs them all, so ranks with fewer hosts than
-    others, or none, repeat another's pass.
+    A forward pass of a sharded policy needs all ranks. So all make the same number of passes: a
+    rank with fewer replicas than others, or none, repeats the pass of another rank.
 
     Args:
-        probes: of this rank's hosts.
+        probes: those of this rank's replicas.
 
     Raises:
         EngineError: a log-probability differs by more than its dtype explains.
     """
     groups = probe_groups(policy.vocabulary, length)
-    everybodys, first, worst = ranks.exchanged(probes), ranks.FirstError(), 0.0
-    for turn in range(max(map(len, everybodys))):
+    all_probes, first, worst = ranks.exchanged(probes), ranks.FirstError(), 0.0
+    for turn in range(max(map(len, all_probes))):
         mine = turn < len(probes)
-        probe = probes[turn] if mine else next(p[turn] for p in everybodys if turn < len(p))
+        probe = probes[turn] if mine else next(p[turn] for p in all_probes if turn < len(p))
         gap = _gap(policy, groups, probe.answers)
         if mine:
             with first.kept():
@@ -111,7 +118,7 @@ def _expect_explained(
 
 
 def _logprobs(policy: Policy, sequences: Sequence[TokenSequence]) -> list[float]:
-    """Score a probe's answers."""
+    """Return the policy's log-probabilities of the responses' tokens, one after the other."""
     count = sum(len(sequence.response_ids) for sequence in sequences)
     temperature_N = torch.full((count,), _TEMPERATURE, device=policy.device)
     forward = policy.forward(_MEGABYTES)
@@ -132,4 +139,4 @@ def _gap(policy: Policy, groups: Sequence[Group], answers: Sequence[Sample]) -> 
         Gap(abs(value - answers[g].logprobs[t]), g, t, answers[g].logprobs[t], value)
         for (g, t), value in zip(places, found, strict=True)
     ]
-    return max(gaps, key=lambda gap: gap.nats if gap.nats == gap.nats else float("inf"))
+    return max(gaps, key=lambda gap: gap.nats if gap.nats == gap.nats else float("inf"))  # NaN

@@ -1,10 +1,10 @@
-"""Run a command and end it, with all its children, when standard input closes.
+"""Run a command, and end it with all its children when standard input closes.
 
     python -m pipeline.vllm.process_guard COMMAND …
 
-The parent holds the other end of standard input, so it closes with the parent, however that ends.
-The command gets a process group of its own, which is ended also when the command itself ends and
-leaves children behind.
+The parent holds the other end of standard input, which closes when the parent ends, however it
+ends. The command gets a process group of its own; what is left of the group when the command ends
+is ended too.
 """
 
 import ctypes
@@ -16,13 +16,13 @@ import sys
 import time
 from contextlib import suppress
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    """Run the command to its end, or to that of standard input."""
+    """Run the command until it ends or standard input closes; return its exit code."""
     child = subprocess.Popen(
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
@@ -30,7 +30,7 @@ def main() -> int:
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     while child.poll() is None:
-        readable, _, _ = select.select([sys.stdin], [], [], _LOOK_SECONDS)
+        readable, _, _ = select.select([sys.stdin], [], [], _POLL_SECONDS)
         if readable and not os.read(sys.stdin.fileno(), 1):
             break
     _end_group(child)

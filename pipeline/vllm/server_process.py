@@ -1,7 +1,7 @@
-"""The process of a vLLM server of ours: its start, what it said, and its end.
+"""The process of a vLLM server of ours: its start, its log and its end.
 
-It runs under `process_guard`, which holds our end of a pipe: when that closes, because we close it
-or because this process is no more, the guard ends the server and all its children.
+It runs under `process_guard`, which reads from a pipe that we hold open. When the pipe closes,
+because we close it or because this process ended, the guard ends the server and all its children.
 """
 
 import os
@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.distributed import ranks
-from pipeline.vllm.host import EngineError
 from pipeline.vllm.launch import (
     Launch,
     expect_installed,
     server_environment,
     server_options,
 )
+from pipeline.vllm.replica import EngineError
 
 _POLL_SECONDS = 0.25
 _END_SECONDS = 20.0
@@ -29,11 +29,12 @@ _MARKS = ("error", "exception", "traceback", "killed")
 
 
 class ServerProcess:
-    """One server that is started when it is needed, and again if it ends.
+    """One server, started when it is needed, and again if it has ended.
 
     Args:
-        log: where its words go.
-        socket: a path to listen at; None: a port of loopback, another one at each start.
+        log: takes its stdout and stderr.
+        socket: path of the Unix socket to listen on; None: a free port of 127.0.0.1, chosen at each
+            start.
     """
 
     def __init__(self, launch: Launch, log: Path, socket: Path | None = None) -> None:
@@ -43,16 +44,16 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        """Return where it listens; of a socket, a name that means nothing."""
+        """Return where it listens; with a socket the name in the URL means nothing."""
         return "http://vllm" if self.socket else f"http://127.0.0.1:{self._port}"
 
     @property
     def label(self) -> str:
-        """Name it."""
+        """Return the name for messages."""
         return f"vLLM of rank {ranks.rank()}" if self.socket else f"vLLM at {self.url}"
 
     def start(self) -> bool:
-        """Start the process if there is none; True: there was none."""
+        """Start the process unless it runs; return whether it was started."""
         if self._process is not None and self._process.poll() is None:
             return False
         expect_installed()
@@ -88,18 +89,18 @@ class ServerProcess:
             if (code := self._process.poll()) is not None:
                 raise EngineError(
                     f"{self.label} ended at its start (exit code {code}); its log ends: "
-                    f"{self.last_words()}"
+                    f"{self.log_tail()}"
                 )
             if time.monotonic() > limit:
                 self.end()
                 raise EngineError(
                     f"{self.label} did not come up within vllm.start_seconds = "
-                    f"{self._launch.seconds:g} s; its log ends: {self.last_words()}"
+                    f"{self._launch.seconds:g} s; its log ends: {self.log_tail()}"
                 )
             time.sleep(_POLL_SECONDS)
 
-    def last_words(self) -> str:
-        """Return the log's path and what it says of errors, else its end, on one line."""
+    def log_tail(self) -> str:
+        """Return on one line the log's path, and its last lines about errors, or its last lines."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(0, self._log.stat().st_size - _LOG_BYTES))
@@ -125,7 +126,7 @@ class ServerProcess:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
+    """Return a port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The engine `vllm` as stages call it, on rank 0: it has every rank's station sample its share."""
+"""The engine `vllm` as stages call it, on rank 0: every rank's sampler samples its share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -10,8 +10,8 @@ from pipeline.errors import PolicyError
 from pipeline.policy.checkpoint import causes
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import Sample, SamplingSettings
-from pipeline.vllm import station
-from pipeline.vllm.host import Ask, Group
+from pipeline.vllm import rank_sampler
+from pipeline.vllm.replica import Group, SamplingRequest
 
 _numbers = count()
 
@@ -19,8 +19,8 @@ _numbers = count()
 class VllmEngine:
     """Sampling with vLLM (see `pipeline.sampling.engine.Engine`).
 
-    Before it samples, every host must hold the weights of the policy's very version; hosts that
-    don't get them, and are checked by log-probabilities.
+    Before sampling, every replica must hold the weights of the policy's current version. If one
+    does not, the weights are sent and checked by their log-probabilities.
     """
 
     name = "vllm"
@@ -30,12 +30,12 @@ class VllmEngine:
         self._timeout = config.generate.timeout
         self._number = next(_numbers)
         self.facts: Mapping[str, Any] = {}
-        ranks.together(station.begin, policy, self._number, config)
+        ranks.together(rank_sampler.open_sampler, policy, self._number, config)
 
     @property
-    def station(self) -> station.Station:
-        """Return rank 0's own."""
-        return station.stations[self._number]
+    def sampler(self) -> rank_sampler.RankSampler:
+        """Return rank 0's sampler."""
+        return rank_sampler.samplers[self._number]
 
     def sample(
         self,
@@ -47,32 +47,39 @@ class VllmEngine:
         """Sample responses (see `Engine.sample`); `progress` is that of rank 0's share.
 
         Raises:
-            EngineError: a host does not answer in time, samples from other weights, or every host
-                of a rank is lost and can't be started again.
+            EngineError: a replica does not answer in time, or samples from other weights; or all
+                replicas of a rank are lost and can't be started again.
         """
         groups = _groups(prompts, seeds)
-        ask = Ask(settings, sorted(self.policy.eos_ids), self._timeout)
+        request = SamplingRequest(settings, sorted(self.policy.eos_ids), self._timeout)
         with causes():
             parts = ranks.together(
-                station.sample, self.policy, self._number, groups, ask, progress=progress
+                rank_sampler.sample_share,
+                self.policy,
+                self._number,
+                groups,
+                request,
+                progress=progress,
             )
         self.facts = {"engine_probe_gap": parts[0].gap}
         answers = {number: found for part in parts for number, found in part.answers.items()}
         return [answers[group.number] for group in groups]
 
     def close(self) -> None:
-        """End what was started; ranks that were left in the middle of a call end by themselves."""
+        """Close the samplers; ranks that an error left in mid-call end by themselves."""
         if ranks.broken_off():
-            station.end(None, self._number)
+            rank_sampler.close_sampler(None, self._number)
         else:
-            ranks.together(station.end, None, self._number)
+            ranks.together(rank_sampler.close_sampler, None, self._number)
 
 
 def _groups(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[Group]:
-    """Return the groups; vLLM numbers the seeds of a request itself, so they must be in a row."""
+    """Return the groups; vLLM counts up the seeds of a request, so ours must be consecutive."""
     groups = []
     for index, (prompt, own) in enumerate(zip(prompts, seeds, strict=True)):
         if list(own) != list(range(own[0], own[0] + len(own))):
-            raise PolicyError(f"seeds of group {index} are {list(own)}; expected numbers in a row")
+            raise PolicyError(
+                f"seeds of group {index} are {list(own)}; expected consecutive numbers"
+            )
         groups.append(Group(index, prompt, own[0], len(own)))
     return groups

@@ -1,4 +1,4 @@
-"""Weights from the policy to vLLM: which names and tensors, and the ways they take.
+"""Weights from the policy to vLLM: which names and tensors, and how they travel.
 
 The calls are vLLM's weight-transfer protocol throughout; `FileSender` speaks it for files, vLLM's
 own trainer side for nccl and ipc (`collective`).
@@ -17,8 +17,8 @@ from pipeline.distributed import ranks
 from pipeline.distributed.sharding import whole
 from pipeline.policy import checkpoint
 from pipeline.policy.safetensors_layout import laid_out
-from pipeline.vllm.host import Host
-from pipeline.vllm.threads import side_by_side
+from pipeline.vllm.concurrency import run_concurrently
+from pipeline.vllm.replica import Replica
 
 _STEM = "weights"
 
@@ -34,84 +34,91 @@ def named_parts(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def named_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield the same, each whole in its turn, in the engine's dtype; all ranks at the same time."""
+    """Yield every weight whole, in the engine's dtype; all ranks must iterate together."""
     for name, part in named_parts(model):
         yield name, whole(part.to(dtype))
 
 
 class Sender(Protocol):
-    """One way for weights."""
+    """A way of sending weights."""
 
-    def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Bring the model's weights to all hosts and have them named; every rank must call it.
+    def send(self, replicas: Sequence[Replica], model: Any, version: str, restarted: bool) -> None:
+        """Send the model's weights to all replicas, under a version; every rank must call it.
 
         Args:
-            hosts: this rank's.
-            anew: whether one of them came up since the last time.
+            replicas: those of this rank.
+            restarted: whether one of them was started since the last call.
         """
 
 
-class Fan:
-    """Several hosts as one client of vLLM's protocol; calls run side by side, as nccl needs."""
+class FanOutClient:
+    """Several replicas as one client of vLLM's protocol.
 
-    def __init__(self, hosts: Sequence[Host], version: str) -> None:
-        self._hosts, self.version = hosts, version
+    Calls run concurrently: an nccl transfer ends only when all receivers take part.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], version: str) -> None:
+        self._replicas, self.version = replicas, version
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Connect every host; workers' ranks follow the trainer's, host after host."""
+        """Connect every replica; their workers get consecutive ranks after the trainer's."""
         first = init_info.get("rank_offset")
         calls: list[Callable[[], None]] = []
-        for host in self._hosts:
+        for replica in self._replicas:
             info = dict(init_info)
             if first is not None:
                 info["rank_offset"] = first
-                first += host.workers
-            calls.append(partial(host.init_weight_transfer_engine, info))
-        side_by_side(calls)
+                first += replica.workers
+            calls.append(partial(replica.init_weight_transfer_engine, info))
+        run_concurrently(calls)
 
     def start_weight_update(self) -> None:
-        """Begin everywhere."""
-        side_by_side([host.start_weight_update for host in self._hosts])
+        """Begin a transfer to all replicas."""
+        run_concurrently([replica.start_weight_update for replica in self._replicas])
 
     def update_weights(self, update_info: Any) -> None:
-        """Hand over the same weights everywhere."""
-        side_by_side([partial(host.update_weights, update_info) for host in self._hosts])
+        """Hand the same weights to all replicas."""
+        run_concurrently(
+            [partial(replica.update_weights, update_info) for replica in self._replicas]
+        )
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End everywhere; the name is the policy's version."""
+        """End the transfer to all replicas; the weights are named by the policy's version."""
         version = weight_version or self.version
-        side_by_side([partial(host.finish_weight_update, version) for host in self._hosts])
+        run_concurrently(
+            [partial(replica.finish_weight_update, version) for replica in self._replicas]
+        )
 
 
 class FileSender:
-    """Has every rank write its rows of the weights to their place in one file, which hosts read.
+    """Every rank writes its rows of the weights into one file, which the replicas load.
 
     Args:
-        folder: all ranks, and all hosts, see it.
+        folder: a folder that all ranks and all replicas see.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self._path = folder / f"{_STEM}.safetensors"
         self._dtype = dtype
 
-    def send(self, hosts: Sequence[Host], model: Any, version: str, anew: bool) -> None:
-        """Write the file, have this rank's hosts load it, and remove it (see `Sender.send`)."""
+    def send(self, replicas: Sequence[Replica], model: Any, version: str, restarted: bool) -> None:
+        """Write the file, have this rank's replicas load it, and remove it (see `Sender.send`)."""
         parts = dict(named_parts(model))
         empty = {
             name: torch.empty(part.shape, dtype=self._dtype, device="meta")
             for name, part in parts.items()
         }
-        self._remove()  # what a killed run left
+        self._remove()  # a killed run may have left one
         layout = laid_out(empty, _STEM, most=sys.maxsize)
         checkpoint.save(parts, layout, self._path.parent, durable=False)
-        fan = Fan(hosts, version)
+        client = FanOutClient(replicas, version)
         try:
-            fan.init_weight_transfer_engine({})
-            fan.start_weight_update()
-            fan.update_weights({"path": str(self._path), "tensors": len(parts)})
-            fan.finish_weight_update()
+            client.init_weight_transfer_engine({})
+            client.start_weight_update()
+            client.update_weights({"path": str(self._path), "tensors": len(parts)})
+            client.finish_weight_update()
         finally:
-            ranks.exchanged(None)  # until everybody has read it
+            ranks.exchanged(None)  # a barrier: every replica has read it
             self._remove()
 
     def _remove(self) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.policy.policy import Policy
-from pipeline.vllm import in_process as local
-from pipeline.vllm import vllm_engine, weights
-from pipeline.vllm.host import EngineError
+from pipeline.vllm import in_process_replica, vllm_engine, weights
+from pipeline.vllm.replica import EngineError
 from pipeline.vllm.vllm_engine import VllmEngine
 from tests.conftest import OpenPolicy
 from tests.live_vllm.live_engine import (
@@ -87,11 +86,11 @@ def test_weights_that_were_not_sent_are_noticed(
     sample(engine, asked, of)
 
     class Forgetful:
-        def send(self, hosts, model, version, anew):  # type: ignore[no-untyped-def]
-            for host in hosts:
-                host._version = version
+        def send(self, replicas, model, version, restarted):  # type: ignore[no-untyped-def]
+            for replica in replicas:
+                replica._version = version
 
-    monkeypatch.setattr(engine.station, "_sender", Forgetful())
+    monkeypatch.setattr(engine.sampler, "_sender", Forgetful())
     learn(policy, "000101-one-behind", scale=1e-3)
     with pytest.raises(EngineError, match="does not sample from policy 000101-one-behind"):
         sample(engine, asked, of)
@@ -105,12 +104,12 @@ def test_a_version_that_somebody_else_set_is_refused(
 ) -> None:
     engine, policy = pair
     learn(policy, "000201-ours")
-    host = engine.station._hosts[0]
-    monkeypatch.setattr(host, "finish_weight_update", lambda version: None)
+    replica = engine.sampler._replicas[0]
+    monkeypatch.setattr(replica, "finish_weight_update", lambda version: None)
     with pytest.raises(EngineError, match="the step needs 000201-ours"):
         sample(engine, prompts(policy, 1), seeds(1, 1))
     monkeypatch.undo()
-    engine.station._hosts[0]._llm.finish_weight_update("000200-older")  # type: ignore[attr-defined]
+    engine.sampler._replicas[0]._llm.finish_weight_update("000200-older")  # type: ignore[attr-defined]
     sample(engine, prompts(policy, 1), seeds(1, 1))
 
 
@@ -140,7 +139,7 @@ def test_a_prefix_cache_that_was_kept_is_noticed(
     engine, policy = pair
     asked, of = prompts(policy, 1), seeds(1, 1)
     sample(engine, asked, of)
-    monkeypatch.setattr(engine.station._hosts[0], "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(engine.sampler._replicas[0], "reset_prefix_cache", lambda: None)
     learn(policy, "000401-old-cache", scale=0.02)
     with pytest.raises(EngineError, match="prefix cache"):
         sample(engine, asked, of)
@@ -155,16 +154,16 @@ def test_an_engine_that_slept_is_awake_when_it_samples(
     """A CPU keeps its memory, but vLLM's scheduler rests until all that sleeps has been woken."""
     engine, policy = pair
     asked, of = prompts(policy, 2), seeds(2, 2)
-    host = engine.station._hosts[0]
-    monkeypatch.setattr(local, "sleeps", lambda launch: True)
+    replica = engine.sampler._replicas[0]
+    monkeypatch.setattr(in_process_replica, "sleeps", lambda launch: True)
     sample(engine, asked, of)
-    assert host._llm.llm_engine.is_sleeping()  # type: ignore[attr-defined]
-    assert host.weight_version() is None
+    assert replica._llm.llm_engine.is_sleeping()  # type: ignore[attr-defined]
+    assert replica.weight_version() is None
     learn(policy, "000501-after-sleep", scale=0.02)
     assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
     monkeypatch.undo()
     assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
-    assert not host._llm.llm_engine.is_sleeping()  # type: ignore[attr-defined]
+    assert not replica._llm.llm_engine.is_sleeping()  # type: ignore[attr-defined]
 
 
 def test_threads_are_the_trainers_again(pair: Pair) -> None:

@@ -13,7 +13,7 @@ from pipeline.check.check_run import check_run
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
 from tests.live_vllm import live_engine
-from tests.live_vllm.run_stations import TIMEOUT
+from tests.live_vllm.run_rank_samplers import TIMEOUT
 from tests.ranks.compare_tables import compare
 from tests.ranks.launcher import launch
 from tests.ranks.train_commands import LIMIT_SECONDS, STEPS, finish, train, trained
@@ -74,7 +74,7 @@ def test_an_engine_beside_each_rank(tmp_path: Path, one: Run) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, before = tmp_path_factory.mktemp("beside"), live_engine.guards()
-    launch("tests.live_vllm.run_stations", 2, folder, str(folder))
+    launch("tests.live_vllm.run_rank_samplers", 2, folder, str(folder))
     assert live_engine.guards() <= before
     result: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return result

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from pipeline.policy.policy import Policy
-from pipeline.vllm.host import EngineError
+from pipeline.vllm.replica import EngineError
 from pipeline.vllm.vllm_engine import VllmEngine
 from tests.conftest import OpenPolicy
 from tests.live_vllm.live_engine import (
@@ -70,17 +70,17 @@ def test_servers_that_slept_are_awake_when_they_sample(
 ) -> None:
     engine, policy = pair
     asked, of = prompts(policy, 6), seeds(6, 2)
-    hosts = engine.station._hosts
-    for host in hosts:
-        monkeypatch.setattr(host, "_sleeps", True)
+    replicas = engine.sampler._replicas
+    for replica in replicas:
+        monkeypatch.setattr(replica, "_sleeps", True)
     sample(engine, asked, of)
-    assert [host._get("/is_sleeping") for host in hosts] == [{"is_sleeping": True}] * 2  # type: ignore[attr-defined]
-    assert [host.weight_version() for host in hosts] == [None] * 2
+    assert [replica._get("/is_sleeping") for replica in replicas] == [{"is_sleeping": True}] * 2  # type: ignore[attr-defined]
+    assert [replica.weight_version() for replica in replicas] == [None] * 2
     learn(policy, "000600-after-sleep", scale=0.02)
     assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
     monkeypatch.undo()
     assert largest_gap(policy, asked, sample(engine, asked, of)) < 1e-4
-    assert [host._get("/is_sleeping") for host in hosts] == [{"is_sleeping": False}] * 2  # type: ignore[attr-defined]
+    assert [replica._get("/is_sleeping") for replica in replicas] == [{"is_sleeping": False}] * 2  # type: ignore[attr-defined]
 
 
 def test_a_server_at_a_url_serves_whoever_brings_weights(
@@ -91,7 +91,7 @@ def test_a_server_at_a_url_serves_whoever_brings_weights(
     mine = sample(engine, asked, of)
     guest = demo_policy()
     learn(guest, "000700-a-guest", scale=0.02)
-    urls = [host.url for host in engine.station._hosts]  # type: ignore[attr-defined]
+    urls = [replica.url for replica in engine.sampler._replicas]  # type: ignore[attr-defined]
     with running(guest, f'vllm.urls=["{urls[0]}", "{urls[1]}"]') as visitor:
         assert largest_gap(guest, asked, sample(visitor, asked, of)) < 1e-4
     assert len(servers_of(engine)) == 2  # a guest's engine ends nothing
@@ -170,7 +170,7 @@ def test_nothing_is_left_when_the_run_is_killed(demo_policy: OpenPolicy) -> None
         sample(engine, prompts(policy, 1), seeds(1, 1))
         started = children() - before
         assert started
-        engine.station._hosts[0]._process._process.stdin.close()  # type: ignore[attr-defined]
+        engine.sampler._replicas[0]._process._process.stdin.close()  # type: ignore[attr-defined]
         limit = time.monotonic() + 20
         while time.monotonic() < limit and children() & started:
             time.sleep(0.2)

@@ -15,7 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 IMPORTED = [
     "tests.ranks.run_steps",
     "tests.ranks.run_snapshots",
-    "tests.ranks.run_stations",
+    "tests.ranks.run_rank_samplers",
     "benchmarks.ranks_memory",
 ]
 

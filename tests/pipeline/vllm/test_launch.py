@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load_config
-from pipeline.vllm.host import EngineError
 from pipeline.vllm.launch import environment, launch_of, server_options, transfer_of
+from pipeline.vllm.replica import EngineError
 from tests.conftest import OpenPolicy
 
 

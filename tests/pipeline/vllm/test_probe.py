@@ -1,4 +1,4 @@
-"""The prompts by which an engine is probed."""
+"""The prompts by which an engine is run_probe."""
 
 from pipeline.vllm.probe import probe_groups
 

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import PolicyError
 from pipeline.vllm import vllm_engine
-from pipeline.vllm.host import Group
+from pipeline.vllm.replica import Group
 
 
 def test_seeds_of_a_group_must_be_in_a_row() -> None:

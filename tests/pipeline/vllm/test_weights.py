@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import torch
 from safetensors.torch import load_file
 
-from pipeline.vllm.weights import Fan, FileSender, named_weights
+from pipeline.vllm.weights import FanOutClient, FileSender, named_weights
 from tests.conftest import OpenPolicy
 
 
@@ -21,7 +21,7 @@ def test_every_name_of_a_tied_weight_is_sent(tiny_policy: OpenPolicy) -> None:
 
 
 def test_weights_by_file_are_those_of_the_policy(tiny_policy: OpenPolicy, tmp_path: Path) -> None:
-    model, host = tiny_policy().model, Mock()
+    model, replica = tiny_policy().model, Mock()
     expected = dict(named_weights(model, torch.bfloat16))
 
     def load(sent: dict[str, Any]) -> None:
@@ -30,12 +30,12 @@ def test_weights_by_file_are_those_of_the_policy(tiny_policy: OpenPolicy, tmp_pa
         assert found.keys() == expected.keys()
         assert all(found[name].equal(weight) for name, weight in expected.items())
 
-    host.update_weights.side_effect = load
+    replica.update_weights.side_effect = load
     (tmp_path / "weights.safetensors").touch()  # of a run that was killed
     for version in ("first", "second"):
-        FileSender(tmp_path, torch.bfloat16).send([host], model, version, anew=False)
-    assert host.update_weights.call_count == 2
-    host.finish_weight_update.assert_called_with("second")
+        FileSender(tmp_path, torch.bfloat16).send([replica], model, version, restarted=False)
+    assert replica.update_weights.call_count == 2
+    replica.finish_weight_update.assert_called_with("second")
     assert not list(tmp_path.iterdir())
 
 
@@ -47,7 +47,7 @@ def test_ranks_follow_host_after_host() -> None:
         def init_weight_transfer_engine(self, info: dict[str, Any]) -> None:
             self.info = info
 
-    hosts = [Listener(2), Listener(1), Listener(3)]
-    Fan(hosts, "v").init_weight_transfer_engine({"rank_offset": 1, "world_size": 7})  # type: ignore[arg-type]
-    assert [host.info["rank_offset"] for host in hosts] == [1, 3, 4]
-    assert {host.info["world_size"] for host in hosts} == {7}
+    replicas = [Listener(2), Listener(1), Listener(3)]
+    FanOutClient(replicas, "v").init_weight_transfer_engine({"rank_offset": 1, "world_size": 7})  # type: ignore[arg-type]
+    assert [replica.info["rank_offset"] for replica in replicas] == [1, 3, 4]
+    assert {replica.info["world_size"] for replica in replicas} == {7}

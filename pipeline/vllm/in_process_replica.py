@@ -1,4 +1,4 @@
-"""vLLM inside the run's one process: no HTTP; on a CPU no other process at all."""
+"""vLLM inside the process of the run: no HTTP, and on a CPU no other process at all."""
 
 import os
 import time
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from pipeline.vllm.host import Ask, EngineError, Group, Work, checked_sample
 from pipeline.vllm.launch import (
     Launch,
     engine_arguments,
@@ -16,10 +15,11 @@ from pipeline.vllm.launch import (
     expect_installed,
     sleeps,
 )
+from pipeline.vllm.replica import EngineError, Group, GroupQueue, SamplingRequest, checked_sample
 
 
-class LocalHost:
-    """A host inside this process."""
+class InProcessReplica:
+    """A replica inside this process."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
@@ -30,13 +30,14 @@ class LocalHost:
 
     @property
     def label(self) -> str:
-        """Name it."""
+        """Return the name for messages."""
         return "vLLM in this process"
 
     def start(self) -> bool:
-        """Import vLLM and build the engine, if that isn't done (see `Host.start`).
+        """Import vLLM and build the engine, unless that is done (see `Replica.start`).
 
-        Its CPU worker takes torch's thread setting out of everybody's hands; it is put back.
+        vLLM's CPU worker replaces `torch.set_num_threads` by a function that does nothing; the
+        original is put back, and the number of threads with it.
         """
         if self._llm is not None:
             return False
@@ -53,42 +54,42 @@ class LocalHost:
             torch.set_num_threads(threads)
         return True
 
-    def sample(self, work: Work, ask: Ask) -> None:
-        """Give the engine all groups at once and step it until they are answered."""
+    def sample(self, queue: GroupQueue, request: SamplingRequest) -> None:
+        """Give the engine all groups at once, and step it until all are answered."""
         groups: dict[str, Group] = {}
         engine = self._llm.llm_engine
-        while (group := work.take()) is not None:
+        while (group := queue.take()) is not None:
             name = str(group.number)
             groups[name] = group
             prompt = {"prompt_token_ids": list(group.prompt_ids)}
-            engine.add_request(name, prompt, _parameters(ask, group))
+            engine.add_request(name, prompt, _parameters(request, group))
         threads = torch.get_num_threads()
         if not self._launch.cuda:
             torch.set_num_threads(self._launch.section.threads)
         try:
-            self._drain(groups, work, ask)
+            self._drain(groups, queue, request)
         except BaseException:
             engine.abort_request(list(groups))
             raise
         finally:
             torch.set_num_threads(threads)
 
-    def _drain(self, groups: dict[str, Group], work: Work, ask: Ask) -> None:
+    def _drain(self, groups: dict[str, Group], queue: GroupQueue, request: SamplingRequest) -> None:
         engine, last = self._llm.llm_engine, time.monotonic()
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
                     answers = sorted(output.outputs, key=lambda answer: answer.index)
                     samples = [
-                        checked_sample(a.token_ids, _logprobs(a), a.finish_reason, ask)
+                        checked_sample(a.token_ids, _logprobs(a), a.finish_reason, request)
                         for a in answers
                     ]
-                    work.give(groups.pop(output.request_id), samples)
+                    queue.give(groups.pop(output.request_id), samples)
                     last = time.monotonic()
-            if time.monotonic() - last > ask.timeout:
+            if time.monotonic() - last > request.timeout:
                 raise EngineError(
                     f"{self.label} answered none of {len(groups)} groups within "
-                    f"generate.timeout = {ask.timeout:g} s"
+                    f"generate.timeout = {request.timeout:g} s"
                 )
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
@@ -109,33 +110,33 @@ class LocalHost:
         self._version = weight_version
 
     def weight_version(self) -> str | None:
-        """See `Host.weight_version`."""
+        """See `Replica.weight_version`."""
         return self._version
 
     def reset_prefix_cache(self) -> None:
-        """See `Host.reset_prefix_cache`."""
+        """See `Replica.reset_prefix_cache`."""
         if not self._llm.reset_prefix_cache():
             raise EngineError(f"{self.label} could not reset its prefix cache; requests are open")
 
     def sleep(self) -> None:
-        """See `Host.sleep`."""
+        """See `Replica.sleep`."""
         if sleeps(self._launch):
             self._llm.sleep(level=2)
             self._version, self._asleep = None, True
 
     def wake(self) -> None:
-        """See `Host.wake`."""
+        """See `Replica.wake`."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
 
     def wake_cache(self) -> None:
-        """See `Host.wake_cache`."""
+        """See `Replica.wake_cache`."""
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
 
     def close(self) -> None:
-        """End the engine and what processes it has."""
+        """End the engine and its processes."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
@@ -152,12 +153,12 @@ def _build(launch: Launch) -> Any:
         return LLM(**arguments, weight_transfer_config=transfer)
 
 
-def _parameters(ask: Ask, group: Group) -> Any:
+def _parameters(request: SamplingRequest, group: Group) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        **ask.parameters(group), detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        **request.parameters(group), detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
     )
 
 

@@ -1,4 +1,4 @@
-"""Two ranks with an engine beside each: `python -m tests.ranks.run_stations FOLDER`, by torchrun.
+"""Two ranks with an engine each: `python -m tests.ranks.run_rank_samplers FOLDER`, by torchrun.
 
 Engines are stand-ins for vLLM: they hold the weights that they were sent, and answer with
 log-probabilities of their own. What rank 0 finds is left in FOLDER/found.json.
@@ -19,9 +19,9 @@ from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import Sample, SamplingSettings
-from pipeline.vllm import station
-from pipeline.vllm.host import Ask, EngineError, HostLost, Work
+from pipeline.vllm import rank_sampler
 from pipeline.vllm.launch import Launch
+from pipeline.vllm.replica import EngineError, GroupQueue, ReplicaLost, SamplingRequest
 from pipeline.vllm.vllm_engine import VllmEngine
 from tests.ranks.launcher import launch
 from tests.stages.steps import open_tiny
@@ -32,7 +32,7 @@ SETTINGS = SamplingSettings(0.7, 1.0, 0, 6, 16)
 
 
 class StandIn:
-    """A host that computes with what it was sent.
+    """A replica that computes with what it was sent.
 
     Attributes:
         how: what it does wrong, if anything, and how often.
@@ -68,23 +68,25 @@ class StandIn:
         self._version = None
         return True
 
-    def sample(self, work: Work, ask: Ask) -> None:
+    def sample(self, queue: GroupQueue, request: SamplingRequest) -> None:
         """Answer with ids of the seed and their log-probabilities."""
-        while (group := work.take()) is not None:
+        while (group := queue.take()) is not None:
             if self._wrong("dies"):
                 self._model = None
-                raise HostLost(f"{self.label} is gone")
+                raise ReplicaLost(f"{self.label} is gone")
             seeds = range(group.seed, group.seed + group.rollouts)
-            work.give(group, [self._one(list(group.prompt_ids), seed, ask) for seed in seeds])
+            queue.give(group, [self._one(list(group.prompt_ids), seed, request) for seed in seeds])
         if self._wrong("changes"):
             self._version = "somebody's"
 
     @torch.no_grad()
-    def _one(self, prompt: list[int], seed: int, ask: Ask) -> Sample:
+    def _one(self, prompt: list[int], seed: int, request: SamplingRequest) -> Sample:
         chance = torch.Generator().manual_seed(seed)
-        ids = torch.randint(5, 50, (ask.settings.max_response_length,), generator=chance).tolist()
+        ids = torch.randint(
+            5, 50, (request.settings.max_response_length,), generator=chance
+        ).tolist()
         logits_TV = self._model(torch.tensor([prompt + ids])).logits[0].float()
-        found_TV = (logits_TV / ask.settings.temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+        found_TV = (logits_TV / request.settings.temperature).log_softmax(-1)[len(prompt) - 1 : -1]
         return Sample(ids, [float(found_TV[t, i]) for t, i in enumerate(ids)], "length")
 
     def update_weights(self, update_info: Mapping[str, Any]) -> None:
@@ -102,38 +104,38 @@ class StandIn:
         return self._version
 
     def nothing(self, *_: Any) -> None:
-        """Whatever else is asked of a host."""
+        """Whatever else is asked of a replica."""
 
     init_weight_transfer_engine = start_weight_update = reset_prefix_cache = nothing
     sleep = wake = wake_cache = close = nothing
 
 
 def stand_ins(config: Launch, _: Path) -> list[StandIn]:
-    """Return a rank's hosts."""
+    """Return a rank's replicas."""
     return [StandIn(config)]
 
 
-def host(number: int) -> StandIn:
-    """Return this rank's host."""
-    found = station.stations[number]._hosts[0]
+def replica(number: int) -> StandIn:
+    """Return this rank's replica."""
+    found = rank_sampler.samplers[number]._replicas[0]
     assert isinstance(found, StandIn)
     return found
 
 
 def behave(_: Policy, number: int, rank: int, how: str, times: int) -> None:
-    """Have one rank's host do something wrong."""
+    """Have one rank's replica do something wrong."""
     if ranks.rank() == rank:
-        host(number).how = (how, times)
+        replica(number).how = (how, times)
 
 
 def loads(_: Policy, number: int) -> int:
-    """Return how often this rank's host got weights."""
-    return host(number).loads
+    """Return how often this rank's replica got weights."""
+    return replica(number).loads
 
 
 def left(_: Policy) -> int:
-    """Return how many stations this rank has."""
-    return len(station.stations)
+    """Return how many samplers this rank has."""
+    return len(rank_sampler.samplers)
 
 
 @torch.no_grad()
@@ -177,7 +179,7 @@ def all_cases(folder: Path) -> dict[str, Any]:
 
 def on_two_ranks(folder: Path) -> dict[str, Any]:
     """Go through them on two ranks, in processes of their own."""
-    launch("tests.ranks.run_stations", 2, folder, str(folder))
+    launch("tests.ranks.run_rank_samplers", 2, folder, str(folder))
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
 
@@ -185,7 +187,7 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Be one of the ranks."""
     torch.set_num_threads(1)
-    station._hosts = stand_ins  # type: ignore[assignment]
+    rank_sampler._make_replicas = stand_ins  # type: ignore[assignment]
     folder = Path(sys.argv[1])
     with ranks.joined():
         if ranks.rank():

@@ -1,4 +1,4 @@
-"""What a host is: one vLLM that samples groups of rollouts and takes new weights."""
+"""What a replica is: one vLLM with a copy of the policy's weights, which samples groups."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,11 @@ from pipeline.sampling.engine import Sample, SamplingSettings
 
 
 class EngineError(SrpoError):
-    """vLLM can't be started, answers something wrong, or not in time."""
+    """vLLM can't be started, answers wrongly, or does not answer in time."""
 
 
-class HostLost(EngineError):
-    """A host is gone; what it had not answered can be asked of another one."""
+class ReplicaLost(EngineError):
+    """A replica is gone; another one can sample the groups that it left unanswered."""
 
 
 class Group(NamedTuple):
@@ -25,8 +25,8 @@ class Group(NamedTuple):
     rollouts: int
 
 
-class Ask(NamedTuple):
-    """How a host shall sample.
+class SamplingRequest(NamedTuple):
+    """What is asked of a replica beside the groups themselves.
 
     Attributes:
         stop_ids: token ids that end a response and belong to it.
@@ -52,8 +52,8 @@ class Ask(NamedTuple):
         }
 
 
-class Work:
-    """Groups that wait for a host, and answers; hosts take from it side by side."""
+class GroupQueue:
+    """Groups that wait for a replica, and their answers; safe for concurrent replicas."""
 
     def __init__(self, groups: Sequence[Group], answered: Callable[[int], None]) -> None:
         self._waiting = list(reversed(groups))
@@ -67,12 +67,12 @@ class Work:
             return self._waiting.pop() if self._waiting else None
 
     def peek(self) -> Group | None:
-        """Return the group that is next, and leave it there."""
+        """Return the next group without taking it."""
         with self._lock:
             return self._waiting[-1] if self._waiting else None
 
     def abandon(self) -> None:
-        """Let nobody take another group."""
+        """Empty the queue, so that no replica takes another group."""
         with self._lock:
             self._waiting.clear()
 
@@ -88,7 +88,7 @@ class Work:
 
 
 class WeightClient(Protocol):
-    """vLLM's weight-transfer calls, under its own names, whatever lies between."""
+    """vLLM's weight-transfer calls, under vLLM's own names, in process or over HTTP."""
 
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
         """Connect; once per engine."""
@@ -100,10 +100,10 @@ class WeightClient(Protocol):
         """Hand over weights."""
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End a transfer, and name the weights."""
+        """End a transfer, and give the weights a version."""
 
 
-class Host(WeightClient, Protocol):
+class Replica(WeightClient, Protocol):
     """One vLLM.
 
     Attributes:
@@ -114,42 +114,45 @@ class Host(WeightClient, Protocol):
 
     @property
     def label(self) -> str:
-        """Return the name for errors."""
+        """Return the name for messages."""
 
     def start(self) -> bool:
-        """Have it running; True: it was not, and holds no weights of ours."""
+        """Start it unless it runs; return whether it was started and so has no weights yet."""
 
-    def sample(self, work: Work, ask: Ask) -> None:
-        """Take groups until none waits; each answered group is given back at once.
+    def sample(self, queue: GroupQueue, request: SamplingRequest) -> None:
+        """Sample groups of the queue until it is empty, and give each one back once it is answered.
 
         Raises:
-            HostLost: it is gone.
+            ReplicaLost: it is gone.
             EngineError: it does not answer in time, or wrongly.
         """
 
     def weight_version(self) -> str | None:
-        """Return what the last transfer was named."""
+        """Return the version that the last transfer gave the weights."""
 
     def reset_prefix_cache(self) -> None:
-        """Forget keys and values of prompts, which older weights made."""
+        """Drop cached keys and values of prompts: they were computed with older weights."""
 
     def sleep(self) -> None:
-        """Give GPU memory back until `wake`; weights are lost. Nothing on a CPU."""
+        """Release GPU memory until `wake`; the weights are lost. Does nothing on a CPU."""
 
     def wake(self) -> None:
-        """Take GPU memory for weights again, which must then be sent."""
+        """Allocate GPU memory for the weights again, which must then be sent."""
 
     def wake_cache(self) -> None:
-        """Take GPU memory for keys and values again, once the weights are there."""
+        """Allocate GPU memory for keys and values again, once the weights are there."""
 
     def close(self) -> None:
-        """End it, if it is ours."""
+        """End it, unless somebody else started it."""
 
 
 def checked_sample(
-    token_ids: Sequence[int], logprobs: Sequence[float | None], reason: str | None, ask: Ask
+    token_ids: Sequence[int],
+    logprobs: Sequence[float | None],
+    reason: str | None,
+    request: SamplingRequest,
 ) -> Sample:
-    """Return an answer as a `Sample`, if it is one.
+    """Return an answer of vLLM as a `Sample`.
 
     Raises:
         EngineError: ids and log-probabilities don't match, or it ended otherwise than by a stop
@@ -158,12 +161,12 @@ def checked_sample(
     ids, found = list(token_ids), [value for value in logprobs if value is not None]
     if not ids or len(found) != len(ids):
         raise EngineError(f"vLLM answered {len(ids)} tokens with {len(found)} log-probabilities")
-    if reason == "stop" and ids[-1] in ask.stop_ids:
+    if reason == "stop" and ids[-1] in request.stop_ids:
         return Sample(ids, found, "stop")
-    if reason == "length" and len(ids) == ask.settings.max_response_length:
+    if reason == "length" and len(ids) == request.settings.max_response_length:
         return Sample(ids, found, "length")
-    limit = ask.settings.max_response_length
+    limit = request.settings.max_response_length
     raise EngineError(
         f"vLLM ended a response of {len(ids)} tokens (limit {limit}) by {reason!r}, last token "
-        f"{ids[-1]}; expected stop by one of {list(ask.stop_ids)}, or length at the limit"
+        f"{ids[-1]}; expected stop by one of {list(request.stop_ids)}, or length at the limit"
     )

@@ -4,17 +4,17 @@ import threading
 
 import pytest
 
-from pipeline.vllm.threads import outcomes, side_by_side
+from pipeline.vllm.concurrency import errors_of, run_concurrently
 
 
 def test_calls_side_by_side() -> None:
     meeting = threading.Barrier(3, timeout=5)
-    side_by_side([lambda: [None for _ in [meeting.wait()]] and None] * 3)
+    run_concurrently([lambda: [None for _ in [meeting.wait()]] and None] * 3)
 
     def fail() -> None:
         raise ValueError("second")
 
-    found = outcomes([lambda: None, fail, fail])
+    found = errors_of([lambda: None, fail, fail])
     assert [str(error) for error in found] == ["None", "second", "second"]
     with pytest.raises(ValueError, match="second"):
-        side_by_side([lambda: None, fail])
+        run_concurrently([lambda: None, fail])

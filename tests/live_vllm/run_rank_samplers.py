@@ -1,4 +1,6 @@
-"""Two ranks with a live engine each: `python -m tests.live_vllm.run_stations FOLDER`, by torchrun.
+"""Two ranks with a live engine each; torchrun starts it.
+
+    python -m tests.live_vllm.run_rank_samplers FOLDER
 
 What rank 0 finds is left in FOLDER/found.json.
 """
@@ -22,9 +24,9 @@ from pipeline.errors import SrpoError
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import open_policy
 from pipeline.sampling.engine import Sample
-from pipeline.vllm import station
-from pipeline.vllm.host import Ask, Group, Host
-from pipeline.vllm.http_host import RemoteHost
+from pipeline.vllm import rank_sampler
+from pipeline.vllm.http_replica import HttpReplica
+from pipeline.vllm.replica import Group, Replica, SamplingRequest
 from pipeline.vllm.vllm_engine import VllmEngine
 from pipeline.vllm.weights import named_weights
 from tests.live_vllm import live_engine
@@ -41,16 +43,16 @@ def learn(policy: Policy, version: str) -> None:
 
 def forget(policy: Policy, number: int, rank: int) -> None:
     """Have a rank's engine get the weights of now under the next one's name."""
-    own = station.stations[number]
+    own = rank_sampler.samplers[number]
     send, old = own._sender.send, own._folder / "old.safetensors"
     weights = {name: w.clone() for name, w in named_weights(policy.model, torch.float32)}
 
-    def unsent(hosts: list[Host], model: Any, version: str, anew: bool) -> None:
-        send([], model, version, anew)
-        for host in hosts:
-            host.start_weight_update()
-            host.update_weights({"path": str(old), "tensors": len(weights)})
-            host.finish_weight_update(version)
+    def unsent(replicas: list[Replica], model: Any, version: str, restarted: bool) -> None:
+        send([], model, version, restarted)
+        for replica in replicas:
+            replica.start_weight_update()
+            replica.update_weights({"path": str(old), "tensors": len(weights)})
+            replica.finish_weight_update(version)
 
     if ranks.rank() == rank:
         save_file(weights, old)
@@ -59,7 +61,7 @@ def forget(policy: Policy, number: int, rank: int) -> None:
 
 def remember(_: Policy, number: int) -> None:
     """Have all ranks send what they have again."""
-    station.stations[number]._sender.__dict__.pop("send", None)
+    rank_sampler.samplers[number]._sender.__dict__.pop("send", None)
 
 
 def core_of(_: Policy) -> int:
@@ -70,17 +72,17 @@ def core_of(_: Policy) -> int:
 
 def doom(_: Policy, number: int, rank: int, by: signal.Signals) -> None:
     """Have a rank's engine get a signal when it has begun to sample."""
-    (host,) = station.stations[number]._hosts
-    assert isinstance(host, RemoteHost)
-    complete, requests = host._complete, count()
+    (replica,) = rank_sampler.samplers[number]._replicas
+    assert isinstance(replica, HttpReplica)
+    complete, requests = replica._complete, count()
 
-    def killing(group: Group, ask: Ask) -> list[Sample]:
+    def killing(group: Group, request: SamplingRequest) -> list[Sample]:
         if next(requests) == 3:
             os.kill(core_of(_), by)
-        return complete(group, ask)
+        return complete(group, request)
 
     if ranks.rank() == rank:
-        host._complete = killing  # type: ignore[method-assign]
+        replica._complete = killing  # type: ignore[method-assign]
 
 
 def all_cases(policy: Policy, found: dict[str, Any]) -> None:

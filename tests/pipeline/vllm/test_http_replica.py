@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pipeline.sampling.engine import Sample, SamplingSettings
-from pipeline.vllm.host import Ask, EngineError, Group, HostLost, Work
-from pipeline.vllm.http_host import RemoteHost
+from pipeline.vllm.http_replica import HttpReplica
+from pipeline.vllm.replica import EngineError, Group, GroupQueue, ReplicaLost, SamplingRequest
 
 SETTINGS = SamplingSettings(0.5, 0.9, 7, 4, 16)
-ASK = Ask(SETTINGS, [2], 1.0)
+ASK = SamplingRequest(SETTINGS, [2], 1.0)
 
 
 Answer = Callable[[str, Any], tuple[int, Any]]
@@ -51,16 +51,16 @@ def server(answer: Answer) -> Iterator[str]:
         served.server_close()
 
 
-def asked(url: str, groups: int = 3) -> Work:
-    """Have a host at a URL work off some groups of two rollouts."""
-    host = RemoteHost(url, None, limit=4, workers=1, seconds=2, sleeps=False)
-    work = Work([Group(i, [1, 2, i], 10 * i, 2) for i in range(groups)], lambda _: None)
+def asked(url: str, groups: int = 3) -> GroupQueue:
+    """Have a replica at a URL sample some groups of two rollouts."""
+    replica = HttpReplica(url, None, limit=4, workers=1, seconds=2, sleeps=False)
+    queue = GroupQueue([Group(i, [1, 2, i], 10 * i, 2) for i in range(groups)], lambda _: None)
     try:
-        host.start()
-        host.sample(work, ASK)
+        replica.start()
+        replica.sample(queue, ASK)
     finally:
-        host.close()
-    return work
+        replica.close()
+    return queue
 
 
 def normal(path: str, body: Any) -> tuple[int, Any]:
@@ -90,8 +90,8 @@ def test_answers_come_back_to_their_group_and_rollout() -> None:
         return normal(path, body)
 
     with server(answer) as url:
-        work = asked(url)
-    assert work.answers == {
+        queue = asked(url)
+    assert queue.answers == {
         i: [Sample([10 + i + j, 2], [-0.5 - j, -0.25], "stop") for j in range(2)] for i in range(3)
     }
     assert sorted(body["seed"] for body in bodies) == [0, 10, 20]
@@ -100,7 +100,10 @@ def test_answers_come_back_to_their_group_and_rollout() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind", "telling"),
-    [(503, HostLost, "failed /v1/completions"), (400, EngineError, r"refuses .* \(400\): .*oops")],
+    [
+        (503, ReplicaLost, "failed /v1/completions"),
+        (400, EngineError, r"refuses .* \(400\): .*oops"),
+    ],
 )
 def test_servers_that_fail(status: int, kind: type[EngineError], telling: str) -> None:
     def answer(path: str, body: Any) -> tuple[int, Any]:
@@ -118,10 +121,10 @@ def test_a_server_that_says_nothing() -> None:
     started = time.monotonic()
     with server(answer) as url, pytest.raises(EngineError, match="within 1 s") as found:
         asked(url, groups=1)
-    assert not isinstance(found.value, HostLost)
+    assert not isinstance(found.value, ReplicaLost)
     assert time.monotonic() - started < 5
 
 
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(HostLost, match=r"does not answer /health; start it"):
+    with pytest.raises(ReplicaLost, match=r"does not answer /health; start it"):
         asked("http://127.0.0.1:9")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.vllm import station
-from tests.ranks.run_stations import PROMPTS, all_cases, on_two_ranks, stand_ins
+from pipeline.vllm import rank_sampler
+from tests.ranks.run_rank_samplers import PROMPTS, all_cases, on_two_ranks, stand_ins
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(station, "_hosts", stand_ins)
+        patched.setattr(rank_sampler, "_make_replicas", stand_ins)
         return all_cases(tmp_path_factory.mktemp("one"))
 
 

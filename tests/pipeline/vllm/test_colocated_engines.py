@@ -17,17 +17,17 @@ from pipeline.distributed import ranks
 from pipeline.errors import ConfigError
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import SamplingSettings
-from pipeline.vllm import station as station_module
-from pipeline.vllm.host import Ask, EngineError, Group, Host
-from pipeline.vllm.http_host import RemoteHost
-from pipeline.vllm.in_process import LocalHost
+from pipeline.vllm import rank_sampler
+from pipeline.vllm.http_replica import HttpReplica
+from pipeline.vllm.in_process_replica import InProcessReplica
 from pipeline.vllm.launch import Launch, launch_of, server_environment, server_options
 from pipeline.vllm.probe import Probe
+from pipeline.vllm.rank_sampler import RankSampler
+from pipeline.vllm.replica import EngineError, Group, Replica, SamplingRequest
 from pipeline.vllm.server_process import ServerProcess
-from pipeline.vllm.station import Station
 from tests.conftest import OpenPolicy
 
-ASK = Ask(SamplingSettings(1.0, 1.0, 0, 4, 16), [2], 5.0)
+ASK = SamplingRequest(SamplingSettings(1.0, 1.0, 0, 4, 16), [2], 5.0)
 
 
 def launched(policy: Policy, folder: Path, *settings: str, cuda: bool = False) -> Launch:
@@ -70,7 +70,7 @@ OF_RANK_1 = {"LOCAL_RANK": "1", "RANK": "5", "MASTER_PORT": "9", "TORCHELASTIC_R
         ({"CUDA_VISIBLE_DEVICES": "3,2"}, "2"),
     ],
 )
-def test_an_engine_beside_a_rank_sees_its_gpu_alone(
+def test_a_colocated_engine_sees_its_gpu_alone(
     visible: dict[str, str], seen: str, tiny_policy: OpenPolicy, tmp_path: Path
 ) -> None:
     inherited = {**OF_RANK_1, **visible, "PATH": "/bin"}
@@ -89,9 +89,7 @@ def test_servers_and_cpus_see_what_the_run_sees(tiny_policy: OpenPolicy, tmp_pat
         assert server_environment(launch, inherited)["CUDA_VISIBLE_DEVICES"] == "3,2"
 
 
-def test_an_engine_beside_a_rank_listens_at_a_socket(
-    tiny_policy: OpenPolicy, tmp_path: Path
-) -> None:
+def test_a_colocated_engine_listens_at_a_socket(tiny_policy: OpenPolicy, tmp_path: Path) -> None:
     options = server_options(launched(tiny_policy(), tmp_path), tmp_path / "vllm.sock")
     assert options[options.index("--uds") + 1] == str(tmp_path / "vllm.sock")
     assert not {"--port", "--host"} & set(options)
@@ -100,25 +98,25 @@ def test_an_engine_beside_a_rank_listens_at_a_socket(
 class Sender:
     """A way for weights that does no more than vLLM's calls."""
 
-    def send(self, hosts: list[Host], model: Any, version: str, anew: bool) -> None:
-        for host in hosts:
-            host.update_weights({})
-            host.finish_weight_update(version)
+    def send(self, replicas: list[Replica], model: Any, version: str, restarted: bool) -> None:
+        for replica in replicas:
+            replica.update_weights({})
+            replica.finish_weight_update(version)
 
 
 @contextmanager
-def stationed(
-    host: Host, policy: Policy, monkeypatch: pytest.MonkeyPatch
+def sampling_with(
+    replica: Replica, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], object]]:
-    """Have a station of one host, checks of which always succeed; yield what samples nothing."""
-    monkeypatch.setattr(station_module, "_hosts", lambda launch, folder: [host])
-    monkeypatch.setattr(station_module, "_sender", lambda launch, folder: Sender())
-    monkeypatch.setattr(station_module, "probed", lambda *_: Probe("it", []))
-    monkeypatch.setattr(station_module, "largest_gap", lambda *_: 0.0)
-    station = Station(load_config("demo"), policy)
+    """Yield a call that samples no groups with one replica, whose probe always succeeds."""
+    monkeypatch.setattr(rank_sampler, "_make_replicas", lambda launch, folder: [replica])
+    monkeypatch.setattr(rank_sampler, "_make_sender", lambda launch, folder: Sender())
+    monkeypatch.setattr(rank_sampler, "run_probe", lambda *_: Probe("it", []))
+    monkeypatch.setattr(rank_sampler, "largest_gap", lambda *_: 0.0)
+    sampler = RankSampler(load_config("demo"), policy)
     groups: list[Group] = []
-    yield lambda: station.sample(policy, groups, ASK, lambda done, total: None)
-    station.close()
+    yield lambda: sampler.sample(policy, groups, ASK, lambda done, total: None)
+    sampler.close()
 
 
 def test_an_engine_sleeps_after_it_sampled_and_wakes_in_two_steps(
@@ -126,14 +124,14 @@ def test_an_engine_sleeps_after_it_sampled_and_wakes_in_two_steps(
 ) -> None:
     policy, llm = tiny_policy(), Mock()
     llm.llm_engine.has_unfinished_requests.return_value = False
-    host = LocalHost(launched(policy, tmp_path, cuda=True))
-    host._llm = llm
+    replica = InProcessReplica(launched(policy, tmp_path, cuda=True))
+    replica._llm = llm
     sent = [
         call.update_weights({"update_info": {}}),
         call.finish_weight_update(policy.version),
     ]
     sampled = [call.llm_engine.has_unfinished_requests(), call.sleep(level=2)]
-    with stationed(host, policy, monkeypatch) as sample:
+    with sampling_with(replica, policy, monkeypatch) as sample:
         sample()
         assert llm.mock_calls == [*sent, call.reset_prefix_cache(), *sampled]
         llm.reset_mock()
@@ -152,9 +150,9 @@ def test_an_engine_on_a_cpu_keeps_its_weights(
 ) -> None:
     policy, llm = tiny_policy(), Mock()
     llm.llm_engine.has_unfinished_requests.return_value = False
-    host = LocalHost(launched(policy, tmp_path))
-    host._llm = llm
-    with stationed(host, policy, monkeypatch) as sample:
+    replica = InProcessReplica(launched(policy, tmp_path))
+    replica._llm = llm
+    with sampling_with(replica, policy, monkeypatch) as sample:
         sample()
         llm.reset_mock()
         sample()
@@ -199,16 +197,16 @@ def listening(socket: Path) -> Iterator[list[str]]:
         served.shutdown()
 
 
-def test_one_beside_a_rank_sleeps_and_wakes_so_too(
+def test_a_colocated_server_sleeps_and_wakes_in_the_same_order(
     tiny_policy: OpenPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, socket = tiny_policy(), tmp_path / "it.sock"
     process = ServerProcess(launched(policy, tmp_path, cuda=True), tmp_path / "log", socket)
     monkeypatch.setattr(process, "start", lambda: False)
     monkeypatch.setattr(process, "_process", Mock(poll=lambda: None))
-    host = RemoteHost(None, process, limit=16, workers=1, seconds=5, sleeps=True)
-    assert host.label == "vLLM of rank 0"
-    with listening(socket) as asked, stationed(host, policy, monkeypatch) as sample:
+    replica = HttpReplica(None, process, limit=16, workers=1, seconds=5, sleeps=True)
+    assert replica.label == "vLLM of rank 0"
+    with listening(socket) as asked, sampling_with(replica, policy, monkeypatch) as sample:
         sample()
         del asked[:]
         sample()
@@ -227,6 +225,6 @@ def test_what_is_not_installed_is_said_in_one_line(
 ) -> None:
     launch = launched(tiny_policy(), tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for start in (LocalHost(launch).start, ServerProcess(launch, tmp_path / "log").start):
+    for start in (InProcessReplica(launch).start, ServerProcess(launch, tmp_path / "log").start):
         with pytest.raises(EngineError, match="the engine is vllm, which is not installed"):
             start()

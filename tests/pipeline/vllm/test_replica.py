@@ -3,10 +3,10 @@
 import pytest
 
 from pipeline.sampling.engine import Sample, SamplingSettings
-from pipeline.vllm.host import Ask, EngineError, Group, checked_sample
+from pipeline.vllm.replica import EngineError, Group, SamplingRequest, checked_sample
 
 SETTINGS = SamplingSettings(0.5, 0.9, 7, 4, 16)
-ASK = Ask(SETTINGS, [2], 1.0)
+ASK = SamplingRequest(SETTINGS, [2], 1.0)
 GROUP = Group(3, [5, 6], 100, 2)
 
 

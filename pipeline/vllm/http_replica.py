@@ -7,23 +7,32 @@ from typing import Any
 import httpx
 
 from pipeline.sampling.engine import Sample
-from pipeline.vllm.host import Ask, EngineError, Group, HostLost, Work, checked_sample
+from pipeline.vllm.concurrency import errors_of
+from pipeline.vllm.replica import (
+    EngineError,
+    Group,
+    GroupQueue,
+    ReplicaLost,
+    SamplingRequest,
+    checked_sample,
+)
 from pipeline.vllm.server_process import ServerProcess
-from pipeline.vllm.threads import outcomes
 
 _CONNECT_SECONDS = 10.0
 _MOST_CONNECTIONS = 64
 _SHOWN = 300
 
 
-class RemoteHost:
-    """A host behind HTTP.
+class HttpReplica:
+    """A replica behind HTTP: a server of ours, or one whose URL is given.
 
     Args:
-        url: of a server that runs already; None: `process` has one.
-        limit: rollouts it works on side by side; decides how many groups are asked for at once.
-        seconds: time limit for everything but sampling.
-        sleeps: it shares its GPU with the policy.
+        url: of a server that runs already; None: `process` knows it.
+        process: a server of ours, which is started and ended here; None: somebody else's.
+        limit: rollouts that the server samples at the same time; decides the open requests.
+        workers: of its processes or GPUs, those that hold weights.
+        seconds: time limit for every request but samples.
+        sleeps: whether the server shares its GPU with the policy.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class RemoteHost:
 
     @property
     def label(self) -> str:
-        """Name the server."""
+        """Return the server's name for messages."""
         return f"vLLM at {self.url}" if self._process is None else self._process.label
 
     @property
@@ -64,7 +73,7 @@ class RemoteHost:
         return self._process.url
 
     def start(self) -> bool:
-        """See `Host.start`; a server of ours that ended, or failed, is started again."""
+        """See `Replica.start`; a server of ours that ended, or failed, is started again."""
         fresh = not self._known
         if self._process is not None:
             if self._known and (self._failed or not self._healthy()):
@@ -72,47 +81,49 @@ class RemoteHost:
             fresh = self._process.start() or fresh
             self._process.wait(self._healthy)
         elif not self._healthy():
-            raise HostLost(f"{self.label} does not answer /health; start it, or change vllm.urls")
+            raise ReplicaLost(
+                f"{self.label} does not answer /health; start it, or change vllm.urls"
+            )
         self._model = self._get("/v1/models")["data"][0]["id"]
         self._known, self._failed = True, False
         self._asleep = self._asleep and not fresh
         return fresh
 
-    def sample(self, work: Work, ask: Ask) -> None:
-        """Keep as many requests open as the server has room for (see `Host.sample`)."""
+    def sample(self, queue: GroupQueue, request: SamplingRequest) -> None:
+        """Keep as many requests open as the server can take (see `Replica.sample`)."""
 
-        def one_by_one() -> None:
-            while (group := work.take()) is not None:
-                work.give(group, self._complete(group, ask))
+        def sample_until_empty() -> None:
+            while (group := queue.take()) is not None:
+                queue.give(group, self._complete(group, request))
 
-        first = work.peek()
+        first = queue.peek()
         if first is None:
             return
         open_at_once = min(math.ceil(self._limit / first.rollouts), _MOST_CONNECTIONS)
-        errors = [e for e in outcomes([one_by_one] * open_at_once) if e is not None]
+        errors = [e for e in errors_of([sample_until_empty] * open_at_once) if e is not None]
         for error in errors:
-            if not isinstance(error, HostLost):
+            if not isinstance(error, ReplicaLost):
                 raise error
         if errors:
             raise errors[0]
 
-    def _complete(self, group: Group, ask: Ask) -> list[Sample]:
+    def _complete(self, group: Group, request: SamplingRequest) -> list[Sample]:
         body = {
             "model": self._model,
             "prompt": list(group.prompt_ids),
             "add_special_tokens": False,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            **ask.parameters(group),
+            **request.parameters(group),
         }
-        found = self._post("/v1/completions", body, ask.timeout)
+        found = self._post("/v1/completions", body, request.timeout)
         choices = sorted(found["choices"], key=lambda choice: choice["index"])
         return [
             checked_sample(
                 choice["token_ids"],
                 choice["logprobs"]["token_logprobs"],
                 choice["finish_reason"],
-                ask,
+                request,
             )
             for choice in choices
         ]
@@ -134,30 +145,30 @@ class RemoteHost:
         self._post("/finish_weight_update", {"weight_version": weight_version})
 
     def weight_version(self) -> str | None:
-        """See `Host.weight_version`; one that sleeps has a name left for weights that are gone."""
+        """See `Replica.weight_version`; a sleeping server still names weights that are gone."""
         if self._asleep:
             return None
         found = self._get("/weight_info")["weight_version"]
         return None if found is None else str(found)
 
     def reset_prefix_cache(self) -> None:
-        """See `Host.reset_prefix_cache`."""
+        """See `Replica.reset_prefix_cache`."""
         if not self._post("/reset_prefix_cache")["success"]:
             raise EngineError(f"{self.label} could not reset its prefix cache; requests are open")
 
     def sleep(self) -> None:
-        """See `Host.sleep`."""
+        """See `Replica.sleep`."""
         if self._sleeps:
             self._post("/sleep?level=2")
             self._asleep = True
 
     def wake(self) -> None:
-        """See `Host.wake`."""
+        """See `Replica.wake`."""
         if self._asleep:
             self._post("/wake_up?tags=weights")
 
     def wake_cache(self) -> None:
-        """See `Host.wake_cache`."""
+        """See `Replica.wake_cache`."""
         if self._asleep:
             self._post("/wake_up?tags=kv_cache")
             self._asleep = False
@@ -181,8 +192,8 @@ class RemoteHost:
         return self._answer("POST", path, body, seconds or self._seconds)
 
     def _answer(self, method: str, path: str, body: Any, seconds: float) -> Any:
-        """Return a request's JSON answer; an error names the server and tells what to look at."""
-        log = f"; its log ends: {self._process.last_words()}" if self._process else ""
+        """Return the JSON answer to a request; errors name the server and quote its log."""
+        log = f"; its log ends: {self._process.log_tail()}" if self._process else ""
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
         try:
             answer = self._client.request(method, self.url + path, json=body, timeout=timeout)
@@ -192,10 +203,12 @@ class RemoteHost:
                 f"for samples, vllm.start_seconds for all else){log}"
             ) from None
         except httpx.TransportError as error:
-            raise HostLost(f"{self.label} is gone ({type(error).__name__}: {error}){log}") from None
+            raise ReplicaLost(
+                f"{self.label} is gone ({type(error).__name__}: {error}){log}"
+            ) from None
         if answer.status_code >= 500:
             self._failed = True
-            raise HostLost(f"{self.label} failed {path}: {answer.text[:_SHOWN]}{log}")
+            raise ReplicaLost(f"{self.label} failed {path}: {answer.text[:_SHOWN]}{log}")
         if not answer.is_success:
             raise EngineError(
                 f"{self.label} refuses {path} ({answer.status_code}): {answer.text[:_SHOWN]}"
