@@ -97,11 +97,11 @@ def _serve(runs: "list[Run]", port: int) -> None:
     import uvicorn
 
     from pipeline.viewer.app import create_app
-    from pipeline.viewer.page import Page, named
+    from pipeline.viewer.page import Page, runs_by_name
 
     with _listener(port) as listener:
         address = f"http://{HOST}:{listener.getsockname()[1]}"
-        names = list(named(runs))
+        names = list(runs_by_name(runs))
         page = Page("/").url(*(["runs", names[0]] if len(names) == 1 else []))
         print(f"{address}{page}  (Ctrl-C ends it)", flush=True)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -28,7 +28,7 @@ from pipeline.viewer.page import (
     Page,
     ReopenedRuns,
     Runs,
-    named,
+    runs_by_name,
 )
 from pipeline.viewer.page_registry import KINDS
 from pipeline.viewer.rollout_page import KEPT, kept_at
@@ -54,7 +54,7 @@ HEADERS = {
 def create_app(runs: Sequence[Run]) -> FastAPI:
     """Return the application that shows these runs; it only ever reads them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    shown = ReopenedRuns(named(runs))
+    shown = ReopenedRuns(runs_by_name(runs))
     for kind in KINDS:
         _add(app, kind, shown)
     following = _Following(runs)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from pipeline.errors import StoreError
 from pipeline.run.run import Run
-from pipeline.viewer.page import PLOTLY, STATIC, Kind, Runs, named
+from pipeline.viewer.page import PLOTLY, STATIC, Kind, Runs, runs_by_name
 from pipeline.viewer.page_registry import KINDS
 
 Progress = Callable[[int, int], None]
@@ -53,7 +53,7 @@ def export_pages(
     Args:
         written: told how many are written.
     """
-    shown = named(runs)
+    shown = runs_by_name(runs)
     for done, (kind, parameters) in enumerate(_listed(runs)[first:last], start=1):
         _write(kind, shown, parameters, folder)
         written(done)
@@ -61,7 +61,7 @@ def export_pages(
 
 def _listed(runs: Sequence[Run]) -> list[tuple[Kind, tuple[str, ...]]]:
     """Return all pages in the order in which they are written."""
-    shown = named(runs)
+    shown = runs_by_name(runs)
     return [(kind, parameters) for kind in KINDS for parameters in kind.pages(shown)][::-1]
 
 

@@ -141,8 +141,8 @@ def run_named(runs: Runs, name: str) -> Run:
     return runs[name]
 
 
-def named(runs: Sequence[Run]) -> dict[str, Run]:
-    """Give each run a name of its own: its folder's, with a number where two are the same."""
+def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """Name each run for the pages' URLs: by its folder, with a number where two are the same."""
     found: dict[str, Run] = {}
     for run in runs:
         own = run.root.resolve().name or "run"

@@ -20,7 +20,7 @@ from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
 from pipeline.tables.schemas import STUDENT_LOGPROBS, schema_of, teacher_schema
 from pipeline.viewer import rollout_tokens
-from pipeline.viewer.page import named
+from pipeline.viewer.page import runs_by_name
 from pipeline.viewer.rollout_page import ROLLOUT, context, kept_at
 from tests.golden.golden_run import golden_config
 from tests.pipeline.check.damage import set_value
@@ -137,7 +137,7 @@ def test_a_rollout_whole(variant: tuple[Run, bool, bool]) -> None:
 
 def test_its_page(variant: tuple[Run, bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     run, _, student = variant
-    runs, rollout = named([run]), taught(run)
+    runs, rollout = runs_by_name([run]), taught(run)
     for most in (20_000, 10):
         monkeypatch.setattr(rollout_tokens, "ALL_BELOW", most)
         data = context(runs, "run", rollout)["data"]
@@ -158,7 +158,7 @@ def test_a_divergence_that_needs_the_students_says_so(tmp_path: Path) -> None:
     assert record.tokens[0].loss is None and record.tokens[0].share is None
     assert NOT_KEPT in record.not_recorded["loss"] and record.batch_tokens
     assert record.tokens[0].weight is not None
-    assert context(named([run]), "run", record.rollout_id)["data"]["values"]["loss"] is None
+    assert context(runs_by_name([run]), "run", record.rollout_id)["data"]["values"]["loss"] is None
 
 
 Change = Callable[[Any], Any]

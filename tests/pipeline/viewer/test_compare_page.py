@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from pipeline.run.run import Run
 from pipeline.viewer.compare_page import COMPARE, context
-from pipeline.viewer.page import Missing, named
+from pipeline.viewer.page import Missing, runs_by_name
 from tests.builders.tables import COST, IDS, STEP, config, origin, tables, with_value
 from tests.pipeline.viewer.conftest import STEPS, Serve
 from tests.pipeline.viewer.test_run_page import Open, drawn
@@ -33,7 +33,7 @@ def pair(tmp_path: Path) -> list[Run]:
 
 
 def test_changed_decisions_are_counted_and_listed(pair: list[Run]) -> None:
-    found = context(named(pair), "a", "b")
+    found = context(runs_by_name(pair), "a", "b")
     assert found["found"].first.table == "verdicts" and found["found"].first.step == STEP
     assert found["verdicts"]["total"] == 1
     assert found["verdicts"]["ways"] == [("false → true", 1)]
@@ -43,20 +43,20 @@ def test_changed_decisions_are_counted_and_listed(pair: list[Run]) -> None:
 
 
 def test_hostile_predictions_are_spelled_out_and_cut(pair: list[Run]) -> None:
-    html = COMPARE.html(named(pair), "a", "b")
+    html = COMPARE.html(runs_by_name(pair), "a", "b")
     assert "<script>alert" not in html and "&lt;script&gt;" in html
     assert "\u202e" not in html and "\\u202e" in html and "\\x1b" in html
     assert "y" * 200 not in html
 
 
 def test_both_rollouts_are_linked(pair: list[Run]) -> None:
-    html = COMPARE.html(named(pair), "a", "b")
+    html = COMPARE.html(runs_by_name(pair), "a", "b")
     for name in ("a", "b"):
         assert f'href="/runs/{name}/rollouts/{IDS[1]}/"' in html
 
 
 def test_weights_of_a_fork_that_weighs_otherwise(trained: Run, fork: Run) -> None:
-    found = context(named([trained, fork]), "demo", "sharper")
+    found = context(runs_by_name([trained, fork]), "demo", "sharper")
     assert found["found"].first.table == "weights" and found["found"].first.step == 0
     assert found["settings"] == [("weigh.beta", "1", "3")]
     assert len(found["weights"]) == STEPS
@@ -69,13 +69,13 @@ def test_weights_of_a_fork_that_weighs_otherwise(trained: Run, fork: Run) -> Non
 
 
 def test_equal_runs_are_said_to_be_equal(trained: Run) -> None:
-    html = COMPARE.html(named([trained, trained]), "demo", "demo-2")
+    html = COMPARE.html(runs_by_name([trained, trained]), "demo", "demo-2")
     assert "no difference" in html
 
 
 def test_a_run_that_is_not_shown_is_missing(trained: Run) -> None:
     with pytest.raises(Missing, match="no run other here; there are demo"):
-        context(named([trained]), "demo", "other")
+        context(runs_by_name([trained]), "demo", "other")
 
 
 @pytest.mark.slow

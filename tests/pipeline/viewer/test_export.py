@@ -15,7 +15,7 @@ from pipeline.run.run import Run
 from pipeline.viewer import export_selection as exported_module
 from pipeline.viewer.export import export
 from pipeline.viewer.export_selection import exported_steps, in_export
-from pipeline.viewer.page import STATIC, named
+from pipeline.viewer.page import STATIC, runs_by_name
 from pipeline.viewer.page_registry import KINDS
 from tests.pipeline.viewer.test_run_page import Open, axis_title, copied, drawn
 
@@ -29,7 +29,7 @@ def exported(trained: Run, fork: Run, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_every_page_is_written(trained: Run, fork: Run, exported: Path) -> None:
-    runs = named([trained, fork])
+    runs = runs_by_name([trained, fork])
     pages = [kind.page(*keys).path for kind in KINDS for keys in kind.pages(runs)]
     written = {f"/{p.parent.relative_to(exported)}/" for p in exported.rglob("index.html")}
     assert written == {unquote(path) if path != "/" else "/./" for path in pages}

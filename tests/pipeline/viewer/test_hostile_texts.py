@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.run.run import Run
 from pipeline.viewer.export import export
-from pipeline.viewer.page import named
+from pipeline.viewer.page import runs_by_name
 from pipeline.viewer.page_registry import KINDS
 from pipeline.viewer.rollout_page import kept_at
 from tests.pipeline.viewer.conftest import Serve, Watched
@@ -43,7 +43,7 @@ def pages(run: Run) -> list[str]:
 
 
 def test_no_text_leaves_its_place_or_acts_on_the_eye(hostile: Run) -> None:
-    runs = named([hostile])
+    runs = runs_by_name([hostile])
     for kind in KINDS:
         for keys in list(kind.pages(runs))[:6]:
             html = kind.html(runs, *keys)
@@ -55,14 +55,14 @@ def test_no_text_leaves_its_place_or_acts_on_the_eye(hostile: Run) -> None:
 def test_the_long_text_is_folded_and_counted(hostile: Run) -> None:
     rollout = hostile.read("rollouts", 0)["rollout_id"][0].as_py()
     (kind,) = [kind for kind in KINDS if "rollouts" in kind.address]
-    html = kind.html(named([hostile]), "bad", rollout)
+    html = kind.html(runs_by_name([hostile]), "bad", rollout)
     assert html.count("<summary>The rest: 100,") >= 4
     assert "x" * (LONG - 3000) in html
 
 
 def test_kept_tokens_are_spelled_out(hostile: Run) -> None:
     rollout = hostile.manifest("teacher", 0).index or {}
-    found = kept_at(named([hostile]), "bad", next(iter(rollout)), "0")
+    found = kept_at(runs_by_name([hostile]), "bad", next(iter(rollout)), "0")
     assert len(found["top"]) == hostile.config.route.top_k
     assert not UNSEEN.search("".join(found["pieces"].values()))
 

@@ -12,7 +12,7 @@ from pipeline.errors import StoreError
 from pipeline.run.run import Run
 from pipeline.viewer import app as application
 from pipeline.viewer.app import create_app
-from pipeline.viewer.page import FOLDER, Kind, Missing, Page, data_block, named
+from pipeline.viewer.page import FOLDER, Kind, Missing, Page, data_block, runs_by_name
 from pipeline.viewer.page_registry import KINDS
 from tests.builders.tables import config
 
@@ -60,7 +60,7 @@ def test_no_name_leaves_its_place_in_an_address(name: str) -> None:
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     runs = [Run.create(tmp_path / part / "run", config(), {}) for part in ("a", "b", "c")]
-    assert list(named(runs)) == ["run", "run-2", "run-3"]
+    assert list(runs_by_name(runs)) == ["run", "run-2", "run-3"]
 
 
 def test_a_run_that_was_extended_is_shown_so(run: Run, client: TestClient) -> None:

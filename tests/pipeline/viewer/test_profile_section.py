@@ -11,7 +11,7 @@ from pipeline.machine.phases import REST, PhaseTotal
 from pipeline.run.run import Run
 from pipeline.run.step_profiles import Machine, write_profile
 from pipeline.viewer.export import export
-from pipeline.viewer.page import named
+from pipeline.viewer.page import runs_by_name
 from pipeline.viewer.run_page import RUN, context
 from tests.pipeline.viewer.conftest import Serve, Watched
 
@@ -43,15 +43,15 @@ def profiled(trained: Run, tmp_path: Path) -> Run:
 
 
 def test_a_run_without_profiles_says_how_to_get_one(trained: Run) -> None:
-    html = RUN.html(named([trained]), "demo")
+    html = RUN.html(runs_by_name([trained]), "demo")
     assert "No step was profiled. <code>srpo train … --profile</code> records it" in html
 
 
 def test_the_table_and_the_chart_are_of_the_profiled_steps(profiled: Run) -> None:
-    html = RUN.html(named([profiled]), "demo")
+    html = RUN.html(runs_by_name([profiled]), "demo")
     assert "2 profiled steps" in html and "90 GFLOP/s (cpu, float32, 2 threads)" in html
     assert "No step was profiled" not in html
-    found = context(named([profiled]), "demo")
+    found = context(runs_by_name([profiled]), "demo")
     lines = {(line.stage, line.phase): line for line in found["profile"]["lines"]}
     assert lines["route", "forward"].of_rate == pytest.approx(0.5)
     assert lines["", ""].seconds == 8.0  # of 7 and 9
@@ -65,14 +65,14 @@ def test_the_table_and_the_chart_are_of_the_profiled_steps(profiled: Run) -> Non
 
 def test_names_of_phases_are_only_text(profiled: Run) -> None:
     profile(profiled, 2, "<script>alert(1)</script>\u202e")
-    html = RUN.html(named([profiled]), "demo")
+    html = RUN.html(runs_by_name([profiled]), "demo")
     assert "<script>alert" not in html and "\u202e" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
 
 
 def test_saved_work_has_a_chart_where_it_was_counted(trained: Run) -> None:
     record = trained.metrics(0)
-    keys = [chart["key"] for chart in context(named([trained]), "demo")["charts"]]
+    keys = [chart["key"] for chart in context(runs_by_name([trained]), "demo")["charts"]]
     assert record["tokens_computed"] < record["tokens_naive"]
     assert record["work_share"] == record["tokens_computed"] / record["tokens_naive"]
     assert "work_share" in keys

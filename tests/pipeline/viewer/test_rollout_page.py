@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from pipeline.run.run import Run
 from pipeline.viewer import rollout_tokens
 from pipeline.viewer.export import export
-from pipeline.viewer.page import Missing, named
+from pipeline.viewer.page import Missing, runs_by_name
 from pipeline.viewer.rollout_page import ROLLOUT, context, kept_at
 from pipeline.viewer.rollout_tokens import in_flow, visible
 from tests.pipeline.viewer.conftest import Serve
@@ -33,7 +33,7 @@ def test_texts_of_tokens_show_their_spaces() -> None:
 
 def test_a_taught_rollout_shows_both_distributions(trained: Run) -> None:
     rollout = first(trained, "sdpo")
-    found = context(named([trained]), "demo", rollout)
+    found = context(runs_by_name([trained]), "demo", rollout)
     data = found["data"]
     rows = trained.read_rollout("teacher", 0, rollout)
     kept = trained.config.route.top_k
@@ -55,7 +55,7 @@ def test_a_taught_rollout_shows_both_distributions(trained: Run) -> None:
 
 
 def test_what_a_grpo_rollout_lacks_is_said_with_the_setting(trained: Run) -> None:
-    found = context(named([trained]), "demo", first(trained, "grpo"))
+    found = context(runs_by_name([trained]), "demo", first(trained, "grpo"))
     missing = {layer["key"]: layer["missing"] for layer in found["data"]["layers"]}
     assert "route.method" in missing["teacher_entropy"] and missing["advantage"] == ""
     assert "route.rescore" in missing["student_entropy"]
@@ -66,50 +66,50 @@ def test_long_responses_hold_the_top_5_and_fetch_the_rest(
     trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = first(trained, "sdpo")
-    whole = context(named([trained]), "demo", rollout)["data"]["tops"]
+    whole = context(runs_by_name([trained]), "demo", rollout)["data"]["tops"]
     monkeypatch.setattr(rollout_tokens, "ALL_BELOW", 10)
-    data = context(named([trained]), "demo", rollout)["data"]
+    data = context(runs_by_name([trained]), "demo", rollout)["data"]
     assert data["held"] == "top"
     for all_of_it, top in zip(whole, data["tops"], strict=True):
         assert 5 <= len(top) <= 10
         for place in (1, 2):
             best = sorted((entry[place] for entry in all_of_it), reverse=True)[:5]
             assert sorted((entry[place] for entry in top), reverse=True)[:5] == best
-    found = kept_at(named([trained]), "demo", rollout, "1")
+    found = kept_at(runs_by_name([trained]), "demo", rollout, "1")
     assert [tuple(entry) for entry in found["top"]] == whole[1]
 
 
 def test_it_says_who_taught_whom(trained: Run) -> None:
     rollout = first(trained, "sdpo")
-    found = context(named([trained]), "demo", rollout)
+    found = context(runs_by_name([trained]), "demo", rollout)
     teacher = trained.read_rollout("routes", 0, rollout)["teacher_rollout_id"][0].as_py()
     assert found["teacher"] == teacher
-    assert rollout in context(named([trained]), "demo", teacher)["taught"]
+    assert rollout in context(runs_by_name([trained]), "demo", teacher)["taught"]
     assert any(part.differs for part in found["sides"].left)
 
 
 @pytest.mark.parametrize("rollout", ["000000-0009-00", "x", "000099-0000-00", "e000001-0000-00"])
 def test_other_rollouts_are_missing(trained: Run, rollout: str) -> None:
     with pytest.raises(Missing, match="has no rollout"):
-        context(named([trained]), "demo", rollout)
+        context(runs_by_name([trained]), "demo", rollout)
 
 
 @pytest.mark.parametrize("position", ["-1", "x", "99999", "٣", ""])
 def test_other_positions_are_missing(trained: Run, position: str) -> None:
     with pytest.raises(Missing):
-        kept_at(named([trained]), "demo", first(trained, "sdpo"), position)
+        kept_at(runs_by_name([trained]), "demo", first(trained, "sdpo"), position)
 
 
 def test_an_evaluation_has_no_route(trained: Run) -> None:
     rollout = trained.read("evaluations", 3)["rollout_id"][0].as_py()
-    html = ROLLOUT.html(named([trained]), "demo", rollout)
+    html = ROLLOUT.html(runs_by_name([trained]), "demo", rollout)
     assert "An answer to a test question after 3 steps" in html
     assert "after 6 steps" in html  # the same question at the other evaluations
 
 
 def test_a_fork_without_updates_shows_its_own_weights(trained: Run, fork: Run) -> None:
     rollout = first(trained, "sdpo")
-    runs = named([trained, fork])
+    runs = runs_by_name([trained, fork])
     ours, theirs = (context(runs, name, rollout)["data"]["values"] for name in runs)
     assert ours["jsd"] == theirs["jsd"] and ours["weight"] != theirs["weight"]
     assert ours["loss"] is not None and theirs["loss"] is None
@@ -140,7 +140,7 @@ def test_tokens_by_mouse_and_keys(trained: Run, serve: Serve, watched: Open) -> 
     assert looks["Teacher entropy"] != looks["Divergence"]
     page.get_by_label("Loss share").check(force=True)
     page.keyboard.press("m")
-    values = context(named([trained]), "demo", rollout)["data"]["values"]["share"]
+    values = context(runs_by_name([trained]), "demo", rollout)["data"]["values"]["share"]
     expect(panel.locator("h3")).to_contain_text(f"position {values.index(max(values))} of")
     page.reload()
     expect(panel.locator("h3")).to_contain_text("position")

@@ -12,7 +12,7 @@ from pipeline.files.durable import digest_of, write_json
 from pipeline.run.run import Run
 from pipeline.viewer.chart_series import CHARTS, last_text, run_series, smoothed
 from pipeline.viewer.history import History, history
-from pipeline.viewer.page import named
+from pipeline.viewer.page import runs_by_name
 from pipeline.viewer.run_page import RUN, alarms_of, context
 from pipeline.viewer.run_settings import changed_settings
 from tests.flows.session import mixtures
@@ -88,15 +88,15 @@ def test_settings_that_differ_are_named_with_their_defaults(trained: Run) -> Non
 
 
 def test_the_page_says_plainly_what_a_fork_is(trained: Run, fork: Run) -> None:
-    html = RUN.html(named([trained, fork]), "sharper")
+    html = RUN.html(runs_by_name([trained, fork]), "sharper")
     assert "Fork of" in html and fork.fork is not None
     assert fork.fork.note.replace("'", "&#39;") in html
     assert "weigh.beta</code> 1.0 → 3.0" in html
 
 
 def test_every_chart_has_a_text_alternative(trained: Run) -> None:
-    html = RUN.html(named([trained]), "demo")
-    for entry in context(named([trained]), "demo")["charts"]:
+    html = RUN.html(runs_by_name([trained]), "demo")
+    for entry in context(runs_by_name([trained]), "demo")["charts"]:
         assert f'aria-label="{entry["title"]}: {entry["last"] or "nothing recorded yet"}"' in html
 
 

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from pipeline.run.run import Run
 from pipeline.viewer import export_selection as exported
-from pipeline.viewer.page import Missing, named
+from pipeline.viewer.page import Missing, runs_by_name
 from pipeline.viewer.rollout_cell import cell, with_loss_shares
 from pipeline.viewer.step_page import STEP, context
 from tests.pipeline.viewer.conftest import STEPS, Serve
@@ -55,7 +55,7 @@ def test_shares_of_the_loss_are_of_the_sum_of_sizes_of_each_update() -> None:
 
 
 def test_the_parts_are_those_of_the_tables(trained: Run) -> None:
-    found = context(named([trained]), "demo", "0")
+    found = context(runs_by_name([trained]), "demo", "0")
     updates = trained.read("updates", 0)
     manifest = trained.manifest("updates", 0)
     assert sum(part["share"] for part in found["shares"]) == pytest.approx(1)
@@ -69,28 +69,28 @@ def test_the_parts_are_those_of_the_tables(trained: Run) -> None:
 
 
 def test_a_forks_step_names_what_it_inherits(trained: Run, fork: Run) -> None:
-    found = context(named([trained, fork]), "sharper", "2")
+    found = context(runs_by_name([trained, fork]), "sharper", "2")
     owners = {table["table"]: table["inherited"] for table in found["tables"]}
     assert owners["teacher"] and not owners["weights"] and "updates" not in owners
     assert found["shares"] == [] and not found["complete"]
-    html = STEP.html(named([trained, fork]), "sharper", "2")
+    html = STEP.html(runs_by_name([trained, fork]), "sharper", "2")
     assert "demo, inherited" in html and "no table of updates" in html
 
 
 @pytest.mark.parametrize("step", ["7", "-1", "x", "", "٣", "1e1", "9" * 30])
 def test_other_steps_are_missing(trained: Run, step: str) -> None:
     with pytest.raises(Missing, match="has no step"):
-        context(named([trained]), "demo", step)
+        context(runs_by_name([trained]), "demo", step)
 
 
 def test_a_large_run_exports_whole_steps(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exported.exported_steps(trained) == list(range(STEPS))
     monkeypatch.setattr(exported, "MOST_PAGES", 16 * 3)
     assert exported.exported_steps(trained) == [0, 3, STEPS - 1]
-    html = STEP.html(named([trained]), "demo", "1", exported=True)
+    html = STEP.html(runs_by_name([trained]), "demo", "1", exported=True)
     assert 'href="../../rollouts/' not in html and "some steps' rollouts only" in html
     assert "rollouts/000001-" not in html
-    assert "rollouts/000003-" in STEP.html(named([trained]), "demo", "3", exported=True)
+    assert "rollouts/000003-" in STEP.html(runs_by_name([trained]), "demo", "3", exported=True)
 
 
 @pytest.mark.slow
