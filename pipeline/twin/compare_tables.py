@@ -1,4 +1,4 @@
-"""Where the tables of a run disagree with the twin: one readable line for each number."""
+"""Where the tables of a run disagree with the twin: one readable line per number."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from torch import Tensor
 from pipeline.twin import formulas
 from pipeline.twin.float16_tables import is_half
 from pipeline.twin.inputs import RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
-from pipeline.twin.tolerances import HALF, MASS_FLOOR, Array, Report, divergence_slack
+from pipeline.twin.tolerances import FLOAT16_RTOL, MASS_FLOOR, Array, Report, divergence_slack
 
 NORM_RTOL = 1e-3  # of a gradient in float32, all parameters together
-ESTIMATOR = "sampled_token"  # no divergence: signed, and its mean has two readings
+ESTIMATOR = "sampled_token"  # not a divergence: it has a sign, and its mean two readings
 
 
 def _by_rollout(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
@@ -31,7 +31,7 @@ def _column(rows: Iterable[dict[str, Any]], name: str) -> Array:
 def _token_rows(
     report: Report, name: str, table: pa.Table, twin: StepTwin
 ) -> list[tuple[RolloutTwin, TeacherTwin, list[dict[str, Any]]]]:
-    """Pair the rows of a token table with the taught rollouts; note rows too many or too few."""
+    """Pair a token table's rows with the taught rollouts; note missing and surplus rows."""
     grouped = _by_rollout(table)
     paired = []
     for rollout_id, row in twin.rollouts.items():
@@ -41,11 +41,11 @@ def _token_rows(
         if name == "weights" and row.route == "mix" and not rows:
             continue
         if [entry["position"] for entry in rows] != list(range(count)):
-            report.say(f"{name} (rows)", rollout_id, len(rows), f"{count}, numbered from 0")
+            report.note(f"{name} (rows)", rollout_id, len(rows), f"{count}, numbered from 0")
         elif row.teacher is not None:
             paired.append((row, row.teacher, rows))
     for rollout_id in grouped:
-        report.say(f"{name} (rows)", rollout_id, "rows", "no such rollout")
+        report.note(f"{name} (rows)", rollout_id, "rows", "no such rollout")
     return paired
 
 
@@ -62,22 +62,22 @@ def _compare_topk(
     rows: Sequence[dict[str, Any]],
     rounding: float,
 ) -> None:
-    """Section 5: ids, log-probabilities at them, tails and JSD; ids that tie may change places.
+    """Section 5: ids, log-probabilities at them, tails and JSD; ids that tie may be swapped.
 
     Args:
         rounding: relative rounding of the stored log-probabilities, beyond float32.
     """
-    name, logs = row.rollout_id, report.logs
+    name, logs = row.rollout_id, report.log_error
     ids = torch.tensor([entry["topk_ids"] for entry in rows], dtype=torch.int64)
     vocabulary = twin.student_logps.shape[-1]
     if ids.shape != twin.topk_ids.shape:
-        return report.say("topk_ids (shape)", name, tuple(ids.shape), tuple(twin.topk_ids.shape))
+        return report.note("topk_ids (shape)", name, tuple(ids.shape), tuple(twin.topk_ids.shape))
     if bool(((ids < 0) | (ids >= vocabulary)).any()):
-        return report.say("topk_ids", name, "an id outside the vocabulary", f"0..{vocabulary - 1}")
+        return report.note("topk_ids", name, "an id outside the vocabulary", f"0..{vocabulary - 1}")
     if any(len(set(kept)) < len(kept) for kept in ids.tolist()):
-        report.say("topk_ids", name, "an id twice in a position", "distinct ids")
+        report.note("topk_ids", name, "an id twice in a position", "distinct ids")
     student, teacher = twin.student_logps.gather(-1, ids), twin.teacher_logps.gather(-1, ids)
-    report.check(
+    report.check_close(
         "topk_ids (student log-probability)", name, student.numpy(), twin.student_topk, logs
     )
     both = {"student": student, "teacher": teacher}
@@ -85,24 +85,26 @@ def _compare_topk(
         if rows and f"{who}_logprobs" in rows[0]:
             found = np.asarray([entry[f"{who}_logprobs"] for entry in rows], dtype=np.float64)
             allowed = logs + rounding * expected.abs()
-            report.check(f"{who}_logprobs", name, found, expected, allowed)
+            report.check_close(f"{who}_logprobs", name, found, expected, allowed)
         whole = ids.shape[-1] == vocabulary
         rest = torch.full(ids.shape[:1], -torch.inf, dtype=torch.float64)
         rest = rest if whole else formulas.tail(expected)
         slack = torch.zeros_like(rest) if whole else logs + MASS_FLOOR * report.floor / rest.exp()
-        report.check(f"{who}_tail", name, _column(rows, f"{who}_tail"), rest, slack)
+        report.check_close(f"{who}_tail", name, _column(rows, f"{who}_tail"), rest, slack)
     s_tj = formulas.buckets(twin.student_logps, ids)
     q_tj = formulas.buckets(twin.teacher_logps, ids)
     jsd, found = formulas.divergence("jsd", 0.5, s_tj, q_tj), _column(rows, "jsd")
     own = formulas.entropy(s_tj)
-    report.check("jsd", name, found, jsd, divergence_slack(report, "jsd", jsd, own, _tails(twin)))
+    report.check_close(
+        "jsd", name, found, jsd, divergence_slack(report, "jsd", jsd, own, _tails(twin))
+    )
     for position in np.argwhere(found < 0.0).ravel():
-        report.say("jsd", f"{name} [{position}]", found[position], "never below 0")
+        report.note("jsd", f"{name} [{position}]", found[position], "never below 0")
     return None
 
 
 def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
-    rounding = HALF if is_half(table) else 0.0
+    rounding = FLOAT16_RTOL if is_half(table) else 0.0
     for row, teacher, rows in _token_rows(report, "teacher", table, twin):
         expected = {
             "entropy": teacher.entropy,
@@ -111,26 +113,26 @@ def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
         }
         for name, values in expected.items():
             what = f"teacher.{name}"
-            report.check(what, row.rollout_id, _column(rows, name), values, report.logs)
+            report.check_close(what, row.rollout_id, _column(rows, name), values, report.log_error)
         _compare_topk(report, row, teacher, rows, rounding)
 
 
 def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:
-    """Section 6; the mean over each mini-batch is 1 to the float32 of its summands."""
+    """Section 6; the mean over each mini-batch is 1, as exactly as float32 weights sum."""
     means: dict[int, list[Array]] = {}
     beta = twin.settings.beta if twin.settings.method == "srpo" else 0.0
     for row, teacher, rows in _token_rows(report, "weights", table, twin):
-        name, relative = row.rollout_id, beta * report.logs
-        report.check(
-            "weights.entropy", name, _column(rows, "entropy"), teacher.entropy, report.logs
+        name, relative = row.rollout_id, beta * report.log_error
+        report.check_close(
+            "weights.entropy", name, _column(rows, "entropy"), teacher.entropy, report.log_error
         )
         raw, weights = teacher.raw_weights, teacher.weights
-        report.check("raw_weight", name, _column(rows, "raw_weight"), raw, relative * raw)
-        report.check("weight", name, _column(rows, "weight"), weights, 2 * relative * weights)
+        report.check_close("raw_weight", name, _column(rows, "raw_weight"), raw, relative * raw)
+        report.check_close("weight", name, _column(rows, "weight"), weights, 2 * relative * weights)
         means.setdefault(row.mini_batch, []).append(_column(rows, "weight"))
     for batch, found in means.items():
         mean = float(np.concatenate(found).mean())
-        report.check("weight (mean)", f"mini-batch {batch}", [mean], [1.0], 10 * report.floor)
+        report.check_close("weight (mean)", f"mini-batch {batch}", [mean], [1.0], 10 * report.floor)
 
 
 def _compare_scores(report: Report, twin: StepTwin, table: pa.Table) -> None:
@@ -139,7 +141,9 @@ def _compare_scores(report: Report, twin: StepTwin, table: pa.Table) -> None:
         for name in ("old_logprobs", "student_entropy"):
             expected = getattr(row, name)
             if found[name]:
-                report.check(f"scores.{name}", row.rollout_id, found[name], expected, report.logs)
+                report.check_close(
+                    f"scores.{name}", row.rollout_id, found[name], expected, report.log_error
+                )
 
 
 def _update_slack(
@@ -150,21 +154,21 @@ def _update_slack(
 
 
 def _loss_slack(report: Report, twin: StepTwin, row: RolloutTwin) -> float:
-    """The token errors of a loss sum; those of single tokens do not cancel in general."""
+    """Return the error allowed of a loss sum: the sum of its tokens', which need not cancel."""
     assert row.update is not None
-    slack = float(row.update.token_losses.abs().sum()) * (report.rtol + 2 * report.logs)
+    slack = float(row.update.token_losses.abs().sum()) * (report.rtol + 2 * report.log_error)
     if row.teacher is None:
         return slack
     if twin.settings.divergence == ESTIMATOR:  # an error of d in (log s - log q) log s
-        return slack + float(2 * report.logs * row.teacher.student_logprob.abs().sum())
+        return slack + float(2 * report.log_error * row.teacher.student_logprob.abs().sum())
     kept = _update_slack(report, twin, row.update, row.teacher)
     return slack + float((row.teacher.weights * row.update.tis * kept).sum())
 
 
 def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], float]:
-    """Two readings of `clipped`, and the share of tokens too near an edge to call.
+    """Return two readings of the clipped fraction, and the share of tokens too close to call.
 
-    Ratio outside the interval; or outside on the side where the minimum takes the clipped term.
+    A ratio counts if it is outside the interval, or only if the minimum takes its clipped term.
     """
     assert row.update is not None
     rho, settings = row.update.ratios, twin.settings
@@ -183,7 +187,7 @@ def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], f
 
 
 def _mismatch(twin: StepTwin, gap: Tensor, slack: float) -> dict[str, tuple[Tensor, float]]:
-    """Engine against trainer, with what rounding of the gap (`slack`, nats) makes of each."""
+    """Return statistics of the engine's gap, each with its error if the gap is off by `slack`."""
     tilt = float((gap.clamp(max=20.0).exp() - 1).abs().max())
     over = gap.exp() / twin.settings.tis_clip
     near = float(((over - 1).abs() < 1e-4).double().mean())
@@ -198,9 +202,9 @@ def _mismatch(twin: StepTwin, gap: Tensor, slack: float) -> dict[str, tuple[Tens
 def _compare_statistics(
     report: Report, twin: StepTwin, row: RolloutTwin, found: dict[str, Any]
 ) -> None:
-    """The nullable columns of `updates`; null where the rollout was not computed."""
+    """Check the nullable columns of `updates`, which are null if no gradient was computed."""
     assert row.update is not None
-    name, logs, update = row.rollout_id, report.logs, row.update
+    name, logs, update = row.rollout_id, report.log_error, row.update
     expected: dict[str, tuple[Tensor, float]] = {
         "mean_ratio": (update.ratios.mean(), 2 * logs * float(update.ratios.mean())),
         "mean_tis": (update.tis.mean(), 2 * logs * float(update.tis.mean())),
@@ -212,35 +216,37 @@ def _compare_statistics(
         expected["mean_divergence"] = (values.mean(), float(kept))
     for column, (value, slack) in expected.items():
         if found[column] is not None:
-            report.check(f"updates.{column}", name, [found[column]], value.reshape(1), slack)
+            report.check_close(f"updates.{column}", name, [found[column]], value.reshape(1), slack)
     fraction = found["clipped_fraction"]
     readings, near = _clipped_fractions(twin, row)
     if fraction is not None and min(abs(fraction - value) for value in readings) > near + 1e-6:
-        report.say("updates.clipped_fraction", name, fraction, f"one of {readings}")
+        report.note("updates.clipped_fraction", name, fraction, f"one of {readings}")
 
 
 def _compare_updates(report: Report, twin: StepTwin, table: pa.Table) -> None:
     grouped = _by_rollout(table)
     if sorted(grouped) != sorted(twin.rollouts) or len(grouped) != table.num_rows:
-        report.say("updates (rows)", "all", table.num_rows, f"one for each of {len(twin.rollouts)}")
+        report.note(
+            "updates (rows)", "all", table.num_rows, f"one for each of {len(twin.rollouts)}"
+        )
     for name, row in twin.rollouts.items():
         if name not in grouped:
             continue
         found, count = grouped[name][0], len(row.response_ids)
         share = count / twin.batch_tokens[row.mini_batch] if row.route != "none" else 0.0
         exact = {"route": row.route, "mini_batch": row.mini_batch, "tokens": count}
-        report.same("updates", name, found, exact)
-        report.check("updates.share", name, [found["share"]], [share], 0.0)
+        report.check_equal("updates", name, found, exact)
+        report.check_close("updates.share", name, [found["share"]], [share], 0.0)
         if row.route == "none":
-            report.check("updates.loss_sum", name, [found["loss_sum"]], [0.0], 0.0)
+            report.check_close("updates.loss_sum", name, [found["loss_sum"]], [0.0], 0.0)
         if row.update is None:
             continue
         loss, slack = row.update.loss_sum.reshape(1), _loss_slack(report, twin, row)
-        report.check("updates.loss_sum", name, [found["loss_sum"]], loss, slack)
+        report.check_close("updates.loss_sum", name, [found["loss_sum"]], loss, slack)
         if found["computed"]:
             _compare_statistics(report, twin, row, found)
         elif row.teacher is not None or abs(row.advantage) > report.floor:
-            report.say("updates.computed", name, False, "true: there is a gradient")
+            report.note("updates.computed", name, False, "true: there is a gradient")
 
 
 def compare(
@@ -251,7 +257,7 @@ def compare(
     updates_table: pa.Table | None,
     scores_table: pa.Table | None,
 ) -> None:
-    """Note every disagreement of the tables with the twin, one line each; None skips a table."""
+    """Note each disagreement of the tables with the twin, one line each; None skips a table."""
     checks = [
         (_compare_teacher, teacher_table),
         (_compare_weights, weights_table),
@@ -266,29 +272,29 @@ def compare(
 def compare_rollouts(
     report: Report, twin: StepTwin, rollouts_table: pa.Table, same_policy: bool
 ) -> None:
-    """Note prompts and texts that the tokenizer makes otherwise, and sampled log-probabilities.
+    """Note prompts and texts that the tokenizer gives differently, and sampled log-probabilities.
 
     Args:
-        same_policy: whether the twin's starting policy is the one that sampled. Log-probabilities
-            are compared where it drew in full float32 precision from the whole distribution.
+        same_policy: whether the twin's starting policy is the one that sampled. Only then are
+            log-probabilities compared, and only of float32 samples from the whole distribution.
     """
     for found in rollouts_table.to_pylist():
         row = twin.rollouts[found["rollout_id"]]
         exact = {"prompt_ids": row.rendered_ids, "response_text": row.decoded}
-        report.same("rollouts", row.rollout_id, found, exact)
+        report.check_equal("rollouts", row.rollout_id, found, exact)
         whole = found["top_p"] == 1 and found["top_k"] == 0
         if same_policy and whole and found["engine"] == "transformers":
             assert row.old_logprobs is not None
             logprobs = found["sampled_logprobs"]
             name = "rollouts.sampled_logprobs"
-            report.check(name, row.rollout_id, logprobs, row.old_logprobs, report.logs)
+            report.check_close(name, row.rollout_id, logprobs, row.old_logprobs, report.log_error)
 
 
 def compare_routes(report: Report, twin: StepTwin, routes_table: pa.Table) -> None:
     """Sections 1-3: note disagreements on verdicts, advantages, siblings, routes and prompts.
 
-    The twin never shortens: where its prompt is over the limit, the table's must keep to it, or
-    there is no teacher. Method `grpo` has no teacher.
+    The twin never shortens prompts. Where its own is over the limit, the table must hold a shorter
+    one or no teacher. Method `grpo` has no teacher.
     """
     for found in routes_table.to_pylist():
         row = twin.rollouts[found["rollout_id"]]
@@ -302,10 +308,10 @@ def compare_routes(report: Report, twin: StepTwin, routes_table: pa.Table) -> No
         if found["teacher_prompt_text"] is not None and not over:
             exact["teacher_prompt_text"] = row.teacher_prompt_text
         if limit is not None and len(found["teacher_prompt_ids"]) > limit:
-            report.say("routes.teacher_prompt_ids", row.rollout_id, "too many", f"at most {limit}")
-        report.same("routes", row.rollout_id, found, exact)
+            report.note("routes.teacher_prompt_ids", row.rollout_id, "too many", f"at most {limit}")
+        report.check_equal("routes", row.rollout_id, found, exact)
         for column in ("advantage", "group_mean", "group_std", "reward"):
-            report.check(
+            report.check_close(
                 f"routes.{column}",
                 row.rollout_id,
                 [found[column]],
@@ -321,13 +327,15 @@ def compare_facts(report: Report, twin: StepTwin, facts: Mapping[str, Sequence[f
         mine = [row for row in rows if row.mini_batch == number]
         slack = sum(_loss_slack(report, twin, row) for row in mine) / max(batch.tokens, 1)
         norm = sum(float(g.square().sum()) for g in batch.gradient.values()) ** 0.5
-        report.check("N", name, [facts["tokens"][number]], [batch.tokens], 0.0)
-        report.check("loss", name, [facts["loss"][number]], [batch.loss], slack)
-        report.check("grad_norm", name, [facts["grad_norm"][number]], [norm], NORM_RTOL * norm)
+        report.check_close("N", name, [facts["tokens"][number]], [batch.tokens], 0.0)
+        report.check_close("loss", name, [facts["loss"][number]], [batch.loss], slack)
+        report.check_close(
+            "grad_norm", name, [facts["grad_norm"][number]], [norm], NORM_RTOL * norm
+        )
 
 
 def compare_gradients(twin_grad: Mapping[str, Tensor], found_grad: Mapping[str, Tensor]) -> float:
-    """Norm of the difference over the norm of the twin's gradient, over all parameters at once.
+    """Return the norm of the difference over that of the twin's gradient, all parameters at once.
 
     Two zero gradients differ by 0; any other gradient differs from a zero one by infinity.
     """

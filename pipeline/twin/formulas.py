@@ -1,4 +1,4 @@
-"""The equations of docs/method.md as pure functions, written a second time, as plainly as they go.
+"""The equations of docs/method.md as pure functions: a second time, as plainly as can be.
 
 Axes: T response tokens, V vocabulary, K kept ids, J buckets (K and the rest, or V).
 Everything is float64 and in nats; nothing here knows a table, a model or the code under test.
@@ -21,9 +21,9 @@ class Settings:
 
     Attributes:
         max_teacher_prompt_length: longer teacher prompts are shortened in the tables.
-        feedback: whether the verifier's feedback stands in the teacher prompt.
-        on_policy: whether the policy that is updated is the one that sampled; if not, log pi_old is
-            what is stored, else what the engine reported.
+        feedback: whether the teacher prompt holds the verifier's feedback.
+        on_policy: whether the updated policy is the one that sampled. If not, log pi_old is the
+            stored one, or else the engine's.
     """
 
     method: str = "srpo"

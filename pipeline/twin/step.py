@@ -25,10 +25,10 @@ from pipeline.twin.inputs import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, 
 State = Mapping[str, Tensor]
 
 
-class _KeepDouble(TorchFunctionMode):
-    """Float64 all through: transformers casts to float32 inside RMSNorm and eager softmax.
+class _KeepFloat64(TorchFunctionMode):
+    """Stay in float64 where transformers casts to float32: inside RMSNorm and eager softmax.
 
-    The rotary angles, made by `.float()`, stay in float32: every dtype of the model shares them.
+    The rotary angles, made by `.float()`, stay in float32, as for every dtype of the model.
     """
 
     def __torch_function__(
@@ -42,7 +42,7 @@ class _KeepDouble(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _open(policy_dir: Path) -> torch.nn.Module:
+def _open_model(policy_dir: Path) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_pretrained(
         str(policy_dir),
         dtype=torch.float32,
@@ -54,7 +54,7 @@ def _open(policy_dir: Path) -> torch.nn.Module:
     return opened
 
 
-def _load(model: torch.nn.Module, state: State) -> None:
+def _load_state(model: torch.nn.Module, state: State) -> None:
     """Put `state` into the model; only the second name of a tied parameter may be missing."""
     missing, unexpected = model.load_state_dict(dict(state), strict=False)
     lost = set(missing) & {name for name, _ in model.named_parameters()}
@@ -63,8 +63,8 @@ def _load(model: torch.nn.Module, state: State) -> None:
 
 
 def _logits(model: torch.nn.Module, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-    """Logits that predict each response token, [T, V], before the temperature."""
-    with _KeepDouble():
+    """Return the logits that predict each response token, [T, V], before the temperature."""
+    with _KeepFloat64():
         found: Tensor = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
     if found.dtype != torch.float64:
         raise ValueError(f"logits in {found.dtype}, expected float64")
@@ -72,7 +72,7 @@ def _logits(model: torch.nn.Module, prompt: Sequence[int], response: Sequence[in
 
 
 def _logps(logits_tv: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature, then the log-softmax over the whole vocabulary, [T, V]."""
+    """Return the log-softmax of logits over temperature, over the whole vocabulary, [T, V]."""
     return torch.log_softmax(logits_tv / temperature, -1)
 
 
@@ -80,7 +80,7 @@ def _sampled(logps_tv: Tensor, response: Sequence[int]) -> Tensor:
     return logps_tv.gather(-1, torch.tensor(response).unsqueeze(-1)).squeeze(-1)
 
 
-def _rows(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
+def _read_rollouts(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
     verdicts = {row["rollout_id"]: row for row in tables["verdicts"].to_pylist()}
     routes = {row["rollout_id"]: row for row in tables["routes"].to_pylist()}
     scores = tables["scores"].to_pylist() if "scores" in tables else []
@@ -93,12 +93,12 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
             prompt_ids=row["prompt_ids"],
             response_ids=row["response_ids"],
             temperature=row["temperature"],
-            sampled_logprobs=_double(row["sampled_logprobs"]),
+            sampled_logprobs=_float64(row["sampled_logprobs"]),
             reward=verdicts[row["rollout_id"]]["reward"],
             mini_batch=routes[row["rollout_id"]]["mini_batch"],
             given_prompt_ids=routes[row["rollout_id"]]["teacher_prompt_ids"],
             feedback=verdicts[row["rollout_id"]].get("feedback"),
-            stored_logprobs=_double(stored[name])
+            stored_logprobs=_float64(stored[name])
             if (name := row["rollout_id"]) in stored
             else None,
         )
@@ -106,7 +106,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
     ]
 
 
-def _double(values: Sequence[float]) -> Tensor:
+def _float64(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -130,10 +130,10 @@ def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
             row.route = routing.route_of(settings.method, row.correct, fits)
 
 
-def _texts(
+def _render_texts(
     rollouts: Mapping[str, RolloutTwin], table: pa.Table, tokenizer: Any, settings: Settings
 ) -> None:
-    """Section 2: prompts, responses and teacher prompts, never shortened; only for comparison."""
+    """Section 2: prompts, responses and teacher prompts (never shortened), to compare with."""
 
     def rendered(turns: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
         text: str = tokenizer.apply_chat_template(
@@ -157,8 +157,10 @@ def _texts(
         row.teacher_prompt_text, row.teacher_prompt_ids = rendered(turns)
 
 
-def _teach(row: RolloutTwin, student: Tensor, teacher: Tensor, settings: Settings) -> TeacherTwin:
-    """Sections 4-6: the teacher's row, from both log-probabilities [T, V]; weights come later."""
+def _teacher_row(
+    row: RolloutTwin, student: Tensor, teacher: Tensor, settings: Settings
+) -> TeacherTwin:
+    """Sections 4-6 from both log-probabilities, [T, V]; the weights are set later, per batch."""
     ids = student.topk(min(settings.top_k, student.shape[-1]), dim=-1).indices
     whole = ids.shape[-1] == student.shape[-1]
     student_topk, teacher_topk = student.gather(-1, ids), teacher.gather(-1, ids)
@@ -192,32 +194,33 @@ def _score(
     settings: Settings,
     progress: Callable[[int], None],
 ) -> None:
-    """Sections 4-6: every pass at the start of the step; the teacher's logits are a sum."""
+    """Sections 4-6: all passes at the step's start; the teacher's logits are a weighted sum."""
     mixed: dict[str, Tensor] = {}
     for state, coefficient in teacher:
-        _load(model, state)
+        _load_state(model, state)
         for row in rollouts:
             if row.taught:
                 part = coefficient * _logits(model, row.given_prompt_ids, row.response_ids)
                 mixed[row.rollout_id] = mixed.get(row.rollout_id, 0.0) + part
-    _load(model, policy)
+    _load_state(model, policy)
     for row in rollouts:
         student = _logps(_logits(model, row.prompt_ids, row.response_ids), row.temperature)
         row.old_logprobs = _sampled(student, row.response_ids)
         row.student_entropy = formulas.entropy(student)
         if row.taught:
-            taught = _logps(mixed[row.rollout_id], row.temperature)
-            row.teacher = _teach(row, student, taught, settings)
+            mixture = _logps(mixed[row.rollout_id], row.temperature)
+            row.teacher = _teacher_row(row, student, mixture, settings)
         progress(1)
     for batch in {row.mini_batch for row in rollouts}:
-        pupils = [row.teacher for row in rollouts if row.mini_batch == batch and row.teacher]
-        for pupil, weights in zip(
-            pupils, formulas.normalise([pupil.raw_weights for pupil in pupils]), strict=True
-        ):
-            pupil.weights = weights
+        taught = [row.teacher for row in rollouts if row.mini_batch == batch and row.teacher]
+        normalised = formulas.normalise([teacher_row.raw_weights for teacher_row in taught])
+        for teacher_row, weights in zip(taught, normalised, strict=True):
+            teacher_row.weights = weights
 
 
-def _old(row: RolloutTwin, new: Tensor, single: bool, settings: Settings) -> tuple[Tensor, bool]:
+def _old_logprobs(
+    row: RolloutTwin, new: Tensor, single: bool, settings: Settings
+) -> tuple[Tensor, bool]:
     """Section 7: log pi_old, [T], and whether it is the trainer's own, so that TIS applies."""
     if settings.on_policy:
         old = new if single else row.old_logprobs
@@ -228,10 +231,12 @@ def _old(row: RolloutTwin, new: Tensor, single: bool, settings: Settings) -> tup
     return row.sampled_logprobs, False
 
 
-def _update(row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings) -> UpdateTwin:
+def _token_losses(
+    row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
+) -> UpdateTwin:
     """Sections 5, 7 and 9: the token losses of one rollout under the current policy, [T, V]."""
     new = _sampled(logps_tv, row.response_ids)
-    old, own = _old(row, new, single, settings)
+    old, own = _old_logprobs(row, new, single, settings)
     tis = formulas.tis_weight(old, row.sampled_logprobs, settings.tis_clip)
     tis = tis if own else torch.ones_like(tis)
     distilled = divergences = torch.zeros_like(new)
@@ -242,7 +247,7 @@ def _update(row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
             ids, q_tj = teacher_buckets(row.teacher)
             s_tj = formulas.buckets(logps_tv, ids)
             losses = formulas.divergence(settings.divergence, settings.jsd_alpha, s_tj, q_tj)
-            # Rounded rows don't sum to 1, so that a divergence of next to 0 can be below it.
+            # Rounded rows don't sum to 1, so a divergence close to 0 can come out negative.
             losses = losses + (losses.clamp(min=0.0) - losses).detach()
         divergences = losses.detach()
         corrected = losses * formulas.sdpo_ratio(new, old, settings.sdpo_ratio_clip)
@@ -255,7 +260,7 @@ def _update(row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
     return UpdateTwin(losses, losses.sum(), ratios, tis, gap, divergences)
 
 
-def _batch(
+def _mini_batch(
     rollouts: Sequence[RolloutTwin],
     model: torch.nn.Module,
     single: bool,
@@ -271,7 +276,7 @@ def _batch(
         if row.route == "none" or not row.response_ids:
             continue
         logps = _logps(_logits(model, row.prompt_ids, row.response_ids), row.temperature)
-        row.update = _update(row, logps, single, settings)
+        row.update = _token_losses(row, logps, single, settings)
         part = formulas.objective([row.update.loss_sum], [tokens])
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
@@ -296,23 +301,23 @@ def recompute(
     """Recompute a step from its rollouts, verdicts and routes tables.
 
     Args:
-        tables: By name; only the three named above are read, and the stored log pi_old of `scores`
-            where the step is off-policy, and the rows of `teacher` where they are in float16.
+        tables: By name. Besides those three, the stored log pi_old of `scores` is read if the step
+            is off-policy, and the rows of `teacher` if they are in float16.
         policy_dir: Hugging Face folder of the policy that starts the step.
         teacher: State dicts with coefficients; the teacher's logits are the weighted sum.
         settings: The numbers of the run.
         params_before: Float32 parameters just before each optimizer update. The update with the
-            lowest number starts at `policy_dir` and needs none; others are left out without.
+            lowest number starts at `policy_dir` and needs none; others without any are left out.
         tokenizer_dir: Folder of the tokenizer where it is not `policy_dir`.
-        progress: Told of each rollout that was scored or learned from.
+        progress: Called with 1 after each rollout that was scored or learned from.
     """
-    rollouts = _rows(tables)
+    rollouts = _read_rollouts(tables)
     by_id = {row.rollout_id: row for row in rollouts}
     _route(rollouts, settings)
     folder = str(tokenizer_dir or policy_dir)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    _texts(by_id, tables["rollouts"], tokenizer, settings)
-    model = _open(policy_dir)
+    _render_texts(by_id, tables["rollouts"], tokenizer, settings)
+    model = _open_model(policy_dir)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}
     _score(rollouts, model, policy, teacher, settings, progress)
     if "teacher" in tables:
@@ -324,6 +329,6 @@ def recompute(
         members = [row for row in rollouts if row.mini_batch == number]
         tokens[number] = sum(len(row.response_ids) for row in members if row.route != "none")
         if number in known:
-            _load(model, known[number])
-            batches[number] = _batch(members, model, len(numbers) == 1, settings, progress)
+            _load_state(model, known[number])
+            batches[number] = _mini_batch(members, model, len(numbers) == 1, settings, progress)
     return StepTwin(settings, by_id, batches, tokens)
