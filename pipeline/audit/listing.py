@@ -1,6 +1,6 @@
-"""One row per rollout over any steps, joined from the tables, with filters, sorting and grouping.
+"""One row per rollout over any steps, joined from the tables; filters, sorting and grouping.
 
-Token tables are not touched, but for the columns that summarise weights, when they are asked for.
+Token tables are read only for the columns that summarise weights, and only where those are named.
 """
 
 import json
@@ -21,7 +21,7 @@ from pipeline.text import printable
 
 
 class Column(NamedTuple):
-    """A column of the listing: which table it comes from, and its name there."""
+    """A column of the listing: the table that it comes from, its name there, and its type."""
 
     name: str
     table: str
@@ -118,7 +118,7 @@ def samples(
         needs: columns of `ON_REQUEST` to add.
 
     Raises:
-        ConfigError: a step that the run has no rollouts of.
+        ConfigError: the run has no rollouts of a step.
     """
     there = run.steps_of("rollouts")
     chosen = there if steps is None else list(steps)
@@ -131,7 +131,7 @@ def samples(
 
 
 def named_columns(*texts: str | None) -> list[str]:
-    """Return the columns that some expressions or comma-separated lists may name."""
+    """Return the columns whose names occur in any of these expressions or lists."""
     return [c.name for c in (*COLUMNS, *ON_REQUEST) if any(c.name in (t or "") for t in texts)]
 
 
@@ -162,7 +162,7 @@ def where(frame: pl.LazyFrame, expression: str) -> pl.LazyFrame:
 
 
 def _nodes(expression: pl.Expr) -> set[str]:
-    """Return the kinds of nodes in an expression's tree, among other keys."""
+    """Return all keys of an expression's tree; its kinds of nodes are among them."""
 
     def keys(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
@@ -176,35 +176,35 @@ def _nodes(expression: pl.Expr) -> set[str]:
 
 
 def ordered(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:
-    """Sort by a column, downwards if its name begins with a minus; nulls come last.
+    """Sort by a column, in descending order if its name begins with a minus; nulls come last.
 
     Raises:
         ConfigError: no such column.
     """
     name = column.removeprefix("-")
     expect_columns(frame, [name])
-    down = column.startswith("-")
-    return frame.sort(name, descending=down, nulls_last=True, maintain_order=True)
+    descending = column.startswith("-")
+    return frame.sort(name, descending=descending, nulls_last=True, maintain_order=True)
 
 
 def grouped(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return counts and means by some columns, in their order.
+    """Count rollouts and average numbers by the values of some columns, sorted by them.
 
     Raises:
         ConfigError: no such column.
     """
     expect_columns(frame, columns)
-    of_others = [name for name in _MEANS if name not in columns]
+    averaged = [name for name in _MEANS if name not in columns]
     return (
         frame.group_by(columns)
-        .agg(pl.len().alias("rollouts"), *[pl.col(name).mean() for name in of_others])
-        .rename({name: f"mean_{name}" for name in of_others})
+        .agg(pl.len().alias("rollouts"), *[pl.col(name).mean() for name in averaged])
+        .rename({name: f"mean_{name}" for name in averaged})
         .sort(columns)
     )
 
 
 def expect_columns(frame: pl.LazyFrame, names: Sequence[str]) -> None:
-    """Refuse names of columns that are not there."""
+    """Raise `ConfigError` for a column that the listing doesn't have."""
     known = frame.collect_schema().names()
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"no column {unknown[0]}; there are {_names(frame)}")
@@ -220,7 +220,7 @@ def _range(steps: Sequence[int]) -> str:
 
 
 def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
-    """Join one step's tables; all have the rollouts' order, so columns stand side by side."""
+    """Join one step's tables: all have the rollouts' order, so columns stand side by side."""
     tables = {t: run.read(t, step) for t in _TABLES if run.has(t, step)}
     rollouts = tables["rollouts"]
     ids = rollouts["rollout_id"]

@@ -1,4 +1,4 @@
-"""Token ids as texts, by the run's tokenizer and without the model or transformers."""
+"""Token ids as texts, by the run's tokenizer, without the model or transformers."""
 
 import re
 from functools import cache, lru_cache
@@ -13,10 +13,9 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """Texts of single tokens, as they continue a text: pieces joined are the decoded response.
+    """Texts of single tokens, as they continue a text: joined, they are the decoded response.
 
-    A byte-level token that is only a part of a character is shown as its bytes, like ⟨e2 82⟩; there
-    alone the pieces differ from the response.
+    Only a byte-level token that is part of a character differs: it is shown as its bytes, ⟨e2 82⟩.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +57,7 @@ class TokenTexts:
 
 @lru_cache(maxsize=8)
 def _open(path: Path, modified: int) -> Tokenizer:
-    """Read a tokenizer, once for a file as it was `modified`: large ones take a second."""
+    """Read a tokenizer once per version of its file (`modified`): a large one takes a second."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library knows no narrower one

@@ -35,11 +35,11 @@ from pipeline.compare.panels import (
 
 ROUTES = ("grpo", "sdpo", "mix", "none")
 WIDTH = 7.2
-"""Inches: the text width of a page of print, at which the letters have 8 points."""
+"""Inches: the text width of a printed page, so that letters come out at 8 points."""
 
 Theme = Literal["light", "dark"]
 
-# Colours that people with any kind of colour vision tell apart.
+# Distinguishable with any kind of colour vision.
 _COLOURS = {
     "light": ("#0072b2", "#d55e00", "#009e73", "#b5548f", "#8c6d00", "#3a9fd6", "#444444"),
     "dark": ("#6db8ee", "#ff9d5c", "#4fd1a5", "#e59ac8", "#f0cf5a", "#a5d8ff", "#cccccc"),
@@ -52,9 +52,9 @@ class Figure:
     """One figure.
 
     Attributes:
-        name: of its files, without suffix.
+        name: its files' name, without suffix.
         caption: what it shows and how to read it.
-        draw: makes the drawing in a theme.
+        draw: draws it in the colours that matplotlib is set to.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Figure:
     def _saved(self, kind: str, theme: Theme, metadata: dict[str, None]) -> bytes:
         file = io.BytesIO()
         with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # names of others
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # in users' names
             self.draw().savefig(
                 file, format=kind, dpi=200, metadata=metadata, transparent=theme == "dark"
             )
@@ -81,12 +81,12 @@ class Figure:
 
 
 def figures_of(comparison: Comparison) -> list[Figure]:
-    """Return the figures; nothing is drawn before one is asked for its bytes."""
+    """Return the figures; each is drawn only when its bytes are asked for."""
     rows, measure = comparison.rows, comparison.measure
     rolled = f"rolling mean ± 1 standard deviation over {WINDOW} steps"
     points = (
-        f"Points: {measure} with its 95% interval; line and band: {rolled}; a plain line joins "
-        "points of which fewer than three stand in so many steps."
+        f"Points: {measure} with its 95% interval; line and band: {rolled}; where so many steps "
+        "hold fewer than three points, a plain line joins them."
     )
     thin = f"Thin line: each step, mean over seeds; thick line and band: {rolled}."
     return [

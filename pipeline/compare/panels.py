@@ -1,8 +1,8 @@
-"""The panels that figures are put together from: what is drawn of a comparison's rows.
+"""The panels that make up the figures: how a comparison's rows are drawn.
 
-Series by step are the mean over the seeds of a row, raw as a thin line, and as rolling mean ± 1
-standard deviation over 5 steps. Evaluations are points with their 95% interval, likewise rolled,
-or just joined where fewer than three of them stand in 5 steps.
+A series by step is the mean over a row's seeds: a thin line, and a rolling mean ± 1 standard
+deviation over 5 steps. Evaluations are points with their 95% interval, rolled in the same way, or
+only joined where 5 steps hold fewer than three of them.
 """
 
 import textwrap
@@ -37,7 +37,7 @@ _AXIS_NAMES = {"steps": "training steps", "tokens": "sampled tokens"}
 def rolling(at: Sequence[int], values: Sequence[float]) -> tuple[Floats, Floats]:
     """Return mean and deviation of the values at steps n - 4 to n, for each step n in `at`.
 
-    The deviation is that of these values themselves (divided by their number).
+    The deviation is the population's: divided by the number of values, not by one less.
     """
     steps, found = np.asarray(at), np.asarray(values, dtype=np.float64)
     parts = [found[(steps > n - WINDOW) & (steps <= n)] for n in steps]
@@ -58,12 +58,12 @@ def step_series(row: MethodRow, key: str) -> tuple[list[int], list[float]]:
 
 
 def look_of(index: int) -> dict[str, Any]:
-    """Return colour and dash of a row: both turn, at different paces."""
+    """Return a row's colour and dash: cycles of different lengths, so that pairs repeat late."""
     return {"color": f"C{index % len(_MARKERS)}", "linestyle": _DASHES[index % len(_DASHES)]}
 
 
 def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: str) -> None:
-    """Draw the accuracy of evaluations by what training had cost."""
+    """Draw the accuracy of evaluations against the cost of training up to each."""
     scale, name = _scale(rows, axis)
     for index, row in enumerate(rows):
         known = [{e.steps: e for e in c.evaluations if e.at(axis) is not None} for c in row.curves]
@@ -78,7 +78,7 @@ def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: 
             places, mean, yerr=(mean - low, high - mean), fmt="none",
             ecolor=colour, elinewidth=0.8, capsize=1.5, capthick=0.8, alpha=0.6,
         )  # fmt: skip
-        panel.plot(places, mean, linestyle="none", color=colour, **_sign(index))
+        panel.plot(places, mean, linestyle="none", color=colour, **_marker(index))
         if np.diff(steps).max(initial=0) <= WINDOW // 2:
             _band(panel, np.array(places), *rolling(steps, mean.tolist()), look_of(index))
         else:
@@ -92,7 +92,7 @@ def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: 
 
 
 def step_panel(panel: Axes, rows: Sequence[MethodRow], key: str, name: str) -> None:
-    """Draw a number of metrics.json by step, from 0 up."""
+    """Draw a key of metrics.json by step, on an axis that begins at 0."""
     drawn = False
     for index, row in enumerate(rows):
         steps, values = step_series(row, key)
@@ -106,7 +106,7 @@ def step_panel(panel: Axes, rows: Sequence[MethodRow], key: str, name: str) -> N
 
 
 def stage_panel(panel: Axes, rows: Sequence[MethodRow]) -> None:
-    """Draw a bar per row, with its sign: the mean seconds of a step, stage by stage."""
+    """Draw a bar per row, with its marker: the mean seconds of a step, stage by stage."""
     left = np.zeros(len(rows))
     for stage, colour in zip(STEP_STAGES, _STAGE_COLOURS, strict=True):
         series = [step_series(row, f"seconds_{stage}")[1] for row in rows]
@@ -115,8 +115,8 @@ def stage_panel(panel: Axes, rows: Sequence[MethodRow]) -> None:
         left += width
     beside = panel.get_yaxis_transform()
     for index in range(len(rows)):
-        sign = {**_sign(index), "markersize": 5, "color": look_of(index)["color"]}
-        panel.plot(-0.06, index, transform=beside, clip_on=False, linestyle="none", **sign)
+        marker = {**_marker(index), "markersize": 5, "color": look_of(index)["color"]}
+        panel.plot(-0.06, index, transform=beside, clip_on=False, linestyle="none", **marker)
     panel.set_yticks([])
     panel.invert_yaxis()
     panel.set_xlabel("seconds per step, mean")
@@ -125,7 +125,7 @@ def stage_panel(panel: Axes, rows: Sequence[MethodRow]) -> None:
 def rolled_line(
     panel: Axes, steps: Sequence[int], values: Sequence[float], look: dict[str, Any]
 ) -> None:
-    """Draw values by step, raw and rolled."""
+    """Draw values by step: raw, and as rolling mean and deviation."""
     if steps:
         panel.plot(steps, values, linewidth=0.6, color=look["color"], alpha=0.55)
         _band(panel, np.array(steps), *rolling(steps, values), look)
@@ -147,9 +147,9 @@ def step_axis(panel: Axes) -> None:
 
 
 def row_legend(canvas: Canvas, rows: Sequence[MethodRow], beside: bool = False) -> None:
-    """Name the rows below the panels; on the left, if another legend is beside."""
+    """Name the rows below the panels; on the left if another legend stands beside."""
     handles = [
-        Line2D([], [], label=shown_label(row.label), linewidth=1.6, **_sign(i), **look_of(i))
+        Line2D([], [], label=shown_label(row.label), linewidth=1.6, **_marker(i), **look_of(i))
         for i, row in enumerate(rows)
     ]
     columns = min(len(rows), 4 if max(len(row.label) for row in rows) < 24 else 2)
@@ -168,7 +168,7 @@ def stage_legend(canvas: Canvas, columns: int) -> None:
     )
 
 
-def _sign(index: int) -> dict[str, Any]:
+def _marker(index: int) -> dict[str, Any]:
     return {"marker": _MARKERS[index % len(_MARKERS)], "markersize": 3.5}
 
 

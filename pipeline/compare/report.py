@@ -1,4 +1,4 @@
-"""What `srpo compare` says: its texts, one record for JSON, and a folder of page and figures."""
+"""The output of `srpo compare`: texts, a record for JSON, and a folder of page and figures."""
 
 import base64
 import hashlib
@@ -48,7 +48,7 @@ def cell_texts(cell: Cell) -> dict[str, Any]:
 
 
 def note_of(comparison: Comparison) -> str:
-    """Say what the intervals are, and what the mark means if it is there."""
+    """Say how the intervals are made, and what the mark means if a cell has it."""
     cells = [cell for row in comparison.cells for cell in row if cell is not None]
     several, one = ([c for c in cells if (len(c.best) > 1) is many] for many in (True, False))
     texts = ["In percent, with 95% intervals:"]
@@ -60,12 +60,12 @@ def note_of(comparison: Comparison) -> str:
 
 
 def budgets_of(comparison: Comparison, axis: Axis) -> Iterator[tuple[int, Budget]]:
-    """Yield the budgets on an axis, with their columns."""
+    """Yield the budgets on an axis, each with its column in `comparison.cells`."""
     return ((j, b) for j, b in enumerate(comparison.budgets) if b.axis == axis)
 
 
 def record_of(comparison: Comparison) -> dict[str, Any]:
-    """Return everything as JSON: rows, their runs, settings, and cells in the budgets' order."""
+    """Return all of it for JSON: rows with runs and settings, and cells in the budgets' order."""
     return {
         "measure": comparison.measure,
         "warnings": comparison.warnings,
@@ -86,7 +86,7 @@ def write_folder(comparison: Comparison, folder: Path) -> list[Path]:
     """Write index.html and each figure as PNG and SVG; return the files.
 
     Raises:
-        StoreError: there is something in the folder already.
+        StoreError: the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder}: there is something already; choose another --out")
@@ -101,7 +101,7 @@ def write_folder(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def page_of(comparison: Comparison, figures: list[Figure]) -> str:
-    """Return the page: one file with tables and figures in it, no script, nothing from outside."""
+    """Return the page: one file that holds tables and figures, without scripts or outside links."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
