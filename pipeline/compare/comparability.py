@@ -1,7 +1,7 @@
-"""What sets runs apart: names, settings, lineage, and where they can't be compared.
+"""How runs differ (names, settings, lineage), and why some can't be compared.
 
-Everything that comes from a run (folder names, paths, settings) is text of others; it is shown
-without control characters and cut to a bearable length.
+Whatever comes from a run (folder names, paths, settings) is untrusted text: it is shown without
+control characters and cut to a readable length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ _LABEL_SETTINGS, _TEXT = 3, 40
 _DIGEST = 12
 
 
-def named_runs(runs: Sequence[Run]) -> dict[str, Run]:
-    """Call each run by its folder's name, or by its whole path where two have the same one.
+def runs_by_folder(runs: Sequence[Run]) -> dict[str, Run]:
+    """Key runs by their folder's name, or by its whole path where two names are equal.
 
     Raises:
         SrpoError: a run is given twice.
@@ -35,7 +35,7 @@ def named_runs(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def setting_text(value: Any) -> str:
-    """Return a setting's value as people read it, its end where it is long."""
+    """Return a setting's value as people read it; of a long one, its end."""
     if value is None:
         return "unset"
     if isinstance(value, bool):
@@ -50,7 +50,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def lineage(run: Run) -> list[Any]:
-    """Return what runs of one method share: settings, forks, and their ancestors' settings."""
+    """Return what is equal in runs of one row: settings, forks, and their ancestors' settings."""
     own = settings_of(run)
     if run.fork is None or run.parent is None:
         return [own]
@@ -58,7 +58,7 @@ def lineage(run: Run) -> list[Any]:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Name methods, one run of each: by route.method, and what differs among those of the same."""
+    """Name rows, given one run of each: route.method, and settings that differ within a method."""
     settings = [settings_of(run) for run in runs]
     return [_label(run, own, settings) for run, own in zip(runs, settings, strict=True)]
 
@@ -76,13 +76,13 @@ def _label(run: Run, own: Mapping[str, Any], settings: Sequence[Mapping[str, Any
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same in all mappings, in their order."""
+    """Return the keys whose values differ between the mappings, in their order."""
     keys = dict.fromkeys(key for own in values for key in own)
     return [key for key in keys if any(own.get(key) != values[0].get(key) for own in values)]
 
 
 def unlike(runs: Mapping[str, Run]) -> list[str]:
-    """Say in which ways runs, by name, can't be compared like with like."""
+    """Say in what the runs, given by name, are not like with like."""
     found = []
     for area, facts in _AREAS.items():
         values = {name: facts(run) for name, run in runs.items()}

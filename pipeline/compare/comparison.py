@@ -14,7 +14,7 @@ from pipeline.compare.comparability import (
     differing,
     labels_of,
     lineage,
-    named_runs,
+    runs_by_folder,
     settings_of,
     unlike,
 )
@@ -157,7 +157,7 @@ def compare_runs(runs: Sequence[Run], limits: Mapping[Axis, Sequence[float]]) ->
     Raises:
         SrpoError: a run is given twice, or none has an evaluation.
     """
-    named = named_runs(runs)
+    named = runs_by_folder(runs)
     curves = [read_curve(run, name) for name, run in named.items()]
     if not any(curve.evaluations for curve in curves):
         raise SrpoError(f"no evaluation in {', '.join(c.name for c in curves)}: nothing to compare")

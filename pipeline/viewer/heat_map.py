@@ -1,7 +1,8 @@
-"""The heat map of a response: each token's colour for each quantity, and the legend's ends.
+"""The heat map of a response: a colour for each token and quantity, and the ends of the scale.
 
-Colours are levels: 0 to 31 of one hue, or -16 to 16 of two for quantities around zero. They stand
-in rollout.css as classes, so that a page needs no style of its own.
+A colour is a level: 0 to 31 of one hue, or -16 to 16 of two hues for quantities around zero.
+Each level is a class in rollout.css, so that pages need no style text, which their
+Content-Security-Policy forbids.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,18 +16,18 @@ LEVELS = 31
 """Highest level of one hue."""
 SIDE = 16
 """Highest level on each side of zero."""
-_ENOUGH, _QUANTILE = 50, 0.98
-"""From so many tokens on, the strongest colour begins at this quantile, not at the largest value:
-one outlier would leave all others pale."""
+_MANY_TOKENS, _QUANTILE = 50, 0.98
+"""Responses of this many tokens reach the strongest colour at this quantile rather than at the
+largest value: one outlier would leave all others pale."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a heat map can show.
+    """A quantity that a heat map can show.
 
     Attributes:
         key: field of a token's record.
-        kind: high (strong colours are large values), low (they are small ones), around (zero).
+        kind: which values are strongly coloured: `high`, `low`, or both sides `around` zero.
     """
 
     key: str
@@ -55,8 +56,8 @@ class Layer:
     Attributes:
         levels: one per token; None where nothing is recorded.
         pale: value of the palest colour.
-        strong: value from which the colour is strongest; around zero: on both sides.
-        extreme: the value farthest from the palest, where the scale ends before it.
+        strong: value at which the strongest colour begins; on both sides if `around` zero.
+        extreme: the value farthest from `pale`, if it lies beyond `strong`.
         missing: why nothing is recorded; empty if something is.
     """
 
@@ -72,22 +73,22 @@ class Layer:
         return {**asdict(self.quantity), **{k: v for k, v in vars(self).items() if k != "quantity"}}
 
 
-def layer(
-    quantity: Quantity, values: Sequence[float | None], missing: str, least: float = 0.0
+def colour(
+    quantity: Quantity, values: Sequence[float | None], missing: str, least_end: float = 0.0
 ) -> Layer:
-    """Return the colours of one quantity.
+    """Colour the tokens of a response by one quantity.
 
     Args:
-        values: one per token; None, and what is not finite, has no colour.
-        missing: why there are none, if there are none.
-        least: the scale does not end before this.
+        values: one per token; None and values that are not finite get no colour.
+        missing: the reason to give if there are no values.
+        least_end: the scale reaches at least this far.
     """
     known = [value for value in values if value is not None and isfinite(value)]
     if not known:
         return Layer(quantity, [None] * len(values), 0.0, 0.0, None, missing or "not recorded")
     sizes = np.abs(known)
-    end = float(np.quantile(sizes, _QUANTILE)) if len(known) >= _ENOUGH else 0.0
-    end = max(end if end > 0 else float(sizes.max()), least)
+    end = float(np.quantile(sizes, _QUANTILE)) if len(known) >= _MANY_TOKENS else 0.0
+    end = max(end if end > 0 else float(sizes.max()), least_end)
     highest = SIDE if quantity.kind == "around" else LEVELS
     levels = [_level(value, end, highest) for value in values]
     if quantity.kind != "around":
@@ -98,7 +99,7 @@ def layer(
 
 
 def css_class(quantity: Quantity, level: int | None) -> str:
-    """Return the class of a level: h0 to h31, n16 to n1, p0 to p16; hx for none."""
+    """Return the CSS class of a level: h0 to h31, or n16 to n1 and p0 to p16; hx for none."""
     if level is None:
         return "hx"
     if quantity.kind != "around":
@@ -107,7 +108,7 @@ def css_class(quantity: Quantity, level: int | None) -> str:
 
 
 def first_shown(layers: Iterable[Layer]) -> str:
-    """Return the key of the first layer in which tokens differ, else of the first with values."""
+    """Return the key of the first layer whose tokens differ, else of the first with values."""
     listed = list(layers)
     known = [one for one in listed if not one.missing]
     differing = [one for one in known if len(set(one.levels)) > 1]

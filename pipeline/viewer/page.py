@@ -124,7 +124,7 @@ class Page:
 
 
 def per_run(pages: Callable[[Run], Iterator[str]]) -> Callable[[Runs], Iterator[tuple[str, ...]]]:
-    """Make the list of all pages of a kind that has one page per key of each run."""
+    """Make the `pages` of a kind whose pages have two parameters: a run's name and a key in it."""
 
     def listed(runs: Runs) -> Iterator[tuple[str, ...]]:
         for name, run in runs.items():

@@ -20,12 +20,12 @@ _PROFILES: dict[tuple[Path, int], Profile | None] = {}
 
 
 def profiles_of(run: Run, steps: Sequence[int]) -> list[Profile]:
-    """Return the profiles of those of these steps that have one, each file read once."""
+    """Return the profiles of the steps that have one; each file is read once."""
     return [profile for step in steps if (profile := _profile(run, step)) is not None]
 
 
 def profile_context(profiles: Sequence[Profile]) -> dict[str, Any]:
-    """Return what the run page says about profiled steps."""
+    """Return what the run page shows of profiled steps."""
     return {
         "steps": len(profiles),
         "machines": list(dict.fromkeys(_described(profile.machine) for profile in profiles)),
@@ -34,7 +34,7 @@ def profile_context(profiles: Sequence[Profile]) -> dict[str, Any]:
 
 
 def with_profiles(records: Sequence[Record], profiles: Sequence[Profile]) -> list[Record]:
-    """Return the records of steps with the seconds of each stage, where they were profiled."""
+    """Add the seconds of each stage to the records of profiled steps."""
     seconds = {
         profile.step: {
             f"profile_{stage}": spent

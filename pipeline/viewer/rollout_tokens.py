@@ -1,4 +1,4 @@
-"""The tokens of a rollout for its page: coloured, with what student and teacher thought of each."""
+"""A rollout's tokens for its page: their colours, and both distributions at each position."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,17 +15,17 @@ from pipeline.viewer.heat_map import (
     QUANTITIES,
     Layer,
     Quantity,
+    colour,
     css_class,
     first_shown,
-    layer,
 )
 
 MOST_TOKENS = 10_000
-"""Tokens on a page; the text of the response is there whole."""
-ALL_BELOW = 20_000
-"""Pairs of log-probabilities up to which a page holds all K of every token."""
+"""Most tokens in the map of one page; the response as text is always complete."""
+MOST_PAIRS = 20_000
+"""A page holds all K of every token up to this many pairs of log-probabilities."""
 TOP = 5
-"""Of longer responses a page holds the student's and the teacher's top 5 of each token."""
+"""Beyond that it holds the student's and the teacher's top 5 of each token."""
 
 _VALUES = (
     "sampled_logprob", "old_logprob", "student_logprob", "teacher_logprob", "student_entropy",
@@ -71,7 +71,7 @@ def token_page(run: Run, record: RolloutRecord) -> dict[str, Any]:
 
 
 def all_kept(run: Run, rollout_id: str, position: int) -> dict[str, Any]:
-    """Return all K at one position, as the page's script takes them.
+    """Return all K ids at one position, in the form that the page's script reads.
 
     Raises:
         ConfigError: nothing is recorded there.
@@ -86,12 +86,12 @@ def all_kept(run: Run, rollout_id: str, position: int) -> dict[str, Any]:
 
 
 def in_flow(text: str) -> str:
-    """Return a token's text as it stands in the response: line ends are marked and kept."""
+    """Return a token's text as part of the response: line ends are marked and kept."""
     return printable(text, newlines=True).replace("\n", "↵\n") or "∅"
 
 
 def visible(text: str) -> str:
-    """Return a token's text by itself, with every space in it to be seen."""
+    """Return a token's text on its own, with its white space made visible."""
     return printable(text.translate(_WHITESPACE)) or "∅"
 
 
@@ -106,22 +106,22 @@ def _layer(quantity: Quantity, record: RolloutRecord, tokens: Sequence[TokenReco
     if quantity.key == "advantage":
         value = None if record.route is None else record.route["advantage"]
         missing = "no routes, so no advantage"
-        return layer(quantity, [value] * len(tokens), missing, least=1.0)
+        return colour(quantity, [value] * len(tokens), missing, least_end=1.0)
     values = [getattr(token, quantity.key) for token in tokens]
     if quantity.key == "student_logprob" and all(value is None for value in values):
         values = [token.sampled_logprob for token in tokens]
-    return layer(quantity, values, missing or "the step has no updates yet")
+    return colour(quantity, values, missing or "the step has no updates yet")
 
 
 def _tops(run: Run, record: RolloutRecord, tokens: int) -> tuple[int, str, list[list[Top]]]:
-    """Return K, what of it is held here (all, top or none), and [id, log s, log q] per token."""
+    """Return K, how much of it is held (all, top or none), and (id, log s, log q) per token."""
     if record.not_recorded.get("teacher_top") or record.route is None:
         return 0, "none", []
     rows = run.read_rollout("teacher", record.step, record.rollout_id).slice(0, tokens)
     ids_TK, teacher_TK = kept_TK(rows, "topk_ids"), kept_TK(rows, "teacher_logprobs")
     kept = ids_TK.shape[1]
     student_TK = kept_TK(rows, "student_logprobs") if keeps_student(rows) else None
-    everything = kept * rows.num_rows <= ALL_BELOW or kept <= TOP
+    everything = kept * rows.num_rows <= MOST_PAIRS or kept <= TOP
     known = [logs_TK for logs_TK in (student_TK, teacher_TK) if logs_TK is not None]
     chosen = [range(kept)] * len(ids_TK) if everything else _best(known)
     students = [[None] * kept] * len(ids_TK) if student_TK is None else student_TK
@@ -133,7 +133,7 @@ def _tops(run: Run, record: RolloutRecord, tokens: int) -> tuple[int, str, list[
 
 
 def _best(logprobs: Sequence[npt.NDArray[np.floating]]) -> list[list[int]]:
-    """Return the places of either's likeliest tokens at each position."""
+    """Return, per position, the columns of the tokens likeliest under either distribution."""
     columns = [np.argpartition(-l_TK, TOP, axis=1)[:, :TOP] for l_TK in logprobs]
     return [sorted(set(row)) for row in np.concatenate(columns, axis=1).tolist()]
 
@@ -158,5 +158,5 @@ def _known(value: float | None) -> float | None:
 
 
 def _brief(value: float) -> float:
-    """Return a number with four digits, which is what a page shows."""
+    """Round to the four digits that a page shows."""
     return float(f"{value:.4g}")

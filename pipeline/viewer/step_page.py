@@ -1,4 +1,4 @@
-"""The page of one step: its groups as a grid of rollouts, what its loss consists of, its tables."""
+"""The page of one step: a grid of its rollouts by group, the parts of its loss, its tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from pipeline.viewer.rollout_cell import (
 )
 
 LARGEST = 12
-"""Rollouts in the list of those that have most of the loss."""
+"""How many rollouts the list of the largest parts of the loss shows."""
 ROUTES = ("grpo", "sdpo", "mix", "none")
 _YES_NO = {True: "yes", False: "no"}
 
@@ -53,7 +53,7 @@ def context(runs: Runs, name: str, step: str) -> dict[str, Any]:
         "several": len({part["mini_batch"] for part in shares}) > 1,
         "largest": _largest(rows),
         "tables": [_table(run, t, number_of) for t in STEP_TABLES if _recorded(run, t, number_of)],
-        "metrics": [(key, str(value)) for key, value in record.items() if key not in _APART],
+        "metrics": [(key, str(value)) for key, value in record.items() if key not in _SHOWN_ABOVE],
         "in_export": in_export(run),
         "data": {
             "columns": [label for label, _ in _card({}, blank=True)],
@@ -63,11 +63,11 @@ def context(runs: Runs, name: str, step: str) -> dict[str, Any]:
     }
 
 
-_APART = ("alarms", "complete", "step")
+_SHOWN_ABOVE = ("alarms", "complete", "step")
 
 
 def step_number(run: Run, name: str, step: str) -> int:
-    """Return a step of a run by its text in the address; `Missing` if the run hasn't got it."""
+    """Return the step that an address names; `Missing` if the run has no such step."""
     steps = run.steps_of("rollouts")
     if not step.isascii() or not step.isdigit() or len(step) > 6 or int(step) not in steps:
         last = f"steps {steps[0]} to {steps[-1]}" if steps else "no step yet"
@@ -87,7 +87,7 @@ def _groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _entry(row: Row) -> dict[str, Any]:
-    """Return what the page's script knows of a rollout: its card, and what filters ask."""
+    """Return a rollout for the page's script: its card, and the values that filters compare."""
     words = [row["rollout_id"], row["prompt_id"], row["prediction"] or "", row["reason"] or ""]
     return {
         "id": row["rollout_id"],
@@ -98,7 +98,7 @@ def _entry(row: Row) -> dict[str, Any]:
 
 
 def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
-    """Return the lines of a rollout's card, as (label, value); None where there is none."""
+    """Return the lines of a rollout's card as (label, value); None where nothing is known."""
     get = row.get
     prediction = get("prediction")
     shown = None if prediction is None else short(prediction) or "none found"
@@ -108,7 +108,7 @@ def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
         ("Verdict", None if blank else verdict(row)),
         ("Prediction", shown),
         ("Advantage", _known(get("advantage"), number)),
-        ("Teacher", get("teacher_rollout_id") or _none_or_null(get("teacher_available"))),
+        ("Teacher", get("teacher_rollout_id") or _no_teacher(get("teacher_available"))),
         ("Tokens", _known(get("response_tokens"), count)),
         ("Ending", None if get("finish_reason") != "length" else "cut at the limit"),
         ("Format", "broken" if get("format_ok") is False else None),
@@ -125,7 +125,7 @@ def _known(value: Any, written: Any) -> str | None:
     return None if value is None else written(value)
 
 
-def _none_or_null(available: bool | None) -> str | None:
+def _no_teacher(available: bool | None) -> str | None:
     return None if available is None else "none"
 
 
@@ -140,7 +140,7 @@ _FILTERS: tuple[tuple[str, str, Any], ...] = (
 
 
 def _filters(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
-    """Return key, label and options (value, text, rollouts) of each filter."""
+    """Return (key, label, options) per filter; an option is (value, text, number of rollouts)."""
     found = []
     for key, label, of in _FILTERS:
         counts = Counter(value for row in rows if (value := of(row)) is not None)
@@ -149,7 +149,7 @@ def _filters(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, str, i
 
 
 def _shares(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return what each route of each optimizer update has of its tokens and of its loss."""
+    """Return each route's share of the tokens and of the loss, per optimizer update."""
     parts: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         if row["loss"] is not None:
@@ -170,9 +170,9 @@ def _shares(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _largest(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    having = [row for row in rows if row["loss_share"]]
-    having.sort(key=lambda row: -row["loss_share"])
-    return [{**row, "prompt_id": short(row["prompt_id"])} for row in having[:LARGEST]]
+    ranked = [row for row in rows if row["loss_share"]]
+    ranked.sort(key=lambda row: -row["loss_share"])
+    return [{**row, "prompt_id": short(row["prompt_id"])} for row in ranked[:LARGEST]]
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
@@ -196,7 +196,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 
 def _off_policy(run: Run, step: int) -> str:
-    """Say when a fork's rollouts of this step were sampled by other policies than its own."""
+    """Say so if another policy than the fork's own sampled its rollouts of this step."""
     fork = run.fork
     if fork is None or fork.off_policy_from is None:
         return ""

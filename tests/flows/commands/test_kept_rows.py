@@ -139,7 +139,7 @@ def test_its_page(variant: tuple[Run, bool, bool], monkeypatch: pytest.MonkeyPat
     run, _, student = variant
     runs, rollout = runs_by_name([run]), taught(run)
     for most in (20_000, 10):
-        monkeypatch.setattr(rollout_tokens, "ALL_BELOW", most)
+        monkeypatch.setattr(rollout_tokens, "MOST_PAIRS", most)
         data = context(runs, "run", rollout)["data"]
         entries = [entry for top in data["tops"] for entry in top]
         assert all((entry[1] is not None) == student for entry in entries)

@@ -67,7 +67,7 @@ def test_long_responses_hold_the_top_5_and_fetch_the_rest(
 ) -> None:
     rollout = first(trained, "sdpo")
     whole = context(runs_by_name([trained]), "demo", rollout)["data"]["tops"]
-    monkeypatch.setattr(rollout_tokens, "ALL_BELOW", 10)
+    monkeypatch.setattr(rollout_tokens, "MOST_PAIRS", 10)
     data = context(runs_by_name([trained]), "demo", rollout)["data"]
     assert data["held"] == "top"
     for all_of_it, top in zip(whole, data["tops"], strict=True):
@@ -177,7 +177,7 @@ def test_links_to_the_group_the_teacher_and_the_same_question(
 def test_all_kept_tokens_are_fetched_live_and_not_in_an_export(
     trained: Run, serve: Serve, watched: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rollout_tokens, "ALL_BELOW", 10)
+    monkeypatch.setattr(rollout_tokens, "MOST_PAIRS", 10)
     rollout = first(trained, "sdpo")
     live = watched()
     live.page.goto(f"{serve([trained])}/runs/demo/rollouts/{rollout}/#token-2")
