@@ -1,5 +1,6 @@
 """The documents agree with the code: generated pages, links, and the functions that are named."""
 
+import ast
 import importlib
 import json
 import re
@@ -47,6 +48,32 @@ def anchors_of(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = [h.replace("`", "") for h in re.findall(r"^#+ (.+)$", text, re.M)]
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_messages_quoted_for_inputs_are_in_the_code() -> None:
+    texts = "\n".join(text for path in _modules() for text in _texts(ast.parse(path.read_text())))
+    rows = re.findall(r"^\|.*\|([^|]*)\|$", (PROJECT / "docs/INPUTS.md").read_text(), re.M)
+    quoted = [quote for cell in rows for quote in re.findall(r"`([^`]+)`", cell)]
+    parts = [part.strip() for quote in quoted for part in quote.split("…")]
+    assert len(quoted) > 10
+    assert [part for part in parts if part not in texts] == []
+
+
+def _modules() -> list[Path]:
+    rooms = ("pipeline", "stages", "flows", "data")
+    return [path for room in rooms for path in (PROJECT / room).rglob("*.py")]
+
+
+def _texts(module: ast.Module) -> list[str]:
+    """Return all texts of a module; what an f-string fills in is …"""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            values = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+            found.append("".join(str(value) for value in values))
+    return found
 
 
 def test_cited_sections_of_the_method_exist() -> None:
