@@ -1,1 +1,1 @@
-"""The policy: model, teacher and optimizer, how it is opened, and its snapshots."""
+"""The policy: model, teacher and optimizer, opening a model folder, and snapshots."""

@@ -2,7 +2,7 @@
 
 Its planners find out which rank holds which rows of which tensor, see to it that all of every
 tensor is written, and once, and tell every rank of an error of any. Files are ours: a rank writes
-its rows in their place (`tensorfiles`), and reads them from there, so files are the same whatever
+x, and reads them from there, so files are the same whatever
 the number of ranks, and nobody ever holds more than its rows. torch's own writers would leave a
 file per rank, and a pickle.
 """
@@ -32,11 +32,11 @@ from torch.futures import Future
 
 from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
-from pipeline.policy.safetensors_layout import FileLayout, Place, read_at, write_at
+from pipeline.policy.safetensors_layout import FileLayout, TensorLocation, read_at, write_at
 
 
 class RankError(SrpoError):
-    """What a rank raised, on all of them, which are done with the work and hear of nothing else."""
+    """Raised on all ranks when a collective save or load failed on one of them."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(cause)
@@ -44,8 +44,8 @@ class RankError(SrpoError):
 
 
 @contextmanager
-def causes() -> Iterator[None]:
-    """Raise, on rank 0, what a rank raised in work done together."""
+def unwrap_rank_errors() -> Iterator[None]:
+    """Raise the error of the rank that failed, in place of `RankError`."""
     try:
         yield
     except RankError as error:
@@ -58,15 +58,15 @@ def save(
     """Write tensors into files that are not there yet; every rank must call it.
 
     Args:
-        tensors: whole ones, or this rank's parts of them (DTensors).
-        layout: where each of them lies, and of which type it is there; the same on every rank.
-        durable: bring them to the disk.
+        tensors: whole tensors, or this rank's parts of them (DTensors).
+        layout: location and stored type of each; the same on every rank.
+        durable: fsync the files.
 
     Raises:
-        OSError: it can't be written.
-        RankError: the same, where there are several ranks.
+        OSError: a file can't be written.
+        RankError: the same, with several ranks.
     """
-    with _plainly():
+    with _raise_first_cause():
         save_parts(
             {name: tensor.detach() for name, tensor in tensors.items()},
             storage_writer=_Writer(layout, folder, durable),
@@ -75,32 +75,34 @@ def save(
         )
 
 
-def load(tensors: Mapping[str, Tensor], places: Mapping[str, Place], folder: Path) -> None:
+def load(
+    tensors: Mapping[str, Tensor], locations: Mapping[str, TensorLocation], folder: Path
+) -> None:
     """Fill tensors, or this rank's parts of them, from files; every rank must call it.
 
     Raises:
         OSError: a file can't be read.
         RuntimeError: a tensor is missing.
         ValueError: a tensor has another shape.
-        RankError: one of these, where there are several ranks.
+        RankError: one of these, with several ranks.
     """
-    with _plainly():
+    with _raise_first_cause():
         load_parts(
             {name: tensor.detach() for name, tensor in tensors.items()},
-            storage_reader=_Reader(places, folder),
+            storage_reader=_Reader(locations, folder),
             process_group=ranks.control(),
             no_dist=ranks.size() == 1,
         )
 
 
 class _Writer(StorageWriter):
-    """Writes rows in their place."""
+    """Writes rows to their place in the files."""
 
     def __init__(self, layout: FileLayout, folder: Path, durable: bool) -> None:
         self._layout, self._folder, self._durable = layout, folder, durable
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Nothing is kept from one save to another."""
+        """Nothing: no state is kept between saves."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to set up."""
@@ -110,7 +112,7 @@ class _Writer(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Make the files, on rank 0, before anybody writes."""
+        """Create the files, on rank 0, before any rank writes."""
         self._layout.create(self._folder)
         return plans
 
@@ -120,49 +122,49 @@ class _Writer(StorageWriter):
         with ExitStack() as stack:
             opened: dict[str, Any] = {}
             for item in plan.items:
-                place = self._layout.places[item.index.fqn]
-                if place.file not in opened:
-                    opened[place.file] = stack.enter_context(
-                        (self._folder / place.file).open("r+b")
+                location = self._layout.locations[item.index.fqn]
+                if location.file not in opened:
+                    opened[location.file] = stack.enter_context(
+                        (self._folder / location.file).open("r+b")
                     )
                 part = planner.resolve_data(item)
                 assert isinstance(part, Tensor) and item.tensor_data is not None
                 chunk = item.tensor_data.chunk
-                start = _start(place, chunk.offsets, chunk.sizes)
-                write_at(opened[place.file].fileno(), start, part.to(place.dtype))
+                start = _start(location, chunk.offsets, chunk.sizes)
+                write_at(opened[location.file].fileno(), start, part.to(location.dtype))
                 results.append(WriteResult(item.index, part.nbytes, None))
             for file in opened.values() if self._durable else ():
                 os.fsync(file.fileno())
         return _done(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Nothing but tensors is written."""
+        """Nothing: only tensors are written."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Accept no names: folders are given when a writer is made."""
+        """Return False: the folder is an argument of the writer, not a checkpoint id."""
         return False
 
 
 class _Reader(StorageReader):
-    """Reads rows from their place."""
+    """Reads rows from their place in the files."""
 
-    def __init__(self, places: Mapping[str, Place], folder: Path) -> None:
-        self._places, self._folder = places, folder
+    def __init__(self, locations: Mapping[str, TensorLocation], folder: Path) -> None:
+        self._locations, self._folder = locations, folder
 
     def reset(self, checkpoint_id: Any = None) -> None:
-        """Nothing is kept from one load to another."""
+        """Nothing: no state is kept between loads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Say of each tensor that it is one piece."""
+        """Describe each stored tensor as one chunk."""
         return Metadata(
             {
                 name: TensorStorageMetadata(
-                    TensorProperties(place.dtype),
-                    place.shape,
-                    [ChunkStorageMetadata(torch.Size([0] * len(place.shape)), place.shape)],
+                    TensorProperties(location.dtype),
+                    location.shape,
+                    [ChunkStorageMetadata(torch.Size([0] * len(location.shape)), location.shape)],
                 )
-                for name, place in self._places.items()
+                for name, location in self._locations.items()
             }
         )
 
@@ -182,34 +184,36 @@ class _Reader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read this rank's rows, tensor by tensor."""
         for item in plan.items:
-            place = self._places[item.storage_index.fqn]
+            location = self._locations[item.storage_index.fqn]
             target = planner.resolve_tensor(item)
-            start = _start(place, item.storage_offsets, item.lengths)
-            there = target.device.type == "cpu" and target.dtype == place.dtype
-            part = target if there else torch.empty(item.lengths, dtype=place.dtype)
-            with (self._folder / place.file).open("rb") as file:
+            start = _start(location, item.storage_offsets, item.lengths)
+            in_place = target.device.type == "cpu" and target.dtype == location.dtype
+            part = target if in_place else torch.empty(item.lengths, dtype=location.dtype)
+            with (self._folder / location.file).open("rb") as file:
                 read_at(file.fileno(), start, part)
-            if not there:
+            if not in_place:
                 target.copy_(part)
             planner.commit_tensor(item, target)
         return _done(None)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Accept no names: folders are given when a reader is made."""
+        """Return False: the folder is an argument of the reader, not a checkpoint id."""
         return False
 
 
-def _start(place: Place, offsets: torch.Size, sizes: torch.Size) -> int:
-    """Return the byte of the file at which some rows of a tensor begin.
+def _start(location: TensorLocation, offsets: torch.Size, sizes: torch.Size) -> int:
+    """Return the offset in the file at which some rows of a tensor begin.
 
     Raises:
-        ValueError: they are not whole rows, which alone lie together.
+        ValueError: they are not whole rows; only whole rows are contiguous in the file.
     """
-    if any(offsets[1:]) or sizes[1:] != place.shape[1:]:
-        raise ValueError(f"{list(sizes)} of {list(place.shape)} at {list(offsets)}: no whole rows")
-    row = prod(place.shape[1:]) * place.dtype.itemsize
-    return place.start + (offsets[0] * row if offsets else 0)
+    if any(offsets[1:]) or sizes[1:] != location.shape[1:]:
+        raise ValueError(
+            f"{list(sizes)} of {list(location.shape)} at {list(offsets)}: no whole rows"
+        )
+    row = prod(location.shape[1:]) * location.dtype.itemsize
+    return location.start + (offsets[0] * row if offsets else 0)
 
 
 def _done(value: Any) -> Future[Any]:
@@ -219,8 +223,8 @@ def _done(value: Any) -> Future[Any]:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Raise what went wrong on the first rank; say nothing of there being one process alone."""
+def _raise_first_cause() -> Iterator[None]:
+    """Raise the error of the first rank that failed, and silence torch's single-process warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         try:

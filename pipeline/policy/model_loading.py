@@ -1,11 +1,11 @@
-"""Opening a model folder that anybody may have written: nothing in it is run, nothing is believed.
-
-A model that several ranks hold is spread while it has shapes and no weights; of each weight a rank
-then reads its own rows.
+"""Opening a model folder that anybody may have written: nothing in it is run or taken on trust.
 
 Weights come from safetensors, whose headers are compared with the configuration before memory is
-asked for. Custom code is never trusted, and nobody is asked to. A chat template is a program:
-it runs in Jinja's sandbox, the first time in a child process with limits.
+allocated. Custom code is never run. A chat template is a program: it runs in Jinja's sandbox, the
+first time in a child process with limits.
+
+A model for several ranks is sharded while it has shapes but no weights; each rank then reads only
+its own rows of each weight.
 """
 
 import json
@@ -26,7 +26,7 @@ from pipeline.distributed.ranks import agreed, rank
 from pipeline.distributed.sharding import Spread, local, whole
 from pipeline.errors import PolicyError
 from pipeline.policy import checkpoint
-from pipeline.policy.safetensors_layout import FileLayout, laid_out
+from pipeline.policy.safetensors_layout import FileLayout, lay_out
 from pipeline.text import printable
 
 LONGEST_TEMPLATE = 256 * 1024
@@ -54,10 +54,10 @@ def load_pretrained(path: str, spread: Spread | None = None) -> tuple[Any, Any]:
     """Return model and tokenizer of a Hugging Face folder or name, in float32.
 
     Args:
-        spread: spreads the model over ranks, each of which reads its part and must call this.
+        spread: shards the model over the ranks, which must all call this; each reads its part.
 
     Raises:
-        PolicyError: there is none, it can't be opened, or its parts don't belong together.
+        PolicyError: the folder is not there, can't be opened, or its parts don't match.
     """
     with agreed():
         found = _load(path, spread)
@@ -103,14 +103,14 @@ def _load(path: str, spread: Spread | None) -> tuple[Any, Any]:
 def _opener(path: str, spread: Spread | None) -> Any:
     """Return the class whose `from_pretrained` opens a model.
 
-    transformers reads of a parameter that is spread only the rows of this rank. Between a model's
-    making and its reading it has the model's class distribute it, and that is where we do.
+    Of a sharded parameter transformers reads only this rank's rows. Between making a model and
+    reading its weights, it calls `maybe_distribute_model` of the model's class; we shard there.
     """
     if spread is None:
         return AutoModelForCausalLM
 
     def distribute(_: Any, model: Any, *__: Any) -> Any:
-        del model.config.distributed_config  # else it were saved with the model
+        del model.config.distributed_config  # else it would be saved with the model
         model.tie_weights(recompute_mapping=False)
         spread(model)
         return model
@@ -160,7 +160,7 @@ def _is_bounded(template: str) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder without safetensors, and a configuration that asks for more."""
+    """Refuse a folder without safetensors, or one whose configuration needs more weights."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise PolicyError(f"{folder}: a model folder without weights (no *.safetensors)")
@@ -187,7 +187,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _shapes(file: Path) -> Iterator[list[int]]:
-    """Yield the shapes that a safetensors header names, when they fit the file."""
+    """Yield the shapes in a safetensors header, after checking that they fit the file."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -215,7 +215,7 @@ def _cannot_be_opened(path: str, error: Exception) -> PolicyError:
 
 @torch.no_grad()
 def _detach_from_files(model: Any) -> None:
-    """Copy weights that are views of a memory-mapped file: who edits the file must not train us."""
+    """Copy weights out of the memory-mapped file, so that editing the file can't change them."""
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
 
@@ -223,36 +223,36 @@ def _detach_from_files(model: Any) -> None:
 def save_model(model: Any, folder: Path) -> None:
     """Write a model as a Hugging Face folder; every rank must call it, and writes its part.
 
-    A model that transformers stores in another form than it computes with is gathered on rank 0,
-    weight by weight, since only a whole one can be converted.
+    Some models are stored in another form than they compute with. Only whole weights can be
+    converted, so rank 0 gathers them one by one and writes the folder.
     """
     if getattr(model, "_weight_conversions", None) != []:
         _save_converted(model, folder)
         return
     stored = _stored(model)
-    layout = laid_out(stored, "model", {"format": "pt"})
+    layout = lay_out(stored, "model", {"format": "pt"})
     if rank() == 0:
-        model.save_pretrained(folder, state_dict={})  # what is not weights
+        model.save_pretrained(folder, state_dict={})  # everything but the weights
         if len(layout.headers) > 1:
             _write_index(model, layout, folder)
     checkpoint.save(stored, layout, folder)
 
 
 def _stored(model: Any) -> dict[str, Tensor]:
-    """Return what a model's folder holds: no weight twice, and no buffer that can be computed."""
+    """Return the tensors to store: each weight once, and no buffer that can be recomputed."""
     left_out = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
     state = model.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if name not in left_out}
 
 
 def _write_index(model: Any, layout: FileLayout, folder: Path) -> None:
-    """Say which file holds which weight, in Hugging Face's form."""
-    places = layout.places
+    """Write model.safetensors.index.json, which names the file of each weight."""
+    locations = layout.locations
     total = {
         "total_parameters": model.num_parameters(),
-        "total_size": sum(p.bytes for p in places.values()),
+        "total_size": sum(p.bytes for p in locations.values()),
     }
-    index = {"metadata": total, "weight_map": {name: p.file for name, p in places.items()}}
+    index = {"metadata": total, "weight_map": {name: p.file for name, p in locations.items()}}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 

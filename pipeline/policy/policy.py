@@ -62,8 +62,7 @@ class Policy:
         teacher: which teacher it carries.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
-        unshared: why sequences behind one prompt can't be encoded behind one copy of it; empty:
-            they are.
+        unshared: why the responses to a prompt can't share one encoded copy of it; empty: they do.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Policy:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Give back what passes gathered (`sharding.reshard`) at the end of a block."""
+        """Free the weights that forward passes gathered when a block ends (`sharding.reshard`)."""
         try:
             yield
         finally:
@@ -137,10 +136,10 @@ class Policy:
             teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
 
     def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[[], Any]) -> None:
-        """Go on with another teacher, as a fork does; every rank must call it.
+        """Switch to another teacher, as a fork does; every rank must call it.
 
-        An EMA that is there goes on at its new rate; a new one starts at the present weights. What
-        needs the initial weights and has not got them takes them from `initial()`.
+        An existing EMA continues at its new rate; a new one starts from the current weights. A
+        teacher that needs the initial weights, and doesn't have them, gets them from `initial()`.
         """
         anchored = ("frozen", "trust_region")
         if teacher.kind == "live":
@@ -154,14 +153,15 @@ class Policy:
     def _frozen(self, model: Any) -> Any:
         """Return a copy of a model that gets no gradients."""
         settings = self._settings
-        twin = placed(copied(model, spreading(settings)), self.device, settings.cpu_offload)
-        return twin.requires_grad_(False).eval()
+        copy = placed(copied(model, spreading(settings)), self.device, settings.cpu_offload)
+        return copy.requires_grad_(False).eval()
 
     @torch.no_grad()
     def checksum(self) -> str:
-        """Return 16 hex digits over every bit of weights, teacher and optimizer, in their order.
+        """Return 16 hex digits that depend on every bit of weights, teacher and optimizer state.
 
-        A sum of the bits as integers: exact in any order of addition, and as quick as reading them.
+        It is a weighted sum of the bits as integers: exact in any order of addition, so the same
+        for any number of ranks, and as fast as reading memory.
         """
         teacher = self.teacher_model.parameters() if self.teacher_model is not None else []
         state = [s for p in self.model.parameters() for s in self.optimizer.state[p].values()]
@@ -169,7 +169,7 @@ class Policy:
         for place, tensor in enumerate([*self.model.parameters(), *teacher, *state], start=1):
             part = local(tensor.detach())
             if ranks.rank() and not is_spread(tensor):
-                continue  # a count of steps, which every rank has
+                continue  # the count of optimizer steps: every rank has it, rank 0 counts it
             bits = part.to(torch.float32).view(torch.int32)
             total += place * int(bits.sum(dtype=torch.int64))
         return f"{sum(ranks.exchanged(total)) % 2**64:016x}"
@@ -190,17 +190,18 @@ class Policy:
         self.version = version
 
     def _recompute_activations(self, on: bool) -> None:
-        """Turn gradient checkpointing on for an update, if the settings want it.
+        """Turn gradient checkpointing on or off, if the settings want it.
 
-        transformers ties it to a layer's training mode, in which the layer would also drop the
-        cache that sampling needs; the layer's own flag is set, so that no dropout below wakes up.
+        transformers uses it in a layer's training mode only, in which the layer also drops the
+        cache that sampling needs. So it is on during updates alone. Only the flag of the layer
+        itself is set, so that dropout modules inside stay in evaluation mode.
         """
         for module in self.model.modules() if self._settings.gradient_checkpointing else ():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = on
 
     def forward(self, megabytes: float) -> Forward:
-        """Return how forward passes over this policy run, with this memory for logits."""
+        """Return how forward passes of this policy run, with `megabytes` of memory for logits."""
         bfloat16 = self._settings.precision == "bfloat16"
         return Forward(self.device, bfloat16, not self.unshared, megabytes)
 
@@ -222,7 +223,7 @@ class Policy:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that a setting means."""
+    """Return the torch device of the setting `model.device`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -231,7 +232,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def spreading(settings: ModelSection) -> Spread | None:
-    """Return what spreads a model over the ranks there are; None where it stays whole."""
+    """Return the function that shards a model over the ranks; None if it stays whole."""
     if ranks.size() == 1 and not settings.cpu_offload:
         return None
     return partial(
@@ -260,7 +261,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:
-    """Refuse a model whose parts we can't address, or whose tokenizer is another model's."""
+    """Refuse a model without decoder or output projection, or with another model's tokenizer."""
     name = model.name_or_path
     output = model.get_output_embeddings()
     if output is None or not hasattr(model, "get_decoder") or model.get_decoder() is None:
@@ -297,7 +298,7 @@ def _check_projection(policy: Policy) -> None:
 
 @torch.no_grad()
 def _why_not_shared(model: Any, device: torch.device) -> str:
-    """Try packed rows against plain ones on a few tokens; say why a model can't have them."""
+    """Compare packed with padded rows on a few tokens; return why a model can't be packed."""
     sequences = [TokenSequence([1, 2, 3], [2, 1, 2]), TokenSequence([1, 2, 3], [3, 3])]
     plain, packed = (Forward(device, False, shares, megabytes=1) for shares in (False, True))
     try:

@@ -9,7 +9,7 @@ from pipeline.errors import PolicyError
 from pipeline.task import Message
 from pipeline.text import printable
 
-_OF_TEMPLATES = (
+_TEMPLATE_ERRORS = (
     TemplateError,
     ValueError,
     TypeError,
@@ -17,7 +17,7 @@ _OF_TEMPLATES = (
     LookupError,
     RecursionError,
 )
-"""What a chat template, a program of somebody else's, may raise."""
+"""Errors that a chat template may raise; it is a program that somebody else wrote."""
 
 
 def render_prompt(
@@ -26,14 +26,14 @@ def render_prompt(
     """Return the prompt text and ids: the chat template with its header for the answer.
 
     Raises:
-        PolicyError: the template refuses the conversation (some know no system turn).
+        PolicyError: the template refuses the conversation (some accept no system turn).
     """
     turns = [message._asdict() for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **template_kwargs
         )
-    except _OF_TEMPLATES as error:
+    except _TEMPLATE_ERRORS as error:
         roles = ", ".join(message.role for message in messages)
         reason = printable(" ".join(str(error).split()), 300)
         raise PolicyError(f"the chat template refuses turns of {roles}: {reason}") from None

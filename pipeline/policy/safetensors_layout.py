@@ -1,8 +1,8 @@
-"""Where tensors lie in safetensors files: known from names, shapes and types before any is written.
+"""Where tensors lie in safetensors files, computed from names, shapes and types before writing.
 
-A safetensors file is a header of JSON and the tensors after it, one behind the other. So whoever
-holds some rows of a tensor can write them in their place, and need not know what others write.
-Files are those that safetensors' own writer makes of the same tensors, to the byte.
+A safetensors file is a JSON header followed by the bytes of the tensors. So a rank that holds some
+rows of a tensor can write them to their place without knowing what other ranks write. The files are
+those that safetensors' own writer makes of the same tensors, byte for byte.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MOST_BYTES = 4 << 30
-"""Of tensors in a file of a snapshot: what one rank digests at a time."""
+MAX_FILE_BYTES = 4 << 30
+"""Most bytes of tensors in one file of a snapshot. Ranks digest files in parallel, one each."""
 
-_TYPES = {
+_TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -30,15 +30,15 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_OF_NAMES = {name: dtype for dtype, name in _TYPES.items()}
+_DTYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
 
 
-class Place(NamedTuple):
+class TensorLocation(NamedTuple):
     """Where a whole tensor lies.
 
     Attributes:
         file: name of the file.
-        start: byte of the file at which it begins.
+        start: offset in the file at which its bytes begin.
     """
 
     file: str
@@ -53,40 +53,41 @@ class Place(NamedTuple):
 
 
 class FileLayout(NamedTuple):
-    """Files that hold some tensors.
+    """Files for some tensors.
 
     Attributes:
-        places: by name of tensor.
-        headers: the first bytes of each file, by its name.
-        sizes: bytes of each file, by its name.
+        locations: of each tensor, by its name.
+        headers: length and JSON header of each file, by file name.
+        sizes: bytes of each file, by file name.
     """
 
-    places: dict[str, Place]
+    locations: dict[str, TensorLocation]
     headers: dict[str, bytes]
     sizes: dict[str, int]
 
     def create(self, folder: Path) -> None:
-        """Make the files with their headers, as long as they will be."""
+        """Create the files with their headers and at their final size."""
         for name, header in self.headers.items():
             with (folder / name).open("xb") as file:
                 file.write(header)
                 file.truncate(self.sizes[name])
 
 
-def laid_out(
+def lay_out(
     tensors: Mapping[str, Tensor],
     stem: str,
     metadata: Mapping[str, str] | None = None,
     most: int | None = None,
 ) -> FileLayout:
-    """Return where tensors lie in STEM.safetensors, or in several: STEM-00001-of-00002.safetensors.
+    """Lay out tensors in STEM.safetensors, or in several: STEM-00001-of-00002.safetensors.
 
     Args:
-        tensors: of which only shapes and types are looked at; on any device.
-        metadata: what each file says of itself.
-        most: bytes of tensors in one file, unless one tensor is larger; None: `MOST_BYTES`.
+        tensors: only their shapes and types are used.
+        metadata: entry `__metadata__` of each file.
+        most: most bytes of tensors in a file, unless one tensor is larger; None:
+            `MAX_FILE_BYTES`.
     """
-    groups = _groups(tensors, most or MOST_BYTES)
+    groups = _groups(tensors, most or MAX_FILE_BYTES)
     layout = FileLayout({}, {}, {})
     for number, names in enumerate(groups, start=1):
         part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
@@ -95,22 +96,22 @@ def laid_out(
         layout.headers[file], layout.sizes[file] = header, size
         for name, start in starts.items():
             tensor = tensors[name]
-            layout.places[name] = Place(file, start, tensor.shape, tensor.dtype)
+            layout.locations[name] = TensorLocation(file, start, tensor.shape, tensor.dtype)
     return layout
 
 
-def places_in(folder: Path, stem: str) -> dict[str, Place]:
-    """Return where tensors lie in files that are there; none where there are no files.
+def find_tensors(folder: Path, stem: str) -> dict[str, TensorLocation]:
+    """Return where tensors lie in existing files; empty if there are none.
 
     Raises:
         OSError: a file can't be read.
     """
     paths = [*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]
-    return {name: place for path in sorted(paths) for name, place in _places(path)}
+    return {name: location for path in sorted(paths) for name, location in _locations_in_file(path)}
 
 
 def write_at(descriptor: int, start: int, tensor: Tensor) -> None:
-    """Write a tensor's bytes at a place of an open file."""
+    """Write a tensor's bytes at an offset of an open file."""
     data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     while data:
         written = os.pwrite(descriptor, data, start)
@@ -118,10 +119,10 @@ def write_at(descriptor: int, start: int, tensor: Tensor) -> None:
 
 
 def read_at(descriptor: int, start: int, tensor: Tensor) -> None:
-    """Fill a tensor, contiguous and on the CPU, from a place of an open file.
+    """Fill a tensor, contiguous and on the CPU, from an offset of an open file.
 
     Raises:
-        OSError: the file ends before.
+        OSError: the file ends too early.
     """
     data = tensor.view(-1).view(torch.uint8).numpy().data
     while data:
@@ -132,7 +133,7 @@ def read_at(descriptor: int, start: int, tensor: Tensor) -> None:
 
 
 def _groups(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
-    """Deal names out to files, in their order."""
+    """Distribute the names over files, in their order."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
@@ -148,9 +149,9 @@ def _groups(tensors: Mapping[str, Tensor], most: int) -> list[list[str]]:
 def _header(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> tuple[bytes, dict[str, int], int]:
-    """Return a file's header, where each tensor starts in the file, and the file's size.
+    """Return a file's header, the offset of each tensor in the file, and the file's size.
 
-    Large types come first, so that each is aligned; among equals, by name.
+    Tensors of wide types come first, so that each is aligned; tensors of equal width by name.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     parts: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -161,7 +162,7 @@ def _header(
         end += tensor.numel() * tensor.dtype.itemsize
         offsets[name] = start
         parts[name] = {
-            "dtype": _TYPES[tensor.dtype],
+            "dtype": _TYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -171,12 +172,12 @@ def _header(
     return header, {n: len(header) + start for n, start in offsets.items()}, len(header) + end
 
 
-def _places(path: Path) -> Iterator[tuple[str, Place]]:
+def _locations_in_file(path: Path) -> Iterator[tuple[str, TensorLocation]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         parts = json.loads(file.read(length))
     for name, part in parts.items():
         if name != "__metadata__":
             start = 8 + length + part["data_offsets"][0]
-            shape, dtype = torch.Size(part["shape"]), _OF_NAMES[part["dtype"]]
-            yield name, Place(path.name, start, shape, dtype)
+            shape, dtype = torch.Size(part["shape"]), _DTYPES[part["dtype"]]
+            yield name, TensorLocation(path.name, start, shape, dtype)

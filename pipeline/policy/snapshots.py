@@ -1,8 +1,8 @@
-"""Opening a policy from a Hugging Face folder, and snapshots: safetensors only, digested, atomic.
+"""Opening a policy from a Hugging Face folder; writing and reading snapshots, atomic and digested.
 
-RUN/policy/000020/ is a Hugging Face folder of the policy after 20 steps, with beside it
+RUN/policy/000020/ is a Hugging Face folder of the policy after 20 steps. It also holds
 teacher.safetensors (float32), optimizer.safetensors and state.json (versions, SHA-256 of files).
-Each rank writes, reads and digests its share. Of more than 4 GiB there are several files, called
+Each rank writes, reads and digests its share. Tensors of more than 4 GiB are split over files named
 teacher-00001-of-00008.safetensors and so on.
 """
 
@@ -25,7 +25,7 @@ from pipeline.machine.disk import errors_naming
 from pipeline.policy import checkpoint
 from pipeline.policy.model_loading import load_pretrained, save_model
 from pipeline.policy.policy import Policy, TeacherSettings, spreading
-from pipeline.policy.safetensors_layout import laid_out, places_in
+from pipeline.policy.safetensors_layout import find_tensors, lay_out
 from pipeline.remote.mirror_files import fetch_anew, fetch_folder
 
 transformers_logging.disable_progress_bar()
@@ -35,10 +35,10 @@ _OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
-    """Open the policy that a run starts from.
+    """Open the policy that a run starts from; several ranks open it from the same path.
 
     Its version is 000000 and a digest of the folder's files (weights, configuration, tokenizer,
-    chat template) and of the settings. Several ranks open it from the same path.
+    chat template) and of the settings.
     """
     return opened(_open_policy, path, settings, teacher)
 
@@ -65,7 +65,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         policy.tokenizer.save_pretrained(folder)
-        with checkpoint.causes():
+        with checkpoint.unwrap_rank_errors():
             together(_write_parts, policy, folder)
         state = {
             "steps_done": steps_done,
@@ -81,9 +81,9 @@ def _write_parts(policy: Policy, folder: Path) -> None:
     save_model(policy.model, folder)
     if policy.teacher_model is not None:
         teacher = dict(policy.teacher_model.named_parameters())
-        checkpoint.save(teacher, laid_out(teacher, "teacher"), folder)
+        checkpoint.save(teacher, lay_out(teacher, "teacher"), folder)
     if optimizer := _optimizer_tensors(policy):
-        checkpoint.save(optimizer, laid_out(optimizer, "optimizer"), folder)
+        checkpoint.save(optimizer, lay_out(optimizer, "optimizer"), folder)
 
 
 def _digests_in(_: Policy, folder: Path) -> dict[str, str]:
@@ -91,9 +91,9 @@ def _digests_in(_: Policy, folder: Path) -> dict[str, str]:
 
 
 def _digests(files: list[Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by name, each taken by one rank; all must call it.
+    """Return the SHA-256 of files by name; every rank must call it, and digests its share.
 
-    They are those that rank 0 lists: other hosts' listings of a shared folder may lag behind.
+    The files are those that rank 0 lists: on other hosts the listing of a shared folder may lag.
     """
     listed = exchanged(sorted(files))[0]
     mine = {f.name: file_digest(f) for f in listed[share()]}
@@ -101,7 +101,7 @@ def _digests(files: list[Path]) -> dict[str, str]:
 
 
 def keep_tokenizer(policy: Policy, folder: Path) -> dict[str, str]:
-    """Write the policy's tokenizer, durably, and return the SHA-256 of its files."""
+    """Write the policy's tokenizer durably; return the SHA-256 of its files."""
     shutil.rmtree(folder, ignore_errors=True)
     with atomic_path(folder) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -116,7 +116,7 @@ def load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSettings
         StoreError: a file is missing or its bytes changed.
         PolicyError: the model can't be opened.
     """
-    with checkpoint.causes():
+    with checkpoint.unwrap_rank_errors():
         return opened(_load_snapshot, folder, settings, teacher)
 
 
@@ -136,7 +136,7 @@ def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSetting
             )
         repair = snapshot_repair(folder)
         expect_files(folder, state["sha256"], "state.json", repair, fetch_anew, share())
-        optimizer = places_in(folder, "optimizer")
+        optimizer = find_tensors(folder, "optimizer")
         if state["steps_done"] > 0 and not optimizer:
             raise StoreError(f"{folder}: a snapshot after updates without optimizer.safetensors")
         spread = spreading(settings)
@@ -145,7 +145,7 @@ def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSetting
     policy.initial_version = state["initial_version"]
     if policy.teacher_model is not None:
         teacher_tensors = dict(policy.teacher_model.named_parameters())
-        checkpoint.load(teacher_tensors, places_in(folder, "teacher"), folder)
+        checkpoint.load(teacher_tensors, find_tensors(folder, "teacher"), folder)
     if optimizer:
         _make_optimizer_state(policy, optimizer.keys())
         checkpoint.load(_optimizer_tensors(policy), optimizer, folder)
@@ -170,7 +170,7 @@ def _optimizer_tensors(policy: Policy) -> dict[str, Tensor]:
 
 
 def _make_optimizer_state(policy: Policy, kept: Set[str]) -> None:
-    """Make room for the state of those parameters that have one."""
+    """Allocate optimizer state for the parameters that have some in the snapshot."""
     for name, parameter in policy.named_parameters():
         if f"step/{name}" in kept:
             policy.optimizer.state[parameter] = {

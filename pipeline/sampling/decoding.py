@@ -1,8 +1,8 @@
-"""Decoding: next-token logits of many responses, a token of each at a time.
+"""Decoding: next-token logits of many responses, one token of each per step.
 
-`Branches` keeps each prompt's keys and values once for all of its responses, and the responses'
-own in buffers that are written in place. `Spread` is for models that can't have that: it copies
-transformers' cache to every response.
+`SharedPromptDecoder` keeps each prompt's keys and values once for all of its responses, and the
+responses' own in buffers that are written in place. `PaddedDecoder` is for models that can't share
+prompts: it copies transformers' cache of the prompt to every response.
 """
 
 from collections.abc import Sequence
@@ -32,24 +32,24 @@ class Decoder(Protocol):
         """Append a token to each response and return the next logits [B, V]."""
 
     def keep(self, rows_B: Tensor) -> None:
-        """Go on with these rows only (ascending)."""
+        """Drop all rows but these, which are in ascending order."""
 
 
-def decoder_of(
+def make_decoder(
     policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int], longest: int
 ) -> Decoder:
-    """Return a decoder of `sizes[i]` responses, of `longest` tokens at most, to each prompt."""
+    """Return a decoder for `sizes[i]` responses to prompt i, of at most `longest` tokens."""
     if policy.unshared:
-        return Spread(policy, prompts, sizes)
-    return Branches(policy, prompts, sizes, longest)
+        return PaddedDecoder(policy, prompts, sizes)
+    return SharedPromptDecoder(policy, prompts, sizes, longest)
 
 
-class Branches:
-    """Responses that branch off shared prompts (a `Layout` of one position per response).
+class SharedPromptDecoder:
+    """Responses behind shared prompts (a `Layout` with one position per response).
 
-    Rows [B] are the responses still decoded, prompt after prompt. Matrix products want as many
-    responses for each prompt, so rows are also laid out as slots [P, G]: a prompt with fewer
-    responses than another repeats its last one, and the copies' results are never read.
+    Rows [B] are the responses that are still decoded, prompt after prompt. Matrix products need
+    equally many responses for each prompt, so rows are also laid out as slots [P, G]: a prompt with
+    fewer responses than others repeats its last one, and the results of repeats are never read.
 
     Of layer l, `_before[l]` are the prompts' keys and values, [P, H_kv, S, d], padded on the right
     to the longest prompt, and `_own[l]` the responses', [P, H_kv, G, room, d], of which the first
@@ -72,7 +72,7 @@ class Branches:
     def start(self) -> Tensor:
         """Encode each prompt once, in one packed row, and keep its keys and values.
 
-        Questions may have the same prompt: it is encoded for the first, and copied.
+        Equal prompts of several questions are encoded once and copied.
         """
         distinct: dict[tuple[int, ...], int] = {}
         which = [distinct.setdefault(tuple(p), len(distinct)) for p in self._prompts]
@@ -94,13 +94,13 @@ class Branches:
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each response and return the next logits."""
         self._masks: dict[int | None, Tensor | None] = {}  # of this step: layers share them
-        # To the network the batch is one row of B positions, which only `attend` keeps apart.
+        # The network sees one row of B positions; only `attend` keeps the responses apart.
         hidden_BD = self._hidden(self, tokens_B, self._starts_B + self._written)
         self._written += 1
         return self._logits(hidden_BD)
 
     def keep(self, rows_B: Tensor) -> None:
-        """Go on with these rows only; prompts without rows are dropped."""
+        """Drop all rows but these, and prompts that have no rows left."""
         owners = [self._owner[row] for row in rows_B.tolist()]
         prompts = sorted(set(owners))
         place_B = (
@@ -282,8 +282,8 @@ class _Capture:
         return padded.transpose(1, 2).contiguous()
 
 
-class Spread:
-    """Responses with a copy each of their prompt's cache, as transformers keeps it."""
+class PaddedDecoder:
+    """Responses with their own copy of their prompt's cache, as transformers keeps it."""
 
     def __init__(
         self, policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int]
@@ -293,7 +293,7 @@ class Spread:
         self._mask_BS = torch.empty(0)
 
     def start(self) -> Tensor:
-        """Encode each prompt once, padded on the left, and spread its cache over its responses."""
+        """Encode each prompt once, padded on the left, and copy its cache to its responses."""
         longest = max(map(len, self._prompts))
         # On the left, so that the last position is every prompt's last token.
         ids_PS = torch.zeros(len(self._prompts), longest, dtype=torch.long)
@@ -315,7 +315,7 @@ class Spread:
         return self._logits(tokens_B[:, None])
 
     def keep(self, rows_B: Tensor) -> None:
-        """Go on with these rows only."""
+        """Drop all rows but these."""
         self._mask_BS = self._mask_BS[rows_B]
         self._cache.batch_select_indices(rows_B)
 

@@ -14,7 +14,7 @@ class SamplingSettings(NamedTuple):
         top_p: keep the smallest set of likeliest tokens with at least this mass; 1: all.
         top_k: keep this many likeliest tokens; 0: all.
         max_response_length: tokens after which a response is cut, EOS included.
-        batch_size: responses sampled side by side.
+        batch_size: responses sampled at the same time.
     """
 
     temperature: float
@@ -47,7 +47,7 @@ class Engine(Protocol):
     """A sampling engine. Text never passes through it.
 
     Attributes:
-        facts: what a stage's manifest shall say of the engine's last work.
+        facts: about the last call of `sample`, for the manifest of the stage.
     """
 
     name: str
@@ -62,7 +62,11 @@ class Engine(Protocol):
     ) -> list[list[Sample]]:
         """Sample len(seeds[i]) responses to prompt i.
 
-        What a response draws depends on its own seed only, not on its neighbours in the batch. The
-        seeds of a prompt are numbers in a row.
-        `progress` gets (responses done, responses in all).
+        A response depends on its own seed, not on its neighbours in the batch.
+
+        Args:
+            prompts: token ids.
+            seeds: those of a prompt are consecutive numbers.
+            settings: how tokens are drawn.
+            progress: called with (responses done, responses in all).
         """

@@ -1,7 +1,7 @@
-"""Sampling with transformers: the prompt is encoded once per group, rows have seeds of their own.
+"""Sampling with transformers: prompts are encoded once per group, each response has its own seed.
 
-Each response draws one uniform number per position from its own generator and inverts the
-cumulative distribution with it; so a rollout does not depend on who shares its batch.
+A response draws one uniform number per position from its own generator, and inverts the cumulative
+distribution with it. So it does not depend on the responses that share its batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +17,17 @@ from pipeline.forward.distributions import cool_
 from pipeline.machine.flops import forward_flops, projection_flops
 from pipeline.machine.phases import phase
 from pipeline.policy.policy import Policy
-from pipeline.sampling.decoding import decoder_of
+from pipeline.sampling.decoding import make_decoder
 from pipeline.sampling.engine import Sample, SamplingSettings
 
 _PART = 256
-_WORTH_DROPPING = 0.75
+"""Ids in one part of the vocabulary (X)."""
+_DROP_BELOW = 0.75
+"""Share of unfinished rows below which finished ones are dropped."""
 
 
 class TransformersEngine:
-    """Engine over the resident policy itself: nothing to keep in step."""
+    """The resident policy itself as an engine; no weights have to be sent."""
 
     name = "transformers"
 
@@ -54,7 +56,7 @@ def _sample_part(
     settings: SamplingSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Sample]]:
-    """Sample this rank's groups: one of every `size()`. The whole model is gathered for it."""
+    """Sample this rank's groups, one of every `size()`, with the whole model gathered."""
     prompts, seeds = prompts[ranks.rank() :: ranks.size()], seeds[ranks.rank() :: ranks.size()]
     total, done = sum(map(len, seeds)), 0
     samples: list[list[Sample]] = []
@@ -96,8 +98,9 @@ def keep_likeliest(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw_B(cooled_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Invert the cumulative distribution: the first id whose cumulative mass exceeds u.
 
-    Masses are added up in float64, part by part of the vocabulary and then within one part, so
-    that 150,000 of them add up and few are touched. A token of probability 0 is never drawn.
+    The search goes over parts of the vocabulary first and then within one part. Sums are float64,
+    since float32 loses small masses among 150,000; in two steps only few are needed. A token of
+    probability 0 is never drawn.
 
     Args:
         cooled_BV: logits with the largest at 0 (`distributions.cool_`); overwritten.
@@ -115,16 +118,18 @@ def draw_B(cooled_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     weights_BQX = weights_BV.view(rows, parts, _PART)
     mass_BQ = weights_BQX.sum(-1).double().cumsum(-1)  # up to and with each part
     total_B = mass_BQ[:, -1]
-    point_B1 = (uniform_B * total_B)[:, None]  # u of the whole mass: no weight is normalised
-    part_B = (mass_BQ <= point_B1).sum(-1)  # the first part that reaches beyond the point
+    point_B1 = (uniform_B * total_B)[
+        :, None
+    ]  # u scaled by the mass, so that no weight is normalised
+    part_B = (mass_BQ <= point_B1).sum(-1)  # the first part whose cumulative mass exceeds the point
     # What is left of the point within its part.
     before_BQ = torch.nn.functional.pad(mass_BQ, (1, 0))
     left_B1 = point_B1 - before_BQ.gather(1, part_B[:, None])
     # The same search among the X ids of that part.
     within_BX = weights_BQX[torch.arange(rows, device=part_B.device), part_B].double()
     below_BX = within_BX.cumsum(-1) <= left_B1
-    # Rounding may leave u just beyond the part's own sum: then its last token of any mass.
-    # (`argmax` over positions of mass, which `_order` numbers upwards.)
+    # Rounding may put the point just beyond the part's sum. Then take the last token with any mass:
+    # `argmax` over ascending numbers, zeroed where there is no mass.
     last_B = (within_BX > 0).int().mul(_order(within_BX)).argmax(-1)
     inside_B = torch.minimum(below_BX.sum(-1), last_B)
     logprob_B = within_BX.gather(1, inside_B[:, None])[:, 0].log() - total_B.log()
@@ -164,7 +169,7 @@ class _Batch:
     def run(self) -> list[list[Sample]]:
         """Decode and return the samples by group."""
         limit = self._settings.max_response_length
-        decoder = decoder_of(self._policy, self._prompts, self._sizes, limit)
+        decoder = make_decoder(self._policy, self._prompts, self._sizes, limit)
         rows_B = torch.arange(len(self._ids), device=self._policy.device)
         # One autocast context for all steps: weights are cast once, not at every step.
         with self._policy.forward(megabytes=1).autocast():
@@ -179,8 +184,8 @@ class _Batch:
                 live = int(live_B.sum())
                 if position + 1 == limit or not live:
                     break
-                # Dropping rows copies the cache, so finished ones stay until they are a quarter.
-                if live <= _WORTH_DROPPING * len(rows_B):
+                # Dropping rows copies the cache, so it waits until a quarter of them has finished.
+                if live <= _DROP_BELOW * len(rows_B):
                     kept_B = live_B.nonzero()[:, 0].to(next_B.device)
                     rows_B, next_B = rows_B[kept_B], next_B[kept_B]
                     decoder.keep(kept_B)

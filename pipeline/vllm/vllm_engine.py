@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config.sections import Config
 from pipeline.distributed import ranks
 from pipeline.errors import PolicyError
-from pipeline.policy.checkpoint import causes
+from pipeline.policy.checkpoint import unwrap_rank_errors
 from pipeline.policy.policy import Policy
 from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm import rank_sampler
@@ -52,7 +52,7 @@ class VllmEngine:
         """
         groups = _groups(prompts, seeds)
         request = SamplingRequest(settings, sorted(self.policy.eos_ids), self._timeout)
-        with causes():
+        with unwrap_rank_errors():
             parts = ranks.together(
                 rank_sampler.sample_share,
                 self.policy,

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.distributed import ranks
 from pipeline.distributed.sharding import whole
 from pipeline.policy import checkpoint
-from pipeline.policy.safetensors_layout import laid_out
+from pipeline.policy.safetensors_layout import lay_out
 from pipeline.vllm.concurrency import run_concurrently
 from pipeline.vllm.replica import Replica
 
@@ -109,7 +109,7 @@ class FileSender:
             for name, part in parts.items()
         }
         self._remove()  # a killed run may have left one
-        layout = laid_out(empty, _STEM, most=sys.maxsize)
+        layout = lay_out(empty, _STEM, most=sys.maxsize)
         checkpoint.save(parts, layout, self._path.parent, durable=False)
         client = FanOutClient(replicas, version)
         try:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.policy import checkpoint
-from pipeline.policy.safetensors_layout import laid_out, places_in
+from pipeline.policy.safetensors_layout import find_tensors, lay_out
 
 TENSORS = {
     "b": torch.arange(15, dtype=torch.float32).view(3, 5),
@@ -29,13 +29,13 @@ def test_bytes_are_those_of_safetensors(tmp_path: Path, metadata: dict[str, str]
     theirs.mkdir()
     ours.mkdir()
     save_file(TENSORS, theirs / "all.safetensors", metadata)
-    checkpoint.save(TENSORS, laid_out(TENSORS, "all", metadata), ours)
+    checkpoint.save(TENSORS, lay_out(TENSORS, "all", metadata), ours)
     assert files(ours) == files(theirs)
 
 
 def test_large_files_are_parted(tmp_path: Path) -> None:
     """60 bytes, 28, 4, 32, 18 and none: a file takes 64, or one tensor."""
-    layout = laid_out(TENSORS, "all", most=64)
+    layout = lay_out(TENSORS, "all", most=64)
     assert list(layout.sizes) == [f"all-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     checkpoint.save(TENSORS, layout, tmp_path)
     found = [load_file(tmp_path / name) for name in layout.sizes]
@@ -44,41 +44,41 @@ def test_large_files_are_parted(tmp_path: Path) -> None:
         {'a "quoted" name, an é', "step", "ids"},
         {"half", "none"},
     ]
-    assert places_in(tmp_path, "all") == layout.places
-    assert places_in(tmp_path, "al") == {}
+    assert find_tensors(tmp_path, "all") == layout.locations
+    assert find_tensors(tmp_path, "al") == {}
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    checkpoint.save(TENSORS, laid_out(TENSORS, "all", most=64), tmp_path)
+    checkpoint.save(TENSORS, lay_out(TENSORS, "all", most=64), tmp_path)
     read = {name: torch.full_like(tensor, 1) for name, tensor in TENSORS.items()}
-    checkpoint.load(read, places_in(tmp_path, "all"), tmp_path)
+    checkpoint.load(read, find_tensors(tmp_path, "all"), tmp_path)
     assert all(read[name].equal(tensor) for name, tensor in TENSORS.items())
 
 
 def test_another_type_is_converted(tmp_path: Path) -> None:
-    checkpoint.save(TENSORS, laid_out(TENSORS, "all"), tmp_path)
+    checkpoint.save(TENSORS, lay_out(TENSORS, "all"), tmp_path)
     read = {"half": torch.zeros(3, 3)}
-    checkpoint.load(read, places_in(tmp_path, "all"), tmp_path)
+    checkpoint.load(read, find_tensors(tmp_path, "all"), tmp_path)
     assert read["half"].equal(torch.ones(3, 3))
     wanted = {"half": torch.empty(3, 3, dtype=torch.float64, device="meta")}
-    checkpoint.save(read, laid_out(wanted, "written"), tmp_path, durable=False)
+    checkpoint.save(read, lay_out(wanted, "written"), tmp_path, durable=False)
     assert load_file(tmp_path / "written.safetensors")["half"].equal(torch.ones(3, 3).double())
 
 
 def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
-    checkpoint.save(TENSORS, laid_out(TENSORS, "all"), tmp_path)
-    places = places_in(tmp_path, "all")
+    checkpoint.save(TENSORS, lay_out(TENSORS, "all"), tmp_path)
+    locations = find_tensors(tmp_path, "all")
     with pytest.raises(RuntimeError, match="Missing key in checkpoint state_dict: other"):
-        checkpoint.load({"other": torch.zeros(1)}, places, tmp_path)
+        checkpoint.load({"other": torch.zeros(1)}, locations, tmp_path)
     with pytest.raises(ValueError, match="Size mismatch"):
-        checkpoint.load({"b": torch.zeros(3, 4)}, places, tmp_path)
+        checkpoint.load({"b": torch.zeros(3, 4)}, locations, tmp_path)
     (tmp_path / "all.safetensors").write_bytes(b"")
     with pytest.raises(OSError, match="ends within a tensor"):
-        checkpoint.load({"b": torch.zeros(3, 5)}, places, tmp_path)
+        checkpoint.load({"b": torch.zeros(3, 5)}, locations, tmp_path)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
-    layout = laid_out(TENSORS, "all")
+    layout = lay_out(TENSORS, "all")
     checkpoint.save(TENSORS, layout, tmp_path)
     with pytest.raises(FileExistsError):
         checkpoint.save(TENSORS, layout, tmp_path)

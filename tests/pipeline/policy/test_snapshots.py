@@ -168,7 +168,7 @@ def test_a_snapshot_is_a_hugging_face_folder_of_safetensors(snapshot: Path) -> N
 def test_large_snapshots_have_several_files_of_each_kind(
     trained: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorfiles, "MOST_BYTES", 8192)  # weights have 17 kB
+    monkeypatch.setattr(tensorfiles, "MAX_FILE_BYTES", 8192)  # weights have 17 kB
     save_snapshot(trained, tmp_path / "s", 2)
     names = {f.name for f in (tmp_path / "s").iterdir()}
     parts = {stem: sorted(n for n in names if n.startswith(f"{stem}-")) for stem in STEMS}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.forward.attention import install
-from pipeline.sampling.decoding import Branches, Decoder, Spread
+from pipeline.sampling.decoding import Decoder, PaddedDecoder, SharedPromptDecoder
 from tests.pipeline.forward.test_packing import CPU, MODELS, PACKED, PLAIN, built, tokens
 
 
@@ -18,7 +18,11 @@ def decoder(kind: str, model: Any, prompts: list[list[int]], sizes: list[int]) -
     policy: Any = SimpleNamespace(
         model=model, device=CPU, forward=lambda megabytes: PACKED if shares else PLAIN
     )
-    return Branches(policy, prompts, sizes, 200) if shares else Spread(policy, prompts, sizes)
+    return (
+        SharedPromptDecoder(policy, prompts, sizes, 200)
+        if shares
+        else PaddedDecoder(policy, prompts, sizes)
+    )
 
 
 def plain_logits(model: Any, ids: list[int]) -> Tensor:
