@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.prefect_api.server import open_server
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from flows.training.loop import Watcher, train
 from pipeline.config.load import validate_config
 from pipeline.stage.contract import Output, Stage

@@ -34,7 +34,7 @@ from words import (
     RUN_FOLDER,
 )
 
-from flows.session.session import STAGES
+from flows.session.stage_runner import STAGES
 from pipeline.config.data import DataSection, TaskEntry
 from pipeline.config.load import load_config, preset_names, preset_text
 from pipeline.config.sections import Config

@@ -45,7 +45,7 @@ def stage_flow(
         raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
     with contextlib.closing(Session.resume(root)) as session:
         with optional_pool(spec, session.config.run.stall_seconds) as worker_pool:
-            session.spread_over(worker_pool)
+            session.stages.spread_over(worker_pool)
             reference = StageTasks(session, [Watcher()])(name, step)
         session.finish_if_complete(step)
         return reference

@@ -44,7 +44,8 @@ def stage(
 
     Example: srpo stage weigh --run runs/first --step 12 --set weigh.beta=2 --fork runs/sharper
     """
-    from flows.session.session import STAGES, Session
+    from flows.session.session import Session
+    from flows.session.stage_runner import STAGES
     from flows.workers.command_pool import command_pool
     from pipeline.housekeeping.repair import expect_readers_agree, set_aside_damage
     from pipeline.run.lock import RunLock
@@ -72,7 +73,7 @@ def stage(
         contextlib.closing(Session.resume(root)) as session,
         bars(*names) as (replayed, own),
     ):
-        session.spread_over(worker_pool)
+        session.stages.spread_over(worker_pool)
         reference = session.run_stage(name, step, own, replayed, decisions)
         expect_readers_agree(session.run, STAGES[name], step)
         session.finish_if_complete(step)
@@ -84,7 +85,7 @@ def _fork_if_needed(
 ) -> Path:
     """Return the folder to work in: the run itself, or a new fork of it."""
     from flows.session.fork_run import code_changes, fork_run, free_name
-    from flows.session.session import STAGES
+    from flows.session.stage_runner import STAGES
 
     changed_code = code_changes(parent, STAGES[name], step)
     if fork is None and not overrides and not changed_code:

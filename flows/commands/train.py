@@ -162,7 +162,7 @@ def _train_and_show(
     print_warnings([*warnings, *room_warnings(session)])
     print(f"{run}: {room_line(session)}")
     with contextlib.ExitStack() as stack:
-        session.spread_over(
+        session.stages.spread_over(
             stack.enter_context(optional_pool(spec, session.config.run.stall_seconds))
         )
         first = stack.enter_context(profiled(session, console)) if profile else []

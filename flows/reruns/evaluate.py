@@ -37,7 +37,7 @@ def evaluate_now(
     Args:
         worker_pool: workers that judge the answers; None: this process's children.
     """
-    session.spread_over(worker_pool)
+    session.stages.spread_over(worker_pool)
     if not overrides:
         session.run_stage("evaluate", steps_done, progress, replayed)
         return session.evaluation_summary(steps_done)
@@ -53,7 +53,7 @@ def evaluate_now(
     }
     run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
     with contextlib.closing(Session(run, questions, policy)) as other:
-        other.spread_over(worker_pool)
+        other.stages.spread_over(worker_pool)
         other.run_stage("evaluate", steps_done, progress)
         return other.evaluation_summary(steps_done)
 

@@ -13,7 +13,7 @@ from flows.session.questions import (
     load_questions,
     tokenizer_render,
 )
-from flows.session.session import STAGES
+from flows.session.stage_runner import STAGES
 from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config
 from pipeline.config.sections import Config

@@ -8,15 +8,14 @@ from pipeline.config.load import apply_override, load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
 from pipeline.remote.mirror_paths import run_path
-from pipeline.run import run as store
-from pipeline.run.run import Run, is_taken
+from pipeline.run.run import MAY_CHANGE, MAY_GROW, Run, is_taken
 from pipeline.tables.manifest import flat
 
 if TYPE_CHECKING:
     from flows.session.session import Session
 
-MAY_GROW = tuple(f"run.{name}" for name in store.MAY_GROW)
-MAY_CHANGE = tuple(f"run.{name}" for name in store.MAY_CHANGE)
+GROWING = tuple(f"run.{name}" for name in MAY_GROW)
+CHANGING = tuple(f"run.{name}" for name in MAY_CHANGE)
 
 
 def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:
@@ -82,8 +81,8 @@ def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Co
     if refused:
         changes = "; ".join(f"{k} is {before.get(k)}, not {after.get(k)}" for k in refused)
         raise ConfigError(
-            f"{run.root} was made with other settings: {changes}. Only {', '.join(MAY_GROW)} "
-            f"may grow on resume, and {', '.join(MAY_CHANGE)} may change; for anything else start "
+            f"{run.root} was made with other settings: {changes}. Only {', '.join(GROWING)} "
+            f"may grow on resume, and {', '.join(CHANGING)} may change; for anything else start "
             "another run"
         )
     return wanted
@@ -95,9 +94,9 @@ def past_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def _grows(key: str, before: Any, after: Any) -> bool:
-    if key in MAY_CHANGE:
+    if key in CHANGING:
         return True
-    if key not in MAY_GROW or before is None:
+    if key not in GROWING or before is None:
         return False
     return after is None or after > before
 

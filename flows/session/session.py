@@ -1,57 +1,26 @@
-"""A session of work on one run: it opens what stages need and runs them, without Prefect."""
+"""A session of work on one run, without Prefect: its steps, its schedule and its records."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import stages.evaluate
-import stages.generate
-import stages.route
-import stages.update
-import stages.verify
-import stages.weigh
 from flows.session.disk_check import answers
-from flows.session.engines import Engines, slow_paths
+from flows.session.engines import slow_paths
 from flows.session.new_run import create_run
-from flows.session.questions import (
-    Questions,
-    SelectedQuestions,
-    recorded_questions,
-    tokenizer_render,
-)
+from flows.session.questions import Questions
 from flows.session.resident_policy import ResidentPolicy
-from flows.session.verifiers import TaskVerifiers
+from flows.session.stage_runner import STAGES, StageRunner
 from pipeline.config.sections import Config
 from pipeline.distributed.process_setup import configure_process
-from pipeline.errors import ConfigError, StoreError
-from pipeline.files.durable import remove_folder
+from pipeline.errors import ConfigError
 from pipeline.housekeeping.keep_state import keep_state
 from pipeline.housekeeping.space_forecast import Facts
 from pipeline.policy.policy import Policy
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES
+from pipeline.run.step_layout import STEP_TABLES
 from pipeline.run.step_records import Records
-from pipeline.stage.contract import Handles, Progress, Render, Stage, StageResult, silent
-from pipeline.stage.runner import run_stage
-from pipeline.tables.arrow_writing import Writer
-
-if TYPE_CHECKING:
-    from flows.workers.worker_pool import WorkerPool
-
-STAGES: dict[str, Stage] = {
-    module.STAGE.name: module.STAGE
-    for module in (
-        stages.generate,
-        stages.verify,
-        stages.route,
-        stages.weigh,
-        stages.update,
-        stages.evaluate,
-    )
-}
+from pipeline.stage.contract import Progress, silent
 
 
 class Session:
@@ -59,19 +28,16 @@ class Session:
 
     Attributes:
         resident: the policy in memory, which stages share.
+        stages: runs a stage of a step.
     """
 
     def __init__(
         self, run: Run, questions: Questions | None, policy: Policy | None, writes: bool = True
     ) -> None:
         self.run = run
-        self._questions = questions
         self.resident = ResidentPolicy(run, policy)
+        self.stages = StageRunner(run, self.resident, questions)
         self._records = Records(run)
-        self._engines = Engines(run.config)
-        self._renderer: Render | None = None
-        self._writer: Writer | None = None
-        self._judges = TaskVerifiers(run.config)
         self._lock = RunLock(run.root) if writes else None
 
     @classmethod
@@ -103,10 +69,7 @@ class Session:
         Raises:
             StoreError: they, or the code of their task, changed since the run began.
         """
-        if self._questions is None:
-            self._expect_same_task()
-            self._questions = recorded_questions(self.run, self._render())
-        return self._questions
+        return self.stages.questions
 
     @property
     def config(self) -> Config:
@@ -119,7 +82,7 @@ class Session:
 
     def prepare(self, step: int, progress: Progress | None = None) -> Policy:
         """Have the policy that starts `step` resident, and return it."""
-        return self.resident.prepare(step, lambda s: self._run("update", s, silent), progress)
+        return self.resident.prepare(step, lambda s: self.stages.run("update", s, silent), progress)
 
     def run_stage(
         self,
@@ -139,11 +102,11 @@ class Session:
         stage = STAGES[name]
         if decisions_only and not stage.without_policy:
             raise ConfigError(f"stage {name} has no part that needs no policy; route has")
-        if not decisions_only and "policy" in stage.uses and not self._inherited(stage, step):
+        if not decisions_only and "policy" in stage.uses and not self.stages.inherited(stage, step):
             self.prepare(step, replayed)
         elif not any(self.run.has(table, step) for table in stage.reads):
             self.resident.expect_reached(step)
-        result = self._run(name, step, progress or silent, decisions_only)
+        result = self.stages.run(name, step, progress or silent, decisions_only)
         return {
             "stage": name,
             "step": step,
@@ -156,14 +119,9 @@ class Session:
             "skipped": result.skipped,
         }
 
-    @contextmanager
-    def writing_beside(self) -> Iterator[None]:
+    def writing_beside(self) -> AbstractContextManager[None]:
         """Write tables beside the next stages' work; `update` ends with all on the disk."""
-        with Writer() as self._writer:
-            try:
-                yield
-            finally:
-                self._writer = None
+        return self.stages.writing_beside()
 
     def finish_step(self, step: int) -> dict[str, Any]:
         """Write the flat record of a complete step, with its alarms, and return it."""
@@ -205,101 +163,8 @@ class Session:
         """Return the seconds of all complete steps; evaluations are not counted."""
         return float(sum(r["seconds"] for r in self._records.before(self.next_step())))
 
-    def spread_over(self, worker_pool: "WorkerPool | None") -> None:
-        """Judge responses on a pool's workers from now on; None: by this process's children."""
-        self._judges.worker_pool = worker_pool
-
     def close(self) -> None:
         """End the verifiers' child processes and the engines; others may write then."""
-        self._judges.close()
-        self._engines.close()
+        self.stages.close()
         if self._lock is not None:
             self._lock.release()
-
-    def _run(
-        self, name: str, step: int, progress: Progress, decisions_only: bool = False
-    ) -> StageResult:
-        """Run a stage; an update that an ancestor made is replayed there, by its own settings."""
-        stage = STAGES[name]
-        owner = self.run.owner(stage.writes[0], step) if stage.advances_policy else self.run
-        if owner is not self.run and not owner.has(stage.writes[0], step):
-            raise StoreError(
-                f"{owner.root}: no table {stage.writes[0]} of step {step}, which its fork "
-                f"{self.run.root} needs; make it there: srpo stage {name} --run {owner.root} "
-                f"--step {step}"
-            )
-        try:
-            if stage.advances_policy:
-                self.resident.adopt_teacher(step)
-            handles = self._handles(stage, step, progress, owner.config)
-            handles = replace(handles, policy=None) if decisions_only else handles
-            writer = self._writer if name in STEP_STAGES else None  # evaluations are read at once
-            result = run_stage(owner, stage, handles, writer)
-            if "verifier" in stage.uses and not self._inherited(stage, step):
-                self._remove_parts(stage, step)
-            return result
-        except BaseException:
-            if stage.advances_policy:
-                self.resident.policy = None
-            raise
-
-    def _handles(self, stage: Stage, step: int, progress: Progress, config: Config) -> Handles:
-        inherited = self._inherited(stage, step)
-        policy = self.resident.policy if "policy" in stage.uses else None
-        asked = SelectedQuestions([], [])
-        if "questions" in stage.uses and not inherited:
-            asked = (
-                self.questions.of_evaluation(config)
-                if stage.name == "evaluate"
-                else self.questions.of_step(config, step)
-            )
-        judges = "verifier" in stage.uses and not inherited
-        if judges:
-            self._expect_same_task()
-        return Handles(
-            seed=config.run.seed,
-            step=step,
-            verifier_digest=self._judges.digest if judges else "",
-            questions=asked.questions,
-            tasks=asked.tasks,
-            render=self._render() if stage.without_policy else None,
-            policy=policy,
-            engine=self._engines.of(stage.name, policy)
-            if policy and "engine" in stage.uses
-            else None,
-            max_logprob_gap=config.generate.max_logprob_gap,
-            verifiers=self._judges.verifiers(self._parts(stage, step), progress) if judges else {},
-            progress=progress,
-        )
-
-    def _parts(self, stage: Stage, step: int) -> Path:
-        """Return the folder of what workers have judged of a table that is not committed yet."""
-        table = self.run.table_path(stage.writes[0], step)
-        return table.with_name(f".{table.stem}.parts")
-
-    def _remove_parts(self, stage: Stage, step: int) -> None:
-        """Remove what workers left, now or in a command that was killed; the table holds it."""
-        parts = self._parts(stage, step)
-        if not parts.exists():
-            return
-        if self._writer is not None:
-            self._writer.wait()
-        remove_folder(parts)
-
-    def _inherited(self, stage: Stage, step: int) -> bool:
-        """Tell whether the stage's tables are an ancestor's, who made them once and for all."""
-        return all(self.run.owner(table, step) is not self.run for table in stage.writes)
-
-    def _expect_same_task(self) -> None:
-        # Records of evaluations by other settings once had no digest.
-        if self._judges.digest != self.run.record.get("task_digest", self._judges.digest):
-            raise StoreError(
-                f"{self.run.root}: the code of task {self.config.data.title} changed since the run "
-                "began; restore it, start another run, or fork this one: srpo stage verify --fork"
-            )
-
-    def _render(self) -> Render:
-        """Return the function that renders prompts, by the run's tokenizer."""
-        if self._renderer is None:
-            self._renderer = tokenizer_render(self.run)
-        return self._renderer

@@ -182,7 +182,7 @@ def train_flow(
             Watchdog(session.run.root, limit_seconds) as watchdog,
             optional_pool(spec, limit_seconds) as worker_pool,
         ):
-            session.spread_over(worker_pool)
+            session.stages.spread_over(worker_pool)
             watchers = [RoomWatcher(session), Lines(session), watchdog]
             return train_in_flow(session, StageTasks(session, watchers), watchers)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from pipeline.check.check_run import check_run
 from pipeline.errors import StoreError
 from pipeline.files.durable import file_digest

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from flows.session.session import STAGES
+from flows.session.stage_runner import STAGES
 from tests.faults import train_with_journal as journal
 from tests.faults.command_processes import CommandProcesses, Kind
 

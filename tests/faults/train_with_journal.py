@@ -66,7 +66,7 @@ def _note_in(path: str) -> None:
     journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def open_session(*arguments: Any) -> Any:
-        from flows.session.session import STAGES
+        from flows.session.stage_runner import STAGES
 
         STAGES.update({name: _noted(stage, journal) for name, stage in STAGES.items()})
         return opened(*arguments)

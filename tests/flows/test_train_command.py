@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from flows.training.loop import train
 from pipeline.config.load import load_config
 from tests.conftest import OwnServer, Srpo

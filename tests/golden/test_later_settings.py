@@ -11,7 +11,8 @@ from pydantic import Field
 import pipeline.config.load
 from flows.session.new_run import teacher_settings
 from flows.session.open_run import resumed_config
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from pipeline.check.check_run import check_run
 from pipeline.config.field_types import Later, PositiveInt, Section
 from pipeline.config.load import validate_config

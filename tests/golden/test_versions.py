@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from tests.golden.golden_run import golden_config, run_step
 
 RECORDED = Path(__file__).with_name("versions.json")

@@ -25,7 +25,8 @@ import torch
 
 from data.arithmetic import Problem
 from data.registry import file_digest, judge, open_task
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from pipeline.config.load import load_config
 from pipeline.forward.packing import TokenSequence, consecutive_slices
 from pipeline.forward.scoring import score_student

@@ -80,7 +80,7 @@ def own_tables(run: Run) -> set[tuple[str, int]]:
 
 
 def test_tables_of_stages_are_those_that_they_declare() -> None:
-    from flows.session.session import STAGES
+    from flows.session.stage_runner import STAGES
 
     assert {name: STAGES[name].writes for name in STEP_STAGES} == TABLES_OF_STAGE
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.session.session import STAGES, Session
+from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from pipeline.config.load import load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, DataError, PolicyError, SrpoError, StoreError

@@ -1,0 +1,181 @@
+"""Running one stage of a step with what it asks for: questions, engine, verifiers, policy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import stages.evaluate
+import stages.generate
+import stages.route
+import stages.update
+import stages.verify
+import stages.weigh
+from flows.session.engines import Engines
+from flows.session.questions import (
+    Questions,
+    SelectedQuestions,
+    recorded_questions,
+    tokenizer_render,
+)
+from flows.session.resident_policy import ResidentPolicy
+from flows.session.verifiers import TaskVerifiers
+from pipeline.config.sections import Config
+from pipeline.errors import StoreError
+from pipeline.files.durable import remove_folder
+from pipeline.run.run import Run
+from pipeline.run.step_layout import STEP_STAGES
+from pipeline.stage.contract import Handles, Progress, Render, Stage, StageResult
+from pipeline.stage.runner import run_stage
+from pipeline.tables.arrow_writing import Writer
+
+if TYPE_CHECKING:
+    from flows.workers.worker_pool import WorkerPool
+
+STAGES: dict[str, Stage] = {
+    module.STAGE.name: module.STAGE
+    for module in (
+        stages.generate,
+        stages.verify,
+        stages.route,
+        stages.weigh,
+        stages.update,
+        stages.evaluate,
+    )
+}
+
+
+class StageRunner:
+    """Runs stages of one run. Questions, engines and verifiers are opened when one asks for them.
+
+    Args:
+        resident: the policy in memory, which stages share.
+        questions: the run's questions, if they are open already.
+    """
+
+    def __init__(self, run: Run, resident: ResidentPolicy, questions: Questions | None) -> None:
+        self._run, self._resident, self._questions = run, resident, questions
+        self._engines = Engines(run.config)
+        self._judges = TaskVerifiers(run.config)
+        self._renderer: Render | None = None
+        self._writer: Writer | None = None
+
+    @property
+    def questions(self) -> Questions:
+        """Return the run's questions.
+
+        Raises:
+            StoreError: they, or the code of their task, changed since the run began.
+        """
+        if self._questions is None:
+            self._expect_same_task()
+            self._questions = recorded_questions(self._run, self._render())
+        return self._questions
+
+    def run(
+        self, name: str, step: int, progress: Progress, decisions_only: bool = False
+    ) -> StageResult:
+        """Run a stage; an update that an ancestor made is replayed there, by its own settings."""
+        stage = STAGES[name]
+        owner = self._run.owner(stage.writes[0], step) if stage.advances_policy else self._run
+        if owner is not self._run and not owner.has(stage.writes[0], step):
+            raise StoreError(
+                f"{owner.root}: no table {stage.writes[0]} of step {step}, which its fork "
+                f"{self._run.root} needs; make it there: srpo stage {name} --run {owner.root} "
+                f"--step {step}"
+            )
+        try:
+            if stage.advances_policy:
+                self._resident.adopt_teacher(step)
+            handles = self._handles(stage, step, progress, owner.config)
+            handles = replace(handles, policy=None) if decisions_only else handles
+            writer = self._writer if name in STEP_STAGES else None  # evaluations are read at once
+            result = run_stage(owner, stage, handles, writer)
+            if "verifier" in stage.uses and not self.inherited(stage, step):
+                self._remove_parts(stage, step)
+            return result
+        except BaseException:
+            if stage.advances_policy:
+                self._resident.policy = None
+            raise
+
+    def inherited(self, stage: Stage, step: int) -> bool:
+        """Tell whether the stage's tables are an ancestor's, who made them once and for all."""
+        return all(self._run.owner(table, step) is not self._run for table in stage.writes)
+
+    @contextmanager
+    def writing_beside(self) -> Iterator[None]:
+        """Write tables beside the next stages' work; `update` ends with all on the disk."""
+        with Writer() as self._writer:
+            try:
+                yield
+            finally:
+                self._writer = None
+
+    def spread_over(self, worker_pool: "WorkerPool | None") -> None:
+        """Judge responses on a pool's workers from now on; None: by this process's children."""
+        self._judges.worker_pool = worker_pool
+
+    def close(self) -> None:
+        """End the verifiers' child processes and the engines."""
+        self._judges.close()
+        self._engines.close()
+
+    def _handles(self, stage: Stage, step: int, progress: Progress, config: Config) -> Handles:
+        inherited = self.inherited(stage, step)
+        policy = self._resident.policy if "policy" in stage.uses else None
+        asked = SelectedQuestions([], [])
+        if "questions" in stage.uses and not inherited:
+            asked = (
+                self.questions.of_evaluation(config)
+                if stage.name == "evaluate"
+                else self.questions.of_step(config, step)
+            )
+        judges = "verifier" in stage.uses and not inherited
+        if judges:
+            self._expect_same_task()
+        return Handles(
+            seed=config.run.seed,
+            step=step,
+            verifier_digest=self._judges.digest if judges else "",
+            questions=asked.questions,
+            tasks=asked.tasks,
+            render=self._render() if stage.without_policy else None,
+            policy=policy,
+            engine=self._engines.of(stage.name, policy)
+            if policy and "engine" in stage.uses
+            else None,
+            max_logprob_gap=config.generate.max_logprob_gap,
+            verifiers=self._judges.verifiers(self._parts(stage, step), progress) if judges else {},
+            progress=progress,
+        )
+
+    def _parts(self, stage: Stage, step: int) -> Path:
+        """Return the folder of what workers have judged of a table that is not committed yet."""
+        table = self._run.table_path(stage.writes[0], step)
+        return table.with_name(f".{table.stem}.parts")
+
+    def _remove_parts(self, stage: Stage, step: int) -> None:
+        """Remove what workers left, now or in a command that was killed; the table holds it."""
+        parts = self._parts(stage, step)
+        if not parts.exists():
+            return
+        if self._writer is not None:
+            self._writer.wait()
+        remove_folder(parts)
+
+    def _expect_same_task(self) -> None:
+        # Records of evaluations by other settings once had no digest.
+        if self._judges.digest != self._run.record.get("task_digest", self._judges.digest):
+            raise StoreError(
+                f"{self._run.root}: the code of task {self._run.config.data.title} changed since "
+                "the run began; restore it, start another run, or fork this one: srpo stage verify "
+                "--fork"
+            )
+
+    def _render(self) -> Render:
+        """Return the function that renders prompts, by the run's tokenizer."""
+        if self._renderer is None:
+            self._renderer = tokenizer_render(self._run)
+        return self._renderer
