@@ -1,16 +1,24 @@
-"""The documents agree with the code: generated pages, links, and the functions that are named."""
+"""The documents agree with the code: generated pages, links, commands, and all that is named."""
 
 import ast
 import importlib
+import importlib.util
+import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from flows.cli import app
+from pipeline.config.load import config_keys, preset_names
 from tests.golden.golden_run import make_run
 from tests.paths import PROJECT
 
@@ -21,6 +29,13 @@ PAGES = [
 ]
 METHOD = (PROJECT / "docs/method.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`((?:pipeline|stages|flows|data)[\w.]*):([\w.]+)`", METHOD)))
+
+CLI: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = CLI.commands
+PLACEHOLDERS = {"N": "1", "RUN@N": "run@1", "…": "", "PRESET|FILE.toml": "demo"}
+"""Words in the pages' commands that stand for others, and what to parse in their place."""
+USERS_OWN = {"capitals.py", "mine.py", "pipeline.py", "data.py", "FILE.py"}
+"""Python files that pages name as examples of what users write."""
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -144,3 +159,130 @@ def test_every_key_of_metrics_and_facts_is_described(tmp_path: Path) -> None:
     assert re.findall(r"^\| `(\w+)` ", described, re.MULTILINE) == list(record)
     rows = page.partition("### facts")[2].partition("## metrics.json")[0]
     assert {key for found in facts.values() for key in found} <= set(re.findall(r"`(\w+)`", rows))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(text: str) -> list[str]:
+    """Return the lines of code blocks, fenced or indented, without prompts."""
+    indented = re.findall(r"^ {4}(?:\$ )?(\S.*)$", text, re.M)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    return indented + [line for block in fenced for line in block.splitlines()]
+
+
+def inline(text: str) -> list[str]:
+    """Return the code within sentences, each piece on one line."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def without_remark(line: str) -> str:
+    """Return the command of a line, without the remark to its right."""
+    return re.split(r"\s{3,}|\s+# ", line, maxsplit=1)[0]
+
+
+def problem(command: str, whole: bool = True) -> str:
+    """Say what today's command line refuses in a command, which is parsed and not run.
+
+    Args:
+        whole: whether required arguments must be there; a mention in a sentence may omit them.
+    """
+    words = [PLACEHOLDERS.get(w, w) for w in shlex.split(re.sub(r"[\[\]]", "", command))[1:]]
+    name, *rest = [word for word in words if word]
+    if name in ("COMMAND", "--version"):
+        return ""
+    if name not in COMMANDS:
+        return f"{command}: no such command"
+    settings = [value for option, value in itertools.pairwise(rest) if option == "--set"]
+    if unknown := [s for s in settings if not is_setting(s.partition("=")[0])]:
+        return f"{command}: no such setting {unknown}"
+    preset = re.fullmatch(r"[a-z][a-z-]+", rest[0]) if name == "train" and rest else None
+    if preset and rest[0] not in preset_names():
+        return f"{command}: no such preset"
+    try:
+        COMMANDS[name].make_context(name, rest)
+    except typer.TyperException as error:
+        if whole or type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
+            return f"{command}: {error}"
+    return ""
+
+
+def is_setting(key: str) -> bool:
+    mixture = re.fullmatch(r"data\.mixture\.\w+\.(task|path|weight)", key)
+    return key in config_keys() or mixture is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_parse(page: Path) -> None:
+    """Blocks hold whole commands; sentences may name one without its arguments."""
+    lines = [without_remark(line) for line in blocks(text_of(page))]
+    found = [problem(line) for line in lines if line.startswith("srpo ")]
+    codes = [code for code in inline(text_of(page)) if code.startswith("srpo ")]
+    found += [problem(code, whole=False) for code in codes]
+    assert [line for line in found if line] == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_examples_of_the_help_parse(name: str) -> None:
+    text = COMMANDS[name].help or ""
+    examples = re.findall(r"Example: (srpo .*?)(?: > \S+\.toml)?$", text, re.M)
+    assert examples
+    assert [line for e in examples if (line := problem(without_remark(e)))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_the_pages_name_exist(page: Path) -> None:
+    sections = {key.partition(".")[0] for key in config_keys()}
+    built = [s for s in text_of(page).split("\n## ") if "**Not built yet**" not in s]
+    named = re.findall(r"`([a-z]+\.[a-z_.]+[a-z_])(?: ?=[^`]*)?`", "\n".join(built))
+    keys = [key for key in named if key.partition(".")[0] in sections]
+    files = (".py", ".json")
+    assert [k for k in keys if not is_setting(k) and not k.endswith(files)] == []
+
+
+def test_make_targets_that_the_pages_name_exist() -> None:
+    rules = re.findall(r"^([a-z-]+):", text_of(PROJECT / "Makefile"), re.M)
+    codes = [c for page in PAGES for c in [*blocks(text_of(page)), *inline(text_of(page))]]
+    targets = [m[1] for code in codes if (m := re.match(r"make ([a-z-]+)", code))]
+    assert len(targets) > 20
+    assert set(targets) - set(rules) == set()
+
+
+def test_extras_that_the_pages_install_exist() -> None:
+    project = tomllib.loads(text_of(PROJECT / "pyproject.toml"))["project"]
+    install = r"install -e '\.\[(\w[\w-]*)\]'"
+    named = {extra for page in PAGES for extra in re.findall(install, text_of(page))}
+    assert named and named - set(project["optional-dependencies"]) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_the_pages_name_exist(page: Path) -> None:
+    """A path starts at the root, at a package or at the page; a bare name is any file's."""
+    roots = [PROJECT, PROJECT / "pipeline", PROJECT / "flows", page.parent]
+    paths = set(re.findall(r"`([\w./-]+\.py)(?:::\w+)?`", text_of(page)))
+    lost = [p for p in paths if not any((root / p).exists() for root in roots)]
+    rooms = ("pipeline", "stages", "flows", "data", "benchmarks", "tests")
+    known = {p.name for room in rooms for p in (PROJECT / room).rglob("*.py")}
+    assert sorted(p for p in lost if p not in USERS_OWN and p not in known) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_the_pages_name_exist(page: Path) -> None:
+    """`pipeline.x.y` may be a module or a name in one; `python -m` takes modules alone."""
+    text = text_of(page)
+    packages = "pipeline|stages|flows|benchmarks"
+    for module in re.findall(rf"-m ((?:{packages})[\w.]*\w)", text):
+        assert importlib.util.find_spec(module) is not None, module
+    for name in re.findall(rf"`((?:{packages})(?:\.\w+)+)`", text):
+        parts = name.split(".")
+        files = [PROJECT.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+        depth = sum(file.is_dir() or file.with_suffix(".py").exists() for file in files)
+        reduce(getattr, parts[depth:], importlib.import_module(".".join(parts[:depth])))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_constants_are_where_the_pages_say(page: Path) -> None:
+    for constant, path in re.findall(r"`([A-Z_]{4,})`\s+in\s+`([\w/]+\.py)`", text_of(page)):
+        assert re.search(rf"^{constant}\b", text_of(PROJECT / path), re.M), (constant, path)
