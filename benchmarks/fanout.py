@@ -27,10 +27,10 @@ SCRIPT = PROJECT / "tests" / "flows" / "workers" / "judge_on_workers.py"
 TASK = SCRIPT.with_name("waiting_task.py")
 
 
-def spread(place: str, runs: Path, rows: int, wait: float, children: int) -> dict[str, Any]:
-    """Judge the responses at a place, in a process of its own; return what it printed."""
+def spread(runner: str, runs: Path, rows: int, wait: float, children: int) -> dict[str, Any]:
+    """Judge the responses on a runner, in a process of its own; return what it printed."""
     with tempfile.TemporaryDirectory(dir=runs) as parts:
-        arguments = [place, str(runs), parts, str(rows), str(wait), str(children)]
+        arguments = [runner, str(runs), parts, str(rows), str(wait), str(children)]
         command = [sys.executable, str(SCRIPT), *arguments]
         done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -59,21 +59,21 @@ def replay(
 
     Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
     """
-    from flows.reruns.replay import Plan, folders, spread, sweep_over
+    from flows.reruns.replay import Plan, combinations, fork_folders, make_forks
     from flows.reruns.replay import replay as replay_run
     from flows.workers.command_pool import command_pool
     from pipeline.compare.run_diff import diff_runs
     from pipeline.run.run import Run
 
     parent = Run.open(run)
-    plan, sweep = Plan.of(parent, stage, until, steps), spread(overrides or [])
-    forks = list(zip(folders(fork, sweep), sweep, strict=True))
+    plan, sweep = Plan.of(parent, stage, until, steps), combinations(overrides or [])
+    forks = list(zip(fork_folders(fork, sweep), sweep, strict=True))
     _expect_possible(parent, plan, forks, runner)
     rows = []
     with command_pool(runner, parent.root.parent) as worker_pool:
         if worker_pool is not None and len(forks) > 1:
             with bars("forks") as (progress,):
-                sweep_over(worker_pool, parent, plan, forks, progress)
+                make_forks(worker_pool, parent, plan, forks, progress)
             worker_pool = None  # the loop below finds every fork complete
         for folder, chosen in forks:
             started = time.monotonic()
@@ -88,21 +88,21 @@ def replay(
                 note = session.run.fork.note if session.run.fork else ""
     print(note)
     _print_table(rows, updates=plan.last == "update")
-    _print_next(parent.root, folders(fork, sweep), updates=plan.last == "update")
+    _print_next(parent.root, fork_folders(fork, sweep), updates=plan.last == "update")
 
 
 def _expect_possible(
     parent: "Run", plan: "Plan", forks: Sequence[tuple[Path, list[str]]], runner: str | None
 ) -> None:
     """Refuse forks that can't be made, before the first one is."""
-    from flows.reruns.replay import expect_folder
+    from flows.reruns.replay import expect_local
     from flows.session.fork_run import planned_fork
 
     updates = plan.last == "update"
     for folder, chosen in forks:
         planned_fork(parent, folder, plan.stage, plan.start, plan.end, chosen, updates)
     if runner is not None and len(forks) == 1:
-        expect_folder(forks[0][0])
+        expect_local(forks[0][0])
 
 
 def _row(session: "Session", found: "RunDiff", plan: "Plan", seconds: float) -> dict[str, str]:

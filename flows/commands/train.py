@@ -152,21 +152,21 @@ def _train_and_show(
     session: "Session", run: Path, console: Console, profile: bool, spec: "RunnerSpec | None"
 ) -> "Outcome":
     from flows.session.questions import warnings_of
-    from flows.training.disk_watch import RoomWatcher, room_line, room_warnings
+    from flows.training.disk_watch import DiskSpaceWatcher, disk_space_line, disk_space_warnings
     from flows.training.profile_watch import profiled
     from flows.training.progress import Lines, Screen
     from flows.training.train_flow import run_training
     from flows.workers.worker_pool import optional_pool
 
     warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
-    print_warnings([*warnings, *room_warnings(session)])
-    print(f"{run}: {room_line(session)}")
+    print_warnings([*warnings, *disk_space_warnings(session)])
+    print(f"{run}: {disk_space_line(session)}")
     with contextlib.ExitStack() as stack:
         session.stages.spread_over(
             stack.enter_context(optional_pool(spec, session.config.run.stall_seconds))
         )
         first = stack.enter_context(profiled(session, console)) if profile else []
         if not console.is_terminal:
-            return run_training(session, [*first, RoomWatcher(session), Lines(session)])
+            return run_training(session, [*first, DiskSpaceWatcher(session), Lines(session)])
         with Screen(session, run.name, console) as screen:
-            return run_training(session, [*first, RoomWatcher(session), screen])
+            return run_training(session, [*first, DiskSpaceWatcher(session), screen])

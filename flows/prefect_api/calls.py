@@ -62,7 +62,7 @@ def calling() -> Iterator[None]:
 
 
 def warn(error: ApiError) -> None:
-    """Say that Prefect failed while the work goes on."""
+    """Warn that Prefect failed while the work goes on."""
     print(f"warning: {error}; the work goes on without it", file=sys.stderr)
 
 

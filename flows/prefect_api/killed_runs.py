@@ -21,7 +21,7 @@ _RUNNING = {
 
 
 def end_orphans(url: str, limit_seconds: float) -> int:
-    """Have flow runs recorded as crashed that nobody works on any more; return how many.
+    """Record flow runs that nobody works on any more as crashed; return how many.
 
     Call it before this process begins a flow run.
 
@@ -44,7 +44,7 @@ def end_orphans(url: str, limit_seconds: float) -> int:
 
 
 def this_process() -> str:
-    """Return what no other process of this machine is called, before or after: number and start."""
+    """Return a name that no other process of this machine ever has: its number and start time."""
     return f"{os.getpid()} {_start(os.getpid())}"
 
 

@@ -71,8 +71,8 @@ class Plan:
         """Tell whether a stage of the plan needs the policy of its step."""
         return any(self._needs_policy(name) for name in self.stages())
 
-    def ahead(self) -> list[str]:
-        """Return the first stages, those that need no policy: all steps' at once, if one likes."""
+    def stages_without_policy(self) -> list[str]:
+        """Return the first stages, which need no policy: several steps may run at once."""
         names = itertools.takewhile(lambda name: not self._needs_policy(name), self.stages())
         return list(names)
 
@@ -96,7 +96,7 @@ def split_steps(text: str | None, done: int) -> tuple[int, int]:
     return start, end
 
 
-def spread(overrides: Sequence[str]) -> list[list[str]]:
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
     """Return one list of overrides per fork: `key=a,b` is a sweep, several make every combination.
 
     A value in brackets or quotes is one value.
@@ -110,7 +110,7 @@ def spread(overrides: Sequence[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*choices)]
 
 
-def folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
+def fork_folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
     """Return the folder of each fork: `root` itself, or one below it named by its settings."""
     if len(sweep) == 1:
         return [root]
@@ -130,7 +130,7 @@ def replay_fork(parent: str, root: str, plan: dict[str, Any], overrides: list[st
     replay(Run.open(run_path(parent)), run_path(root), Plan(**plan), overrides).close()
 
 
-def sweep_over(
+def make_forks(
     worker_pool: "WorkerPool",
     parent: Run,
     plan: Plan,
@@ -151,11 +151,11 @@ def sweep_over(
     worker_pool.map("sweep", f"{__name__}:replay_fork", items, progress)
 
 
-def expect_folder(root: Path) -> None:
-    """Refuse to spread the steps of a fork at a URL, whose lease is this process's.
+def expect_local(root: Path) -> None:
+    """Refuse to spread the steps of a fork at a URL: this process alone holds its lease.
 
     Raises:
-        ConfigError: it is at one.
+        ConfigError: it is at a URL.
     """
     if is_mirrored(root):
         raise ConfigError(
@@ -175,18 +175,18 @@ def replay(
 ) -> Session:
     """Fork `parent` and recompute what the plan says; return the fork's session, to be closed.
 
-    The same replay that was cut short goes on where it stopped.
+    If the same replay was cut short before, it goes on where it stopped.
 
     Args:
         progress: told of stages done, over all steps.
-        runner: how stages are run; a flow makes each a Prefect task.
+        runner: how stages are run; a flow makes each of them a Prefect task.
         worker_pool: workers that run the stages that need no policy, several steps at a time.
 
     Raises:
-        ConfigError: workers would write to a fork at a URL, whose lease is this process's.
+        ConfigError: workers would write to a fork at a URL, whose lease this process holds.
     """
     if worker_pool is not None:
-        expect_folder(root)
+        expect_local(root)
     updates = plan.last == "update"
     fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
     session = Session.resume(root)
@@ -200,7 +200,11 @@ def replay(
     call = runner(session) if runner else plainly
     try:
         if worker_pool is not None:
-            work = {"root": f"{root.resolve()}", "names": plan.ahead(), "decisions": decisions}
+            work = {
+                "root": f"{root.resolve()}",
+                "names": plan.stages_without_policy(),
+                "decisions": decisions,
+            }
             items = [{**work, "step": step} for step in range(plan.start, plan.end)]
             worker_pool.map("replay", f"{__name__}:replay_step", items, progress)
         begun = max(plan.start, session.next_step()) if updates else plan.start

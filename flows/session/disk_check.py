@@ -1,4 +1,4 @@
-"""Is there disk space for a run? Asked before it starts; what likely doesn't fit is refused."""
+"""Disk space before a run starts: a run that likely doesn't fit is refused."""
 
 from math import floor
 from pathlib import Path
@@ -15,17 +15,17 @@ from pipeline.text import size
 
 
 def facts_of(policy: Policy, config: Config, questions: Questions) -> Facts:
-    """Return what a projection needs to know of a run that has not begun."""
+    """Return what the forecast needs to know of a run that has not begun."""
     parameters = sum(p.numel() for _, p in policy.named_parameters())
-    return Facts(parameters, len(policy.tokenizer), answers(config, questions))
+    return Facts(parameters, len(policy.tokenizer), evaluation_answers(config, questions))
 
 
-def answers(config: Config, questions: Questions) -> int:
+def evaluation_answers(config: Config, questions: Questions) -> int:
     """Return how many answers an evaluation samples."""
     return len(questions.of_evaluation(config).questions) * config.evaluate.rollouts
 
 
-def expect_room(config: Config, facts: Facts, root: Path, run: Run | None = None) -> Need:
+def expect_disk_space(config: Config, facts: Facts, root: Path, run: Run | None = None) -> Need:
     """Return what a run in `root` needs; refuse one that will likely fill its disk.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data.random_policy import write_random_policy
-from flows.session.disk_check import expect_room, facts_of
+from flows.session.disk_check import expect_disk_space, facts_of
 from flows.session.questions import (
     Questions,
     check_evaluation_context,
@@ -61,7 +61,7 @@ def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Qu
         "initial_policy_version": policy.version,
     }
     if keep_start:
-        expect_room(config, facts_of(policy, config, questions), run_dir)
+        expect_disk_space(config, facts_of(policy, config, questions), run_dir)
     if is_taken(run_dir):
         raise StoreError(f"{run_dir}: there is something already; choose another --run")
     remove_leftovers(run_dir / "policy")

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from flows.session.disk_check import answers
+from flows.session.disk_check import evaluation_answers
 from flows.session.engines import slow_paths
 from flows.session.new_run import create_run
 from flows.session.questions import Questions
@@ -157,7 +157,7 @@ class Session:
 
     def space_facts(self) -> Facts:
         """Return what a projection of the room that the run needs has to know of it."""
-        return Facts.of(self.run, answers(self.config, self.questions))
+        return Facts.of(self.run, evaluation_answers(self.config, self.questions))
 
     def training_seconds(self) -> float:
         """Return the seconds of all complete steps; evaluations are not counted."""

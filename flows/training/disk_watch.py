@@ -1,8 +1,8 @@
-"""Is there room for a run? Said before it starts, and again when what is left will not do."""
+"""Disk space of a run: what it will need, and a warning when what is left is not enough."""
 
 from typing import Any, Protocol
 
-from flows.session.disk_check import expect_room
+from flows.session.disk_check import expect_disk_space
 from flows.training.loop import TrainingSession, Watcher
 from pipeline.housekeeping.space_forecast import Facts, needed
 from pipeline.machine.disk import free_bytes
@@ -19,37 +19,37 @@ class SpaceAwareSession(TrainingSession, Protocol):
         """Return what a projection needs besides the configuration."""
 
 
-def room_line(session: SpaceAwareSession) -> str:
+def disk_space_line(session: SpaceAwareSession) -> str:
     """Return what a run needs from where it stands, against what its disk has."""
     need = needed(session.config, session.space_facts(), session.run).total
     free = free_bytes(session.run.root)
     return f"needs at most {size(need.most)} more, likely {size(need.likely)}; {size(free)} free"
 
 
-def room_warnings(session: SpaceAwareSession) -> list[str]:
+def disk_space_warnings(session: SpaceAwareSession) -> list[str]:
     """Return a warning where a run may fill its disk.
 
     Raises:
         StoreError: it likely will; the line says what to lower.
     """
     config, facts, run = session.config, session.space_facts(), session.run
-    need = expect_room(config, facts, run.root, run)
+    need = expect_disk_space(config, facts, run.root, run)
     if need.total.most <= free_bytes(run.root):
         return []
     return [
-        f"{run.root} may fill its disk: {room_line(session)}; with run.keep_teacher_tables fewer "
-        "tables stay"
+        f"{run.root} may fill its disk: {disk_space_line(session)}; with run.keep_teacher_tables "
+        "fewer tables stay"
     ]
 
 
-class RoomWatcher(Watcher):
-    """Warns once when what is free will not do for the steps to come."""
+class DiskSpaceWatcher(Watcher):
+    """Warns once when the free space is not enough for the steps to come."""
 
     def __init__(self, session: SpaceAwareSession) -> None:
         self._session, self._warned = session, False
 
     def step_ended(self, steps_done: int, metrics: dict[str, Any]) -> None:
-        """Look at the disk again, by the sizes of the newest steps."""
+        """Forecast again, from the sizes of the newest steps."""
         session = self._session
         need = needed(session.config, session.space_facts(), session.run).total.likely
         free = free_bytes(session.run.root)

@@ -120,7 +120,7 @@ class Screen(Watcher):
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> "Screen":
-        """Begin to draw."""
+        """Start drawing."""
         self._live.start()
         return self
 

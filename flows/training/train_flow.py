@@ -23,7 +23,7 @@ from flows.prefect_api.calls import ApiError, calling, client_settings, unrecord
 from flows.session.open_run import checked_config, open_session
 from flows.session.questions import warnings_of
 from flows.training.artifacts import Artifacts
-from flows.training.disk_watch import RoomWatcher, room_warnings
+from flows.training.disk_watch import DiskSpaceWatcher, disk_space_warnings
 from flows.training.loop import Outcome, Reference, StopSwitch, Watcher, train
 from flows.training.progress import Lines
 from flows.training.watchdog import Watchdog
@@ -176,14 +176,16 @@ def train_flow(
     def train_session(session: "Session") -> Outcome:
         nonlocal trained
         trained = session.run.root
-        print_warnings(warnings_of(session.config, session.questions) + room_warnings(session))
+        print_warnings(
+            warnings_of(session.config, session.questions) + disk_space_warnings(session)
+        )
         limit_seconds = session.config.run.stall_seconds
         with (
             Watchdog(session.run.root, limit_seconds) as watchdog,
             optional_pool(spec, limit_seconds) as worker_pool,
         ):
             session.stages.spread_over(worker_pool)
-            watchers = [RoomWatcher(session), Lines(session), watchdog]
+            watchers = [DiskSpaceWatcher(session), Lines(session), watchdog]
             return train_in_flow(session, StageTasks(session, watchers), watchers)
 
     outcome = train_with_recovery(open_session(config, folder, resume), train_session)

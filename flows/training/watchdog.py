@@ -38,21 +38,21 @@ class Watchdog(Watcher):
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start watching."""
         self._progressed()
         if self._limit is not None:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
         if self._limit is not None:
             self._thread.join()
 
     def stage_started(self, name: str, step: int) -> None:
-        """Remember what is done now."""
+        """Remember what runs now."""
         self._doing = f"{name} of step {step}"
         self._progressed()
 

@@ -1,1 +1,1 @@
-"""Work on other processes and machines: where it may run, and what is spread."""
+"""Work in other processes and on other machines: which workers, and what they are given."""

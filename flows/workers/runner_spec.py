@@ -2,7 +2,7 @@
 
     processes:4                      a pool of four processes on this machine
     ray:4                            a Ray cluster of this command's own, on this machine
-    ray:16@ray://HOST:10001          sixteen workers of a cluster that is there
+    ray:16@ray://HOST:10001          sixteen workers of an existing cluster
     dask:4   dask:16@tcp://HOST:8786
 
 Without a runner this process does the work. Where work is done never shows in what it makes.
@@ -49,9 +49,9 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
 """Options of every connection to Ray."""
 _LOCAL = "127.0.0.1"
 CONNECT_SECONDS = 10.0
-"""Within which a cluster must answer that is said to be there."""
+"""Within which an existing cluster must answer."""
 PIECES_OF_A_WORKER = 4
-"""Into which work is cut: the fewer, the more waits at the end for the slowest worker."""
+"""Pieces of work per worker: the fewer, the longer all wait at the end for the slowest."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RunnerSpec:
 
     Attributes:
         workers: how many pieces of work are done at a time.
-        address: of a cluster that is there; None: one is started here, and ends with the command.
+        address: of an existing cluster; None: the command starts one, which ends with it.
     """
 
     kind: Kind
@@ -134,7 +134,7 @@ class RunnerSpec:
 
 
 def cut(number: int, parts: int) -> list[tuple[int, int]]:
-    """Return [first, last) of each of so many parts of units of work, as even as can be."""
+    """Return [first, last) of each of `parts` parts of units of work, as even as possible."""
     edges = [number * part // parts for part in range(parts + 1)]
     return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
 
@@ -219,9 +219,9 @@ def _own_modules_only() -> Any:
 
 @contextlib.contextmanager
 def _their_ray(address: str) -> Iterator[None]:
-    """Connect this process to a Ray cluster that is there.
+    """Connect this process to an existing Ray cluster.
 
-    Clusters that were started where a token is ask for it; Ray does not show it unless told to.
+    A cluster that was started where there is a token asks for it; Ray presents it only if told to.
     """
     _expect_listening(address)
     token = Path("~/.ray/auth_token").expanduser()
@@ -241,7 +241,7 @@ def _their_ray(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _dask(spec: RunnerSpec) -> Iterator[str]:
-    """Start a Dask cluster on this machine, unless one is there."""
+    """Start a Dask cluster on this machine, unless an existing one is named."""
     from distributed import Client, LocalCluster
 
     if spec.address is not None:

@@ -46,11 +46,11 @@ Item = dict[str, Any]
 """Arguments of one piece of work: small JSON."""
 
 LIMIT_SECONDS = 3600.0
-"""Without any piece of work done, after which a command ends that has no other limit."""
+"""After so long without a piece of work done, a command that has no other limit ends."""
 _SHOWN = 200
 _GO_ON = "what is done is kept: run the same command again, a training with --resume"
 _LOST_IN_A_ROW = 3
-"""Pools of processes that may break without a piece of work done by them."""
+"""So many pools of processes may break, one after the other, without a piece of work done."""
 
 
 class WorkerPool:
@@ -115,7 +115,7 @@ class WorkerPool:
     def _run_missing(self, batch: "_Batch") -> None:
         """Run the items that have no result yet, in one flow run."""
         batch.limit_seconds = self._limit_seconds
-        with calling(), self.spec.task_runner(self._cluster) as batch.runner, _light():
+        with calling(), self.spec.task_runner(self._cluster) as batch.runner, _standing_in():
             token = _batch.set(batch)
             try:
                 pieces = len(batch.items) - len(batch.found)
@@ -151,8 +151,8 @@ def optional_pool(
 
 
 @contextlib.contextmanager
-def _light() -> Iterator[None]:
-    """Have a stage's task stand in for itself: it would travel with each piece, session and all."""
+def _standing_in() -> Iterator[None]:
+    """Put a small task in the stage's place: that would travel with each piece, session and all."""
     around = TaskRunContext.get()
     if around is None:
         yield
@@ -170,17 +170,17 @@ def _light() -> Iterator[None]:
 
 @flow(name="fan-out", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def fan_out(name: str, function: str, pieces: int, process: str) -> None:
-    """Have pieces of work done by tasks, and collect their results.
+    """Run pieces of work as tasks, and collect their results.
 
     A flow and its parameters travel with each of its tasks, and its own task runner is started
-    beside each of them. So it refers to nothing, and its runner is not the one that places the
-    work: that, and all else, stays in the process that asked, which the last one names.
+    beside each of them. So this one refers to nothing, and the runner that places the work is not
+    its own: that stays, with all else, in the process that asked, which `process` names.
     """
     place_and_collect()
 
 
 def machine_failed(task_: Any, run: Any, state: Any) -> bool:
-    """Tell whether a piece deserves a second try: the operating system failed it."""
+    """Tell whether a piece deserves a second try: the operating system made it fail."""
     return isinstance(getattr(state.data, "exception", state.data), OSError)
 
 
@@ -193,12 +193,12 @@ def machine_failed(task_: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=machine_failed,
 )
 def work(function: str, label: str, item: Item) -> Any:
-    """Have a function called on a worker; it refers to nothing that would have to travel."""
-    return called(function, label, item)
+    """Call a function on a worker; the task refers to nothing that would have to travel."""
+    return call_by_name(function, label, item)
 
 
-def called(function: str, label: str, item: Item) -> Any:
-    """Call a function, by name, on a worker; an error says where it was raised."""
+def call_by_name(function: str, label: str, item: Item) -> Any:
+    """Import a function by name and call it, on a worker; an error says where it was raised."""
     _end_with_parent()
     module, _, name = function.partition(":")
     try:
@@ -209,7 +209,7 @@ def called(function: str, label: str, item: Item) -> Any:
 
 
 def _end_with_parent() -> None:
-    """End this process with the one that started it: a pool's would wait for ever."""
+    """End this process with the one that started it; a pool's processes would wait for ever."""
     parent = parent_process()
     if parent is None or any(t.name == "end-with-parent" for t in threading.enumerate()):
         return
@@ -244,7 +244,7 @@ def place_and_collect() -> None:
     waiting = {i: item for i, item in enumerate(batch.items) if i not in batch.found}
     submitted = {i: _submit(batch, i, item) for i, item in waiting.items()}
     for number, future in submitted.items():
-        future.add_done_callback(_telling(ended, number))
+        future.add_done_callback(_reporting(ended, number))
     for _ in submitted:
         try:
             number = ended.get(timeout=batch.limit_seconds)
@@ -258,7 +258,7 @@ def place_and_collect() -> None:
             batch.progress(len(batch.found), len(batch.items))
 
 
-def _telling(ended: "queue.Queue[int]", number: int) -> Callable[[object], None]:
+def _reporting(ended: "queue.Queue[int]", number: int) -> Callable[[object], None]:
     return lambda _: ended.put(number)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.session.session import Session
-from flows.training.disk_watch import RoomWatcher, room_line, room_warnings
+from flows.training.disk_watch import DiskSpaceWatcher, disk_space_line, disk_space_warnings
 from pipeline.config.sections import Config
 from pipeline.errors import StoreError
 from pipeline.housekeeping.space_forecast import needed
@@ -86,15 +86,15 @@ def test_a_run_that_will_not_fit_is_refused_before_anything_is_written(
 def test_a_run_that_may_not_fit_is_warned_of(disk: SmallDisk, config: Config) -> None:
     session = Session.create(disk.root / "run", config)
     need = needed(config, session.space_facts(), session.run).total
-    assert room_warnings(session) == []
-    assert "free" in room_line(session)
+    assert disk_space_warnings(session) == []
+    assert "free" in disk_space_line(session)
     disk.fill(int((need.most + need.likely) / 2))
-    (warning,) = room_warnings(session)
+    (warning,) = disk_space_warnings(session)
     assert "may fill its disk: needs at most" in warning
     disk.free()
     disk.fill(int(need.likely / 2))
     with pytest.raises(StoreError, match=r"run\.keep_teacher_tables=.*; srpo prune"):
-        room_warnings(session)
+        disk_space_warnings(session)
     session.close()
 
 
@@ -102,7 +102,7 @@ def test_it_is_said_once_that_the_disk_will_be_full(
     disk: SmallDisk, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.create(disk.root / "run", config)
-    watcher = RoomWatcher(session)
+    watcher = DiskSpaceWatcher(session)
     watcher.step_ended(1, {})
     assert not capsys.readouterr().err
     disk.fill(100_000)

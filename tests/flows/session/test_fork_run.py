@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from flows.reruns.replay import Plan, folders, replay, split_steps, spread
+from flows.reruns.replay import Plan, combinations, fork_folders, replay, split_steps
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from pipeline.compare.run_diff import diff_runs
@@ -302,12 +302,12 @@ def test_steps_that_make_no_sense(text: str) -> None:
 
 
 def test_a_sweep_is_every_combination() -> None:
-    made = spread(["weigh.beta=0,1", "update.divergence=jsd", "update.jsd_alpha=0.1, 0.9"])
+    made = combinations(["weigh.beta=0,1", "update.divergence=jsd", "update.jsd_alpha=0.1, 0.9"])
     assert len(made) == 4
     assert made[1] == ["weigh.beta=0", "update.divergence=jsd", "update.jsd_alpha=0.9"]
-    assert folders(Path("f"), made)[1] == Path("f/weigh.beta=0,update.jsd_alpha=0.9")
-    assert folders(Path("f"), spread(["a.b=1"])) == [Path("f")]
-    assert spread(['data.task="a,b"']) == [['data.task="a,b"']]
+    assert fork_folders(Path("f"), made)[1] == Path("f/weigh.beta=0,update.jsd_alpha=0.9")
+    assert fork_folders(Path("f"), combinations(["a.b=1"])) == [Path("f")]
+    assert combinations(['data.task="a,b"']) == [['data.task="a,b"']]
 
 
 @pytest.mark.parametrize(

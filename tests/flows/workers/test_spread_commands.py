@@ -18,7 +18,7 @@ import pytest
 
 import flows.workers.command_pool
 from flows.cli import main
-from flows.reruns.replay import expect_folder
+from flows.reruns.replay import expect_local
 from flows.session.session import Session
 from flows.workers.runner_spec import RunnerSpec
 from pipeline.errors import ConfigError
@@ -199,8 +199,8 @@ def test_the_steps_of_one_fork_at_a_url_are_not_spread(
 ) -> None:
     monkeypatch.setenv("SRPO_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match="s3://bucket/fork: steps of one fork at a URL"):
-        expect_folder(run_path("s3://bucket/fork"))
-    expect_folder(tmp_path / "fork")
+        expect_local(run_path("s3://bucket/fork"))
+    expect_local(tmp_path / "fork")
 
 
 @pytest.mark.parametrize(
