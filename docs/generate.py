@@ -40,6 +40,7 @@ from pipeline.config.load import load_config, preset_names, preset_text
 from pipeline.config.sections import Config
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from pipeline.health.shifts import MAJORITY, NOISE, PAST, RECENT, WINDOW
+from pipeline.run.run import MAY_CHANGE, MAY_GROW
 from pipeline.stage.contract import Stage
 from pipeline.tables.manifest import Cost, Manifest, Origin
 from pipeline.tables.schemas import SCHEMA_VERSION, SCHEMAS, TOKEN_TABLES, teacher_schema
@@ -54,11 +55,11 @@ def configuration_page() -> str:
         "# Configuration",
         NOTE,
         "A configuration is a TOML file, or a preset by name, with one section per part of the "
-        "pipeline. Keys that are not given have the defaults below; unknown keys, wrong types and "
+        "pipeline. Keys that are left out have the defaults below. Unknown keys, wrong types and "
         "settings that contradict each other are errors. On the command line, "
-        "`--set section.key=value` overrides a file; the value `none` is null. A configuration is "
-        "resolved once and stored in `run.json`.",
-        "Ranges are closed unless they say otherwise. *required* means that there is no default.",
+        "`--set section.key=value` overrides the file; the value `none` unsets a setting. A "
+        "configuration is resolved once and stored in `run.json`.",
+        "*required* means that there is no default.",
     ]
     for name, field in Config.model_fields.items():
         section = field.annotation
@@ -79,7 +80,8 @@ def configuration_page() -> str:
                 "- `data.max_prompt_length`, `route.max_teacher_prompt_length` and the response "
                 "limits must fit into the model's positions; this is checked when the model is "
                 "opened.",
-                "- On resume, `run.steps` and `run.max_hours` may grow. Nothing else may change.",
+                f"- On resume, {_run_keys(MAY_GROW)} may grow, and {_run_keys(MAY_CHANGE)} may "
+                "change. Nothing else may.",
             ]
         ),
         "## Presets",
@@ -95,20 +97,22 @@ def tables_page() -> str:
         "# Tables and the run folder",
         NOTE,
         f"This is schema version {SCHEMA_VERSION}. Tables are uncompressed Arrow IPC files. Every "
-        "table of a step has the key `rollout_id`, in the same order everywhere: "
-        "`{step:06d}-{group:04d}-{sample:02d}` for training, with a leading `e` for evaluations. "
-        "Log-probabilities and entropies are natural (nats). A table holds nothing that differs "
-        "between two equal runs.",
+        "table of a step has the key `rollout_id`, and all have its values in the same order. It "
+        "is `{step:06d}-{group:04d}-{sample:02d}` in training, with a leading `e` in evaluations. "
+        "Log-probabilities and entropies are in nats. Tables hold nothing that differs between two "
+        "equal runs: times and memory are in manifests.",
         "## The run folder",
         RUN_FOLDER,
-        "`{steps done:06d}` names snapshots and evaluations: number N is the state after N steps.",
+        "Snapshots and evaluations are named by the steps done, `{steps:06d}`: N is the state "
+        "after "
+        "N steps.",
     ]
     for stage in STAGES.values():
         for name in stage.writes:
             parts += _table_section(stage, name)
     parts += [
         "## Manifests",
-        "`NAME.json` beside each table. Writing it is the commit of its table.",
+        "Beside each table is its manifest, `NAME.json`. Writing it commits the table.",
         _described(Manifest, MANIFEST_KEYS),
         "### origin",
         _described(Origin, ORIGIN_KEYS),
@@ -117,7 +121,9 @@ def tables_page() -> str:
         "### facts",
         _table(("stage", "facts"), [(f"`{s.name}`", FACTS[s.name]) for s in STAGES.values()]),
         "## metrics.json",
-        "One flat record per step, derived from its tables and manifests alone.",
+        "One flat record per step, computed from its tables and manifests alone. *null* stands "
+        "where "
+        "there is nothing to count.",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
         METRICS_OF_TASKS,
     ]
@@ -129,45 +135,58 @@ def health_page() -> str:
     parts = [
         "# Health",
         NOTE,
-        "After each step, rules look at the records of all steps and evaluations so far. What one "
-        "of them finds is an alarm: a line in the progress display and in the summary, a box on "
-        "the pages, and an entry of `alarms` in the step's `metrics.json`; `srpo runs` counts "
-        "them. A rule raises one alarm in a run, at the first record that shows the trouble. Rules "
-        "read nothing but records, so a resumed or repeated run raises the same alarms.",
-        "An evaluation is judged when it is made, and its alarms stand in the record of the step "
-        "that follows. Formats break at the evaluation's low temperature first, so "
-        "`evaluate.every` says how soon that can be seen.",
+        "After each step, rules look at the records of all steps and evaluations so far. If a rule "
+        "finds something, it raises an *alarm*: a line in the progress display and in the summary, "
+        "a box on the pages, and an entry of `alarms` in the step's `metrics.json`. `srpo runs` "
+        "counts alarms. Each rule raises at most one alarm in a run, at the first record that "
+        "shows the trouble. Rules read nothing but these records, so a resumed or repeated run "
+        "raises the same alarms.",
+        "The rules of evaluations run when an evaluation is made; their alarms are in the record "
+        "of the step that follows. A broken format shows first at the low temperature of "
+        "evaluations, so the smaller `evaluate.every` is, the sooner it is noticed.",
         "## Rules of steps",
         _rules(STEP_RULES),
         "## Rules of evaluations",
         _rules(EVALUATION_RULES),
         "## When a number has changed",
         f"Where a rule says that a number falls or grows, {MAJORITY} of the last {RECENT} steps "
-        f"must lie beyond a limit, and at least {PAST} steps before them are its past. The limit "
-        f"is the furthest of three: the relative change above, an absolute change, and {NOISE:g} "
-        "times what the number changes by from step to step anyway. A run of few rollouts needs a "
-        f"larger change than one of many. The past is the window of {WINDOW} steps with the "
-        "highest median, so a slow fall is found too and a slow rise is not; for entropies and "
-        f"weights it is the last {WINDOW} steps, for they fall as a policy learns. Verdicts that "
-        "failed are left out of format rates. The constants and their reasons are in "
-        "`pipeline/health/thresholds.py` and `shifts.py`.",
+        f"must lie beyond a limit, which is counted from the number's past: at least {PAST} steps "
+        "before these. The limit is the furthest of three: the relative change in the table, an "
+        f"absolute change, and {NOISE:g} times the usual change from one step to the next. So a "
+        "run with few rollouts a step, whose numbers vary more, needs a larger change.",
+        f"The past is the median of a window of {WINDOW} steps. Of all windows, the one with the "
+        "highest median counts, so that a slow fall is found too, while a slow rise is not. For "
+        f"entropies and weights, which fall as a policy learns, it is the last {WINDOW} steps. "
+        "Responses that could not be judged are left out of format rates. The constants and their "
+        "reasons are in `pipeline/health/thresholds.py` and `pipeline/health/shifts.py`.",
         "## What an alarm says",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in ALARM.items()]),
-        "This one is of a planted collapse (`tests/planted/`): answers lost their form at the "
-        "evaluation's temperature from step 12 on, while training noticed nothing.",
+        "This one is from a planted collapse (`tests/planted/`): from step 12 on, answers lost "
+        "their format at the temperature of evaluations, while training showed nothing.",
         PLANTED_ALARM,
-        "The scripts there plant a trouble for every rule; tests demand that it is flagged within "
-        "five steps of its onset (nothing taught: ten), by its own rule, with evidence that shows "
-        "it, and that healthy runs stay silent.",
+        "The scripts there plant one kind of trouble for each rule. Tests demand that its own rule "
+        "raises the alarm within five steps (`nothing_taught`: ten), with evidence that shows it, "
+        "and that healthy runs raise none.",
         "## What a training does about it",
-        "`run.on_alarm` decides what follows a severe alarm, one by which the policy is being "
-        'lost: `"continue"` (the default) only tells; `"stop"` ends the training after the step '
-        '(exit code 3), and `srpo train --resume` goes on regardless; `"fork"` ends it and goes on '
-        f"in a new run beside it, from the newest snapshot that no alarm of the last {PAST} steps "
-        "doubts, at `run.alarm_rate_factor` times the learning rate. Such a fork stops at its own "
-        "first severe alarm: a run that fails twice is for a person to look at.",
+        "A severe alarm means that the policy is being lost. `run.on_alarm` decides what follows:",
+        "\n".join(
+            [
+                '- `"continue"` (the default) only reports it.',
+                '- `"stop"` ends the training after the step, with exit code 3. `srpo train '
+                "--resume` goes on regardless.",
+                '- `"fork"` ends it too, and goes on in a new run beside it: from the newest '
+                f"snapshot that no alarm of the last {PAST} steps puts in doubt, at "
+                "`run.alarm_rate_factor` times the learning rate. That fork stops at its own first "
+                "severe alarm, since a run that fails twice is for a person to look at.",
+            ]
+        ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _run_keys(names: Sequence[str]) -> str:
+    *most, last = [f"`run.{name}`" for name in names]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _rules(rules: Sequence[Rule[Any]]) -> str:
@@ -182,7 +201,7 @@ def _table_section(stage: Stage, name: str) -> Iterator[str]:
     schema = SCHEMAS[name] or teacher_schema(1)
     yield f"## {name}"
     reads = ", ".join(f"`{table}`" for table in stage.reads) or "no table"
-    index = " Its manifest has an index by rollout." if name in TOKEN_TABLES else ""
+    index = " Its manifest has an index of rollouts." if name in TOKEN_TABLES else ""
     yield f"Written by `{stage.name}` from {reads}. One row per {ROW_OF[name]}.{index}"
     rows = [
         (

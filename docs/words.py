@@ -1,4 +1,4 @@
-"""What the generated pages say that stands nowhere in the code; docs/generate.py puts it in."""
+"""Texts of the generated pages that the code doesn't hold; docs/generate.py puts them in."""
 
 ROW_OF = {
     "rollouts": "rollout",
@@ -13,11 +13,11 @@ ROW_OF = {
 
 KEPT_VARIANTS = (
     '`route.kept_dtype = "float16"` stores `teacher_logprobs` and `student_logprobs` as '
-    "`list<halffloat>[K]`: a log-probability is then off by up to 2^-11 of itself. Everything else "
-    "is computed before rounding and stays float32. `route.keep_student_logprobs = false` leaves "
-    "the column `student_logprobs` out. Training does not read it; without it, `srpo check` can't "
-    "recompute `jsd`, and audits know token losses only for `jsd` at alpha = 0.5 and "
-    "`sampled_token`."
+    "`list<halffloat>[K]`, so a log-probability is off by up to 2^-11 of itself. All other columns "
+    "are computed before rounding and stay float32. `route.keep_student_logprobs = false` leaves "
+    "the column `student_logprobs` out. Training does not read it. Without it `srpo check` can't "
+    "recompute `jsd`, and audits know token losses only for the divergences `jsd` at alpha = 0.5 "
+    "and `sampled_token`."
 )
 ORIGIN_KEYS = {
     "schema_version": "version of the schemas and of the run folder",
@@ -25,29 +25,30 @@ ORIGIN_KEYS = {
     "step": "training step; for evaluations: steps done",
     "stage": "stage that made it",
     "stage_version": "that stage's version, raised by hand",
-    "inputs": "SHA-256 of every table read, and digests of questions, seed or verifier where the "
+    "inputs": "SHA-256 of every table that was read; digests of questions, seed and verifier if "
+    "the "
     "stage uses them",
-    "settings": "the configuration sections that the stage declares, in full",
+    "settings": "all settings of the configuration sections that the stage declares",
     "policy_version": "version of the policy that was used; null without one",
     "teacher_version": "kind and version of the teacher, as in `ema@000012-1a2b3c4d5e6f`",
 }
 MANIFEST_KEYS = {
-    "origin": "what the table was made from; the same in equal runs, and also in the Arrow file's "
-    "schema metadata under `srpo`",
+    "origin": "what the table was made from; equal in equal runs. The Arrow file has it too, as "
+    "`srpo` in its schema's metadata",
     "rows": "number of rows",
     "bytes": "size of the Arrow file",
     "sha256": "SHA-256 of the Arrow file",
-    "facts": "numbers of the stage that belong to no row, see below",
+    "facts": "numbers of the stage as a whole, see below",
     "index": "token tables: first row and number of rows of each rollout; else null",
-    "cost": "what making it cost; differs between equal runs",
+    "cost": "what it cost to make the table; differs between equal runs",
     "digest": "SHA-256 of the rest of this record",
 }
 COST_KEYS = {
-    "seconds": "time in the stage's `run`; reading, checking and committing tables is not in it",
+    "seconds": "time in the stage's `run`, without reading, checking and committing tables",
     "tokens": "tokens handled",
-    "peak_memory_mb": "largest resident set of the process up to then, not of this stage alone",
-    "created": "UTC time when the stage had made the table",
-    "write_seconds": "time of writing, hashing and syncing the table; not in older manifests",
+    "peak_memory_mb": "largest resident set of the process so far, not of this stage alone",
+    "created": "UTC time at which the table was made",
+    "write_seconds": "time of writing, hashing and syncing the table; older manifests lack it",
 }
 FACTS = {
     "generate": "`rollouts`; `truncated`, those cut at the length limit",
@@ -84,109 +85,112 @@ weight = 0.5
 ```
 
 On the command line: `--set data.mixture.arithmetic.weight=3`, `--set data.mixture=none`. A name
-has at most 40 letters, digits, `_` and `-`; rollouts have it in their column `task`, and before
-the `prompt_id` of their question, as in `capitals/Peru`. The order of the tables doesn't matter.
+has at most 40 letters, digits, `_` and `-`. Rollouts have it in their column `task` and in front
+of the `prompt_id` of their question, as in `capitals/Peru`. The order of the tables doesn't
+matter.
 
-- Weights are shares of the questions of training, exact at any step: every task has had its
-  share of all questions so far, rounded up or down. Nothing is drawn. Each task has seeded
+- Weights are shares of the training questions, exact at any step: so far, every task has had its
+  share of all questions, rounded up or down. Nothing is drawn at random. Each task has seeded
   epochs of its own.
-- `generate.questions` counts the questions of all tasks; a task with a small share
+- `generate.questions` counts the questions of all tasks together, so a task with a small share
   is missing from some steps.
-- Each answer is judged by its own task's verifier, in child processes that load no other task:
-  `verify.workers` for each task. All other settings hold for all tasks.
+- Each answer is judged by its own task's verifier, in `verify.workers` child processes that load
+  no other task. All other settings hold for all tasks.
 - An evaluation asks the first `evaluate.questions` test questions of every task. Overall
-  accuracy is over all of them and every question counts the same, so a task with more questions
-  counts more; training weights don't matter. To give every task the same number of questions,
-  set `evaluate.questions` to what the smallest task has. Best snapshots, comparisons and alarms use
-  overall accuracy; each task's own is reported beside it."""
+  accuracy counts every question the same, so a task with more questions counts more; training
+  weights don't matter. To give every task the same number of questions, set `evaluate.questions`
+  to what the smallest task has. Best snapshots, comparisons and alarms use overall accuracy; each
+  task's own is reported beside it."""
 
 METRICS = {
     "step": "training step",
     "rollouts": "rollouts of the step",
     "reward_mean": "mean reward",
     "correct_share": "share of correct rollouts",
-    "format_rate": "share that keeps the output format",
+    "format_rate": "share of responses in the task's output format",
     "verifier_errors": "responses that could not be judged",
-    "truncated_share": "share cut at the length limit",
+    "truncated_share": "share of responses cut at the length limit",
     "response_tokens_mean": "mean response length",
     "response_tokens_max": "longest response",
-    "duplicate_share": "share of responses of 16 tokens or more that another question got too",
+    "duplicate_share": "share of responses that are at least 16 tokens long and that another "
+    "question got too",
     "share_grpo": "share of rollouts on the GRPO route",
     "share_sdpo": "share on the SDPO route",
     "share_mix": "share on the mix route",
-    "share_none": "share that is left out",
-    "teacher_available": "share with a demonstration",
+    "share_none": "share on no route: left out of the loss",
+    "teacher_available": "share of rollouts with a demonstration that fits",
     "distils": "whether the method distils at all",
-    "demonstrations": "responses that demonstrate",
-    "demonstration_tokens_mean": "mean length of the responses that demonstrate; null: none",
-    "other_tokens_mean": "mean length of all others",
-    "correct_tokens_mean": "mean length of correct responses; null: none",
-    "wrong_tokens_mean": "mean length of wrong responses; null: none",
-    "taught_tokens": "tokens that the teacher scored",
-    "teacher_entropy_mean": "their mean teacher entropy, nats; null without such tokens",
-    "jsd_mean": "their mean divergence at alpha = 0.5, nats; null likewise",
-    "weight_std": "deviation of their weights; null likewise",
+    "demonstrations": "number of responses that demonstrate",
+    "demonstration_tokens_mean": "their mean length; null if there are none",
+    "other_tokens_mean": "mean length of all other responses",
+    "correct_tokens_mean": "mean length of correct responses; null if there are none",
+    "wrong_tokens_mean": "mean length of wrong responses; null if there are none",
+    "taught_tokens": "response tokens that the teacher scored",
+    "teacher_entropy_mean": "mean entropy of the teacher on them, nats; null if there are none",
+    "jsd_mean": "mean JSD at alpha = 0.5 on them, nats; null if there are none",
+    "weight_std": "standard deviation of their weights; null if there are none",
     "loss": "mean loss of the step's optimizer updates",
     "grad_norm": "mean gradient norm before clipping",
     "learning_rate": "learning rate of the step",
     "updates": "optimizer updates",
     "routed_tokens": "sum of N over the updates",
-    "computed_tokens": "response tokens that went through forward and backward",
-    "logprob_gap_max": "largest |log pi_old - log pi_engine|, nats; null if not known",
-    "logprob_gap_mean": "mean over rollouts of their largest such gap; null likewise",
+    "computed_tokens": "response tokens of rollouts with a gradient",
+    "logprob_gap_max": "largest |log pi_old - log pi_engine| of any computed token, nats; null "
+    "if not known",
+    "logprob_gap_mean": "mean over computed rollouts of their largest such gap, nats; null if "
+    "not known",
     "logprob_gap_token_mean": "mean over computed tokens of |log pi_old - log pi_engine|, nats",
-    "engine_kl": "mean over computed tokens of their estimate of KL(engine || pi_old), nats",
-    "tis_cut_share": "computed tokens whose correction update.tis_clip cuts",
-    "clipped_fraction": "mean over computed rollouts of their clipped_fraction",
-    "tokens_computed": "tokens, padding included, that passed through models in route and update",
-    "tokens_naive": "tokens of prompts and responses, were each rollout's prompt its own and none "
-    "left out",
-    "work_share": "the first divided by the second; null if nothing was computed",
+    "engine_kl": "mean over computed tokens of the estimate of KL(engine || pi_old), nats",
+    "tis_cut_share": "share of computed tokens whose correction `update.tis_clip` cuts",
+    "clipped_fraction": "mean of `clipped_fraction` over computed rollouts",
+    "tokens_computed": "tokens that `route` and `update` sent through models, padding included",
+    "tokens_naive": "the same without shared prompts and without leaving rollouts out",
+    "work_share": "`tokens_computed` over `tokens_naive`; null if nothing was computed",
     "seconds_generate": "seconds in generate",
     "seconds_verify": "seconds in verify",
     "seconds_route": "seconds in route",
     "seconds_weigh": "seconds in weigh",
     "seconds_update": "seconds in update",
-    "seconds": "their sum; what `run.max_hours` counts",
+    "seconds": "sum of these five; what `run.max_hours` counts",
     "tokens": "sampled tokens",
-    "alarms": "what looks wrong since this step, see [health](health.md)",
+    "alarms": "alarms raised at this step, see [health](health.md)",
     "digest": "SHA-256 of the rest of this record",
 }
 
 ALARM = {
     "rule": "the rule that raised it",
-    "step": "first step, or state evaluated, at which the trouble shows",
-    "healthy": "steps done of the newest state that is not known to be affected",
+    "step": "first step, or first evaluated state, that shows the trouble",
+    "healthy": "newest state, in steps done, that is not known to be affected",
     "message": "what was found and what was expected",
     "evidence": "up to five rollouts that show it; ids of evaluations begin with e",
-    "command": "shows the evidence",
+    "command": "a command that shows the evidence",
     "severe": "whether `run.on_alarm` acts on it",
 }
 
 RUN_FOLDER = """\
     RUN/run.json                     resolved configuration, versions, hardware, digests; of a fork
-                                     also its parent, whose tables it refers to, and what changed
+                                     also its parent, and what it changed
     RUN/tokenizer/                   the tokenizer, so that tables can be read as text
     RUN/steps/000012/NAME.arrow      a table of step 12 (steps count from 0)
     RUN/steps/000012/NAME.json       its manifest; a table without one does not exist
     RUN/steps/000012/metrics.json    the step's flat record; it exists when the step is complete
     RUN/steps/000012/profile.json    where its time went, by `srpo train --profile`; nothing
                                      depends on it
-    RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, and (beyond
-                                     4 GiB in several files: teacher-00001-of-00008.safetensors)
+    RUN/policy/000020/               the policy after 20 steps: a Hugging Face folder, with these
+                                     (over 4 GiB in parts: teacher-00001-of-00008.safetensors):
         teacher.safetensors          the teacher in float32 (not for the live teacher)
         optimizer.safetensors        AdamW's state (not before the first update)
         state.json                   steps done, versions, SHA-256 of every other file
     RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json"""
 
 METRICS_OF_TASKS = """\
-In a run of several tasks, each task also has some of these for its own rollouts:
+In a run of several tasks, some of these are also given for each task's own rollouts:
 `rollouts/NAME`, `reward_mean/NAME`, `correct_share/NAME`, `format_rate/NAME`,
 `verifier_errors/NAME`, `truncated_share/NAME`, `response_tokens_mean/NAME`, `share_sdpo/NAME`
 and `teacher_available/NAME`. In a step without questions of that task, counts are 0 and the rest
-is null. The record of an evaluation, which commands and pages compute from its table, does the
-same with all its numbers: `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`,
-`questions/NAME` and so on, beside those over all questions."""
+is null. The record of an evaluation, which commands and pages compute from its table, has all its
+numbers for each task: `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`,
+`questions/NAME` and so on."""
 
 PLANTED_ALARM = """\
     ALARM evaluated_format_falls, step 12: format rate 78% at evaluation after 12 steps, at best

@@ -1,7 +1,7 @@
-"""The rules of health: what each finds, how grave it is, and what to do.
+"""The rules of health: what each finds, how severe it is, and what to do.
 
-An alarm is raised by the first record at which its rule finds something, is part of that record,
-and stays known. So whoever computes it again, after a resume or elsewhere, gets the same.
+A rule raises its alarm at the first record in which it finds something, and the alarm becomes part
+of that record. So computing it again, after a resume or elsewhere, gives the same alarm.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +77,8 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         "longest",
         True,
         f"responses become {LENGTH_GROWTH:g} times as long, by {GROWTH_TOKENS:g} tokens or more",
-        "read the longest: repetition means a rate too high; see also the truncated share",
+        "read the longest: if they repeat themselves, the learning rate is too high; see also "
+        "`truncated`",
     ),
     Rule(
         "length_shrinks",
@@ -86,16 +87,18 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         True,
         f"responses shrink to {LENGTH_SHARE:.0%} of their length, by {SHRINK_TOKENS:g} tokens or "
         "more",
-        "compare with an early step: is the reasoning gone? short demonstrations teach shortness",
+        "compare with an early step: is the reasoning gone? short demonstrations teach short "
+        "answers",
     ),
     Rule(
         "demonstrations_shrink",
         findings.demonstrations_shrink,
         "demonstrations",
         True,
-        f"demonstrations shrink against wrong responses to {DEMONSTRATION_RATIO:.0%} of their "
-        f"former ratio, and to {DEMONSTRATION_SHARE:.0%} of their own length",
-        "fork from before, with a lower rate or another method; read what is imitated",
+        f"the length of demonstrations, over that of wrong responses, falls to "
+        f"{DEMONSTRATION_RATIO:.0%} of what it was, and itself to {DEMONSTRATION_SHARE:.0%}",
+        "fork from a step before it, with a lower learning rate or another method; read what is "
+        "imitated",
     ),
     Rule(
         "teacher_entropy_collapses",
@@ -103,15 +106,16 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         "surest",
         True,
         f"the teacher's mean entropy falls to {COLLAPSED:.0%} within a few steps",
-        "is the answer in the teacher's prompt? a slower EMA, or a frozen teacher, keeps it apart",
+        "does the teacher's prompt hold the answer? a slower EMA or a frozen teacher stays "
+        "independent",
     ),
     Rule(
         "weights_collapse",
         findings.weights_collapse,
         "surest",
         False,
-        f"the spread of the token weights falls to {COLLAPSED:.0%} within a few steps",
-        "the weighting has no effect any more; look at the teacher's entropies",
+        f"the deviation of the token weights falls to {COLLAPSED:.0%} within a few steps",
+        "weights no longer have an effect; look at the teacher's entropies",
     ),
     Rule(
         "nothing_taught",
@@ -120,7 +124,8 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         False,
         f"a method that distils had no token to distil for {WITHOUT_TEACHING} steps, at a correct "
         f"share below {MASTERED:.0%}",
-        "questions are too hard for the group size, or teacher prompts too long: see `reason`",
+        "questions are too hard for the group size, or teacher prompts too long: see `reason` in "
+        "`routes`",
     ),
     Rule(
         "truncated",
@@ -128,7 +133,7 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         "truncated",
         False,
         f"at least {TRUNCATED:.0%} of responses are cut at the limit, {RECENT} steps in a row",
-        "raise generate.max_response_length, or find out why responses don't end",
+        "raise `generate.max_response_length`, or find out why responses don't end",
     ),
     Rule(
         "duplicate_responses",
@@ -137,7 +142,8 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         True,
         f"at least {DUPLICATES:.0%} of responses are long texts that another question got too, "
         f"{RECENT} steps in a row",
-        "the policy no longer reads its prompt: fork from before, with a lower rate",
+        "the policy no longer reads its prompt: fork from a step before it, with a lower "
+        "learning rate",
     ),
     Rule(
         "gradient_spike",
@@ -146,16 +152,17 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         False,
         f"the gradient norm is {SPIKE:g} times its median and {SPIKE_OVER_LARGEST:g} times the "
         "largest so far",
-        "look at the step's largest losses; if it recurs, lower the learning rate",
+        "look at the step's largest losses; if it happens again, lower the learning rate",
     ),
     Rule(
         "engine_mismatch",
         findings.engine_mismatch,
         "largest_gap",
         False,
-        f"the worst token of a rollout differs by {GAP_NATS} nats between engine and trainer, in "
-        f"the mean over rollouts, {RECENT} steps in a row",
-        "same weights, temperature and precision in both? top-p and top-k bias it",
+        f"engine and trainer differ by {GAP_NATS} nats in a rollout's worst token, as a mean over "
+        f"rollouts, {RECENT} steps in a row",
+        "do both have the same weights, temperature and precision? top-p and top-k cause a gap, "
+        "too",
     ),
     Rule(
         "verifier_fails",
@@ -163,7 +170,7 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         "verifier_errors",
         False,
         f"the verifier fails on {ERROR_SHARE:.0%} of rollouts, at least {ERRORS}",
-        "read `error`; mend the verifier and replay from verify",
+        "read `error` in `verdicts`; mend the verifier and replay from `verify`",
     ),
 )
 EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
@@ -173,7 +180,7 @@ EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
         "evaluated_errors",
         False,
         f"the verifier fails on {ERROR_SHARE:.0%} of an evaluation's answers, at least {ERRORS}",
-        "read `error`; the evaluation's accuracy is too low by as much",
+        "read `error`; the accuracy of that evaluation may be too low by that share",
     ),
     Rule(
         "evaluated_format_falls",
@@ -182,16 +189,17 @@ EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
         True,
         f"the format rate of an evaluation is {100 * EVALUATED_FORMAT_DROP:.0f} points below the "
         "best before",
-        "it breaks at low temperature first; evaluate more often, fork from the last good state",
+        "formats break at a low temperature first; evaluate more often, fork from the last good "
+        "state",
     ),
     Rule(
         "accuracy_falls",
         findings.accuracy_falls,
         "evaluated_wrong",
         True,
-        f"accuracy is {100 * ACCURACY_DROP:.0f} points below the best before, and by more than its "
-        "interval is wide",
-        "reward up and accuracy down: the reward is being gamed, or the format breaks",
+        f"accuracy is {100 * ACCURACY_DROP:.0f} points below the best before, and by more than "
+        "the width of its interval",
+        "if the reward rises meanwhile, it is being gamed, or the format breaks",
     ),
 )
 """Rules of evaluations; a state is judged when it is evaluated."""
