@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RowError
 from pipeline.task import Message, Question, Split
 from pipeline.text import printable
 
@@ -66,7 +66,7 @@ def load_questions(
         path: what `data.path` says.
         split: train or test.
         task: name of the task; it begins the prompt ids of rows that name no dataset.
-        reference: returns a row's gold answer as JSON text, or raises `DataError`.
+        reference: returns a row's gold answer as JSON text, or raises `RowError`.
 
     Raises:
         DataError: there is no such data, or a row can't be used; the message names file and row.
@@ -163,11 +163,11 @@ def _fields(line: bytes, path: Path, number: int) -> dict[str, object]:
         fields = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         reason = printable(" ".join(str(error).split()), LONGEST_ID)
-        raise DataError(
+        raise RowError(
             f"{path}, row {number}: not valid JSON ({reason}); expected one JSON object per line"
         ) from error
     if not isinstance(fields, dict):
-        raise DataError(
+        raise RowError(
             f"{path}, row {number}: got a {type(fields).__name__}, expected one JSON object per "
             "line"
         )
@@ -242,14 +242,14 @@ def prompt_id(row: Row, task: str) -> str:
     dataset = row.fields.get("dataset") or task
     index = row.fields.get("idx")
     if not isinstance(dataset, str):
-        raise DataError(f"{row.place}: dataset is {_short(dataset)}, expected a text")
+        raise RowError(f"{row.place}: dataset is {_short(dataset)}, expected a text")
     if index is None:
         index = f"{re.split('[/:]', row.source)[-1].split('.')[0]}-{row.number}"
     if isinstance(index, bool) or not isinstance(index, int | str):
-        raise DataError(f"{row.place}: idx is {_short(index)}, expected a whole number or a text")
+        raise RowError(f"{row.place}: idx is {_short(index)}, expected a whole number or a text")
     name = f"{dataset}-{index}"
     if len(name) > LONGEST_ID or printable(name) != name:
-        raise DataError(
+        raise RowError(
             f"{row.place}: dataset and idx make the prompt id {_short(name)}, expected at most "
             f"{LONGEST_ID} characters that can be seen and typed"
         )
@@ -272,24 +272,24 @@ def messages(row: Row) -> tuple[Message, ...]:
     """Return a row's conversation, its texts verbatim; no system turn if `system` is empty."""
     system, prompt = row.fields.get("system"), row.fields.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(f"{row.place}: prompt is {_short(prompt)}, expected a text")
+        raise RowError(f"{row.place}: prompt is {_short(prompt)}, expected a text")
     if system is not None and not isinstance(system, str):
-        raise DataError(f"{row.place}: system is {_short(system)}, expected a text or null")
+        raise RowError(f"{row.place}: system is {_short(system)}, expected a text or null")
     turns = (Message("system", system or ""), Message("user", prompt))
     for role, content in turns:
         try:
             content.encode()
         except UnicodeEncodeError as error:
-            raise DataError(
+            raise RowError(
                 f"{row.place}: the {role} text has half of a surrogate pair at character "
                 f"{error.start}: remove it"
             ) from error
     return turns if system else turns[1:]
 
 
-def gold_error(row: Row, found: object, expected: str) -> DataError:
+def gold_error(row: Row, found: object, expected: str) -> RowError:
     """Return the error that rejects a row for its gold answer."""
-    return DataError(f"{row.place}: the gold answer is {_short(found)}, expected {expected}")
+    return RowError(f"{row.place}: the gold answer is {_short(found)}, expected {expected}")
 
 
 def _short(value: object) -> str:

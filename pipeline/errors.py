@@ -13,6 +13,14 @@ class DataError(SrpoError):
     """A dataset, row or gold answer can't be used; the message names file and row."""
 
 
+class RowError(DataError):
+    """One row of a dataset can't be used, and the others may be: `data.on_bad_row` decides.
+
+    A task's `load` raises it for a row whose question or gold answer it can't read; the message
+    names file, row and reason.
+    """
+
+
 class StoreError(SrpoError):
     """A table, manifest or snapshot is missing, broken, or would be overwritten."""
 
