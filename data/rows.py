@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from pipeline.errors import DataError, RowError
 from pipeline.task import Message, Question, Split
@@ -35,6 +35,23 @@ LONGEST_ID = 200
 """Characters of a prompt id."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+class WrittenFloat(float):
+    """A number of a JSON file that keeps how it was written.
+
+    Attributes:
+        text: its text: `0.00001` where repr says 1e-05, `1.0`, or all digits of one that has more
+            than a float holds.
+    """
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """Return the float that the text means."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
 
 
 @dataclass(frozen=True)
@@ -160,7 +177,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _fields(line: bytes, path: Path, number: int) -> dict[str, object]:
     """Return what one line says."""
     try:
-        fields = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+        fields = json.loads(
+            line, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=WrittenFloat
+        )
     except (ValueError, RecursionError) as error:
         reason = printable(" ".join(str(error).split()), LONGEST_ID)
         raise RowError(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.rows import Row, load_questions, read_file, read_rows, split_rows
+from data.rows import Row, WrittenFloat, load_questions, read_file, read_rows, split_rows
 from pipeline.errors import DataError
 from pipeline.task import Message, Question
 from tests.paths import DATASETS
@@ -71,6 +71,20 @@ def test_a_row_without_idx_is_named_by_its_file_and_line(write: Writer, tmp_path
         for question in load_questions(str(tmp_path), split, "t", gold)
     ]
     assert names == ["t-train-1", "t-train-2", "t-test-1", "t-test-2"]
+
+
+@pytest.mark.parametrize(
+    "text", ["0.00001", "1e-5", "1.0", "1.50", "1E400", "0.1234567890123456789"]
+)
+def test_numbers_keep_their_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(
+        f'{{"answer": {text}, "list": [{text}], "whole": {"7" * 40}}}'
+    )
+    (one,) = read_file(tmp_path / "rows.json")
+    answer = one.fields["answer"]
+    assert isinstance(answer, WrittenFloat) and (answer.text, answer) == (text, float(text))
+    assert json.dumps(answer) == json.dumps(float(text)) and one.fields["list"] == [float(text)]
+    assert one.fields["whole"] == int("7" * 40)
 
 
 @given(st.integers(2, 400))
