@@ -1,40 +1,21 @@
-"""Rows of a dataset: where they come from, which split they belong to, what they are called.
+"""Rows of a dataset: what they hold, what they are called, and the questions they become.
 
-Idea: every task whose questions lie in files reads them here and adds only what is its own, the
-check of the gold answer. `data.path` is one of
-
-    folder          train.json and test.json (or .jsonl): the splits as they were published
-    file            JSON lines; split here as the paper's were (docs/method.md, section 10)
-    owner/dataset   a dataset of the Hugging Face hub, with a train and a test split, or with one
-                    split, which is treated like a file
-
-Each row carries the place it came from, so that every complaint can name file and line.
+Idea: every task whose questions lie in files makes them here and adds only what is its own, the
+check of the gold answer. Each row carries the place it came from, so that every complaint can name
+file and line; where rows come from is in `data/sources.py`.
 """
 
-import importlib
-import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn, Self
+from typing import Self
 
-from pipeline.errors import DataError, RowError
-from pipeline.task import Message, Question, Split
+from pipeline.errors import RowError
+from pipeline.task import Message, Question, Split, usable_questions
 from pipeline.text import printable
 
-SPLIT_SEED = 42
-SUFFIXES = (".json", ".jsonl")
-HUB_LIBRARY = "datasets>=4"
-LONGEST_ROW = 16 * 2**20
-"""Bytes of one line of a file."""
-LARGEST_FILE = 4 * 2**30
-"""Bytes of a file, all of which is held in memory."""
 LONGEST_ID = 200
 """Characters of a prompt id."""
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 class WrittenFloat(float):
@@ -61,17 +42,21 @@ class Row:
     Attributes:
         fields: the record as it was read.
         source: file (or dataset and split) it came from.
-        number: its line in the file, from 1.
+        number: its place there, from 1: the line of JSON lines and CSV, else its number.
+        position: how an editor would find it, where that isn't its number.
+        problem: why the record could not be read, if so; it has no fields to rely on then.
     """
 
     fields: dict[str, object]
     source: str
     number: int
+    position: str = ""
+    problem: str | None = None
 
     @property
     def place(self) -> str:
         """Where the row is, for messages."""
-        return f"{self.source}, row {self.number}"
+        return f"{self.source}, {self.position or f'row {self.number}'}"
 
 
 def load_questions(
@@ -86,171 +71,28 @@ def load_questions(
         reference: returns a row's gold answer as JSON text, or raises `RowError`.
 
     Raises:
-        DataError: there is no such data, or a row can't be used; the message names file and row.
+        DataError: there is no such data.
+        BadRows: rows can't be used; the message names file and row of the first.
     """
-    rows = read_rows(path, split)
-    names = [prompt_id(row, task) for row in rows]
-    check_unique(rows, names)
-    return [
-        Question(name, messages(row), reference(row)) for row, name in zip(rows, names, strict=True)
-    ]
+    # Here, because the verifiers' child processes import tasks and read no files.
+    from data.sources import read_rows
 
+    first: dict[str, Row] = {}
 
-def read_rows(path: str | None, split: Split) -> list[Row]:
-    """Return a split's rows in order from a folder, a file or the Hugging Face hub."""
-    if path is None:
-        raise DataError(
-            "data.path is not set but this task reads its questions from a file: give a folder "
-            "with train.json and test.json, a JSON-lines file or the name of a Hugging Face dataset"
-        )
-    place = Path(os.path.expanduser(path))
-    if os.path.isdir(place):  # False also for names that no file can have
-        return read_file(_file_of_split(place, split))
-    if os.path.isfile(place):
-        return split_rows(read_file(place), split)
-    if _HUB_NAME.fullmatch(path) is None or path.endswith(SUFFIXES):
-        raise DataError(f"data.path {path}: there is no such file or folder")
-    return _read_hub(path, split)
+    def question(row: Row) -> Question:
+        if row.problem is not None:
+            raise RowError(f"{row.place}: {row.problem}")
+        name = prompt_id(row, task)
+        if name in first:
+            raise RowError(
+                f"{first[name].place} and {row.place} are both named {name}: give each row an idx "
+                "of its own"
+            )
+        made = Question(name, messages(row), reference(row))
+        first[name] = row
+        return made
 
-
-def _file_of_split(folder: Path, split: Split) -> Path:
-    """Return the one file of a folder that holds a split."""
-
-    def found(name: str) -> list[Path]:
-        return [folder / f"{name}{s}" for s in SUFFIXES if (folder / f"{name}{s}").is_file()]
-
-    files = found(split)
-    if len(files) > 1:
-        raise DataError(f"{folder} has both {split}.json and {split}.jsonl: remove one of them")
-    if files:
-        return files[0]
-    other = found("test" if split == "train" else "train")
-    hint = (
-        f"; add it, or set data.path to the single file {other[0]} to have it split 90 to 10"
-        if other
-        else ": a folder needs train.json and test.json, JSON lines"
-    )
-    raise DataError(f"{folder} has no {split}.json or {split}.jsonl{hint}")
-
-
-def read_file(path: Path) -> list[Row]:
-    """Return the rows of a JSON-lines file; empty lines are skipped but counted.
-
-    Raises:
-        DataError: it can't be read, is too large, or a line is no JSON object of its own.
-    """
-    rows = [
-        Row(_fields(line, path, number), str(path), number)
-        for number, line in enumerate(_lines(path), start=1)
-        if line.strip()
-    ]
-    if not rows:
-        raise DataError(f"{path} has no rows: expected one JSON object per line")
-    return rows
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, never more in memory than the longest that is allowed.
-
-    Only \\n ends a line: JSON strings may hold the other characters str.splitlines splits at.
-    """
-    number = size = 0
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(LONGEST_ROW + 1):
-                number, size = number + 1, size + len(line)
-                if len(line) > LONGEST_ROW:
-                    raise DataError(
-                        f"{path}, row {number}: over {LONGEST_ROW // 2**20} MiB; expected one JSON "
-                        "object per line"
-                    )
-                if size > LARGEST_FILE:
-                    raise DataError(
-                        f"{path}, row {number}: over {LARGEST_FILE // 2**30} GiB up to here, which "
-                        "a run would hold in memory; take fewer rows"
-                    )
-                yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from error
-
-
-def _fields(line: bytes, path: Path, number: int) -> dict[str, object]:
-    """Return what one line says."""
-    try:
-        fields = json.loads(
-            line, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=WrittenFloat
-        )
-    except (ValueError, RecursionError) as error:
-        reason = printable(" ".join(str(error).split()), LONGEST_ID)
-        raise RowError(
-            f"{path}, row {number}: not valid JSON ({reason}); expected one JSON object per line"
-        ) from error
-    if not isinstance(fields, dict):
-        raise RowError(
-            f"{path}, row {number}: got a {type(fields).__name__}, expected one JSON object per "
-            "line"
-        )
-    return fields
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object; of a key that comes twice nobody knows which value was meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def split_rows(rows: Sequence[Row], split: Split) -> list[Row]:
-    """Return a split of a single file as the paper made it (docs/method.md, section 10).
-
-    Test is the first ceil(n / 10) of a permutation with a fixed seed, train the rest, in its order.
-    """
-    # Here, because the verifiers' child processes import this module and need no numpy.
-    import numpy
-
-    order = numpy.random.default_rng(SPLIT_SEED).permutation(len(rows))
-    tests = (len(rows) + 9) // 10
-    if tests == len(rows):
-        raise DataError(f"{rows[0].source} has one row: at least 2 are needed for train and test")
-    return [rows[i] for i in (order[:tests] if split == "test" else order[tests:])]
-
-
-def _read_hub(name: str, split: Split) -> list[Row]:
-    """Return a split of a dataset on the Hugging Face hub, without running any code it holds."""
-    try:
-        hub = importlib.import_module("datasets")
-    except ImportError as error:
-        raise DataError(
-            f"data.path {name} is no file or folder here; to read the Hugging Face dataset of this "
-            f"name run: pip install '{HUB_LIBRARY}'"
-        ) from error
-    # From version 4 on the library can't run a dataset's own scripts any more.
-    if int(hub.__version__.split(".")[0]) < 4:
-        raise DataError(
-            f"datasets {hub.__version__} can run code from a dataset: pip install '{HUB_LIBRARY}'"
-        )
-    try:
-        splits = hub.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"data.path {name} is no file or folder here, nor a Hugging Face dataset that can be "
-            f"read: {reason}"
-        ) from error
-    if split not in splits and len(splits) != 1:
-        raise DataError(f"dataset {name} has no split {split}, it has: {', '.join(splits)}")
-    chosen = next(iter(splits)) if len(splits) == 1 else split
-    rows = [Row(dict(f), f"{name}:{chosen}", i) for i, f in enumerate(splits[chosen], start=1)]
-    if not rows:
-        raise DataError(f"dataset {name} has no rows in its split {chosen}")
-    return split_rows(rows, split) if len(splits) == 1 else rows
+    return usable_questions(read_rows(path, split), question)
 
 
 def prompt_id(row: Row, task: str) -> str:
@@ -275,21 +117,12 @@ def prompt_id(row: Row, task: str) -> str:
     return name
 
 
-def check_unique(rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Raise `DataError` if two rows have the same prompt id."""
-    first: dict[str, Row] = {}
-    for row, name in zip(rows, names, strict=True):
-        if name in first:
-            raise DataError(
-                f"{first[name].place} and {row.place} are both named {name}: give each row an idx "
-                "of its own"
-            )
-        first[name] = row
-
-
 def messages(row: Row) -> tuple[Message, ...]:
     """Return a row's conversation, its texts verbatim; no system turn if `system` is empty."""
     system, prompt = row.fields.get("system"), row.fields.get("prompt")
+    if "prompt" not in row.fields:
+        names = printable(", ".join(row.fields), LONGEST_ID)
+        raise RowError(f"{row.place}: there is no prompt; its fields are {names or 'none'}")
     if not isinstance(prompt, str) or not prompt.strip():
         raise RowError(f"{row.place}: prompt is {_short(prompt)}, expected a text")
     if system is not None and not isinstance(system, str):

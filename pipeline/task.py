@@ -6,14 +6,17 @@ A task is any module (a shipped one, or one Python file of the user's) with
     def load(path: str | None, split: Split) -> list[Question]
     def verify(response: str, reference: str) -> Verdict
 
-`load` rejects what can't be scored (`DataError`, with file and row). `verify` is a pure function of
-two texts, both untrusted; it runs in a child process with bounded time and memory.
+`load` rejects what can't be scored (`BadRows`, see `usable_questions`). `verify` is a pure function
+of two texts, both untrusted; it runs in a child process with bounded time and memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
+from pipeline.errors import DataError, RowError
+
+T = TypeVar("T")
 Split = Literal["train", "test"]
 
 
@@ -56,6 +59,42 @@ class Verdict:
     prediction: str | None = None
     feedback: str | None = None
     error: str | None = None
+
+
+class BadRows(DataError):
+    """A split has rows that can't be used; raised by `load` when it has read all of them.
+
+    Attributes:
+        errors: of these rows, in order.
+        questions: those of all other rows, in order.
+    """
+
+    def __init__(self, errors: Sequence[RowError], questions: Sequence[Question]) -> None:
+        count = len(errors) + len(questions)
+        more = f"; in all {len(errors)} of {count} rows can't be used" if len(errors) > 1 else ""
+        super().__init__(f"{errors[0]}{more}")
+        self.errors, self.questions = tuple(errors), list(questions)
+
+
+def usable_questions(rows: Iterable[T], question: Callable[[T], Question]) -> list[Question]:
+    """Return the question of each row: what a task's `load` does with rows that may be bad.
+
+    Args:
+        question: returns a row's question, or raises `RowError` saying where the row is and what
+            is wrong with it.
+
+    Raises:
+        BadRows: it did; whether the others are used, `data.on_bad_row` decides.
+    """
+    questions, errors = [], []
+    for row in rows:
+        try:
+            questions.append(question(row))
+        except RowError as error:
+            errors.append(error)
+    if errors:
+        raise BadRows(errors, questions)
+    return questions
 
 
 class Task(Protocol):
