@@ -22,7 +22,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, cast
 
-from data.rows import LONGEST_ID, Row, WrittenFloat
+from data.row import Row, WrittenFloat
 from pipeline.errors import DataError
 from pipeline.text import printable
 
@@ -30,6 +30,8 @@ LONGEST_ROW = 16 * 2**20
 """Bytes of one line of a file, and of one cell."""
 LARGEST_FILE = 4 * 2**30
 """Bytes of a file, unpacked, all of which is held in memory."""
+LONGEST_REASON = 200
+"""Characters of a reason in a message: it may quote the file."""
 _HEAD = 512
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
@@ -279,7 +281,7 @@ def _words(error: BaseException) -> str:
 
 
 def _bounded(text: str) -> str:
-    return printable(" ".join(text.split()), LONGEST_ID)
+    return printable(" ".join(text.split()), LONGEST_REASON)
 
 
 def _csv_rows(path: Path, file: IO[bytes], delimiter: str) -> Iterator[Row]:

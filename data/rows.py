@@ -7,56 +7,17 @@ file and line; where rows come from is in `data/sources.py`.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
 
+from data.row import Row, WrittenFloat
 from pipeline.errors import RowError
 from pipeline.task import Message, Question, Split, usable_questions
 from pipeline.text import printable
 
+__all__ = ["LONGEST_ID", "Row", "WrittenFloat", "gold_error", "load_questions"]
+"""What a task needs of this module."""
+
 LONGEST_ID = 200
 """Characters of a prompt id."""
-
-
-class WrittenFloat(float):
-    """A number of a JSON file that keeps how it was written.
-
-    Attributes:
-        text: its text: `0.00001` where repr says 1e-05, `1.0`, or all digits of one that has more
-            than a float holds.
-    """
-
-    text: str
-
-    def __new__(cls, text: str) -> Self:
-        """Return the float that the text means."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record of a dataset.
-
-    Attributes:
-        fields: the record as it was read.
-        source: file (or dataset and split) it came from.
-        number: its place there, from 1: the line of JSON lines and CSV, else its number.
-        position: how an editor would find it, where that isn't its number.
-        problem: why the record could not be read, if so; it has no fields to rely on then.
-    """
-
-    fields: dict[str, object]
-    source: str
-    number: int
-    position: str = ""
-    problem: str | None = None
-
-    @property
-    def place(self) -> str:
-        """Where the row is, for messages."""
-        return f"{self.source}, {self.position or f'row {self.number}'}"
 
 
 def load_questions(
@@ -74,7 +35,7 @@ def load_questions(
         DataError: there is no such data.
         BadRows: rows can't be used; the message names file and row of the first.
     """
-    # Here, because the verifiers' child processes import tasks and read no files.
+    # Here, because the verifiers' child processes import tasks but read no files.
     from data.sources import read_rows
 
     first: dict[str, Row] = {}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.file_formats import plain_row, read_file
-from data.rows import Row
+from data.row import Row
 from pipeline.errors import DataError
 from pipeline.task import Split
 from pipeline.text import printable

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.session.questions import check_evaluation_context, fitting, load_questions
+from flows.session.question_loading import load_questions
+from flows.session.questions import check_evaluation_context, fitting
 from flows.session.session import Session
 from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config

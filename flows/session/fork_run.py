@@ -7,12 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flows.session.questions import (
-    expect_context,
-    fitting,
-    load_questions,
-    tokenizer_render,
-)
+from flows.session.question_loading import load_questions
+from flows.session.questions import expect_context, fitting, tokenizer_render
 from flows.session.stage_runner import STAGES
 from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config
@@ -240,12 +236,9 @@ def _expect_tables(parent: Run, stage: str, start: int, end: int) -> None:
 def _questions_facts(
     parent: Run, config: Config, changed: dict[str, tuple[Any, Any]]
 ) -> dict[str, Any]:
-    """Return the digest of the questions; they are loaded only if they may be others."""
-    facts = {key: parent.record[key] for key in ("questions_digest", "skipped_questions")}
+    """Return what is recorded of the questions; they are loaded only if they may be others."""
     if any(key.startswith("data.") or key == TASK_CODE for key in changed):
         questions = fitting(load_questions(config), config, tokenizer_render(parent))
-        facts = {
-            "questions_digest": questions.digest(),
-            "skipped_questions": questions.skipped,
-        }
-    return facts
+        return questions.facts()
+    keys = ("questions_digest", "skipped_questions", "bad_rows", "test_duplicates")
+    return {key: parent.record[key] for key in keys if key in parent.record}

@@ -11,12 +11,12 @@ import torch
 
 from data.random_policy import write_random_policy
 from flows.session.disk_check import expect_disk_space, facts_of
+from flows.session.question_loading import load_questions
 from flows.session.questions import (
     Questions,
     check_evaluation_context,
     check_training_context,
     fitting,
-    load_questions,
 )
 from flows.session.verifiers import code_digest
 from pipeline.config.sections import Config
@@ -56,8 +56,7 @@ def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Qu
     facts = {
         **surroundings(policy),
         "task_digest": code_digest(config.data),
-        "questions_digest": questions.digest(),
-        "skipped_questions": questions.skipped,
+        **questions.facts(),
         "initial_policy_version": policy.version,
     }
     if keep_start:

@@ -1,16 +1,14 @@
 """The questions of a run: loaded, checked against the prompt limit, dealt out step by step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from data.registry import open_task
-from data.rows import LONGEST_ID
 from flows.session.question_mixture import deal
-from pipeline.config.data import TaskEntry
+from flows.session.repeated_prompts import repeat_warnings
 from pipeline.config.sections import Config
-from pipeline.errors import ConfigError, DataError, SrpoError, StoreError
+from pipeline.errors import ConfigError, DataError
 from pipeline.files.durable import digest_of
 from pipeline.policy.model_loading import open_tokenizer
 from pipeline.policy.policy import Policy
@@ -18,9 +16,10 @@ from pipeline.policy.prompts import render_prompt
 from pipeline.run.run import Run
 from pipeline.seeds import stream_positions
 from pipeline.stage.contract import Render
-from pipeline.task import Message, Question, Split
-from pipeline.text import encodable, printable
+from pipeline.task import Question, Split
 
+T = TypeVar("T")
+NAMED_BAD_ROWS = 3
 LONGEST_TOKEN = 1024
 """Characters of a token at most: no longer prompt than that is given to a tokenizer."""
 
@@ -38,11 +37,15 @@ class TaskQuestions:
 
     Attributes:
         skipped: questions left out because their prompt is too long, by split.
+        bad_rows: what is wrong with the rows that are left out for it, by split.
+        duplicates: test questions left out because their prompt is in train.
     """
 
     train: Sequence[Question]
     test: Sequence[Question]
-    skipped: Mapping[str, int]
+    skipped: Mapping[Split, int] = field(default_factory=dict)
+    bad_rows: Mapping[Split, Sequence[str]] = field(default_factory=dict)
+    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,37 @@ class Questions:
     @property
     def skipped(self) -> dict[str, int]:
         """Return how many questions were left out, by split; in a mixture by task and split."""
-        alone = len(self.of_tasks) == 1
+        return self._by_split({name: own.skipped for name, own in self.of_tasks.items()})
+
+    @property
+    def bad_rows(self) -> dict[str, Sequence[str]]:
+        """Return what is wrong with rows that are left out, keyed as `skipped` is."""
+        return self._by_split({name: own.bad_rows for name, own in self.of_tasks.items()})
+
+    @property
+    def duplicates(self) -> int:
+        """Return how many test questions are left out because their prompt is in train."""
+        return sum(own.duplicates for own in self.of_tasks.values())
+
+    def _by_split(self, of_tasks: Mapping[str, Mapping[Split, T]]) -> dict[str, T]:
+        alone = len(of_tasks) == 1
         return {
-            split if alone else f"{name} {split}": count
-            for name, own in self.of_tasks.items()
-            for split, count in own.skipped.items()
+            split if alone else f"{name} {split}": value
+            for name, splits in of_tasks.items()
+            for split, value in splits.items()
         }
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's record says of its questions; of what was left out only if any."""
+        facts: dict[str, Any] = {
+            "questions_digest": self.digest(),
+            "skipped_questions": self.skipped,
+        }
+        if self.bad_rows:
+            facts["bad_rows"] = {split: len(rows) for split, rows in self.bad_rows.items()}
+        if self.duplicates:
+            facts["test_duplicates"] = self.duplicates
+        return facts
 
     def digest(self) -> str:
         """Return the SHA-256 of all questions and gold answers."""
@@ -98,72 +126,6 @@ class Questions:
         return SelectedQuestions([name for name, _ in pairs], [question for _, question in pairs])
 
 
-def load_questions(config: Config) -> Questions:
-    """Load both splits of every configured task."""
-    sources = config.data.sources.items()
-    return Questions({name: _load_task(name, e, bool(config.data.mixed)) for name, e in sources})
-
-
-def _load_task(name: str, entry: TaskEntry, mixed: bool) -> TaskQuestions:
-    """Load a task; in a mixture its name goes before its questions' ids, which others may have."""
-    splits = _load(name, entry, "train"), _load(name, entry, "test")
-    if mixed:
-        train, test = ([_named(name, question) for question in split] for split in splits)
-        return TaskQuestions(train, test, {})
-    return TaskQuestions(*splits, {})
-
-
-def _named(name: str, question: Question) -> Question:
-    return replace(question, prompt_id=f"{name}/{question.prompt_id}")
-
-
-def _load(name: str, entry: TaskEntry, split: Split) -> list[Question]:
-    try:
-        questions: object = open_task(entry.task).load(entry.path, split)
-    except SrpoError:
-        raise
-    except Exception as error:
-        # A task may be any code of the user's, which may raise anything.
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"task {name}: load of its {split} split raised {reason}") from error
-    if not isinstance(questions, list) or not all(isinstance(q, Question) for q in questions):
-        raise DataError(f"task {name}: load must return a list of pipeline.task.Question")
-    if not questions:
-        raise DataError(f"task {name}: its {split} split has no questions")
-    _check_questions(questions, f"task {name}: {split} split")
-    return questions
-
-
-def _check_questions(questions: Sequence[Question], place: str) -> None:
-    """Refuse questions that tables could not hold or tell apart."""
-    seen: set[object] = set()
-    for number, question in enumerate(questions, start=1):
-        where, name = f"{place}, question {number}", question.prompt_id
-        typable = isinstance(name, str) and printable(name) == name
-        if not typable or not 0 < len(name) <= LONGEST_ID:
-            raise DataError(
-                f"{where}: prompt_id is {printable(repr(name), 60)}, expected 1 to {LONGEST_ID} "
-                "characters that can be seen and typed"
-            )
-        if name in seen:
-            raise DataError(f"{where}: prompt_id {name} comes twice")
-        seen.add(name)
-        turns = question.messages
-        texts = [t for turn in turns if isinstance(turn, Message) for t in turn]
-        shaped = isinstance(turns, tuple) and len(texts) == 2 * len(turns) > 0
-        if not shaped or not all(isinstance(t, str) for t in texts):
-            raise DataError(
-                f"{where}: messages are {printable(repr(turns), 60)}, expected a tuple of Message"
-            )
-        if not isinstance(question.reference, str):
-            raise DataError(
-                f"{where}: reference is {printable(repr(question.reference), 60)}, expected JSON "
-                "text"
-            )
-        if any(encodable(text) != text for text in (*texts, question.reference)):
-            raise DataError(f"{where}: a text has half of a surrogate pair")
-
-
 def fitting(questions: Questions, config: Config, render: Render) -> Questions:
     """Leave out questions whose prompt is over `data.max_prompt_length` tokens, and count them.
 
@@ -175,8 +137,11 @@ def fitting(questions: Questions, config: Config, render: Render) -> Questions:
         of = f"{name} " if config.data.mixed else ""
         train = _short_enough(own.train, f"{of}train", limit, render)
         test = _short_enough(own.test, f"{of}test", limit, render)
-        skipped = {"train": len(own.train) - len(train), "test": len(own.test) - len(test)}
-        kept[name] = TaskQuestions(train, test, skipped)
+        skipped: dict[Split, int] = {
+            "train": len(own.train) - len(train),
+            "test": len(own.test) - len(test),
+        }
+        kept[name] = replace(own, train=train, test=test, skipped=skipped)
     return Questions(kept)
 
 
@@ -207,22 +172,6 @@ def tokenizer_render(run: Run) -> Render:
     return partial(render_prompt, tokenizer, run.config.model.chat_template_kwargs)
 
 
-def recorded_questions(run: Run, render: Render) -> Questions:
-    """Load the questions that a run was begun with.
-
-    Raises:
-        StoreError: they are others now.
-    """
-    questions, data = fitting(load_questions(run.config), run.config, render), run.config.data
-    if questions.digest() != run.record["questions_digest"]:
-        whose = data.title if data.mixed else data.path or "the task"
-        raise StoreError(
-            f"{run.root}: questions or answers of {whose} changed "
-            "since the run began; restore them, or start another run"
-        )
-    return questions
-
-
 def warnings_of(config: Config, questions: Questions) -> list[str]:
     """Return what is allowed but should be known before a training starts."""
     found = []
@@ -236,7 +185,18 @@ def warnings_of(config: Config, questions: Questions) -> list[str]:
                 f"{count} questions of the {split} split are longer than data.max_prompt_length = "
                 f"{config.data.max_prompt_length} and left out"
             )
-    return found
+    for split, rows in questions.bad_rows.items():
+        more = " …" if len(rows) > NAMED_BAD_ROWS else ""
+        found.append(
+            f"{len(rows)} rows of the {split} split can't be used and are left out "
+            f"(data.on_bad_row=skip): {'; '.join(rows[:NAMED_BAD_ROWS])}{more}"
+        )
+    if questions.duplicates:
+        found.append(
+            f"{questions.duplicates} questions of the test split are left out, since their prompt "
+            "is in train (data.drop_test_duplicates)"
+        )
+    return [*found, *repeat_warnings(questions.train, questions.test)]
 
 
 def check_training_context(config: Config, policy: Policy) -> None:

@@ -13,12 +13,8 @@ import stages.update
 import stages.verify
 import stages.weigh
 from flows.session.engines import Engines
-from flows.session.questions import (
-    Questions,
-    SelectedQuestions,
-    recorded_questions,
-    tokenizer_render,
-)
+from flows.session.question_loading import recorded_questions
+from flows.session.questions import Questions, SelectedQuestions, tokenizer_render
 from flows.session.resident_policy import ResidentPolicy
 from flows.session.verifiers import TaskVerifiers
 from pipeline.config.sections import Config

@@ -1,7 +1,7 @@
 """The section `data`: one task, or a mixture of several."""
 
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,6 +35,14 @@ class DataSection(Section):
     )
     max_prompt_length: PositiveInt = Field(
         2048, description="prompt tokens; longer questions are skipped and counted"
+    )
+    on_bad_row: Later[Literal["stop", "skip"]] = Field(
+        "stop",
+        description="a row that its task can't use: stop, or leave it out and say so; more than a "
+        "quarter of a split always stops",
+    )
+    drop_test_duplicates: Later[bool] = Field(
+        False, description="leave out test questions whose prompt is also in train"
     )
     mixture: Later[dict[str, TaskEntry] | None] = Field(
         None, description="several tasks in one run: a table `[data.mixture.NAME]` for each"

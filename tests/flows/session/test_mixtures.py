@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.reruns.evaluate import evaluate_now
 from flows.reruns.replay import Plan, replay
-from flows.session.questions import load_questions
+from flows.session.question_loading import load_questions
 from flows.session.session import Session
 from pipeline.check.check_run import check_run
 from pipeline.compare.comparison import compare_runs

@@ -71,4 +71,8 @@ def test_todays_settings_stay_in_records() -> None:
         for name in Config.model_fields
         for key in getattr(config, name).model_dump().keys() - config.recorded()[name].keys()
     }
-    assert left_out == {"data.mixture"}
+    assert left_out == {
+        "data.mixture",
+        "data.on_bad_row",
+        "data.drop_test_duplicates",
+    }

@@ -1,0 +1,72 @@
+"""Prompts that occur more than once: in training and in test, or several times in a split.
+
+Idea: accuracy on a question that was trained on says little, and a question that stands twice in
+training counts twice, so both are counted and warned of. Two prompts are equal if all their turns
+are, apart from white space and from the two ways in which Unicode may write one letter.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pipeline.task import Question
+
+
+class Repeat(NamedTuple):
+    """A question and an earlier one, or one of training, with the same prompt."""
+
+    again: Question
+    first: Question
+
+    @property
+    def contradictory(self) -> bool:
+        """Return whether their gold answers differ."""
+        return self.again.reference != self.first.reference
+
+
+def prompt_key(question: Question) -> tuple[tuple[str, str], ...]:
+    """Return what equal prompts share."""
+    return tuple(
+        (turn.role, " ".join(unicodedata.normalize("NFC", turn.content).split()))
+        for turn in question.messages
+    )
+
+
+def repeats_within(questions: Sequence[Question]) -> list[Repeat]:
+    """Return the questions whose prompt an earlier one has."""
+    first: dict[tuple[tuple[str, str], ...], Question] = {}
+    pairs = [(q, first.setdefault(prompt_key(q), q)) for q in questions]
+    return [Repeat(again, other) for again, other in pairs if again is not other]
+
+
+def trained_on(test: Sequence[Question], train: Sequence[Question]) -> list[Repeat]:
+    """Return the test questions whose prompt is in training."""
+    known = {prompt_key(q): q for q in reversed(train)}
+    pairs = [(q, known.get(prompt_key(q))) for q in test]
+    return [Repeat(again, other) for again, other in pairs if other is not None]
+
+
+def repeat_warnings(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
+    """Say how many prompts occur more than once, with an example."""
+    found = []
+    if both := trained_on(test, train):
+        found.append(
+            f"{len(both)} of {len(test)} questions of the test split have a prompt that is also in "
+            f"train ({_example(both, 'test', 'train')}): accuracy counts what was trained on; "
+            "data.drop_test_duplicates=true leaves them out"
+        )
+    for split, questions in (("train", train), ("test", test)):
+        if twice := repeats_within(questions):
+            found.append(
+                f"{len(twice)} of {len(questions)} questions of the {split} split repeat the "
+                f"prompt of an earlier one ({_example(twice, split, split)})"
+            )
+    return found
+
+
+def _example(repeats: Sequence[Repeat], split: str, other: str) -> str:
+    """Return the first pair, and how many have different gold answers."""
+    again, first = repeats[0]
+    text = f"first {split} {again.prompt_id} = {other} {first.prompt_id}"
+    differing = sum(repeat.contradictory for repeat in repeats)
+    return f"{text}; {differing} with another gold answer" if differing else text
