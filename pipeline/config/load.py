@@ -21,6 +21,7 @@ MAX_BYTES = 64 * 1024
 _DOTS = 100
 """Most dots in a key: the time of TOML's reader grows with the square of its parts."""
 _SHOWN = 100
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 PRESETS = resources.files("pipeline.config") / "presets"
 
@@ -70,15 +71,17 @@ def _read_source(source: str) -> dict[str, Any]:
     name = _short(source)
     if source in preset_names():
         text = preset_text(source).encode()
-    elif source.endswith(".toml") and _is_there(source):
+    elif source.lower().endswith(".toml") and _is_there(source):
         text = _read_file(Path(source))
     else:
         names = preset_names()
         near = difflib.get_close_matches(source[:_SHOWN], names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"{name}: neither a TOML file nor a preset; {hint}{', '.join(names)}")
+    if text.startswith(_UTF16) or b"\0" in text[:2]:
+        raise ConfigError(f"{name}: UTF-16; save it as UTF-8")
     try:
-        return tomllib.loads(text.decode())
+        return tomllib.loads(text.decode("utf-8-sig"))  # editors on Windows put a mark before it
     except RecursionError:
         raise ConfigError(f"{name}: not valid TOML: nested too deeply") from None
     except ValueError as error:  # also of integers with thousands of digits

@@ -164,6 +164,25 @@ def test_malformed_toml(tmp_path: Path, text: str) -> None:
     assert message.startswith(f"{path}: not valid TOML")
 
 
+@pytest.mark.parametrize("name", ["mine.toml", "MINE.TOML"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_toml_as_windows_writes_it(
+    tmp_path: Path, minimal: str, name: str, end: str, mark: bytes
+) -> None:
+    path = tmp_path / "other" / name
+    path.parent.mkdir()
+    path.write_bytes(mark + MINIMAL.replace("\n", end).encode())
+    assert load_config(str(path)) == load_config(minimal)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
+def test_toml_in_utf_16(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(MINIMAL.encode(encoding))
+    assert "UTF-16; save it as UTF-8" in refusal(str(path))
+
+
 def test_toml_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"\xff\xfe[data]")
