@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 
@@ -94,6 +94,7 @@ def _load(path: str, spread: Spread | None) -> tuple[Any, Any]:
     if tokenizer.chat_template is None:
         raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
     _detach_from_files(model)
+    _learn_padding(model)
     for name, weight in model.named_parameters():
         if not bool(local(weight.detach()).isfinite().all()):
             raise PolicyError(f"{path}: weight {name} holds values that are not finite")
@@ -218,6 +219,17 @@ def _detach_from_files(model: Any) -> None:
     """Copy weights out of the memory-mapped file, so that editing the file can't change them."""
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
+
+
+def _learn_padding(model: Any) -> None:
+    """Let embedding rows of padding ids have gradients, as all others (docs/method.md, section 8).
+
+    Modelling code sets `padding_idx`, which masks them. But the padding token of many tokenizers is
+    one that ends a turn: it stands in every prompt. What is computed from it doesn't change.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
 
 
 def save_model(model: Any, folder: Path) -> None:

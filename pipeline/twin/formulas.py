@@ -24,6 +24,8 @@ class Settings:
         feedback: whether the teacher prompt holds the verifier's feedback.
         on_policy: whether the updated policy is the one that sampled. If not, log pi_old is the
             stored one, or else the engine's.
+        padding_masked: the step is of a time when padding ids' embedding rows had no gradient.
+        float32_norm: the step is of a time when gradient norms were summed in float32.
     """
 
     method: str = "srpo"
@@ -43,6 +45,8 @@ class Settings:
     max_teacher_prompt_length: int | None = None
     feedback: bool = False
     on_policy: bool = True
+    padding_masked: bool = False
+    float32_norm: bool = False
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -42,7 +42,8 @@ class _KeepFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _open_model(policy_dir: Path) -> torch.nn.Module:
+def _open_model(policy_dir: Path, padding_masked: bool) -> torch.nn.Module:
+    """Open a policy in float64. Section 8: embedding rows of padding ids have gradients, too."""
     model = AutoModelForCausalLM.from_pretrained(
         str(policy_dir),
         dtype=torch.float32,
@@ -51,6 +52,9 @@ def _open_model(policy_dir: Path) -> torch.nn.Module:
         trust_remote_code=False,
     )
     opened: torch.nn.Module = model.double().eval()
+    for module in opened.modules():
+        if isinstance(module, torch.nn.Embedding) and not padding_masked:
+            module.padding_idx = None
     return opened
 
 
@@ -317,7 +321,7 @@ def recompute(
     folder = str(tokenizer_dir or policy_dir)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _render_texts(by_id, tables["rollouts"], tokenizer, settings)
-    model = _open_model(policy_dir)
+    model = _open_model(policy_dir, settings.padding_masked)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}
     _score(rollouts, model, policy, teacher, settings, progress)
     if "teacher" in tables:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pipeline.config.sections import Config, UpdateSection
 from pipeline.distributed.ranks import FirstError, exchanged, size, together, turns
-from pipeline.distributed.sharding import whole
 from pipeline.errors import NumericalError
 from pipeline.forward.scoring import Forward, fair_budget, idle_pass, response_hidden_ND
 from pipeline.machine.flops import TRAINING, forward_flops, projection_flops
@@ -24,6 +23,7 @@ from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Stage
 from pipeline.tables.schemas import UPDATES
 from stages.update.batch import FlatBatch, Rollout, flatten, rollouts_of
+from stages.update.clipping import clip_gradients
 from stages.update.gate import expect_near
 from stages.update.losses import engine_kl_N
 from stages.update.objective import TokenLosses, token_losses
@@ -65,7 +65,7 @@ class MiniBatchResult:
 
     Attributes:
         tokens: its N.
-        grad_norm: before clipping.
+        grad_norm: before clipping, summed in float64.
         computed: positions that went through the network.
         statistics: of the computed rollouts.
     """
@@ -259,7 +259,7 @@ def _optimize(
     )
     parameters = [p for _, p in policy.named_parameters()]
     with phase("clip"):
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)))
+        norm = clip_gradients(parameters, settings.max_grad_norm)
     if not math.isfinite(norm):
         ids = ", ".join(list(statistics)[:5])
         raise NumericalError(f"the gradient is not finite; computed from rollouts {ids}, …")
@@ -319,7 +319,7 @@ def _row(rollout: Rollout, result: MiniBatchResult) -> dict[str, Any]:
 
 STAGE = Stage(
     name="update",
-    version=3,
+    version=4,
     sections=("update",),
     reads=("rollouts", "routes", "scores", "teacher", "weights"),
     writes=("updates",),

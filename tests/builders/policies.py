@@ -75,12 +75,14 @@ def write_tiny_policy(
     hidden: int = 32,
     spread: float = 0.15,
     tied: bool = True,
+    padding: str | None = None,
 ) -> None:
     """Write the Hugging Face folder of a random policy with two heads.
 
     Args:
         spread: deviation of the initial weights; larger means lower entropy.
         tied: whether the output projection is the table of embeddings.
+        padding: the token that the model takes for padding; None: the tokenizer's.
     """
     tokenizer = tokenizer_of(vocabulary)
     tokenizer.save_pretrained(folder)
@@ -95,7 +97,7 @@ def write_tiny_policy(
         max_position_embeddings=2048,
         tie_word_embeddings=tied,
         initializer_range=spread,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.convert_tokens_to_ids(padding or tokenizer.pad_token),
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )

@@ -55,11 +55,13 @@ class StepCapture:
     parameters: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-def golden_config(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Config:
+def golden_config(
+    folder: Path, overrides: Mapping[str, Mapping[str, object]], padding: str | None = None
+) -> Config:
     """Return the configuration: temperature 0.8, K = 16 of 53, several micro-batches."""
     task = folder / "parity.py"
     task.write_text(TASK, encoding="utf-8")
-    write_tiny_policy(folder / "policy", seed=5)
+    write_tiny_policy(folder / "policy", seed=5, padding=padding)
     values: dict[str, dict[str, object]] = {
         "run": {"steps": 3, "seed": 3, "threads": 1, "snapshot_every": 1, "keep_snapshots": 9},
         "data": {"task": str(task), "max_prompt_length": 128},
@@ -91,9 +93,11 @@ def golden_config(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -
     return validate_config(values, "golden")
 
 
-def make_run(folder: Path, overrides: Mapping[str, Mapping[str, object]]) -> Session:
+def make_run(
+    folder: Path, overrides: Mapping[str, Mapping[str, object]], padding: str | None = None
+) -> Session:
     """Run STEP steps and the sampling and judging of step STEP; the policy is that of STEP."""
-    session = Session.create(folder / "run", golden_config(folder, overrides))
+    session = Session.create(folder / "run", golden_config(folder, overrides, padding))
     for step in range(STEP):
         for name in ("generate", "verify", "route", "weigh", "update"):
             session.run_stage(name, step)

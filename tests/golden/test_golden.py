@@ -1,6 +1,7 @@
 """A step of ours against the float64 twin, and the twin's power: each broken formula is caught."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,23 @@ def test_a_step_equals_its_twin(name: str, tmp_path: Path) -> None:
         assert len(capture.gradients) == len(twin.batches) >= 1
         norms = [sum(float(g.square().sum()) for g in u.values()) for u in capture.gradients]
         assert min(norms) > 0
+
+
+def test_a_padding_token_in_every_prompt_learns_as_its_twin_says(tmp_path: Path) -> None:
+    session = make_run(tmp_path, {}, padding="<user>")
+    capture = run_step(session)
+    twin = twin_of(session, capture)
+    assert disagreements(twin, capture) == []
+    settings = replace(twin_settings(session.config), padding_masked=True)
+    masked = recompute(
+        capture.tables, session.run.snapshot_path(STEP), teacher_states(session), settings
+    )
+    assert any("gradient" in line for line in disagreements(masked, capture))
+    name, row = "model.embed_tokens.weight", session.resident.require().encode("<user>")[0]
+    assert not torch.allclose(
+        twin.batches[0].gradient[name][row], masked.batches[0].gradient[name][row]
+    )
+    session.close()
 
 
 def test_the_golden_step_is_worth_testing(srpo: Session) -> None:

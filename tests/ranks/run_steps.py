@@ -22,6 +22,7 @@ from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
+from stages.update.clipping import clip_gradients
 from stages.update.stage import accumulate_gradient
 from tests.ranks.launcher import launch
 from tests.stages.steps import Group, config_of, open_tiny, routed, run_one
@@ -53,6 +54,16 @@ def gradient(
         for name, parameter in policy.named_parameters()
         if parameter.grad is not None
     }
+
+
+def clipped(
+    policy: Policy, rollouts: Sequence[Rollout], kept: int, settings: UpdateSection
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the norm before, and the whole gradient when it is clipped to a norm of 0.001."""
+    accumulate_gradient(policy, rollouts, kept, settings)
+    named = dict(policy.named_parameters())
+    norm = clip_gradients(named.values(), 1e-3)
+    return norm, {name: whole(p.grad) for name, p in named.items() if p.grad is not None}
 
 
 def gathered_dtypes(policy: Policy) -> dict[str, torch.dtype]:
@@ -97,9 +108,12 @@ def all_steps(folder: Path, **model: Any) -> list[dict[str, Any]]:
         tables: dict[str, pa.Table] = routed(policy, config, groups, step)
         rollouts = rollouts_of(tables, on_policy=True)
         gradients = ranks.together(gradient, policy, rollouts, 16, config.update)[0]
+        clips = ranks.together(clipped, policy, rollouts, 16, config.update)
+        assert len({norm for norm, _ in clips}) == 1  # one norm, on all ranks
         facts = run_one(UPDATE, tables, policy, config, step)
         policy.finish_update(f"{step + 1:06d}-made by hand")
-        found.append({"tables": tables, "gradient": gradients, "facts": facts})
+        step_found = {"tables": tables, "gradient": gradients, "facts": facts}
+        found.append({**step_found, "clipped": clips[0][1]})
     return found
 
 

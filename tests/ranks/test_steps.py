@@ -90,4 +90,15 @@ def test_gradients_are_those_of_one_rank(step: int, pair: tuple[Found, Found]) -
         assert float((gradient - theirs[name]).double().norm()) <= 1e-5 * whole, name
     norms = [found[step]["facts"]["grad_norm"] for found in pair]
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
-    assert norms[0][0] == pytest.approx(whole, rel=1e-5)
+    assert norms[0][0] == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("step", range(1, 1 + len(STEPS)))
+def test_clipped_gradients_are_those_of_one_rank(step: int, pair: tuple[Found, Found]) -> None:
+    one, several = (found[step] for found in pair)
+    whole = float(sum(g.double().square().sum() for g in one["gradient"].values())) ** 0.5
+    scale = min(1.0, 1e-3 / (whole + 1e-6))
+    for name, gradient in one["gradient"].items():
+        for found in (one, several):
+            off = (found["clipped"][name].double() - scale * gradient.double()).norm()
+            assert float(off) <= 1e-5 * scale * whole, name

@@ -24,9 +24,9 @@ Group = Sequence[tuple[str, float]]
 SYSTEM = {"role": "system", "content": "be brief"}
 
 
-def open_tiny(folder: Path, tied: bool = True, **model: Any) -> Policy:
+def open_tiny(folder: Path, tied: bool = True, padding: str | None = None, **model: Any) -> Policy:
     """Write and open the tiny policy; `model` are settings of the section model."""
-    write_tiny_policy(folder, seed=1, tied=tied)
+    write_tiny_policy(folder, seed=1, tied=tied, padding=padding)
     return open_on_cpu(folder, **model)
 
 

@@ -77,6 +77,19 @@ def test_dropped_rollouts_leave_n(policy: Policy) -> None:
     assert routes == ["none", "sdpo", "sdpo", "none", "none", "sdpo"]
 
 
+def test_the_row_of_a_padding_token_learns(tmp_path: Path) -> None:
+    # Untied: the row gets its gradient from look-ups alone. <user> stands in every prompt.
+    policy = open_tiny(tmp_path, tied=False, padding="<user>")
+    table = policy.model.get_input_embeddings()
+    assert policy.model.config.pad_token_id == policy.encode("<user>")[0] == 2
+    before = table.weight.detach().clone()
+    updated(policy, config_of(update={"weight_decay": 0.0}), MIXED)
+    moved = (table.weight - before).abs().amax(-1) > 0
+    asked = {i for text in ("question 0", "question 1") for i in policy.encode(text)}
+    assert moved[2] and moved[sorted(asked)].all()
+    assert not moved[0]  # <pad>, which no prompt holds
+
+
 def test_warm_up_is_linear_from_the_first_step(policy: Policy) -> None:
     config = config_of(update={"learning_rate": 1.0, "warmup_steps": 4})
     rates = []
