@@ -8,7 +8,7 @@ from pipeline.config.sections import Config
 from pipeline.sampling.engine import sampling_settings
 from pipeline.stage.answer_columns import sample_columns, verdict_columns
 from pipeline.stage.contract import Handles, Output, Stage
-from pipeline.tables.schemas import EVALUATIONS
+from pipeline.tables.schemas import schema_with
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
@@ -25,7 +25,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     )
     columns["response_tokens"] = [len(ids) for ids in columns["response_ids"]]
     tokens = sum(columns["response_tokens"])
-    return Output({"evaluations": pa.table(columns, schema=EVALUATIONS)}, tokens=tokens)
+    table = pa.table(columns, schema=schema_with("evaluations", columns))
+    return Output({"evaluations": table}, tokens=tokens)
 
 
 STAGE = Stage(

@@ -9,7 +9,7 @@ from pipeline.config.sections import Config
 from pipeline.sampling.engine import sampling_settings
 from pipeline.stage.answer_columns import sample_columns
 from pipeline.stage.contract import Handles, Output, Stage
-from pipeline.tables.schemas import ROLLOUTS
+from pipeline.tables.schemas import schema_with
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
@@ -18,7 +18,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     columns = sample_columns("", settings.rollouts, sampling_settings(settings), handles)
     tokens = sum(map(len, columns["response_ids"]))
     facts = {**_facts(columns), **(handles.engine.facts if handles.engine else {})}
-    return Output({"rollouts": pa.table(columns, schema=ROLLOUTS)}, facts, tokens)
+    table = pa.table(columns, schema=schema_with("rollouts", columns))
+    return Output({"rollouts": table}, facts, tokens)
 
 
 def _facts(columns: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline import thinking
 from pipeline.errors import NumericalError, PolicyError
 from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.seeds import derive_seed
 from pipeline.stage.contract import Handles
+from pipeline.tables.schemas import UNCLOSED_THINKING
 from pipeline.task import Verdict, Verifier
 
 
@@ -87,6 +90,19 @@ def _expect_finite(engine: str, rollout_ids: list[str], logprobs: list[list[floa
             f"{len(rollout_ids)} rollouts: {first}; none of them is kept: the policy's weights or "
             "logits are broken, or the engine's copy of them"
         )
+
+
+def unfinished(answers: pa.Table) -> list[bool]:
+    """Return which answers end inside a think block: they demonstrate nothing (section 2).
+
+    Where the chat template thinks, generate has recorded it; elsewhere the response alone tells.
+
+    Args:
+        answers: rollouts or evaluations.
+    """
+    if UNCLOSED_THINKING in answers.column_names:
+        return list(answers.column(UNCLOSED_THINKING).to_pylist())
+    return [thinking.unclosed_thinking(t) for t in answers.column("response_text").to_pylist()]
 
 
 def verdict_columns(

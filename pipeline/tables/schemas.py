@@ -4,6 +4,7 @@
 "{step:06d}-{group:04d}-{sample:02d}" for training rollouts, with a leading "e" for evaluations.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,9 @@ TOKEN_TABLES = ("teacher", "weights")
 
 STUDENT_LOGPROBS = "student_logprobs"
 """The column of `teacher` that `route.keep_student_logprobs` leaves out."""
+
+UNCLOSED_THINKING = "unclosed_thinking"
+"""The column of `rollouts` and `evaluations` that only policies have whose chat template thinks."""
 
 _KEPT_TYPES: dict[KeptDtype, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 _MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
@@ -62,6 +66,12 @@ _SAMPLING_COLUMNS = [
     _column("policy_version", pa.string(), "version of the policy that sampled it"),
     _column("engine", pa.string(), "sampling engine"),
 ]
+_UNCLOSED_THINKING = _column(
+    UNCLOSED_THINKING,
+    pa.bool_(),
+    "the response ends inside a think block that it or its prompt opened; only where the chat "
+    "template thinks",
+)
 _VERDICT_COLUMNS = [
     _column("reward", pa.float32(), "r_i, in [0, 1]"),
     _column("correct", pa.bool_(), "c_i: reward >= verify.success_threshold"),
@@ -81,6 +91,7 @@ ROLLOUTS = pa.schema(
             "log-probability of each sampled token under the distribution it was drawn from, nats",
         ),
         *_SAMPLING_COLUMNS,
+        _UNCLOSED_THINKING,
     ]
 )
 
@@ -200,6 +211,7 @@ EVALUATIONS = pa.schema(
         *_SAMPLING_COLUMNS,
         *_VERDICT_COLUMNS,
         _column("response_tokens", pa.int32(), "length of the response"),
+        _UNCLOSED_THINKING,
     ]
 )
 
@@ -215,12 +227,22 @@ SCHEMAS: dict[str, pa.Schema | None] = {
 }
 """Schema by table; None where it depends on settings."""
 
-OPTIONAL: dict[str, frozenset[str]] = {"teacher": frozenset({STUDENT_LOGPROBS})}
+OPTIONAL: dict[str, frozenset[str]] = {
+    "teacher": frozenset({STUDENT_LOGPROBS}),
+    "rollouts": frozenset({UNCLOSED_THINKING}),
+    "evaluations": frozenset({UNCLOSED_THINKING}),
+}
 """Columns that a table may lack: a setting leaves them out, or they are younger than the table.
 
 A column that is added from now on belongs here, and tables have it only where a setting asks for
 it: all others stay what they are, byte for byte, and older tables are read as they are.
 """
+
+
+def schema_with(table: str, names: Container[str]) -> pa.Schema:
+    """Return the schema of a table (not `teacher`), with those optional columns that are named."""
+    lacking = {name for name in OPTIONAL.get(table, ()) if name not in names}
+    return pa.schema([c for c in SCHEMAS[table] or () if c.name not in lacking])
 
 
 def schema_of(table: str, found: pa.Schema) -> pa.Schema:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.config.load import validate_config
 from pipeline.config.sections import Config
 from pipeline.tables.manifest import Cost, Origin
-from pipeline.tables.schemas import SCHEMA_VERSION, SCHEMAS, teacher_schema
+from pipeline.tables.schemas import SCHEMA_VERSION, schema_with, teacher_schema
 
 STEP = 3
 IDS = [f"{STEP:06d}-{group:04d}-{sample:02d}" for group in (0, 1) for sample in (0, 1)]
@@ -114,7 +114,8 @@ def tables() -> dict[str, pa.Table]:
             "response_tokens": LENGTHS,
         },
     }
-    schemas = {**SCHEMAS, "teacher": teacher_schema(KEPT)}
+    schemas = {name: schema_with(name, columns) for name, columns in made.items()}
+    schemas["teacher"] = teacher_schema(KEPT)
     return {name: pa.table(columns, schema=schemas[name]) for name, columns in made.items()}
 
 

@@ -19,7 +19,7 @@ import data.demo
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES, TABLES_OF_STAGE
 from pipeline.run.step_records import Records
-from pipeline.tables.schemas import SCHEMAS, teacher_schema
+from pipeline.tables.schemas import schema_with, teacher_schema
 from stages.route.decisions import group_statistics
 from stages.weigh import log_raw_weights_N, normalised_weights_N
 from tests.builders.tables import (
@@ -125,7 +125,7 @@ def make_run(
 def _commit(
     run: Run, table: str, step: int, columns: Columns, facts: dict[str, Any] | None = None
 ) -> None:
-    schema = SCHEMAS[table] or teacher_schema(KEPT)
+    schema = teacher_schema(KEPT) if table == "teacher" else schema_with(table, columns)
     made = origin(
         table,
         step=step,

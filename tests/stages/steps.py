@@ -11,7 +11,7 @@ from pipeline.config.sections import Config
 from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles
 from pipeline.tables.invariants import check_table
-from pipeline.tables.schemas import ROLLOUTS, VERDICTS
+from pipeline.tables.schemas import VERDICTS, schema_with
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH
@@ -70,7 +70,9 @@ def sampled(policy: Policy, groups: Sequence[Group], step: int = 0) -> dict[str,
     verdicts = verdict_columns([reward >= 0.5 for reward in rewards], reward=rewards)
     logprobs = [[-3.5] * len(response) for response in responses]
     return {
-        "rollouts": pa.table({**rollouts, "sampled_logprobs": logprobs}, schema=ROLLOUTS),
+        "rollouts": pa.table(
+            {**rollouts, "sampled_logprobs": logprobs}, schema=schema_with("rollouts", ())
+        ),
         "verdicts": pa.table({"rollout_id": rollouts["rollout_id"], **verdicts}, schema=VERDICTS),
     }
 

@@ -10,7 +10,7 @@ from pipeline.tables.schemas import OPTIONAL, SCHEMAS, TOKEN_TABLES, schema_of, 
 COLUMNS = {
     "rollouts": "rollout_id step group sample task prompt_id messages reference prompt_ids "
     "response_ids response_text sampled_logprobs temperature top_p top_k finish_reason seed "
-    "policy_version engine",
+    "policy_version engine unclosed_thinking",
     "verdicts": "rollout_id reward correct format_ok prediction feedback? verifier error?",
     "routes": "rollout_id group reward correct advantage group_mean group_std teacher_available "
     "teacher_source teacher_rollout_id? teacher_prompt_text? teacher_prompt_ids route mini_batch "
