@@ -45,6 +45,7 @@ class Statistics:
 
 
 Report = Callable[[int], None]
+_LARGEST_NORM = math.sqrt(torch.finfo(torch.float32).max)
 _UNKNOWN: dict[str, float | None] = dict.fromkeys(
     ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
 )
@@ -260,9 +261,12 @@ def _optimize(
     parameters = [p for _, p in policy.named_parameters()]
     with phase("clip"):
         norm = clip_gradients(parameters, settings.max_grad_norm)
-    if not math.isfinite(norm):
+    if not norm <= _LARGEST_NORM:
         ids = ", ".join(list(statistics)[:5])
-        raise NumericalError(f"the gradient is not finite; computed from rollouts {ids}, …")
+        raise NumericalError(
+            f"the gradient is not finite; computed from rollouts {ids}, … (its norm is {norm:.3g}, "
+            "and Adam squares it in float32)"
+        )
     with phase("optimizer"):
         policy.optimizer.step()
         policy.optimizer.zero_grad(set_to_none=True)
