@@ -1,6 +1,6 @@
 """Fuzz the readers of outside input: they may raise our own errors only, and never crash.
 
-    python -m benchmarks.fuzz --minutes 10
+    python -m benchmarks.fuzz --run RUN --minutes 10
 
 Good inputs are mutated (bits, bytes, cuts, copies, numbers), from a seed. Mutated records are
 sealed again, and so are manifests of mutated tables, so that the reader has to cope and not the

@@ -1,6 +1,7 @@
 """The documents agree with the code: generated pages, links, commands, and all that is named."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -36,6 +37,8 @@ PLACEHOLDERS = {"N": "1", "RUN@N": "run@1", "…": "", "PRESET|FILE.toml": "demo
 """Words in the pages' commands that stand for others, and what to parse in their place."""
 USERS_OWN = {"capitals.py", "mine.py", "pipeline.py", "data.py", "FILE.py"}
 """Python files that pages name as examples of what users write."""
+OTHERS_NAMES = {"IPCTrainerWeightTransferEngine", "padding_idx"}
+"""Names in other projects that pages cite."""
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -178,6 +181,13 @@ def inline(text: str) -> list[str]:
     return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", prose)]
 
 
+def built(text: str) -> str:
+    """Return a page without the sections and rows of what it says is not built yet."""
+    sections = [s for s in text.split("\n## ") if "**Not built yet**: this section" not in s]
+    lines = [line for section in sections for line in section.splitlines()]
+    return "\n".join(line for line in lines if "**not built yet**" not in line)
+
+
 def without_remark(line: str) -> str:
     """Return the command of a line, without the remark to its right."""
     return re.split(r"\s{3,}|\s+# ", line, maxsplit=1)[0]
@@ -235,8 +245,7 @@ def test_examples_of_the_help_parse(name: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_that_the_pages_name_exist(page: Path) -> None:
     sections = {key.partition(".")[0] for key in config_keys()}
-    built = [s for s in text_of(page).split("\n## ") if "**Not built yet**" not in s]
-    named = re.findall(r"`([a-z]+\.[a-z_.]+[a-z_])(?: ?=[^`]*)?`", "\n".join(built))
+    named = re.findall(r"`([a-z]+\.[a-z_.]+[a-z_])(?: ?=[^`]*)?`", built(text_of(page)))
     keys = [key for key in named if key.partition(".")[0] in sections]
     files = (".py", ".json")
     assert [k for k in keys if not is_setting(k) and not k.endswith(files)] == []
@@ -280,6 +289,37 @@ def test_modules_that_the_pages_name_exist(page: Path) -> None:
         files = [PROJECT.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
         depth = sum(file.is_dir() or file.with_suffix(".py").exists() for file in files)
         reduce(getattr, parts[depth:], importlib.import_module(".".join(parts[:depth])))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_benchmarks_have_the_options_that_exist_and_those_required(page: Path) -> None:
+    codes = [*map(without_remark, blocks(text_of(page))), *inline(text_of(page))]
+    pattern = re.compile(r"python (?:-m )?benchmarks[./](\w+)(?:\.py)?\b(.*)")
+    for match in filter(None, map(pattern.match, codes)):
+        source = text_of(PROJECT / "benchmarks" / f"{match[1]}.py")
+        options = set(re.findall(r"--[a-z-]+", match[2]))
+        known = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
+        required = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"[^)]*required=True', source))
+        assert options <= known and required <= options, match[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_that_the_pages_give_in_code_are_in_the_code(page: Path) -> None:
+    if page.name == "ROADMAP.md":  # it says what was, too
+        return
+    codes = inline(built(text_of(page)))
+    names = [code for code in codes if re.fullmatch(r"[A-Za-z_][\w.]*", code)]
+    last = {name.rpartition(".")[2] for name in names if not name.isupper()}
+    assert sorted(last - words_of_the_code() - OTHERS_NAMES) == []
+
+
+@functools.cache
+def words_of_the_code() -> set[str]:
+    rooms = ("pipeline", "stages", "flows", "data", "benchmarks", "deploy", "tests")
+    kinds = {".py", ".js", ".css", ".toml", ".yaml", ".json"}
+    files = [p for room in rooms for p in (PROJECT / room).rglob("*") if p.suffix in kinds]
+    files += [PROJECT / "pyproject.toml", PROJECT / "prefect.yaml", PROJECT / "docs/generate.py"]
+    return {word for file in files for word in re.findall(r"\w+", text_of(file))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
