@@ -32,10 +32,12 @@ def evaluate(
     """
     from flows.reruns.evaluate import evaluate_now
     from flows.session.open_run import default_run_dir, model_config, split_state
+    from flows.session.questions import left_out
     from flows.session.session import Session
     from flows.training.progress import evaluation_line
     from flows.workers.command_pool import command_pool
     from pipeline.remote.mirror_sync import is_run
+    from pipeline.text import print_warnings
 
     run, step = split_state(state)
     chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
@@ -45,6 +47,7 @@ def evaluate(
         settings = model_config(state, chosen)
         run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
         session = Session.create(run, settings, keep_start=False)
+        print_warnings(left_out(settings, session.questions))
     names = ("policy, by replaying updates", "evaluate")
     with (
         contextlib.closing(session),

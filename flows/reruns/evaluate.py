@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.session.question_loading import load_questions
-from flows.session.questions import check_evaluation_context, fitting
+from flows.session.questions import check_evaluation_context, fitting, left_out
 from flows.session.session import Session
 from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config
@@ -15,6 +15,7 @@ from pipeline.files.durable import digest_of
 from pipeline.remote.mirror_sync import is_run
 from pipeline.run.run import Run
 from pipeline.stage.contract import Progress
+from pipeline.text import print_warnings
 
 if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
@@ -46,6 +47,7 @@ def evaluate_now(
     policy = session.prepare(steps_done, replayed)
     check_evaluation_context(wanted, policy)
     questions = fitting(load_questions(wanted), wanted, policy.render)
+    print_warnings(left_out(wanted, questions))
     name = digest_of([wanted.recorded()[s] for s in _SECTIONS])[:12]
     root = session.run.root / "evaluations" / name
     facts = {

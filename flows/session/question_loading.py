@@ -80,6 +80,13 @@ def _load(
         loaded: object = open_task(entry.task).load(entry.path, split)
     except BadRows as bad:
         loaded, errors = bad.questions, [*bad.errors]
+    except RowError as error:
+        if on_bad_row == "stop":
+            raise
+        raise DataError(
+            f"{error}; the load of task {name} ends at its first bad row, so it can't be left out: "
+            "write it with pipeline.task.usable_questions (docs/tasks.md)"
+        ) from error
     except SrpoError:
         raise
     except Exception as error:

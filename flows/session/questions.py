@@ -179,6 +179,13 @@ def warnings_of(config: Config, questions: Questions) -> list[str]:
         found.append(
             "generate.top_p or top_k cuts the sampling distribution: importance ratios are biased"
         )
+    repeats = repeat_warnings(questions.train, questions.test)
+    return [*found, *left_out(config, questions), *repeats]
+
+
+def left_out(config: Config, questions: Questions) -> list[str]:
+    """Return which questions a run or an evaluation goes without, and why."""
+    found = []
     for split, count in questions.skipped.items():
         if count:
             found.append(
@@ -196,7 +203,7 @@ def warnings_of(config: Config, questions: Questions) -> list[str]:
             f"{questions.duplicates} questions of the test split are left out, since their prompt "
             "is in train (data.drop_test_duplicates)"
         )
-    return [*found, *repeat_warnings(questions.train, questions.test)]
+    return found
 
 
 def check_training_context(config: Config, policy: Policy) -> None:

@@ -126,6 +126,15 @@ def test_a_task_of_ones_own_can_have_bad_rows(tmp_path: Path) -> None:
     assert ids(found.train) == ["1", "2", "4", "5"] and found.facts()["bad_rows"] == {"train": 1}
 
 
+def test_a_load_that_ends_at_its_first_bad_row_is_told_how_not_to(tmp_path: Path) -> None:
+    text = TASK.replace("usable_questions(ROWS[split], question)", "[*map(question, ROWS[split])]")
+    rows = 'ROWS = {"train": [1, 2, -3, 4, 5], "test": [6, 7]}\n'
+    with pytest.raises(DataError, match=r"row -3 is below zero$"):
+        load_questions(own_task(tmp_path, rows + text))
+    with pytest.raises(DataError, match=r"write it with pipeline\.task\.usable_questions"):
+        load_questions(own_task(tmp_path, rows + text, "data.on_bad_row=skip"))
+
+
 def test_a_question_that_tables_can_not_hold_is_a_bad_row(tmp_path: Path) -> None:
     text = TASK.replace("str(row)", "str(row) if row != 3 else '\\ud800'")
     rows = 'ROWS = {"train": [1, 2, 3, 4, 5], "test": [6]}\n'
