@@ -8,7 +8,7 @@ from pipeline.config.sections import Config
 from pipeline.sampling.engine import sampling_settings
 from pipeline.stage.answer_columns import sample_columns, verdict_columns
 from pipeline.stage.contract import Handles, Output, Stage
-from pipeline.tables.schemas import schema_with
+from pipeline.tables.schemas import UNCLOSED_THINKING, schema_with
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
@@ -20,7 +20,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         columns["task"],
         columns["response_text"],
         columns["reference"],
-        config.verify.success_threshold,
+        columns.get(UNCLOSED_THINKING),
+        config.verify,
         handles,
     )
     columns["response_tokens"] = [len(ids) for ids in columns["response_ids"]]
@@ -31,7 +32,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     sections=("evaluate", "verify"),
     reads=(),
     writes=("evaluations",),

@@ -29,7 +29,7 @@ def _facts(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="generate",
-    version=2,
+    version=3,
     sections=("generate",),
     reads=(),
     writes=("rollouts",),

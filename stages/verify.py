@@ -5,21 +5,23 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from pipeline.config.sections import Config
-from pipeline.stage.answer_columns import verdict_columns
+from pipeline.stage.answer_columns import unfinished, verdict_columns
 from pipeline.stage.contract import Handles, Output, Stage
-from pipeline.tables.schemas import VERDICTS
+from pipeline.tables.schemas import UNCLOSED_THINKING, VERDICTS
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
     """Judge every rollout; one that can't be judged counts as wrong; `error` says why."""
     rollouts = tables["rollouts"]
+    thinks = UNCLOSED_THINKING in rollouts.column_names
     columns = {
         "rollout_id": rollouts.column("rollout_id").to_pylist(),
         **verdict_columns(
             rollouts.column("task").to_pylist(),
             rollouts.column("response_text").to_pylist(),
             rollouts.column("reference").to_pylist(),
-            config.verify.success_threshold,
+            unfinished(rollouts) if thinks else None,
+            config.verify,
             handles,
         ),
     }

@@ -151,7 +151,7 @@ def _wait_for_prefect(server: "ServerHandle", session: "Session") -> None:
 def _train_and_show(
     session: "Session", run: Path, console: Console, profile: bool, spec: "RunnerSpec | None"
 ) -> "Outcome":
-    from flows.session.questions import warnings_of
+    from flows.session.questions import stop_line, warnings_of
     from flows.training.disk_watch import DiskSpaceWatcher, disk_space_line, disk_space_warnings
     from flows.training.profile_watch import profiled
     from flows.training.progress import Lines, Screen
@@ -161,6 +161,7 @@ def _train_and_show(
     warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
     print_warnings([*warnings, *disk_space_warnings(session)])
     print(f"{run}: {disk_space_line(session)}")
+    print(f"{run}: {stop_line(session.run)}")
     with contextlib.ExitStack() as stack:
         session.stages.spread_over(
             stack.enter_context(optional_pool(spec, session.config.run.stall_seconds))

@@ -64,7 +64,7 @@ def fork_run(
         if is_run(root):
             return Run.open(root)
         facts = {
-            **{key: parent.record[key] for key in _INHERITED_FACTS},
+            **{key: parent.record[key] for key in _INHERITED_FACTS if key in parent.record},
             **_questions_facts(parent, config, fork.changed),
             "task_digest": _task_digest(parent, config, stage),
             "versions": {name: version(name) for name in parent.record["versions"]},
@@ -123,7 +123,7 @@ def _positions(parent: Run) -> int | None:
     return positions if isinstance(positions, int) else None
 
 
-_INHERITED_FACTS = ("hardware", "initial_policy_version")
+_INHERITED_FACTS = ("hardware", "initial_policy_version", "stop_tokens")
 
 
 def code_changes(run: Run, stage: Stage, step: int) -> list[str]:

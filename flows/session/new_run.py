@@ -49,6 +49,7 @@ def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Qu
     configure_process(config.run.threads)
     loaded = load_questions(config)
     policy = initial_policy(config, loaded)
+    config = with_prompt_time(config, policy)
     check_evaluation_context(config, policy)
     if keep_start:
         check_training_context(config, policy)
@@ -58,6 +59,7 @@ def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Qu
         "task_digest": code_digest(config.data),
         **questions.facts(),
         "initial_policy_version": policy.version,
+        "stop_tokens": policy.stops.record(),
     }
     if keep_start:
         expect_disk_space(config, facts_of(policy, config, questions), run_dir)
@@ -84,6 +86,16 @@ def initial_policy(config: Config, questions: Questions) -> Policy:
             write_random_policy(Path(folder), texts, config.run.seed)
             return open_policy(folder, config.model, teacher_settings(config))
     return open_policy(config.model.path, config.model, teacher_settings(config))
+
+
+def with_prompt_time(config: Config, policy: Policy) -> Config:
+    """Return the settings with the time that prompts show, where the chat template asks for it."""
+    if config.model.prompt_time is not None or not policy.prompts.takes_time:
+        return config
+    time = policy.prompts.time.isoformat()
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"prompt_time": time})}
+    )
 
 
 def teacher_settings(config: Config) -> TeacherSettings:

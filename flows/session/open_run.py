@@ -75,6 +75,9 @@ def resumed_config(run: Run, source: str | None, overrides: Sequence[str]) -> Co
         for override in overrides:
             apply_override(values, override)
         wanted = validate_config(values, "--set")
+    if wanted.model.prompt_time is None:  # the run's start settled it
+        time = {"prompt_time": run.config.model.prompt_time}
+        wanted = wanted.model_copy(update={"model": wanted.model.model_copy(update=time)})
     before, after = flat(run.config.model_dump()), flat(wanted.model_dump())
     differing = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     refused = [k for k in differing if not _grows(k, before.get(k), after.get(k))]

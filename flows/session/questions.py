@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from flows.session.question_mixture import deal
@@ -12,7 +11,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.files.durable import digest_of
 from pipeline.policy.model_loading import open_tokenizer
 from pipeline.policy.policy import Policy
-from pipeline.policy.prompts import render_prompt
+from pipeline.policy.prompts import Prompts
 from pipeline.run.run import Run
 from pipeline.seeds import stream_positions
 from pipeline.stage.contract import Render
@@ -168,8 +167,7 @@ def _tokens(question: Question, render: Render, limit: int) -> int:
 
 def tokenizer_render(run: Run) -> Render:
     """Return the function that renders prompts, by the tokenizer that a run keeps."""
-    tokenizer = open_tokenizer(run.tokenizer_path())
-    return partial(render_prompt, tokenizer, run.config.model.chat_template_kwargs)
+    return Prompts(open_tokenizer(run.tokenizer_path()), run.config.model).render
 
 
 def warnings_of(config: Config, questions: Questions) -> list[str]:
@@ -204,6 +202,15 @@ def left_out(config: Config, questions: Questions) -> list[str]:
             "is in train (data.drop_test_duplicates)"
         )
     return found
+
+
+def stop_line(run: Run) -> str:
+    """Name the tokens that end a response, as run.json records them; old runs don't."""
+    found = run.record.get("stop_tokens")
+    if found is None:
+        return "responses end as its srpo had them end: its run.json names no stop tokens"
+    named = (f"{printable(t['token'], 60)} ({t['id']}: {', '.join(t['from'])})" for t in found)
+    return f"responses end with {', '.join(named)}"
 
 
 def check_training_context(config: Config, policy: Policy) -> None:

@@ -21,7 +21,7 @@ from prefect.states import Cancelled
 
 from flows.prefect_api.calls import ApiError, calling, client_settings, unrecorded
 from flows.session.open_run import checked_config, open_session
-from flows.session.questions import warnings_of
+from flows.session.questions import stop_line, warnings_of
 from flows.training.artifacts import Artifacts
 from flows.training.disk_watch import DiskSpaceWatcher, disk_space_warnings
 from flows.training.loop import Outcome, Reference, StopSwitch, Watcher, train
@@ -179,6 +179,7 @@ def train_flow(
         print_warnings(
             warnings_of(session.config, session.questions) + disk_space_warnings(session)
         )
+        print(f"{trained}: {stop_line(session.run)}")
         limit_seconds = session.config.run.stall_seconds
         with (
             Watchdog(session.run.root, limit_seconds) as watchdog,

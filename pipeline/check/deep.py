@@ -9,6 +9,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from pipeline.config.sections import Config
+from pipeline.policy.prompts import prompt_time, strftime_at
 from pipeline.run.run import Run
 from pipeline.tables.rule_changes import padding_learns
 from pipeline.twin.compare_tables import (
@@ -27,6 +28,9 @@ State = Mapping[str, Tensor]
 _FLOOR = 4e-7
 """Four times the golden tests': plain float32 passes over demo responses unlike any in training are
 off by 9e-5 in a log-probability (`pipeline.twin.tolerances` derives the rest from it)."""
+
+_STOP_LEFT_OUT = 3
+"""The version of stage generate since which texts lack the token that ended the response."""
 
 _NEEDED = ("rollouts", "verdicts", "routes")
 _COMPARED = ("teacher", "weights", "updates", "scores")
@@ -131,7 +135,12 @@ def twin_settings(run: Run, step: int) -> Settings:
         dual_clip=update.dual_clip,
         tis_clip=update.tis_clip,
         sdpo_ratio_clip=update.sdpo_ratio_clip,
-        chat_template_kwargs=run.config.model.chat_template_kwargs,
+        chat_template_kwargs={
+            **run.config.model.chat_template_kwargs,
+            "strftime_now": strftime_at(prompt_time(run.config.model)),
+        },
+        system_role=run.config.model.system_role,
+        stop_in_text=sampled.stage_version < _STOP_LEFT_OUT,
         max_teacher_prompt_length=route.max_teacher_prompt_length,
         feedback=route.feedback,
         on_policy=updated is None or updated.policy_version == sampled.policy_version,

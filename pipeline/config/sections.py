@@ -4,15 +4,17 @@ Defaults are the paper's SRPO column (docs/method.md, section 10) and constants 
 each number stands here and nowhere else. Presets and user files name only what differs.
 """
 
+from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataSection
 from pipeline.config.field_types import (
     LARGEST_INT,
     TEMPLATE_NAMES,
     Count,
+    Later,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -82,6 +84,29 @@ class ModelSection(Section):
     chat_template_kwargs: dict[str, str | bool | int] = Field(
         default_factory=dict, description="passed to the chat template (enable_thinking = false)"
     )
+    chat_template: Later[str | None] = Field(
+        None,
+        description="which of a tokenizer's named chat templates; unset: its only one, or the one "
+        "called default",
+    )
+    system_role: Later[Literal["as_is", "fold"]] = Field(
+        "as_is",
+        description="fold: put the system text before the user's, for templates that know no "
+        "system turn",
+    )
+    stop_tokens: Later[list[str | int] | None] = Field(
+        None,
+        description="tokens that end a response, by text or id; unset: those of generation config, "
+        "tokenizer and chat template together",
+    )
+    extra_stop_tokens: Later[list[str | int]] = Field(
+        default_factory=list, description="more tokens that end a response, by text or id"
+    )
+    prompt_time: Later[str | None] = Field(
+        None,
+        description="local time that chat templates take for now, as 2026-11-30T08:00:00; unset: "
+        "when the run starts, which records it here if its template asks for the time",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -96,6 +121,20 @@ class ModelSection(Section):
         description="keep weights, gradients, teacher and optimizer in the host's memory; a GPU "
         "has a layer at a time, or a whole model while `transformers` samples",
     )
+
+    @field_validator("prompt_time")
+    @classmethod
+    def _is_local_time(cls, value: str | None) -> str | None:
+        """Refuse what is no time, or has a zone: templates get none."""
+        if value is None:
+            return None
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no time; expected 2026-11-30T08:00:00") from None
+        if time.tzinfo is not None:
+            raise ValueError(f"{value!r} has a time zone; expected a local time without one")
+        return time.isoformat()
 
 
 class GenerateSection(Section):
@@ -126,6 +165,11 @@ class VerifySection(Section):
     workers: Workers = Field(2, description="child processes")
     timeout_seconds: Seconds = Field(10.0, description="time limit of one verdict")
     memory_mb: PositiveInt = Field(2048, description="address space of one child process")
+    unfinished_thinking: Later[Literal["wrong", "judge"]] = Field(
+        "wrong",
+        description="a response that ends inside its think block, where the chat template thinks: "
+        "wrong whatever it says, or judged like any other",
+    )
 
 
 class RouteSection(Section):

@@ -1,18 +1,14 @@
 """Opening a model folder that anybody may have written: nothing in it is run or taken on trust.
 
 Weights come from safetensors, whose headers are compared with the configuration before memory is
-allocated. Custom code is never run. A chat template is a program: it runs in Jinja's sandbox, the
-first time in a child process with limits.
+allocated. Custom code is never run.
 
 A model for several ranks is sharded while it has shapes but no weights; each rank then reads only
 its own rows of each weight.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,51 +22,38 @@ from pipeline.distributed.ranks import agreed, rank
 from pipeline.distributed.sharding import Spread, local, whole
 from pipeline.errors import PolicyError
 from pipeline.policy import checkpoint
+from pipeline.policy.chat_template import check_named, expect_template, settle_template
 from pipeline.policy.safetensors_layout import FileLayout, lay_out
 from pipeline.text import printable
 
-LONGEST_TEMPLATE = 256 * 1024
-"""Characters of a chat template."""
-TEMPLATE_SECONDS = 10
 _LONGEST_HEADER = 100_000_000
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_RENDER = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-source, turns = sys.stdin.read(), [{"role": "user", "content": "Hello"}]
-try:
-    made = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).from_string(source)
-    text = made.render(messages=turns, add_generation_prompt=True, bos_token="", eos_token="")
-except MemoryError:
-    sys.exit(1)
-except Exception:
-    sys.exit(0)  # the real thing says what is wrong
-sys.exit(len(text) > 1_000_000)
-"""
 
 
-def load_pretrained(path: str, spread: Spread | None = None) -> tuple[Any, Any]:
+def load_pretrained(
+    path: str, spread: Spread | None = None, chat_template: str | None = None
+) -> tuple[Any, Any]:
     """Return model and tokenizer of a Hugging Face folder or name, in float32.
 
     Args:
         spread: shards the model over the ranks, which must all call this; each reads its part.
+        chat_template: which of its named chat templates (`settle_template`).
 
     Raises:
         PolicyError: the folder is not there, can't be opened, or its parts don't match.
     """
     with agreed():
-        found = _load(path, spread)
+        found = _load(path, spread, chat_template)
     return found
 
 
-def _load(path: str, spread: Spread | None) -> tuple[Any, Any]:
+def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[Any, Any]:
     folder = Path(path)
     if folder.is_dir():
         _check_folder(folder)
     elif folder.is_absolute() or path.startswith((".", "~")):
         raise PolicyError(f"{path}: no such model folder")
-    tokenizer = open_tokenizer(path)
+    tokenizer = open_tokenizer(path, chat_template)
     try:
         model, loading = _opener(path, spread).from_pretrained(
             path,
@@ -91,8 +74,7 @@ def _load(path: str, spread: Spread | None) -> tuple[Any, Any]:
         raise PolicyError(f"{path}: {len(absent)} weights missing or of another shape: {names}")
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise PolicyError(f"{path}: a model folder without a tokenizer")
-    if tokenizer.chat_template is None:
-        raise PolicyError(f"{path}: its tokenizer has no chat template; add one to the folder")
+    expect_template(tokenizer, path)
     _detach_from_files(model)
     _learn_padding(model)
     for name, weight in model.named_parameters():
@@ -123,41 +105,22 @@ def _opener(path: str, spread: Spread | None) -> Any:
     return type(kind.__name__, (kind,), own)
 
 
-def open_tokenizer(path: str | Path) -> Any:
-    """Return the tokenizer of a folder or name.
+def open_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
+    """Return the tokenizer of a folder or name, with one chat template or none.
+
+    Args:
+        chat_template: which of its named chat templates (`settle_template`).
 
     Raises:
         PolicyError: it can't be opened, or its chat template can't be run within limits.
     """
+    check_named(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever a foreign folder makes transformers raise
         raise _cannot_be_opened(str(path), error) from None
-    template = tokenizer.chat_template
-    if template is not None and not (isinstance(template, str) and _is_bounded(template)):
-        raise PolicyError(
-            f"{path}: its chat template is no text of at most {LONGEST_TEMPLATE // 1024} KiB that "
-            f"renders a turn within {TEMPLATE_SECONDS} seconds and a GiB"
-        )
+    settle_template(tokenizer, path, chat_template)
     return tokenizer
-
-
-@lru_cache(maxsize=8)
-def _is_bounded(template: str) -> bool:
-    """Render a template in a child process that has limits."""
-    if len(template) > LONGEST_TEMPLATE:
-        return False
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _RENDER],
-            input=template.encode(errors="replace"),
-            timeout=TEMPLATE_SECONDS,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
 
 
 def _check_folder(folder: Path) -> None:

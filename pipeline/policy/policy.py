@@ -31,9 +31,10 @@ from pipeline.forward.attention import UnsupportedAttention, install
 from pipeline.forward.packing import TokenSequence
 from pipeline.forward.projection import logits_NV
 from pipeline.forward.scoring import Component, Forward, response_hidden_ND
-from pipeline.policy.prompts import encode_prompt, render_prompt
+from pipeline.policy.prompts import Prompts, encode_prompt, special_tags
+from pipeline.policy.stop_tokens import stop_tokens
 from pipeline.task import Message
-from pipeline.text import printable
+from pipeline.thinking import opens_thinking, unclosed_thinking
 
 _IN_FLUX = "in flux"
 
@@ -60,6 +61,8 @@ class Policy:
         model: the transformers causal language model, float32; this rank's part of it, if there
             are several.
         teacher: which teacher it carries.
+        prompts: renders conversations.
+        eos_ids: token ids that end a response and belong to it; `stops` says who names them.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
         unshared: why the responses to a prompt can't share one encoded copy of it; empty: they do.
@@ -82,7 +85,12 @@ class Policy:
         self._settings = settings
         self.unshared = _why_not_shared(self.model, self.device)
         self.teacher_model = None if teacher.kind == "live" else self._frozen(self.model)
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self.prompts = Prompts(tokenizer, settings)
+        self.stops = stop_tokens(
+            model.generation_config, tokenizer, settings, self.vocabulary, model.name_or_path
+        )
+        self.eos_ids = frozenset(self.stops.sources)
+        self._special_tags = special_tags(tokenizer)
         self.initial_version = version
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
@@ -207,15 +215,32 @@ class Policy:
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """Return the prompt text and ids: the chat template with its header for the answer."""
-        return render_prompt(self.tokenizer, self._settings.chat_template_kwargs, messages)
+        return self.prompts.render(messages)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; nothing is added."""
         return encode_prompt(self.tokenizer, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a response without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        """Return the text of a response without special tokens and the one that ended it.
+
+        Tags of think blocks stay, also where they are special tokens.
+        """
+        ended = bool(token_ids) and token_ids[-1] in self.eos_ids
+        parts: list[list[int]] = [[]]
+        for token in token_ids[:-1] if ended else token_ids:
+            if token in self._special_tags:
+                parts += [[]]
+            else:
+                parts[-1].append(token)
+        tags = [self._special_tags[token] for token in token_ids if token in self._special_tags]
+        texts = [str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in parts]
+        return texts[0] + "".join(tag + text for tag, text in zip(tags, texts[1:], strict=True))
+
+    def leaves_thinking_open(self, prompt: str, response_ids: Sequence[int]) -> bool:
+        """Tell whether a response ends inside a think block; its tags may be special tokens."""
+        text = str(self.tokenizer.decode(response_ids, skip_special_tokens=False))
+        return unclosed_thinking(text, opens_thinking(prompt))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter once (tied weights under their first name)."""
@@ -241,23 +266,6 @@ def spreading(settings: ModelSection) -> Spread | None:
         offload=settings.cpu_offload,
         bfloat16=settings.precision == "bfloat16",
     )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end a response: the generation config's, else the tokenizer's."""
-    found = model.generation_config.eos_token_id if model.generation_config else None
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
-        raise PolicyError(f"{model.name_or_path}: neither model nor tokenizer names an EOS token")
-    ids = found if isinstance(found, list) else [found]
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
-        shown = printable(repr(found), 60)
-        raise PolicyError(
-            f"{model.name_or_path}: EOS is {shown}, the model has {vocabulary} logits"
-        )
-    return frozenset(ids)
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:

@@ -30,7 +30,7 @@ from pipeline.remote.mirror_files import fetch_anew, fetch_folder
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-_NOT_NUMERIC = {"path", "device", "gradient_checkpointing", "cpu_offload"}
+_NOT_NUMERIC = {"path", "device", "gradient_checkpointing", "cpu_offload", "prompt_time"}
 _OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -46,7 +46,7 @@ def open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> 
 def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) -> Policy:
     with agreed():
         spread = spreading(settings)
-    model, tokenizer = load_pretrained(path, spread)
+    model, tokenizer = load_pretrained(path, spread, settings.chat_template)
     files = [f for f in Path(path).glob("*") if f.suffix in _MODEL_FILES]
     identity: Any = _digests(files) or [path, model.config._commit_hash]
     numerics = {k: v for k, v in settings.recorded().items() if k not in _NOT_NUMERIC}

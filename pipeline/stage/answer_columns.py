@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import thinking
+from pipeline.config.sections import VerifySection
 from pipeline.errors import NumericalError, PolicyError
 from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.seeds import derive_seed
@@ -35,7 +37,8 @@ def sample_columns(
     policy, engine = handles.require_policy(), handles.engine
     if engine is None:
         raise PolicyError("sampling needs an engine and got none")
-    prompts = [policy.render(question.messages)[1] for question in handles.questions]
+    rendered = [policy.render(question.messages) for question in handles.questions]
+    prompts = [ids for _, ids in rendered]
     firsts = [
         derive_seed(handles.seed, f"sample{prefix}", handles.step, group)
         for group in range(len(prompts))
@@ -53,6 +56,11 @@ def sample_columns(
 
     rollout_ids = column(lambda g, j, _: f"{prefix}{handles.step:06d}-{g:04d}-{j:02d}")
     _expect_finite(engine.name, rollout_ids, column(lambda g, j, s: s.logprobs))
+    thinking_columns = {}
+    if policy.prompts.thinks:
+        thinking_columns[UNCLOSED_THINKING] = column(
+            lambda g, j, s: policy.leaves_thinking_open(rendered[g][0], s.response_ids)
+        )
     return {
         "rollout_id": rollout_ids,
         "step": constant(handles.step),
@@ -73,6 +81,7 @@ def sample_columns(
         "seed": column(lambda g, j, _: seeds[g][j]),
         "policy_version": constant(policy.version),
         "engine": constant(engine.name),
+        **thinking_columns,
     }
 
 
@@ -109,12 +118,23 @@ def verdict_columns(
     tasks: list[str],
     responses: list[str],
     references: list[str],
-    threshold: float,
+    unclosed: Sequence[bool] | None,
+    settings: VerifySection,
     handles: Handles,
 ) -> dict[str, list[Any]]:
-    """Judge answers, each by its task's verifier, and return the columns of `verdicts`."""
+    """Judge answers, each by its task's verifier, and return the columns of `verdicts`.
+
+    Args:
+        unclosed: which answers end inside a think block; None: the chat template doesn't think.
+    """
     judged = _judged(tasks, list(zip(responses, references, strict=True)), handles)
     verdicts = [verdict for _, verdict in judged]
+    if unclosed is not None and settings.unfinished_thinking == "wrong":
+        verdicts = [
+            _unfinished(verdict) if open_ else verdict
+            for verdict, open_ in zip(verdicts, unclosed, strict=True)
+        ]
+    threshold = settings.success_threshold
     return {
         "reward": [v.reward for v in verdicts],
         # Compared as stored, in float32, so that an audit of the table agrees.
@@ -125,6 +145,13 @@ def verdict_columns(
         "verifier": [version for version, _ in judged],
         "error": [v.error for v in verdicts],
     }
+
+
+def _unfinished(verdict: Verdict) -> Verdict:
+    """Return the verdict of an answer that was never given: what was found is in a draft of it."""
+    if verdict.error is not None:
+        return verdict
+    return replace(verdict, reward=0.0, format_ok=False, prediction=None)
 
 
 def _judged(

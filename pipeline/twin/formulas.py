@@ -26,6 +26,9 @@ class Settings:
             stored one, or else the engine's.
         padding_masked: the step is of a time when padding ids' embedding rows had no gradient.
         float32_norm: the step is of a time when gradient norms were summed in float32.
+        system_role: `fold`: the system's text stands before the user's.
+        stop_in_text: whether responses' texts have the token that ended them, if it is no special
+            one, as old tables do.
     """
 
     method: str = "srpo"
@@ -48,6 +51,8 @@ class Settings:
     padding_masked: bool = False
     float32_norm: bool = False
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    system_role: str = "as_is"
+    stop_in_text: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -5,7 +5,7 @@ Plain Python: nothing here knows a tensor, a table or the code that it checks.
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 METHODS = ("srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix")
@@ -58,6 +58,20 @@ def without_thinking(text: str) -> str:
     """Section 2: drop each `<think>...</think>`, and all that comes before a lone `</think>`."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     return text.rpartition("</think>")[2]
+
+
+def folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Each system turn's text goes before the next user's, with an empty line between."""
+    out: list[dict[str, str]] = []
+    before = ""
+    for turn in turns:
+        if turn["role"] == "system":
+            before += turn["content"] + "\n\n"
+        else:
+            added = before if turn["role"] == "user" else ""
+            out.append({"role": turn["role"], "content": added + turn["content"]})
+            before = "" if turn["role"] == "user" else before
+    return out
 
 
 def teacher_question(question: str, demonstration: str, feedback: str | None = None) -> str:

@@ -7,6 +7,7 @@
 The code under test is never imported. Axes: T response tokens, V vocabulary, K kept ids.
 """
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,18 @@ def _render_texts(
     """Section 2: prompts, responses and teacher prompts (never shortened), to compare with."""
 
     def rendered(turns: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
+        random.seed(0)  # a template's chance is the same at every rendering
+        turns = routing.folded(turns) if settings.system_role == "fold" else turns
         text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **settings.chat_template_kwargs
         )
         return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
     ids, messages = (table[name].to_pylist() for name in ("rollout_id", "messages"))
+    reasons = dict(zip(ids, table["finish_reason"].to_pylist(), strict=True))
     for row in rollouts.values():
-        row.decoded = tokenizer.decode(row.response_ids, skip_special_tokens=True)
+        ended = reasons[row.rollout_id] == "stop" and not settings.stop_in_text
+        row.decoded = _decoded(tokenizer, row.response_ids[:-1] if ended else row.response_ids)
     for name, given in zip(ids, messages, strict=True):
         row, turns = rollouts[name], [dict(turn) for turn in given]
         row.rendered_ids = rendered(turns)[1]
@@ -159,6 +164,19 @@ def _render_texts(
         question = routing.teacher_question(turns[last]["content"], demonstration, feedback)
         turns[last]["content"] = question
         row.teacher_prompt_text, row.teacher_prompt_ids = rendered(turns)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """A response without special tokens, tags of think blocks excepted."""
+    tags = ("<think>", "</think>")
+    added = tokenizer.added_tokens_decoder
+    kept = {i: str(t) for i, t in added.items() if t.special and str(t) in tags}
+    text, start = "", 0
+    for end in [*(place for place, i in enumerate(ids) if i in kept), len(ids)]:
+        text += tokenizer.decode(ids[start:end], skip_special_tokens=True)
+        text += kept[ids[end]] if end < len(ids) else ""
+        start = end + 1
+    return text
 
 
 def _teacher_row(

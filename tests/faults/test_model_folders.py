@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config.sections import ModelSection
 from pipeline.errors import PolicyError
-from pipeline.policy import model_loading as pretrained
+from pipeline.policy import chat_template
 from pipeline.policy.policy import TeacherSettings
 from pipeline.policy.snapshots import open_policy
 from pipeline.task import Message
@@ -83,6 +83,7 @@ BAD: dict[str, Spoil] = {
     "template-loop": template("{% for a in range(99999) %}" * 2 + "{% endfor %}" * 2),
     "template-memory": template("{% set x = 'x' * 9999999999 %}{{ x }}"),
     "template-long": template("x" * 300_000),
+    "template-broken": template("{% broken"),
     "template-output": template("{{ 'x' * 9000000 }}"),
 }  # fmt: skip
 
@@ -90,7 +91,7 @@ BAD: dict[str, Spoil] = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the demo policy with code and a pickle beside it, which write `canary` when run."""
-    monkeypatch.setattr(pretrained, "TEMPLATE_SECONDS", 3)
+    monkeypatch.setattr(chat_template, "TEMPLATE_SECONDS", 3)
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked a question"))
     copied = tmp_path / "policy"
     shutil.copytree(str(files("data") / "demo" / "policy"), copied)
@@ -141,7 +142,6 @@ def test_a_known_architecture_needs_no_custom_code(folder: Path, tmp_path: Path)
         "{{ cycler.__init__.__globals__.os.popen('touch canary') }}",
         "{{ 1 // 0 }}",
         "{{ messages[7].content.x.y }}",
-        "{% broken",
         "{% for m in messages %}{{ m.content + 1 }}{% endfor %}",
     ],
 )
@@ -151,6 +151,6 @@ def test_templates_that_err_or_try_to_escape(
     monkeypatch.chdir(tmp_path)
     template(text)(folder)
     policy = opened(folder)
-    with pytest.raises(PolicyError, match="the chat template refuses turns of user"):
+    with pytest.raises(PolicyError, match=r"the chat template (refuses|fails on) turns of user"):
         policy.render([Message("user", "q")])
     assert not (tmp_path / "canary").exists()

@@ -214,7 +214,9 @@ def test_responses_end_at_the_models_eos(tiny_policy: OpenPolicy) -> None:
     model.generation_config.eos_token_id = None
     assert reopened(model, tokenizer).eos_ids == frozenset([tokenizer.eos_token_id])
     tokenizer.eos_token = None
-    with pytest.raises(PolicyError, match="EOS"):
+    assert reopened(model, tokenizer).eos_ids == frozenset([2])  # as its chat template closes
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with pytest.raises(PolicyError, match="names an EOS token"):
         reopened(model, tokenizer)
 
 
