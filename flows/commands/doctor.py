@@ -1,4 +1,4 @@
-"""`srpo doctor`: does this machine have all that a run needs? And what of this model?"""
+"""`srpo doctor`: does this machine have all that a run needs? What does it make of this model?"""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,13 +6,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows.commands.completion import tasks_starting_with
 from flows.commands.options import FOLDER, RUNS, Set
 
 
 def doctor(
-    model: Annotated[
+    target: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A model folder or name; none: this machine."),
+        typer.Argument(
+            metavar="[MODEL_OR_TASK]",
+            help="A model's folder or name; a task's name or file, or a TOML file; none: this "
+            "machine.",
+            autocompletion=tasks_starting_with,
+        ),
     ] = None,
     run_root: Annotated[Path, typer.Option(help="Folder that holds runs.", **FOLDER)] = RUNS,
     overrides: Set = None,
@@ -20,17 +26,29 @@ def doctor(
     """Say what is installed, what the machine offers, and what will run where.
 
     Of a model: the prompt that its chat template makes, what ends a response and who says so,
-    whether its tokenizer gives texts back, and whether prompts are packed.
+    whether its tokenizer gives texts back, and whether prompts are packed. Of a task: ten
+    questions, what its verifier says of its gold answers, and prompts that occur twice.
 
     Example: srpo doctor models/Qwen3-8B --set model.system_role=fold
     """
-    if model is not None:
-        from flows.terminal.model_report import print_model_report
-
-        well = print_model_report(Console(), model, overrides or [])
-    else:
+    if target is None:
         from flows.terminal.machine_report import print_report
 
         well = print_report(Console(), run_root)
+    elif _is_task(target):
+        from flows.terminal.task_report import print_task_report
+
+        well = print_task_report(Console(), target, overrides or [])
+    else:
+        from flows.terminal.model_report import print_model_report
+
+        well = print_model_report(Console(), target, overrides or [])
     if not well:
         raise typer.Exit(1)
+
+
+def _is_task(target: str) -> bool:
+    """Tell a task, or a file that configures one, from a model."""
+    from data.registry import task_names
+
+    return target in task_names() or Path(target).suffix.lower() in (".py", ".toml")

@@ -16,6 +16,7 @@ from pipeline.run.run import Run
 from pipeline.seeds import stream_positions
 from pipeline.stage.contract import Render
 from pipeline.task import Question, Split
+from pipeline.text import printable
 
 T = TypeVar("T")
 NAMED_BAD_ROWS = 3

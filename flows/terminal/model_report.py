@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.session.new_run import initial_policy
-from flows.session.questions import Questions, load_questions
+from flows.session.question_loading import load_questions
+from flows.session.questions import Questions
 from pipeline.config.load import apply_override, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import PolicyError
