@@ -201,7 +201,7 @@ def problem(command: str, whole: bool = True) -> str:
     """
     words = [PLACEHOLDERS.get(w, w) for w in shlex.split(re.sub(r"[\[\]]", "", command))[1:]]
     name, *rest = [word for word in words if word]
-    if name in ("COMMAND", "--version"):
+    if name == "COMMAND" or name.startswith("--"):
         return ""
     if name not in COMMANDS:
         return f"{command}: no such command"
