@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data import mathematics, rows, science_qa, tool_use
+from data import file_formats, mathematics, science_qa, tool_use
 from data.registry import open_task
 from flows.session.session import Session
 from pipeline.config.load import load_config
@@ -33,7 +33,9 @@ FILES = {
     "not-json": (GOOD + b"hello\n", "row 2: not valid JSON"),
     "half-a-line": (GOOD + line()[:20], "row 2: not valid JSON"),
     "two-on-a-line": (GOOD[:-1] + line(), "row 1: not valid JSON"),
-    "array": (b"[" + GOOD[:-1] + b"]", "row 1: got a list"),
+    "array": (b"[" + GOOD[:-1] + b",\n7]", "line 2 (item 2): got a int"),
+    "deep-array-file": (b"[" * 100_000 + b"]" * 100_000, "line 1: not valid JSON"),
+    "half-an-array": (b"[" + GOOD[:-1] + b",\n{", "line 2: not valid JSON"),
     "pretty": (json.dumps({"prompt": "q"}, indent=1).encode(), "row 1: not valid JSON"),
     "number": (GOOD + b"7\n", "row 2: got a int"),
     "deep-array": (GOOD + b"[" * 100_000 + b"]" * 100_000, "row 2: not valid JSON"),
@@ -41,7 +43,7 @@ FILES = {
     "key-twice": (b'{"prompt": "q", "answer": "A", "answer": "B"}\n', "'answer' comes twice"),
     "nan": (GOOD + b'{"idx": NaN, "prompt": "q", "answer": "A"}\n', "NaN is not JSON"),
     "digits": (b'{"idx": ' + b"9" * 5000 + b"}", "row 1: not valid JSON"),
-    "not-utf8": (GOOD + b'{"prompt": "\xff\xfe"}\n', "row 2: not valid JSON"),
+    "not-utf8": (GOOD + b'{"prompt": "\xff\xfe"}\n', "row 2: not UTF-8"),
     "raw-nul": (GOOD + b'{"prompt": "a\x00b"}\n', "row 2: not valid JSON"),
     "id-twice": (GOOD + line(idx=0), "are both named science_qa-0"),
     "id-same-text": (line(idx=1) + line(idx="1"), "are both named science_qa-1"),
@@ -53,7 +55,7 @@ FILES = {
     "id-surrogate": (GOOD + line(idx="\ud800"), "characters that can be seen"),
     "id-right-to-left": (GOOD + line(dataset="\u202eabc"), "characters that can be seen"),
     "dataset-object": (GOOD + line(dataset={"a": 1}), "row 2: dataset is {'a': 1}"),
-    "no-prompt": (GOOD + b'{"idx": 3, "answer": "A"}\n', "row 2: prompt is None"),
+    "no-prompt": (GOOD + b'{"idx": 3, "answer": "A"}\n', "row 2: there is no prompt"),
     "prompt-list": (GOOD + line(prompt=["q"]), "row 2: prompt is ['q']"),
     "prompt-empty": (GOOD + line(prompt=" \n"), "row 2: prompt is"),
     "system-number": (GOOD + line(system=3), "row 2: system is 3"),
@@ -66,8 +68,8 @@ FILES = {
         "row 1: ",
     ),
     "csv": (b"\xef\xbb\xbfprompt,answer\n\"a\nb\",A\n", "row 1: not valid JSON"),
-    "parquet": (b"PAR1" + b"\x00" * 100 + b"PAR1", "row 1: not valid JSON"),
-    "gzip": (gzip.compress(b" " * 10_000_000), "row 1: not valid JSON"),
+    "parquet": (b"PAR1" + b"\x00" * 100 + b"PAR1", "can't be read as Parquet"),
+    "gzip": (gzip.compress(b" " * 10_000_000), "has no rows"),
     "pickle": (b"cos\nsystem\n(S'touch canary'\ntR.", "row 1: not valid JSON"),
 }  # fmt: skip
 
@@ -127,7 +129,7 @@ def test_gold_that_takes_for_ever_is_given_up(
     assert "row 1: the gold answer is" in refused(tmp_path, "mathematics")
 
 
-@pytest.mark.parametrize("size", [rows.LONGEST_ROW + 1, 1_000_000_000, 400 * 2**30])
+@pytest.mark.parametrize("size", [file_formats.LONGEST_ROW + 1, 1_000_000_000, 400 * 2**30])
 def test_a_line_without_end_is_not_read_to_its_end(
     refused: Load, tmp_path: Path, size: int
 ) -> None:
@@ -140,12 +142,12 @@ def test_a_line_without_end_is_not_read_to_its_end(
 def test_a_file_that_memory_could_not_hold(
     refused: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "LARGEST_FILE", 2**27)
+    monkeypatch.setattr(file_formats, "LARGEST_FILE", 2**27)
     with (tmp_path / "test.json").open("wb") as file:
-        for _ in range(10):  # lines of 15 MiB of spaces: no rows, and no disk is used
+        file.write(GOOD)
+        for _ in range(10):  # lines of 15 MiB of NUL bytes: bad rows, and no disk is used
             file.seek(15 * 2**20, os.SEEK_CUR)
             file.write(b"\n")
-    monkeypatch.setattr(rows, "_fields", lambda *line: {})
     assert "GiB up to here" in refused(tmp_path)
 
 
@@ -160,7 +162,8 @@ def test_what_is_no_file(refused: Load, tmp_path: Path) -> None:
         make(tmp_path / name / "test.json")
         assert "has no test.json" in refused(tmp_path / name)
     (tmp_path / "around").symlink_to("around")
-    for path in (tmp_path / "around", "/dev/zero", "a\0b.json", "x" * 5000 + ".json"):
+    assert "neither a regular file nor a folder" in refused("/dev/zero")
+    for path in (tmp_path / "around", "a\0b.json", "x" * 5000 + ".json"):
         assert "there is no such file or folder" in refused(path)
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "test.json").symlink_to("/proc/self/mem")
