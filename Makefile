@@ -3,7 +3,7 @@
 # make campaigns     the tests that kill, break and collapse runs for minutes
 # make check   what must be clean before a change lands: lint, format, types, tests
 # make install  only the set-up: .venv with locked versions
-# make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 3.4 GB)
+# make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 4.1 GB)
 # make install-vllm  only that set-up; then: .venv-vllm/bin/srpo train demo --set generate.engine=vllm
 # make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
 # make bench   measure against TRL and ourselves, one table (BENCH=--quick to try it, docs/PERFORMANCE.md)
