@@ -26,6 +26,7 @@ from flows.commands.train import train
 from flows.commands.view import view
 from pipeline.errors import SrpoError
 from pipeline.machine.disk import is_trouble, os_error_line
+from pipeline.machine.proxies import exempt_loopback
 from pipeline.text import printable
 
 LEAVE_SECONDS = 5.0
@@ -56,6 +57,10 @@ def start(
 def main() -> None:
     """Run a command; an error of ours is one line and exit code 2."""
     logging.raiseExceptions = False  # Prefect would print that it can't send its logs
+    for entry in exempt_loopback():
+        print(
+            f"warning: no_proxy names {printable(entry, 80)!r}, no host; ignored", file=sys.stderr
+        )
     try:
         code = app(prog_name="srpo", standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:

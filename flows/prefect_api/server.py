@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple
 
 from pipeline.errors import SrpoError
 from pipeline.machine.disk import errors_naming, trouble_at
+from pipeline.machine.proxies import EXEMPT, exempt_loopback, expect_usable_proxies
 
 LIMIT_SECONDS = 60.0
 """What a server may take to start or to end where no configuration says otherwise."""
@@ -129,7 +130,7 @@ class ServerHandle:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        for name in [*CLIENT_SETTINGS, "PREFECT_HOME", "PREFECT_API_URL", "NO_PROXY"]:
+        for name in [*CLIENT_SETTINGS, "PREFECT_HOME", "PREFECT_API_URL", *EXEMPT]:
             if name in self._previous:
                 os.environ[name] = self._previous[name]
             else:
@@ -143,8 +144,13 @@ def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> ServerHandl
 
     Args:
         limit_seconds: within which the last server must have ended and this one must answer.
+
+    Raises:
+        SrpoError: the environment names a proxy that Prefect's client can't use.
     """
     previous = dict(os.environ)
+    expect_usable_proxies()
+    exempt_loopback()
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     given = os.environ.get("PREFECT_API_URL")
@@ -157,7 +163,6 @@ def open_server(root: Path, limit_seconds: float = LIMIT_SECONDS) -> ServerHandl
         url = _running_or_new(home, limit_seconds)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
-    os.environ["NO_PROXY"] = ",".join(filter(None, [previous.get("NO_PROXY"), "127.0.0.1"]))
     return ServerHandle(url, home / "server.log", lock, previous, limit_seconds)
 
 
