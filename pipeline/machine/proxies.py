@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EXEMPT = ("no_proxy", "NO_PROXY")
 """Variables that name hosts to reach without a proxy."""
 _CREDENTIALS = re.compile(r"//[^@/]*@")
-_PROXIES = tuple(f"{scheme}_proxy" for scheme in ("http", "https", "all"))
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def exempt_loopback(environment: MutableMapping[str, str] = os.environ) -> list[str]:
