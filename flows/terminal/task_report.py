@@ -8,6 +8,7 @@ empty response and the gold answer of another question.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -18,9 +19,12 @@ from rich.text import Text
 
 from data.registry import judge, open_task
 from flows.session.question_loading import load_questions
-from flows.session.questions import Questions, TaskQuestions, warnings_of
+from flows.session.questions import Questions, TaskQuestions, fitting, warnings_of
 from pipeline.config.load import apply_override, load_config, validate_config
 from pipeline.config.sections import Config
+from pipeline.policy.model_loading import open_tokenizer
+from pipeline.policy.prompts import Prompts
+from pipeline.stage.contract import Render
 from pipeline.task import Question, Verdict
 from pipeline.text import count, printable
 from pipeline.verification.pool import VerifierPool
@@ -82,7 +86,7 @@ FORMS = (
 
 def config_of(target: str, overrides: Sequence[str]) -> Config:
     """Return the settings by which a task is looked at: its name or file, or a configuration's."""
-    if target.endswith(".toml"):
+    if target.lower().endswith(".toml"):
         return load_config(target, overrides)
     values: dict[str, Any] = {"data": {"task": target}, "model": {"path": "demo"}}
     for override in overrides:
@@ -95,15 +99,19 @@ def print_task_report(console: Console, target: str, overrides: Sequence[str]) -
 
     Args:
         target: a task's name, its Python file, or a configuration with one task or several.
-        overrides: settings, of which those of the sections `data` and `verify` matter.
+        overrides: settings of the sections `data` and `verify`; with `model.path`, prompts are also
+            counted in its tokens, and too long ones left out.
 
     Raises:
         SrpoError: there are no such data, or a setting can't be used.
     """
     config = config_of(target, overrides)
-    questions = load_questions(config)
+    questions, render = load_questions(config), _renderer(config, target, overrides)
+    if render is not None:
+        questions = fitting(questions, config, render)
     lines = [
         *(line for name, own in questions.of_tasks.items() for line in _lines(config, name, own)),
+        *_tokens(config, questions, render),
         *(("data", warning, NOTE) for warning in warnings_of(config, questions)),
     ]
     table = Table(show_header=False, box=None)
@@ -112,6 +120,29 @@ def print_task_report(console: Console, target: str, overrides: Sequence[str]) -
     console.print(table, highlight=False)
     _print_questions(console, config, questions)
     return all(mark != BAD for _, _, mark in lines)
+
+
+def _renderer(config: Config, target: str, overrides: Sequence[str]) -> Render | None:
+    """Return what renders prompts, if a model is named whose tokenizer is there; else None."""
+    named = target.lower().endswith(".toml") or any(s.startswith("model.path=") for s in overrides)
+    if not named or config.model.path == "random":
+        return None
+    demo = str(files("data") / "demo" / "policy")
+    path = demo if config.model.path == "demo" else config.model.path
+    return Prompts(open_tokenizer(path), config.model).render
+
+
+def _tokens(config: Config, questions: Questions, render: Render | None) -> Iterator[Line]:
+    """Say how long prompts are in the model's tokens."""
+    if render is None:
+        return
+    for split, own in (("train", questions.train), ("test", questions.test)):
+        lengths = [len(render(question.messages)[1]) for question in own[:: -(-len(own) // JUDGED)]]
+        found = (
+            f"prompts of {median(lengths):,.0f} tokens in the middle, {max(lengths):,} at most, by "
+            f"the tokenizer of {config.model.path}"
+        )
+        yield split, found, FINE
 
 
 def _lines(config: Config, name: str, own: TaskQuestions) -> Iterator[Line]:

@@ -108,6 +108,12 @@ def test_a_configuration_is_looked_at_by_its_tasks(tmp_path: Path) -> None:
     assert "(a) system: Work in steps." in said and "(b) user: Say" in said
 
 
+def test_with_a_model_prompts_are_counted_in_its_tokens() -> None:
+    well, said = report("arithmetic", "model.path=demo")
+    assert well and "train prompts of 25 tokens in the middle, 25 at most, by the" in said
+    assert "tokens in the middle" not in report("arithmetic")[1]
+
+
 def test_what_is_no_task_is_one_line() -> None:
     with pytest.raises(DataError, match="there is no task 'chess'"):
         report("chess")
