@@ -7,6 +7,7 @@ from prefect import flow
 
 from flows.reruns.evaluate import evaluate_now
 from flows.reruns.replay import Plan, replay
+from flows.session.failed_start import removing_failed_start
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from flows.training.loop import Call, Reference, Watcher
@@ -39,11 +40,14 @@ def stage_flow(
     """
     spec = RunnerSpec.parse(runner) if runner else None
     root = run_path(run)
-    if fork is not None:
-        root = fork_run(Run.open(root), run_path(fork), name, step, step + 1, overrides or []).root
-    elif overrides:
+    if fork is None and overrides:
         raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
-    with contextlib.closing(Session.resume(root)) as session:
+    with contextlib.ExitStack() as stack:
+        if fork is not None:
+            parent, root = Run.open(root), run_path(fork)
+            stack.enter_context(removing_failed_start(root))
+            fork_run(parent, root, name, step, step + 1, overrides or [])
+        session = stack.enter_context(contextlib.closing(Session.resume(root)))
         with optional_pool(spec, session.config.run.stall_seconds) as worker_pool:
             session.stages.spread_over(worker_pool)
             reference = StageTasks(session, [Watcher()])(name, step)

@@ -31,6 +31,7 @@ def evaluate(
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
     from flows.reruns.evaluate import evaluate_now
+    from flows.session.failed_start import removing_failed_start
     from flows.session.open_run import default_run_dir, model_config, split_state
     from flows.session.questions import left_out
     from flows.session.session import Session
@@ -41,19 +42,19 @@ def evaluate(
 
     run, step = split_state(state)
     chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
-    if is_run(run):
-        session = Session.resume(run)
-    else:
-        settings = model_config(state, chosen)
-        run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
-        session = Session.create(run, settings, keep_start=False)
-        print_warnings(left_out(settings, session.questions))
     names = ("policy, by replaying updates", "evaluate")
-    with (
-        contextlib.closing(session),
-        command_pool(runner, run.parent) as worker_pool,
-        bars(*names) as (replayed, own),
-    ):
+    with contextlib.ExitStack() as stack:
+        if is_run(run):
+            session = Session.resume(run)
+        else:
+            settings = model_config(state, chosen)
+            run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
+            stack.enter_context(removing_failed_start(run))
+            session = Session.create(run, settings, keep_start=False)
+            print_warnings(left_out(settings, session.questions))
+        stack.enter_context(contextlib.closing(session))
+        worker_pool = stack.enter_context(command_pool(runner, run.parent))
+        replayed, own = stack.enter_context(bars(*names))
         steps_done = session.next_step() if step is None else step
         summary = evaluate_now(session, steps_done, chosen, own, replayed, worker_pool)
     print(evaluation_line(steps_done, summary))

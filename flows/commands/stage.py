@@ -59,20 +59,18 @@ def stage(
         with RunLock(run):
             for path in set_aside_damage(parent, STAGES[name], step):
                 print(f"damaged, set aside: {path}")
-    if name == "evaluate":
-        if overrides or fork:
-            raise SrpoError(
-                "other settings for an evaluation need no fork: srpo evaluate "
-                f"{run}@{step} --set … keeps its table under {run}/evaluations/"
-            )
-    else:
-        root = _fork_if_needed(parent, fork, name, step, overrides or [])
+    if name == "evaluate" and (overrides or fork):
+        raise SrpoError(
+            "other settings for an evaluation need no fork: srpo evaluate "
+            f"{run}@{step} --set … keeps its table under {run}/evaluations/"
+        )
     names = (f"policy after {step} steps, by replaying updates", name)
-    with (
-        command_pool(runner, root.parent) as worker_pool,
-        contextlib.closing(Session.resume(root)) as session,
-        bars(*names) as (replayed, own),
-    ):
+    with contextlib.ExitStack() as stack:
+        if name != "evaluate":
+            root = _fork_if_needed(parent, fork, name, step, overrides or [], stack)
+        worker_pool = stack.enter_context(command_pool(runner, root.parent))
+        session = stack.enter_context(contextlib.closing(Session.resume(root)))
+        replayed, own = stack.enter_context(bars(*names))
         session.stages.spread_over(worker_pool)
         reference = session.run_stage(name, step, own, replayed, decisions)
         expect_readers_agree(session.run, STAGES[name], step)
@@ -81,9 +79,19 @@ def stage(
 
 
 def _fork_if_needed(
-    parent: "Run", fork: Path | None, name: str, step: int, overrides: Sequence[str]
+    parent: "Run",
+    fork: Path | None,
+    name: str,
+    step: int,
+    overrides: Sequence[str],
+    stack: contextlib.ExitStack,
 ) -> Path:
-    """Return the folder to work in: the run itself, or a new fork of it."""
+    """Return the folder to work in: the run itself, or a new fork of it.
+
+    Args:
+        stack: the command's; a fork in which it makes nothing goes when it ends by an error.
+    """
+    from flows.session.failed_start import removing_failed_start
     from flows.session.fork_run import code_changes, fork_run, free_name
     from flows.session.stage_runner import STAGES
 
@@ -92,7 +100,9 @@ def _fork_if_needed(
         return parent.root
     for change in changed_code:
         print(f"changed code: {change}")
-    made = fork_run(parent, fork or free_name(parent.root), name, step, step + 1, overrides)
+    root = fork or free_name(parent.root)
+    stack.enter_context(removing_failed_start(root))
+    made = fork_run(parent, root, name, step, step + 1, overrides)
     print(f"fork of {parent.root} at step {step}, stage {name}: {made.root}")
     if made.fork is not None:
         for key, (old, new) in made.fork.changed.items():

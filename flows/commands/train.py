@@ -96,6 +96,7 @@ def _train_here(
 ) -> int:
     """Train in this process; return the command's exit code."""
     from flows.prefect_api.server import open_server
+    from flows.session.failed_start import removing_failed_start
     from flows.session.open_run import checked_config, open_session
     from flows.training.summary import print_summary
     from flows.workers.runner_spec import RunnerSpec
@@ -109,9 +110,6 @@ def _train_here(
     try:
         if not server.own:
             server.wait()  # somebody else's server: before anything is written
-        with console.status(f"{run}: opening the policy, starting Prefect"):
-            opened = open_session(settings, run, resume)
-            from flows.training.alarm_fork import train_with_recovery
 
         def train_session(session: "Session") -> "Outcome":
             nonlocal run
@@ -125,7 +123,12 @@ def _train_here(
             print_summary(console, session, outcome)
             return outcome
 
-        outcome = train_with_recovery(opened, train_session)
+        with removing_failed_start(run):
+            with console.status(f"{run}: opening the policy, starting Prefect"):
+                opened = open_session(settings, run, resume)
+                from flows.training.alarm_fork import train_with_recovery
+
+            outcome = train_with_recovery(opened, train_session)
     except OSError as error:
         begun = (run / "run.json").exists()
         on = f"then go on: {go_on(run)}" if begun else "then run the same command again"
@@ -151,15 +154,14 @@ def _wait_for_prefect(server: "ServerHandle", session: "Session") -> None:
 def _train_and_show(
     session: "Session", run: Path, console: Console, profile: bool, spec: "RunnerSpec | None"
 ) -> "Outcome":
-    from flows.session.questions import stop_line, warnings_of
+    from flows.session.questions import stop_line
     from flows.training.disk_watch import DiskSpaceWatcher, disk_space_line, disk_space_warnings
     from flows.training.profile_watch import profiled
     from flows.training.progress import Lines, Screen
     from flows.training.train_flow import run_training
     from flows.workers.worker_pool import optional_pool
 
-    warnings = [*warnings_of(session.config, session.questions), *session.slow_paths()]
-    print_warnings([*warnings, *disk_space_warnings(session)])
+    print_warnings([*session.warnings(), *disk_space_warnings(session)])
     print(f"{run}: {disk_space_line(session)}")
     print(f"{run}: {stop_line(session.run)}")
     with contextlib.ExitStack() as stack:

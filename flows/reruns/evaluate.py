@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from flows.session.failed_start import removing_failed_start
 from flows.session.question_loading import load_questions
-from flows.session.questions import check_evaluation_context, fitting, left_out
+from flows.session.questions import expect_evaluation_context, fitting, left_out, positions_of
 from flows.session.session import Session
 from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config
@@ -45,7 +46,7 @@ def evaluate_now(
         return session.evaluation_summary(steps_done)
     wanted = _with_overrides(session.config, overrides)
     policy = session.prepare(steps_done, replayed)
-    check_evaluation_context(wanted, policy)
+    expect_evaluation_context(wanted, positions_of(policy))
     questions = fitting(load_questions(wanted), wanted, policy.render)
     print_warnings(left_out(wanted, questions))
     name = digest_of([wanted.recorded()[s] for s in _SECTIONS])[:12]
@@ -54,11 +55,12 @@ def evaluate_now(
         "parent": session.run.record["digest"],
         "task_digest": code_digest(wanted.data),
     }
-    run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
-    with contextlib.closing(Session(run, questions, policy)) as other:
-        other.stages.spread_over(worker_pool)
-        other.run_stage("evaluate", steps_done, progress)
-        return other.evaluation_summary(steps_done)
+    with removing_failed_start(root):
+        run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
+        with contextlib.closing(Session(run, questions, policy)) as other:
+            other.stages.spread_over(worker_pool)
+            other.run_stage("evaluate", steps_done, progress)
+            return other.evaluation_summary(steps_done)
 
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.session.failed_start import removing_failed_start
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from flows.training.loop import Call, Reference
@@ -187,10 +188,26 @@ def replay(
     """
     if worker_pool is not None:
         expect_local(root)
-    updates = plan.last == "update"
-    fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
-    session = Session.resume(root)
-    stages = plan.stages()
+    with removing_failed_start(root):
+        fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, plan.last == "update")
+        session = Session.resume(root)
+        try:
+            _recompute(session, plan, progress, runner, worker_pool)
+        except BaseException:
+            session.close()
+            raise
+    return session
+
+
+def _recompute(
+    session: Session,
+    plan: Plan,
+    progress: Progress,
+    runner: Callable[[Session], Call] | None,
+    worker_pool: "WorkerPool | None",
+) -> None:
+    """Run the stages of a plan in a fork, step by step."""
+    stages, updates = plan.stages(), plan.last == "update"
     total = len(stages) * (plan.end - plan.start)
     decisions = plan.last == "decisions"
 
@@ -198,25 +215,20 @@ def replay(
         return session.run_stage(name, step, decisions_only=decisions and name == "route")
 
     call = runner(session) if runner else plainly
-    try:
-        if worker_pool is not None:
-            work = {
-                "root": f"{root.resolve()}",
-                "names": plan.stages_without_policy(),
-                "decisions": decisions,
-            }
-            items = [{**work, "step": step} for step in range(plan.start, plan.end)]
-            worker_pool.map("replay", f"{__name__}:replay_step", items, progress)
-        begun = max(plan.start, session.next_step()) if updates else plan.start
-        for step in range(begun, plan.end):
-            for place, name in enumerate(stages):
-                call(name, step)
-                progress((step - plan.start) * len(stages) + place + 1, total)
-            if updates:
-                session.finish_step(step)
+    if worker_pool is not None:
+        work = {
+            "root": f"{session.run.root.resolve()}",
+            "names": plan.stages_without_policy(),
+            "decisions": decisions,
+        }
+        items = [{**work, "step": step} for step in range(plan.start, plan.end)]
+        worker_pool.map("replay", f"{__name__}:replay_step", items, progress)
+    begun = max(plan.start, session.next_step()) if updates else plan.start
+    for step in range(begun, plan.end):
+        for place, name in enumerate(stages):
+            call(name, step)
+            progress((step - plan.start) * len(stages) + place + 1, total)
         if updates:
-            session.snapshot(plan.end)
-    except BaseException:
-        session.close()
-        raise
-    return session
+            session.finish_step(step)
+    if updates:
+        session.snapshot(plan.end)

@@ -1,6 +1,5 @@
 """Forking a run: what a fork may change, and its record; nothing is recomputed here."""
 
-import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -8,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.session.question_loading import load_questions
-from flows.session.questions import expect_context, fitting, tokenizer_render
+from flows.session.questions import (
+    expect_training_context,
+    fitting,
+    model_positions,
+    tokenizer_render,
+)
 from flows.session.stage_runner import STAGES
 from flows.session.verifiers import code_digest
 from pipeline.config.load import apply_override, validate_config
@@ -90,7 +94,7 @@ def planned_fork(
     changed = _changes(parent, config, stage, start)
     _expect_downstream(changed, stage)
     _expect_tables(parent, stage, start, end)
-    expect_context(config, _positions(parent))
+    expect_training_context(config, model_positions(parent.snapshot_path(0)))
     if end > config.run.steps:
         raise ConfigError(f"run.steps is {config.run.steps}, fewer than the {end} of the fork")
     if (parent.address is None) != (address_of(root) is None):
@@ -113,14 +117,6 @@ def _is_off_policy(parent: Run, step: int) -> bool:
         return sampled.policy_version != updated.policy_version
     since = parent.fork.off_policy_from if parent.fork else None
     return parent.fork is not None and since is not None and since <= step < parent.fork.end
-
-
-def _positions(parent: Run) -> int | None:
-    """Return how many positions the model has, by the snapshot that every run keeps."""
-    path = parent.snapshot_path(0) / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    positions = found.get("max_position_embeddings")
-    return positions if isinstance(positions, int) else None
 
 
 _INHERITED_FACTS = ("hardware", "initial_policy_version", "stop_tokens")

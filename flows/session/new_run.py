@@ -5,7 +5,7 @@ import tempfile
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,18 +14,22 @@ from flows.session.disk_check import expect_disk_space, facts_of
 from flows.session.question_loading import load_questions
 from flows.session.questions import (
     Questions,
-    check_evaluation_context,
-    check_training_context,
+    expect_evaluation_context,
+    expect_training_context,
     fitting,
+    model_positions,
+    positions_of,
 )
 from flows.session.verifiers import code_digest
 from pipeline.config.sections import Config
 from pipeline.distributed.process_setup import configure_process
 from pipeline.errors import StoreError
 from pipeline.files.durable import remove_folder, remove_leftovers
-from pipeline.policy.policy import Policy, TeacherSettings
+from pipeline.machine.disk import expect_makeable
+from pipeline.policy.policy import Policy, TeacherSettings, resolve_device
 from pipeline.policy.snapshots import keep_tokenizer, open_policy, save_snapshot
 from pipeline.run.run import Run, is_taken
+from pipeline.vllm.launch import expect_installed
 
 _PACKAGES = (
     "srpo",
@@ -40,19 +44,29 @@ _PACKAGES = (
 )
 
 
-def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Questions, Policy]:
-    """Write a run's folder; everything that can be wrong is found before anything is written.
+class RunStart(NamedTuple):
+    """Everything that a new run begins with; nothing of it is written yet."""
+
+    config: Config
+    questions: Questions
+    policy: Policy
+    facts: dict[str, Any]
+
+
+def prepare_run(run_dir: Path, config: Config, keep_start: bool) -> RunStart:
+    """Return what a run in `run_dir` begins with; everything that can be wrong is found here.
+
+    Nothing is written. What needs no model is looked at first.
 
     Args:
         keep_start: take snapshot 0, from which a run can be resumed.
     """
     configure_process(config.run.threads)
+    _expect_possible(config, run_dir, keep_start)
     loaded = load_questions(config)
     policy = initial_policy(config, loaded)
     config = with_prompt_time(config, policy)
-    check_evaluation_context(config, policy)
-    if keep_start:
-        check_training_context(config, policy)
+    _expect_context(config, positions_of(policy), keep_start)
     questions = fitting(loaded, config, policy.render)
     facts = {
         **surroundings(policy),
@@ -63,29 +77,62 @@ def create_run(run_dir: Path, config: Config, keep_start: bool) -> tuple[Run, Qu
     }
     if keep_start:
         expect_disk_space(config, facts_of(policy, config, questions), run_dir)
+    return RunStart(config, questions, policy, facts)
+
+
+def write_run(start: RunStart, run_dir: Path, keep_start: bool) -> Run:
+    """Write a run's folder; call it with the folder's lock held.
+
+    Raises:
+        StoreError: something is there already.
+    """
     if is_taken(run_dir):
         raise StoreError(f"{run_dir}: there is something already; choose another --run")
     remove_leftovers(run_dir / "policy")
-    facts["tokenizer_sha256"] = keep_tokenizer(policy, run_dir / "tokenizer")
+    tokenizer_sha256 = keep_tokenizer(start.policy, run_dir / "tokenizer")
     if keep_start:
-        start = run_dir / "policy" / "000000"
-        if start.exists():  # of a command cut short, perhaps with another model
-            remove_folder(start)
-        save_snapshot(policy, start, 0)
-    return Run.create(run_dir, config, facts), questions, policy
+        snapshot = run_dir / "policy" / "000000"
+        if snapshot.exists():  # of a command cut short, perhaps with another model
+            remove_folder(snapshot)
+        save_snapshot(start.policy, snapshot, 0)
+    return Run.create(run_dir, start.config, {**start.facts, "tokenizer_sha256": tokenizer_sha256})
+
+
+def _expect_possible(config: Config, run_dir: Path, training: bool) -> None:
+    """Refuse what this machine can't do, or the model can't hold, before a model is opened.
+
+    Raises:
+        SrpoError: no GPU, no vLLM, limits over the model's positions, a folder that can't be made.
+    """
+    expect_makeable(run_dir)
+    resolve_device(config.model.device)
+    engines = {config.evaluate.engine, config.generate.engine if training else None}
+    if "vllm" in engines and not config.vllm.urls:
+        expect_installed()
+    _expect_context(config, model_positions(Path(_model_folder(config))), training)
+
+
+def _expect_context(config: Config, positions: int | None, training: bool) -> None:
+    """Refuse limits that a context of so many positions can't hold; None: the model doesn't say."""
+    expect_evaluation_context(config, positions)
+    if training:
+        expect_training_context(config, positions)
 
 
 def initial_policy(config: Config, questions: Questions) -> Policy:
     """Open the policy that a run starts from: shipped, random, or any Hugging Face model."""
-    if config.model.path == "demo":
-        path = str(files("data") / "demo" / "policy")
-        return open_policy(path, config.model, teacher_settings(config))
     if config.model.path == "random":
         with tempfile.TemporaryDirectory() as folder:
             texts = [m.content for q in questions.train for m in q.messages]
             write_random_policy(Path(folder), texts, config.run.seed)
             return open_policy(folder, config.model, teacher_settings(config))
-    return open_policy(config.model.path, config.model, teacher_settings(config))
+    return open_policy(_model_folder(config), config.model, teacher_settings(config))
+
+
+def _model_folder(config: Config) -> str:
+    """Return the folder, or the hub's name, of the model that a run starts from."""
+    path = config.model.path
+    return str(files("data") / "demo" / "policy") if path == "demo" else path
 
 
 def with_prompt_time(config: Config, policy: Policy) -> Config:

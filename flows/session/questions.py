@@ -1,7 +1,9 @@
 """The questions of a run: loaded, checked against the prompt limit, dealt out step by step."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from flows.session.question_mixture import deal
@@ -214,12 +216,7 @@ def stop_line(run: Run) -> str:
     return f"responses end with {', '.join(named)}"
 
 
-def check_training_context(config: Config, policy: Policy) -> None:
-    """Refuse training limits that the model's context can't hold."""
-    expect_context(config, _positions(policy))
-
-
-def expect_context(config: Config, positions: int | None) -> None:
+def expect_training_context(config: Config, positions: int | None) -> None:
     """Refuse training limits that a context of so many positions can't hold."""
     response = config.generate.max_response_length
     _check_context(
@@ -237,19 +234,30 @@ def expect_context(config: Config, positions: int | None) -> None:
         )
 
 
-def check_evaluation_context(config: Config, policy: Policy) -> None:
-    """Refuse evaluation limits that the model's context can't hold."""
+def expect_evaluation_context(config: Config, positions: int | None) -> None:
+    """Refuse evaluation limits that a context of so many positions can't hold."""
     _check_context(
         "data.max_prompt_length + evaluate.max_response_length",
         config.data.max_prompt_length + config.evaluate.max_response_length,
         config,
-        _positions(policy),
+        positions,
     )
 
 
-def _positions(policy: Policy) -> int | None:
+def positions_of(policy: Policy) -> int | None:
+    """Return how many positions a policy's model has; None: it doesn't say."""
     positions: int | None = getattr(policy.model.config, "max_position_embeddings", None)
     return positions
+
+
+def model_positions(folder: Path) -> int | None:
+    """Return how many positions the model in a folder has, by its config.json; None: unknown."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # opening the model says what is wrong
+        return None
+    positions = found.get("max_position_embeddings") if isinstance(found, dict) else None
+    return positions if isinstance(positions, int) else None
 
 
 def _check_context(names: str, needed: int, config: Config, positions: int | None) -> None:

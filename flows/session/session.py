@@ -6,8 +6,9 @@ from typing import Any
 
 from flows.session.disk_check import evaluation_answers
 from flows.session.engines import slow_paths
-from flows.session.new_run import create_run
-from flows.session.questions import Questions
+from flows.session.failed_start import removing_failed_start
+from flows.session.new_run import prepare_run, write_run
+from flows.session.questions import Questions, warnings_of
 from flows.session.resident_policy import ResidentPolicy
 from flows.session.stage_runner import STAGES, StageRunner
 from pipeline.config.sections import Config
@@ -42,13 +43,16 @@ class Session:
 
     @classmethod
     def create(cls, run_dir: Path, config: Config, keep_start: bool = True) -> "Session":
-        """Start a run. Everything that can be wrong is found before anything is written.
+        """Start a run. Everything that can be wrong is found before its folder is made.
 
         Args:
             keep_start: take snapshot 0, from which a run can be resumed.
         """
-        with RunLock(run_dir):
-            return cls(*create_run(run_dir, config, keep_start))
+        # A folder that is there may be another command's: it is said at once who writes to it.
+        with RunLock(run_dir) if run_dir.exists() else nullcontext():
+            start = prepare_run(run_dir, config, keep_start)
+        with RunLock(run_dir), removing_failed_start(run_dir):
+            return cls(write_run(start, run_dir, keep_start), start.questions, start.policy)
 
     @classmethod
     def resume(cls, run_dir: Path, writes: bool = True) -> "Session":
@@ -151,9 +155,9 @@ class Session:
         """Return accuracy and more of an evaluated state."""
         return self._records.evaluation(steps_done)
 
-    def slow_paths(self) -> list[str]:
-        """Say what the resident policy can't do the quick way."""
-        return slow_paths(self.resident.policy)
+    def warnings(self) -> list[str]:
+        """Return what is allowed but should be known before a training starts."""
+        return warnings_of(self.config, self.questions) + slow_paths(self.resident.policy)
 
     def space_facts(self) -> Facts:
         """Return what a projection of the room that the run needs has to know of it."""

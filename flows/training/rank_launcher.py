@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from flows.session.failed_start import removing_failed_start
 from pipeline.distributed.ranks import LOST
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.remote.mirror_paths import is_mirrored
@@ -106,7 +107,7 @@ def launch(arguments: Sequence[str], layout: RankLayout, run: Path) -> int:
         first = Path(logs) / "first"
         os.environ |= {_COMMAND_PID: f"{os.getpid()}", _RANK_0_FILE: f"{first}"}
         try:
-            with _signals_go_to(first, layout):
+            with removing_failed_start(run), _signals_go_to(first, layout):
                 elastic_launch(config, sys.executable)("-P", "-m", "flows.cli", *arguments)
         except ChildFailedError as error:
             return _exit_code(error.failures, Path(logs), layout, run)
@@ -211,15 +212,17 @@ def _exit_code(
         return int(failures[0].exitcode)
     causes = {rank: f for rank, f in failures.items() if f.exitcode != LOST}
     if not causes:
-        raise SrpoError(f"a rank on another host is gone; go on {_resume_text(layout, run)}")
+        raise SrpoError(f"a rank on another host is gone; {_resume_text(layout, run)}")
     rank, cause = min(causes.items(), key=lambda item: item[1].timestamp)
-    raise SrpoError(f"rank {rank} {_how_it_ended(cause, logs)}; go on {_resume_text(layout, run)}")
+    raise SrpoError(f"rank {rank} {_how_it_ended(cause, logs)}; {_resume_text(layout, run)}")
 
 
 def _resume_text(layout: RankLayout, run: Path) -> str:
+    if not (run / "run.json").exists():
+        return "nothing was made yet: run the same command again"
     if layout.nnodes > 1:
-        return f"on every host, with the same --nnodes …: {go_on(run)}"
-    return f"with: {go_on(run)} --ranks {layout.ranks}"
+        return f"go on with the same --nnodes … on every host: {go_on(run)}"
+    return f"go on with: {go_on(run)} --ranks {layout.ranks}"
 
 
 def _how_it_ended(cause: ProcessFailure, logs: Path) -> str:

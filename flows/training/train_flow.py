@@ -20,8 +20,9 @@ from prefect.settings import temporary_settings
 from prefect.states import Cancelled
 
 from flows.prefect_api.calls import ApiError, calling, client_settings, unrecorded
+from flows.session.failed_start import removing_failed_start
 from flows.session.open_run import checked_config, open_session
-from flows.session.questions import stop_line, warnings_of
+from flows.session.questions import stop_line
 from flows.training.artifacts import Artifacts
 from flows.training.disk_watch import DiskSpaceWatcher, disk_space_warnings
 from flows.training.loop import Outcome, Reference, StopSwitch, Watcher, train
@@ -176,9 +177,7 @@ def train_flow(
     def train_session(session: "Session") -> Outcome:
         nonlocal trained
         trained = session.run.root
-        print_warnings(
-            warnings_of(session.config, session.questions) + disk_space_warnings(session)
-        )
+        print_warnings([*session.warnings(), *disk_space_warnings(session)])
         print(f"{trained}: {stop_line(session.run)}")
         limit_seconds = session.config.run.stall_seconds
         with (
@@ -189,7 +188,8 @@ def train_flow(
             watchers = [DiskSpaceWatcher(session), Lines(session), watchdog]
             return train_in_flow(session, StageTasks(session, watchers), watchers)
 
-    outcome = train_with_recovery(open_session(config, folder, resume), train_session)
+    with removing_failed_start(folder):
+        outcome = train_with_recovery(open_session(config, folder, resume), train_session)
     return _final_state(outcome, str(trained))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import StoreError
 from pipeline.text import size
 
 FULL_BELOW = 8 << 20
@@ -91,6 +92,20 @@ def _advice(number: int, path: Path) -> tuple[str, str] | None:
 def free_bytes(path: Path) -> int:
     """Return the bytes free to this user on the disk that holds `path`, or will hold it."""
     return shutil.disk_usage(_existing(path)).free
+
+
+def expect_makeable(folder: Path) -> None:
+    """Refuse a folder that can't be made or written; nothing is made.
+
+    Raises:
+        StoreError: it is a file, or would be inside one.
+        PermissionError: this user may not write there.
+    """
+    existing = _existing(folder)
+    if not existing.is_dir():
+        raise StoreError(f"{folder}: {existing} is a file, expected a folder; choose another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 def trouble_at(path: Path) -> str:

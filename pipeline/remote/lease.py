@@ -73,14 +73,19 @@ class Lease:
             if not self._fresh:
                 self._renew()
 
-    def release(self) -> None:
-        """Release the lease at once; if the store doesn't answer, it expires."""
+    def release(self, run_exists: bool = True) -> None:
+        """Release the lease at once; if the store doesn't answer, it expires.
+
+        Args:
+            run_exists: False: nothing is stored, so the lock object goes too.
+        """
         self._ended.set()
-        with self._guard:
-            if self._fresh:
+        with self._guard, contextlib.suppress(Changed, StoreError):
+            if self._fresh and run_exists:
                 free = json.dumps({"free": True}).encode()
-                with contextlib.suppress(Changed, StoreError):
-                    objects.replace(self._lock_object, free, self._version)
+                objects.replace(self._lock_object, free, self._version)
+            elif self._fresh:
+                objects.remove(self._lock_object)
 
     @property
     def _fresh(self) -> bool:

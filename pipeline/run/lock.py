@@ -150,7 +150,7 @@ class _RemoteHolding:
     def end(self) -> None:
         end_storing(self._root)
         self._marker.close()
-        self._lease.release()
+        self._lease.release(run_exists=(self._root / "run.json").exists())
 
 
 def _locked(path: Path) -> IO[str]:
