@@ -1,95 +1,69 @@
-"""Mathematics: a question and an answer in LaTeX or plain text, compared by math-verify.
+"""Mathematics: a question and an answer in LaTeX or plain text, compared by what they mean.
 
-The answer of a response is what stands last in it: the last complete `\\boxed{…}` or the last
-`<answer>…</answer>`, whichever ends later. Text outside of them is never searched for numbers, and
-no answer in either form is 0. Gold answers are parsed when they are loaded: one that math-verify
-can't read is an error there, never a question everybody passes.
+The answer of a response is what stands last in it: the last complete box (`\\boxed{…}`,
+`\\fbox{…}`, `\\boxed 42`) or the last `<answer>…</answer>`, whichever ends later. Text outside of
+them is never searched for numbers, and no answer in any form is 0.
 
-math-verify limits its own time by signals, which work in main threads only and can't interrupt C;
-they are switched off in verdicts, which `pipeline/verification.py` bounds. Gold answers are parsed
-in the run's own process, so they must be short, and have the limit where there can be one.
+An answer is read as a whole or not at all (data/math_answers): one that can't be read is wrong. A
+gold answer that can't be read, has two usual meanings, isn't judged the same as itself, or is with
+one digit changed, is refused when it is loaded. docs/tasks.md says what can be read.
 """
 
 import json
 import logging
-import re
-from threading import current_thread, main_thread
+import math
+from decimal import Decimal
 
-from math_verify import parse as parse_mathematics
-from math_verify import verify as equivalent
-
-from data.rows import Row, gold_error, load_questions
+from data.math_answers.finding import last_answer
+from data.math_answers.golds import LONGEST_GOLD, check_gold, same_answers
+from data.math_answers.literals import Unreadable
+from data.rows import Row, WrittenFloat, gold_error, load_questions
 from pipeline.task import Question, Split, Verdict
 
-VERIFIER = "mathematics/1"
-LONGEST_GOLD = 500
-"""Characters of a gold answer: time to parse one grows faster than its length."""
-GOLD_SECONDS = 10
+VERIFIER = "mathematics/2"
 
-# It warns that its time limits are off, which is the intention.
+# It warns that its time limits are off; the pool of the verifiers has its own.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-_BRACE = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
-_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
 def load(path: str | None, split: Split) -> list[Question]:
-    """Return a split's questions in file order; a gold answer that can't be parsed is an error."""
+    """Return a split's questions in file order; a gold answer that can't be used is an error."""
     return load_questions(path, split, "mathematics", _reference)
 
 
 def _reference(row: Row) -> str:
     """Return a row's gold answer as JSON text."""
-    answer = row.fields.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = json.dumps(answer)
-    if (
-        not isinstance(answer, str)
-        or len(answer) > LONGEST_GOLD
-        or not _parse(answer, GOLD_SECONDS if current_thread() is main_thread() else None)
-    ):
+    found = row.fields.get("answer")
+    answer = _text(found)
+    if answer is None:
+        raise gold_error(row, found, "a number, or LaTeX or plain text")
+    try:
+        check_gold(answer)
+    except Unreadable as error:
         raise gold_error(
             row,
-            answer,
-            f"LaTeX or plain text of at most {LONGEST_GOLD} characters that math-verify can parse",
-        )
+            found,
+            f"LaTeX or plain text of at most {LONGEST_GOLD} characters with one meaning "
+            f"(docs/tasks.md): {error}",
+        ) from error
     return json.dumps(answer)
 
 
-def _parse(text: str, seconds: int | None = None) -> list[object]:
-    """Return what math-verify reads in an answer, empty if nothing, or not in so many seconds.
+def _text(answer: object) -> str | None:
+    """Return a gold answer as the text that it was written as; None: it is neither text nor number.
 
-    The box makes it read the answer as a whole: outside of one it picks the 2 of `2^{10}`.
+    Whole numbers have one spelling, and of decimals the reader of the file keeps it.
     """
-    found: list[object] = parse_mathematics(
-        f"\\boxed{{{text}}}", fallback_mode="no_fallback", parsing_timeout=seconds
-    )
-    return found
-
-
-def last_boxed(response: str) -> tuple[int, str] | None:
-    """Return where the last complete `\\boxed{…}` ends, and its content; `\\{` is no brace."""
-    opened: list[int | None] = []
-    last: tuple[int, str] | None = None
-    for brace in _BRACE.finditer(response):
-        if brace.group("box"):
-            opened.append(brace.end())
-        elif brace.group() == "{":
-            opened.append(None)
-        elif brace.group() == "}" and opened:
-            start = opened.pop()
-            if start is not None:
-                last = brace.end(), response[start : brace.start()]
-    return last
-
-
-def last_answer(response: str) -> str | None:
-    """Return the last answer of a response, in a box or in tags, without outer white space."""
-    found = [(match.end(), match.group(1)) for match in _ANSWER.finditer(response)][-1:]
-    boxed = last_boxed(response)
-    if boxed is not None:
-        found.append(boxed)
-    return max(found)[1].strip() if found else None
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, WrittenFloat):
+        return answer.text
+    if isinstance(answer, bool) or not isinstance(answer, int | float | Decimal):
+        return None
+    if isinstance(answer, int):
+        # Python writes no more than some thousand digits.
+        return str(answer) if answer.bit_length() < 10_000 else None
+    return str(answer) if math.isfinite(answer) else None
 
 
 def verify(response: str, reference: str) -> Verdict:
@@ -103,9 +77,10 @@ def verify(response: str, reference: str) -> Verdict:
     if prediction is None:
         feedback = "There is no answer in \\boxed{…} or <answer>…</answer>."
         return Verdict(0.0, format_ok=False, feedback=feedback)
-    parsed = _parse(prediction)
-    if not parsed:
-        return Verdict(0.0, False, prediction, "The answer can't be read as mathematics.")
-    if equivalent(_parse(json.loads(reference)), parsed, timeout_seconds=None):
+    try:
+        right = same_answers(json.loads(reference), prediction)
+    except Unreadable as error:
+        return Verdict(0.0, False, prediction, f"The answer can't be read as mathematics: {error}.")
+    if right:
         return Verdict(1.0, True, prediction)
     return Verdict(0.0, True, prediction, "The answer is not right.")
