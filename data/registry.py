@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,8 @@ SHIPPED = {
     "science_qa": "data.science_qa",
     "tool_use": "data.tool_use",
 }
+
+_PACKAGE = re.compile(rb"^\s*(?:from|import)\s+data\.(\w+)", re.MULTILINE)
 
 
 def task_names() -> list[str]:
@@ -62,8 +65,30 @@ def describe(name: str) -> str:
 
 
 def file_digest(name: str) -> str:
-    """Return the SHA-256 of a task module's source, which run records keep."""
-    return hashlib.sha256(_source(name).read_bytes()).hexdigest()
+    """Return the SHA-256 of the source that decides a task's verdicts, which run records keep.
+
+    That is the task's own file, and what it takes from packages in `data`, such as math_answers.
+    Modules in `data` itself read rows, and what they read has digests of its own.
+    """
+    source = _source(name).read_bytes()
+    digest = hashlib.sha256(source)
+    for path in _helpers(source):
+        text = path.read_bytes()
+        digest.update(f"\n{path.parent.name}/{path.name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()
+
+
+def _helpers(source: bytes) -> list[Path]:
+    """Return the modules of all packages in `data` that a module imports from, however deep."""
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        for name in _PACKAGE.findall(waiting.pop()):
+            folder = Path(__file__).parent / name.decode()
+            if folder.is_dir() and folder not in found:
+                found.add(folder)
+                waiting += [path.read_bytes() for path in folder.glob("*.py")]
+    return sorted(path for folder in found for path in folder.glob("*.py"))
 
 
 def judge(name: str, response: str, reference: str) -> Verdict:

@@ -1,6 +1,7 @@
 """The table of tasks: shipped ones, a user's file, and what is said of a file that is no task."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,8 +49,29 @@ def test_shipped_tasks_open_and_describe_themselves() -> None:
     for name in registry.task_names():
         assert registry.open_task(name).VERIFIER.startswith(f"{name}/")
         assert len(registry.describe(name)) > 20
-        source = (PROJECT / f"data/{name}.py").read_bytes()
-        assert registry.file_digest(name) == hashlib.sha256(source).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "science_qa", "tool_use"])
+def test_the_digest_of_one_file_is_that_of_its_source(name: str) -> None:
+    source = (PROJECT / f"data/{name}.py").read_bytes()
+    assert registry.file_digest(name) == hashlib.sha256(source).hexdigest()
+
+
+def test_the_digest_covers_the_package_that_judges(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Writer
+) -> None:
+    helpers = {path.name for path in registry._helpers(b"from data.math_answers.golds import x")}
+    folder = PROJECT / "data/math_answers"
+    assert helpers == {path.name for path in folder.glob("*.py")} > {"reading.py", "equality.py"}
+    copied = tmp_path / "data"
+    shutil.copytree(folder, copied / "math_answers")
+    monkeypatch.setattr(registry, "__file__", str(copied / "registry.py"))
+    path = write(TASK + "from data.math_answers.golds import same_answers\n")
+    before = registry.file_digest(path)
+    with (copied / "math_answers/units.py").open("a") as file:
+        file.write("#\n")
+    assert registry.file_digest(path) != before
+    assert registry.file_digest(path) != hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def test_a_users_file_is_a_task(write: Writer) -> None:
