@@ -1,6 +1,6 @@
 """Final answers in mathematics: how they are read, and when two of them are the same.
 
-    reading.py ──▶ lexing.py ──▶ arguments and number literals (literals.py)
+    reader.py ──▶ lexing.py ──▶ arguments and number literals (literals.py)
         │
         ├──▶ expressions.py     3x + \\sqrt{2}, over units.py for what follows a number
         ▼

@@ -125,10 +125,13 @@ class ExpressionReader:
             raise Unreadable(f"{text!r} expected, not {found.text if found else 'the end'!r}")
         self._at += 1
 
-    def _sum(self) -> Node:
+    def _deeper(self) -> None:
         self._depth += 1
         if self._depth > DEEPEST:
             raise Unreadable(f"nested more than {DEEPEST} deep")
+
+    def _sum(self) -> Node:
+        self._deeper()
         terms: list[Node] = []
         while True:
             negative = False
@@ -153,21 +156,23 @@ class ExpressionReader:
         return sign == "-"
 
     def _product(self) -> Node:
-        node = self._signed_power()
-        slash = -1
+        above, below = [self._signed_power()], list[Node]()
+        slashed = False
         while True:
             if self._is("*", "/"):
-                divides = self._is("/")
+                slashed = self._is("/")
                 self._at += 1
-                slash = self._at if divides else -1
-                factor = self._signed_power()
-                node = Node("/" if divides else "*", (node, factor))
+                (below if slashed else above).append(self._signed_power())
             elif self._begins_factor():
-                if slash >= 0:
+                if slashed:
                     self.doubts.append("what stands after the slash may be a product: use brackets")
-                node = Node("*", (node, self._power()))
+                above.append(self._power())
             else:
-                return node
+                break
+        top = above[0] if len(above) == 1 else Node("*", tuple(above))
+        if not below:
+            return top
+        return Node("/", (top, below[0] if len(below) == 1 else Node("*", tuple(below))))
 
     def _begins_factor(self) -> bool:
         """Say whether what comes next is multiplied without a sign."""
@@ -196,6 +201,12 @@ class ExpressionReader:
         return Node("^", (base, self._exponent()))
 
     def _exponent(self) -> Node:
+        self._deeper()
+        exponent = self._exponent_inside()
+        self._depth -= 1
+        return exponent
+
+    def _exponent_inside(self) -> Node:
         if self._is("+", "-", "±", "∓"):
             negative = self._negative()
             exponent = self._exponent()
@@ -213,6 +224,8 @@ class ExpressionReader:
         node = self._primary()
         while True:
             if self._is("!"):
+                if node.op == "factorial":
+                    raise Unreadable("a factorial of a factorial, or a double one")
                 self._at += 1
                 node = Node("factorial", (node,))
             elif self._is("deg"):

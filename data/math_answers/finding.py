@@ -9,6 +9,7 @@ LONGEST_BARE = 1000
 _BARE = re.compile(
     r"(?:\\[^()\[\]\n]|(?!</)[^\\$\n{}]|\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*)*\})*", re.DOTALL
 )
+_WORD = re.compile(r"(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\\.|[^\s{}])+", re.DOTALL)
 _CONTINUES = re.compile(r"[0-9+\-*/=<>^_%±×÷·−]|\\[^\\]")
 _AWAITS = ("+", "-", "*", "/", "=", "<", ">", "^")
 
@@ -54,12 +55,12 @@ def _bare(response: str, start: int) -> tuple[int, str] | None:
     match = _BARE.match(response[start : start + LONGEST_BARE])
     region = match.group() if match else ""
     if not _in_mathematics(response[:start]):
-        taken: list[str] = []
-        for word in region.split(" "):
-            if taken and not (_CONTINUES.match(word) or taken[-1].endswith(_AWAITS)):
+        end = 0
+        for word in _WORD.finditer(region):
+            if end and not (_CONTINUES.match(word[0]) or region[:end].endswith(_AWAITS)):
                 break
-            taken.append(word)
-        region = " ".join(taken)
+            end = word.end()
+        region = region[:end]
     return (start + len(region), region) if region.strip() else None
 
 

@@ -123,10 +123,12 @@ def _add(*values: Value) -> Value:
     return _mp.fsum(_number(value) for value in values)
 
 
-def _multiply(left: Value, right: Value) -> Value:
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left * right
-    return _number(left) * _number(right)
+def _multiply(*values: Value) -> Value:
+    product: Value = Fraction(1)
+    for value in values:
+        exact = isinstance(product, Fraction) and isinstance(value, Fraction)
+        product = _bounded(product * value if exact else _number(product) * _number(value))
+    return product
 
 
 def _divide(left: Value, right: Value) -> Value:
@@ -293,7 +295,7 @@ def decimal(node: Node) -> Numeral | None:
     if node.op == "neg":
         inner = decimal(node.args[0])
         return inner and Numeral(-inner.value, "", inner.digits, inner.place)
-    if node.op == "*":
+    if node.op == "*" and len(node.args) == 2:
         inner, ten = decimal(node.args[0]), _power_of_ten(node.args[1])
         if inner is None or ten is None:
             return None

@@ -62,7 +62,7 @@ def test_the_digest_covers_the_package_that_judges(
 ) -> None:
     helpers = {path.name for path in registry._helpers(b"from data.math_answers.golds import x")}
     folder = PROJECT / "data/math_answers"
-    assert helpers == {path.name for path in folder.glob("*.py")} > {"reading.py", "equality.py"}
+    assert helpers == {path.name for path in folder.glob("*.py")} > {"reader.py", "equality.py"}
     copied = tmp_path / "data"
     shutil.copytree(folder, copied / "math_answers")
     monkeypatch.setattr(registry, "__file__", str(copied / "registry.py"))

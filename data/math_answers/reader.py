@@ -46,7 +46,7 @@ from data.math_answers.expressions import (
 from data.math_answers.lexing import LONGEST, Lexer, Token, closing_brace, with_braces
 from data.math_answers.literals import Numeral, Unreadable, in_base
 from data.math_answers.names import name_of
-from data.math_answers.runs import (
+from data.math_answers.token_runs import (
     is_mark,
     matching,
     split,
@@ -277,16 +277,26 @@ class AnswerReader:
         """Return sets joined by ∪, a set without another, or what is no set."""
         runs, _ = split(with_union_signs(tokens), lambda t: is_mark(t, "∪"))
         if len(runs) > 1:
-            return Union(tuple(self._one(run) for run in runs))
+            return Union(tuple(self._set_alone(run) for run in runs))
         runs, _ = split(tokens, lambda t: is_mark(t, "∖"))
         if len(runs) == 2:
-            return Without(self._one(runs[0]), self._one(runs[1]))
+            return Without(self._set_alone(runs[0]), self._set_alone(runs[1]))
         if len(tokens) == 1 and tokens[0].kind == "command":
             if tokens[0].text == "emptyset":
                 return Collection("set", ())
             if tokens[0].text in _DOMAINS:
                 return Domain(tokens[0].text)
         return self._ratio(tokens)
+
+    def _set_alone(self, tokens: list[Token]) -> Answer:
+        """Return a set that stands beside another one."""
+        found = self._one(tokens)
+        pair = isinstance(found, Collection) and (
+            found.kind == "set" or (found.kind == "tuple" and len(found.items) == 2)
+        )
+        if not pair and not isinstance(found, Interval | Domain | Without):
+            raise Unreadable("∪ or ∖ beside what is no set")
+        return found
 
     def _ratio(self, tokens: list[Token]) -> Answer:
         half = ""
