@@ -74,6 +74,7 @@ def make_step(folder: Path, mini_batches: int) -> TwinInputs:
                 "response_ids": ids,
                 "sampled_logprobs": (-5 * torch.rand(len(ids), generator=generator)).tolist(),
                 "temperature": TEMPERATURE,
+                "finish_reason": "stop" if answer.endswith("<|im_end|>") else "length",
             }
         )
         verdicts.append({"rollout_id": name, "reward": REWARDS[index]})
