@@ -139,6 +139,10 @@ def scaled(place: int, factor: float) -> Callable[[list[float]], list[float]]:
     return lambda old: [v * factor if i == place else v for i, v in enumerate(old)]
 
 
+def other_source(old: str) -> str:
+    return "sibling" if old == "none" else "none"
+
+
 SEALED = [
     Sealed("rollouts", "seed", 3, 7, "seed is derived from run, step, group and sample"),
     Sealed("rollouts", "temperature", 3, 0.9, "temperature is 0.8"),
@@ -151,7 +155,7 @@ SEALED = [
     Sealed("routes", "advantage", 3, bit(1.01), "advantage follows from the group's rewards"),
     Sealed("routes", "group_std", 3, 0.9, "group_std is their deviation"),
     Sealed("routes", "correct", 3, lambda old: not old, "correct is copied"),
-    Sealed("routes", "teacher_source", 3, "other", "teacher_source is none exactly without"),
+    Sealed("routes", "teacher_source", 3, other_source, "teacher_source is none exactly without"),
     Sealed("scores", "student_entropy", 3, scaled(0, 90.0), "student_entropy in [0, ln V]"),
     Sealed("teacher", "student_logprobs", 3, scaled(2, 1.001), "mass and tail sum to 1"),
     Sealed("teacher", "teacher_logprobs", 3, scaled(0, 1.01), "mass and tail sum to 1"),
