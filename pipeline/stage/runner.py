@@ -215,7 +215,14 @@ def _expect_version(handles: Handles) -> None:
 def _expect_same(run: Run, manifest: Manifest, wanted: Origin) -> None:
     differences = manifest.origin.differences(wanted)
     if differences:
-        path = run.table_path(wanted.table, wanted.step)
+        path, was = run.table_path(wanted.table, wanted.step), manifest.origin.stage_version
+        if was != wanted.stage_version:
+            maker = run.record.get("versions", {}).get("srpo", "another")
+            raise StoreError(
+                f"{path} was made by other rules of stage {wanted.stage} (stage_version: {was}, "
+                f"not {wanted.stage_version}): go on with the srpo that made it, {maker} by "
+                "run.json, or start another run"
+            )
         raise StoreError(
             f"{path} was made otherwise ({'; '.join(differences[:3])}): a committed table is "
             "never overwritten; use the recorded settings, or another run"
