@@ -98,7 +98,7 @@ def _inside(folder: Path) -> str:
     """Return what a folder has, in a few words."""
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return "what datasets.save_to_disk writes: save each split by to_parquet or to_json"
-    names = sorted(printable(path.name, 40) for path in folder.iterdir())
+    names = sorted(printable(p.name, 40) + "/" * p.is_dir() for p in folder.iterdir())
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more or "nothing"
 

@@ -2,7 +2,7 @@
 
 Idea: accuracy on a question that was trained on says little, and a question that stands twice in
 training counts twice, so both are counted and warned of. Two prompts are equal if all their turns
-are, apart from white space and from the two ways in which Unicode may write one letter.
+are, apart from white space, marks of no width, and the ways in which Unicode may write one letter.
 """
 
 import unicodedata
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.task import Question
+
+_NO_WIDTH = dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF])
+"""Soft hyphen, zero-width space, word joiner, byte order mark: to be removed."""
 
 
 class Repeat(NamedTuple):
@@ -27,8 +30,9 @@ class Repeat(NamedTuple):
 def prompt_key(question: Question) -> tuple[tuple[str, str], ...]:
     """Return what equal prompts share."""
     return tuple(
-        (turn.role, " ".join(unicodedata.normalize("NFC", turn.content).split()))
+        (turn.role, " ".join(unicodedata.normalize("NFC", text).split()))
         for turn in question.messages
+        for text in (turn.content.translate(_NO_WIDTH),)
     )
 
 

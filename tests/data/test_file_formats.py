@@ -290,6 +290,8 @@ PLAIN = json_lines(ROWS)
             written(PLAIN.decode().encode("utf-16-le")),
             "begins with NUL bytes: it is UTF-16",
         ),
+        ("a.json", written(gzip.compress(gzip.compress(PLAIN))), "is packed by gzip twice"),
+        ("a.csv", written(b"a,b\r1,2\r"), "row 1: not valid CSV (new-line character"),
         ("a.json", written(b"<!DOCTYPE html>"), "is a page of HTML or XML"),
         ("a.json", written(b"\x28\xb5\x2f\xfd123"), "is packed by zstd"),
         ("a.json", written(b"\x80\x04\x95"), "is a pickle, which may run code"),

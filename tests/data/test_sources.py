@@ -1,6 +1,8 @@
 """Folders, single files, pieces and the hub: where rows come from, and what is missing there."""
 
+import gzip
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -9,6 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,3 +137,59 @@ def test_an_unreachable_hub_is_one_clear_line(
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         read_rows("owner/dataset", "test")
     assert "\n" not in str(caught.value)
+
+
+def pieces(folder: Path, split: str, count: int, rows: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        table = pa.Table.from_pylist([row(n * rows + i) for i in range(rows)])
+        pq.write_table(table, folder / f"{split}-{n:05d}-of-{count:05d}.parquet")
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_pieces_of_the_hub_are_read_in_order(tmp_path: Path, inside: str) -> None:
+    pieces(tmp_path / inside, "train", 3, 4)
+    pieces(tmp_path / inside, "test", 1, 2)
+    assert [r.fields["idx"] for r in read_rows(str(tmp_path), "train")] == list(range(12))
+    assert [r.fields["idx"] for r in read_rows(str(tmp_path), "test")] == [0, 1]
+    (tmp_path / inside / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(DataError, match=r"2 of 3 pieces train-…-of-….parquet are there"):
+        read_rows(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl.gz", "train.ndjson"])
+def test_a_folder_may_have_any_format(tmp_path: Path, name: str) -> None:
+    rows, path = [row(i) for i in range(3)], tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith("csv"):
+        pl.DataFrame(rows).write_csv(path)
+    else:
+        text = "".join(f"{json.dumps(r)}\n" for r in rows).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert [str(r.fields["idx"]) for r in read_rows(str(tmp_path), "train")] == ["0", "1", "2"]
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(DataError, match=f"has both train.json and {re.escape(name)}: remove one"):
+        read_rows(str(tmp_path), "train")
+
+
+def test_a_folder_without_splits_says_what_it_has(tmp_path: Path) -> None:
+    for name in ("README.md", *(f"part-{n}.csv" for n in range(6))):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "train.json").mkdir()
+    with pytest.raises(DataError) as caught:
+        read_rows(str(tmp_path), "train")
+    shown = "it has README.md, part-0.csv, part-1.csv, part-2.csv, part-3.csv and 3 more"
+    assert shown in str(caught.value)
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(DataError, match="save_to_disk writes: save each split by"):
+        read_rows(str(tmp_path), "train")
+
+
+def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match="neither a regular file nor a folder"):
+        read_rows(str(tmp_path / "pipe.json"), "train")
+    for name in ("absent.CSV", "absent.jsonl.gz", "./absent.parquet"):
+        with pytest.raises(DataError, match="there is no such file or folder"):
+            read_rows(name, "train")

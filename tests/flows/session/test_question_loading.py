@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flows.reruns.evaluate import evaluate_now
 from flows.session.question_loading import load_questions
 from flows.session.questions import Questions, warnings_of
 from flows.session.session import Session
@@ -172,7 +173,7 @@ def test_the_demos_ids_stay_and_nothing_is_warned_of() -> None:
 
 
 def test_equal_prompts_are_warned_of_and_left_out_on_demand(tmp_path: Path) -> None:
-    test = [science(100), science(101, prompt="q7 \n"), science(102, "B", prompt=" q8")]
+    test = [science(100), science(101, prompt="q7\u00a0\n"), science(102, "B", prompt="\u200b q8")]
     train = [*MANY, science(30, prompt="q1"), science(31, "C", prompt="q2\t")]
     config = config_of(tmp_path, train=train, test=test)
     said = warned(config, load_questions(config))
@@ -204,10 +205,13 @@ def test_a_test_split_of_duplicates_alone_is_refused(tmp_path: Path) -> None:
         load_questions(config)
 
 
-def test_a_run_records_what_it_left_out_and_resumes(tmp_path: Path) -> None:
+def test_a_run_records_what_it_left_out_and_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = (
         *("data.on_bad_row=skip", "data.drop_test_duplicates=true", "data.max_prompt_length=512"),
-        *("model.path=random", "run.steps=1", "evaluate.questions=2"),
+        *("model.path=random", "run.steps=1", "evaluate.rollouts=1"),
+        "evaluate.max_response_length=8",
     )
     rows = [*MANY, science(50, "E")]
     config = config_of(tmp_path, *settings, train=rows, test=[science(0), science(90)])
@@ -217,7 +221,11 @@ def test_a_run_records_what_it_left_out_and_resumes(tmp_path: Path) -> None:
     assert session.run.record["test_duplicates"] == 1
     again = Session.resume(tmp_path / "run")
     assert ids(again.questions.test) == ["test/d-90"]
+    found = evaluate_now(again, 0, ["data.drop_test_duplicates=false"])
+    assert found["questions"] == 2
     again.close()
+    said = capsys.readouterr().err
+    assert "1 rows of the train split can't be used and are left out" in said
 
 
 @pytest.mark.skipif(not MATERIALS.is_dir(), reason=f"the benchmark is not at {MATERIALS}")
