@@ -40,6 +40,7 @@ _GRACE_SECONDS = 5
 _COMMAND_PID, _RANK_0_FILE = "SRPO_COMMAND", "SRPO_FIRST_RANK"
 """Environment variables of ranks: the command's process id; the file that takes rank 0's."""
 _PR_SET_PDEATHSIG = 1
+_PYTHON_ERROR = r"[\w.]+(Error|Exception|Interrupt|Exit)\b"
 
 
 class RankLayout(NamedTuple):
@@ -226,9 +227,12 @@ def _resume_text(layout: RankLayout, run: Path) -> str:
 
 
 def _how_it_ended(cause: ProcessFailure, logs: Path) -> str:
-    if cause.exitcode < 0:
-        return f"was killed by {signal.Signals(-cause.exitcode).name}"
     found = sorted(logs.glob(f"**/{cause.local_rank}/stderr.log"))
     lines = found[-1].read_text(errors="replace").split("\n") if found else []
+    if cause.exitcode < 0:
+        # A rank that fails amid an exchange is aborted by a library; its error came before that.
+        errors = [line for line in lines if re.match(_PYTHON_ERROR, line)]
+        reason = f": {printable(errors[-1], _SHOWN)}" if errors else ""
+        return f"was killed by {signal.Signals(-cause.exitcode).name}{reason}"
     last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
     return f"ended with exit code {cause.exitcode}: {printable(last, _SHOWN)}"

@@ -76,7 +76,8 @@ def _batches(sizes: Sequence[int], limit: int) -> Iterator[slice]:
             yield slice(start, index)
             start, rows = index, 0
         rows += size
-    yield slice(start, len(sizes))
+    if start < len(sizes):  # a rank may have no group at all
+        yield slice(start, len(sizes))
 
 
 def keep_likeliest(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:

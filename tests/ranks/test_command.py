@@ -15,7 +15,7 @@ import pytest
 from pipeline.check.check_run import check_run
 from pipeline.run.lock import LOCK_FILE
 from pipeline.run.run import Run
-from tests.ranks.compare_tables import compare_runs
+from tests.ranks.compare_tables import compare, compare_runs
 from tests.ranks.train_commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,18 @@ def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
         assert (run / "policy/000003" / name).read_bytes() == (
             one / "policy/000003" / name
         ).read_bytes()
+
+
+def test_a_rank_may_have_no_group_to_sample(folder: Path, prefect_api: dict[str, str]) -> None:
+    """One test question and one training question: the second rank has neither."""
+    single = ("--set", "evaluate.questions=1", "--set", "generate.questions=1")
+    one, two = (
+        trained(folder / f"single-{n}", *single, "--ranks", n, steps=1, api=prefect_api)
+        for n in ("1", "2")
+    )
+    compare_runs(one, two, 1)
+    for steps_done in (0, 1):
+        compare(*(Run.open(run).read("evaluations", steps_done) for run in (one, two)))
 
 
 def wait_for(file: Path) -> None:

@@ -33,8 +33,9 @@ def train(
     """
     settings = (f"run.steps={steps}", *(() if run.exists() else SMALL))
     how = ["--resume"] if run.exists() else ["demo"]
-    arguments = ["train", *how, "--run", str(run), *options]
+    arguments = ["train", *how, "--run", str(run)]
     arguments += [part for setting in settings for part in ("--set", setting)]
+    arguments += options
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"} | dict(api or {})
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *arguments],
