@@ -18,7 +18,7 @@ from flows.prefect_api.server_process import READY
 
 DATABASE = "prefect.db"
 _DRAIN_SECONDS = 2.0
-PASSED = ("PREFECT_API_URL", "PREFECT_HOME", "NO_PROXY", *CLIENT_SETTINGS)
+PASSED = ("PREFECT_API_URL", "PREFECT_HOME", *CLIENT_SETTINGS)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from pipeline.errors import SrpoError
 from pipeline.run.step_layout import STEP_STAGES
 from tests.paths import PROJECT
 
@@ -91,3 +93,30 @@ def test_all_deployments_register_with_a_server(tmp_path: Path, api_here: dict[s
         state = client.read_flow_run(created.id).state
         assert state is not None and state.message is not None
         assert f"{nowhere}: no run here" in state.message
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_deployed_training_warns_as_the_command_does_and_leaves_no_failed_start(
+    fails: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from flows.session import session
+    from flows.training import train_flow
+    from flows.training.loop import Outcome
+
+    def train_in_flow(*_: object) -> Outcome:
+        if fails:
+            raise SrpoError("planted trouble")
+        return Outcome(0, "steps")
+
+    monkeypatch.setattr(session, "slow_paths", lambda _: ["prompts are encoded once per rollout"])
+    monkeypatch.setattr(train_flow, "train_in_flow", train_in_flow)
+    run = tmp_path / "runs" / "first"
+    with pytest.raises(SrpoError, match="planted") if fails else nullcontext():
+        train_flow.train_flow.fn(f"{run}", "demo", ["generate.top_p=0.5", "run.stall_seconds=99"])
+    said = capsys.readouterr().err
+    assert "warning: prompts are encoded once per rollout" in said
+    assert "warning: generate.top_p or top_k cuts the sampling distribution" in said
+    assert run.exists() == (not fails)
