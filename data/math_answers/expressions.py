@@ -86,6 +86,14 @@ def _pieces(text: str) -> list[str]:
     return list(text)
 
 
+def _quotient(top: Node, bottom: Node) -> Node:
+    """Return one expression over another; d/dx and dy/dx are none."""
+    first = top.args[0] if top.op == "*" else top
+    if bottom.op == "*" and first.name == bottom.args[0].name == "d":
+        raise NeedsCalculus("a derivative")
+    return Node("/", (top, bottom))
+
+
 class ExpressionReader:
     """Reads one run of tokens as an expression.
 
@@ -172,7 +180,7 @@ class ExpressionReader:
         top = above[0] if len(above) == 1 else Node("*", tuple(above))
         if not below:
             return top
-        return Node("/", (top, below[0] if len(below) == 1 else Node("*", tuple(below))))
+        return _quotient(top, below[0] if len(below) == 1 else Node("*", tuple(below)))
 
     def _begins_factor(self) -> bool:
         """Say whether what comes next is multiplied without a sign."""
@@ -386,8 +394,7 @@ class ExpressionReader:
         if name in GREEK:
             return self._symbol(name)
         if name == "frac":
-            top, bottom = self._group(), self._group()
-            return Node("/", (top, bottom))
+            return _quotient(self._group(), self._group())
         if name == "binom":
             return Node("binom", (self._group(), self._group()))
         if name == "sqrt":

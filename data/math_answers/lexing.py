@@ -282,6 +282,8 @@ class Lexer:
         if text.startswith("...", at):
             self._at += 3
             self._add("mark", "...")
+        elif character == "." and self._after_word() and not text[at + 1 : at + 2].isalnum():
+            self._at += 1
         elif text[at : at + 2] in _TWO:
             self._at += 2
             self._add("mark", {"**": "^", "==": "="}.get(text[at : at + 2], text[at : at + 2]))
@@ -299,6 +301,11 @@ class Lexer:
             self._add("number", character, Numeral(value))
         else:
             raise Unreadable(f"the character {character!r}")
+
+    def _after_word(self) -> bool:
+        """Say whether the last token is a word, after which a full stop says nothing."""
+        last = self.tokens[-1] if self.tokens else None
+        return last is not None and last.kind in ("word", "text") and len(last.text) > 1
 
     def _shifted(self, table: dict[str, str]) -> None:
         """Take a run of raised or lowered characters as `^{…}` or `_{…}`."""

@@ -20,6 +20,9 @@ from data.math_answers.units import (
     product,
 )
 
+_LOOSE = FUNCTIONS - {"sqrt", "cbrt"}
+"""Functions whose argument needs no brackets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -77,7 +80,9 @@ def _split(tokens: list[Token]) -> Found | None:
         if not _may_begin(tokens, position):
             continue
         value = tokens[:position]
-        if any(t.text in FUNCTIONS or t.text in ("deg", "%") for t in value):
+        # \\sin 30^\\circ is no number of degrees, and 30^\\circ + 45^\\circ has two of them.
+        plain = token.kind == "mark" or token.text.lower().startswith(("deg", "percent"))
+        if any(t.text in ("deg", "%") or (plain and t.text in _LOOSE) for t in value):
             return None
         factor, rest = 1, tokens[position:]
         if token.text.lower() in MULTIPLIERS:

@@ -1,11 +1,13 @@
 """Left sides of answers: what names a value, as x, f(x), x_1, P(A), \\angle ABC or Area do."""
 
+import re
+
 from data.math_answers.expressions import CALCULUS, FUNCTIONS, GREEK
 from data.math_answers.lexing import Token
 
 _COMMANDS = GREEK | {"overline", "vec", "hat", "tilde", "angle", "triangle", "measuredangle"}
+_DERIVATIVE = re.compile(r"frac { (d[A-Za-z]) } { (d[A-Za-z]) }|(d[A-Za-z]) / (d[A-Za-z])")
 _OPEN, _CLOSE = ("(", "{"), (")", "}")
-_DERIVATIVE = "frac { d", "} { d"
 
 
 def name_of(tokens: list[Token]) -> str | None:
@@ -13,6 +15,8 @@ def name_of(tokens: list[Token]) -> str | None:
 
     Numbers stand in indices and arguments only (x_1, f(2)), signs in the inverse of a function.
     """
+    if (derivative := _DERIVATIVE.fullmatch(" ".join(token.text for token in tokens))) is not None:
+        return "/".join(group for group in derivative.groups() if group)
     parts: list[str] = []
     depth = 0
     letters = False

@@ -302,13 +302,15 @@ class AnswerReader:
         half = ""
         if len(tokens) > 1 and tokens[-1].text.lower() in ("am", "pm"):
             tokens, half = tokens[:-1], tokens[-1].text.lower()
-        runs, _ = split(tokens, lambda t: is_mark(t, ":") or t.text == "to")
+        runs, _ = split(tokens, lambda t: is_mark(t, ":") or _is_to(t))
         if len(runs) == 1 and not half:
             return self._brackets(tokens)
         if (clock := _clock(runs, half, tokens)) is not None:
             return clock
         if half:
             raise Unreadable(f"{half} after what is no time")
+        if any(_is_to(token) for token in tokens):
+            self.doubts.append("'to' stands in ratios and ranges: write 3:4 or [3, 4]")
         return Ratio(tuple(self._value(run) for run in runs))
 
     def _brackets(self, tokens: list[Token]) -> Answer:
@@ -433,6 +435,8 @@ class AnswerReader:
         """Return the expression that tokens make."""
         if not tokens:
             raise Unreadable("a value is missing")
+        if _is_range_or_date(tokens):
+            self.doubts.append("numbers with - or / between them may be a range, a score or a date")
         return ExpressionReader(tokens, self._sign or 1, self.doubts).read()
 
     def _node_or_none(self, tokens: list[Token]) -> Node | None:
@@ -440,6 +444,21 @@ class AnswerReader:
             return self._value(tokens)
         except Unreadable:
             return None
+
+
+def _is_to(token: Token) -> bool:
+    return token.kind in ("word", "text") and token.text.lower() == "to"
+
+
+def _is_range_or_date(tokens: list[Token]) -> bool:
+    """Say whether tokens are like 10-20, 2026-11-30 or 30/11/2026."""
+    signs = {token.text for token in tokens[1::2]}
+    numbers = all(token.kind == "number" for token in tokens[::2])
+    return (
+        numbers
+        and len(tokens) % 2 == 1
+        and ((len(tokens) >= 3 and signs == {"-"}) or (len(tokens) >= 5 and signs == {"/"}))
+    )
 
 
 def _phrase(tokens: list[Token]) -> Text | None:

@@ -23,6 +23,8 @@ CLOSE = 40
 """So many of them must agree: the rest is for what rounding and cancellation take."""
 LARGEST_BITS = 2**17
 """Of numerators and denominators, and of how large or small other numbers are."""
+MOST_SIGNS = 6
+"""Symbols that are negative alone at one of the points."""
 SHOWN = 6
 """A decimal that shows so many digits may stand for a number that has more."""
 DOUBLE_DIGITS, DOUBLE_ERROR = 15, Fraction(1, 10**14)
@@ -39,24 +41,41 @@ class _Undefined(Unreadable):
 
 
 @lru_cache(maxsize=4096)
-def _point(name: str, number: int) -> Fraction:
-    """Return the value of a symbol at one of the points: near 1, at the second perhaps below 0."""
+def _size(name: str, number: int) -> Fraction:
+    """Return the value of a symbol at one of the points, between 0.3 and 2.3."""
     digest = hashlib.sha256(f"{name}/{number}".encode()).digest()
-    part = int.from_bytes(digest[:6]) % 999983
-    value = Fraction(300007 + 2 * part, 999979)
-    return -value if number == 1 and digest[8] % 2 else value
+    return Fraction(300007 + 2 * (int.from_bytes(digest[:6]) % 999983), 999979)
+
+
+def _points(*nodes: Node) -> list[dict[str, Fraction]]:
+    """Return the points at which expressions are compared, each with a value for every symbol.
+
+    At the first all are positive, at the second negative, then each in turn alone is: roots,
+    logarithms and |x| tell them apart. For \\lfloor x \\rfloor there are larger values, too.
+    """
+    names = sorted(frozenset().union(*map(symbols, nodes)))
+    if not names:
+        return [{}]
+    negative = [set(), set(names), *({name} for name in names[:MOST_SIGNS])]
+    points = [
+        {name: _size(name, number) * (-1 if name in below else 1) for name in names}
+        for number, below in enumerate(negative)
+    ]
+    if any(uses(node, op) for node in nodes for op in ("floor", "ceil")):
+        points += [{n: _size(n, 9 + scale) * scale for n in names} for scale in (7, 19, 41, 97)]
+    return points
 
 
 class Evaluator:
     """Evaluates expressions at one point.
 
     Args:
-        point: the number of the point.
+        point: the value of each symbol.
         natural: whether `log` without a base is the natural one; it is that to base 10 otherwise.
     """
 
-    def __init__(self, point: int = 0, natural: bool = True) -> None:
-        self._point, self._natural = point, natural
+    def __init__(self, point: Mapping[str, Fraction] | None = None, natural: bool = True) -> None:
+        self._point, self._natural = point or {}, natural
 
     def value(self, node: Node) -> Value:
         """Return the value of an expression.
@@ -76,7 +95,7 @@ class Evaluator:
             assert node.number is not None
             return node.number.value
         if node.op == "symbol":
-            return _point(node.name, self._point)
+            return self._point[node.name]
         if node.op == "constant":
             return _CONSTANTS[node.name]
         values = [self.value(inner) for inner in node.args]
@@ -321,20 +340,19 @@ def same_value(left: Node, right: Node) -> bool:
     Raises:
         Unreadable: one of them has no value that can be computed.
     """
-    names = symbols(left) | symbols(right)
-    points = range(3 if names else 1)
+    points = _points(left, right)
     conventions = (True, False) if uses(left, "log") or uses(right, "log") else (True,)
     for natural in conventions:
         evaluators = [Evaluator(point, natural) for point in points]
         if all(_close(e.value(left), e.value(right)) for e in evaluators):
             return True
-    return not names and _shown(left, right)
+    return not points[0] and _shown(left, right)
 
 
 def proportional(left: Node, right: Node, positive: bool = False) -> bool:
     """Say whether one expression is a constant times the other (a positive constant, if asked)."""
     ratio: Value | None = None
-    for point in range(3):
+    for point in _points(left, right):
         evaluator = Evaluator(point)
         top, bottom = evaluator.value(left), evaluator.value(right)
         if not top or not bottom:
