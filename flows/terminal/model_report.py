@@ -1,6 +1,7 @@
 """What srpo makes of a model: its prompt, what ends a response, its tokenizer, what is packed."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +13,9 @@ from flows.session.question_loading import load_questions
 from flows.session.questions import Questions
 from pipeline.config.load import apply_override, validate_config
 from pipeline.config.sections import Config
-from pipeline.errors import PolicyError
+from pipeline.errors import ConfigError, PolicyError
 from pipeline.policy.policy import Policy
+from pipeline.remote.mirror_sync import is_run
 from pipeline.task import Message
 from pipeline.text import printable
 from pipeline.thinking import opens_thinking
@@ -37,6 +39,8 @@ def print_model_report(console: Console, path: str, overrides: Sequence[str]) ->
     Raises:
         SrpoError: the model can't be opened, or a setting can't be used.
     """
+    if is_run(Path(path)):
+        raise ConfigError(f"{path} is a run, not a model: give a snapshot, {path}/policy/000000")
     config = _config(path, overrides)
     policy = initial_policy(config, _texts_of_random(config))
     rows = [*_rows(policy, config)]

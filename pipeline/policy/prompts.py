@@ -154,13 +154,15 @@ def strftime_at(time: datetime) -> Callable[[str], str]:
 def folded(messages: Sequence[Message]) -> list[Message]:
     """Put the text of each system turn before the next user's, an empty line between them.
 
+    A blank one is left out.
+
     Raises:
         PolicyError: no turn of a user follows.
     """
     turns, waiting = [], []
     for message in messages:
         if message.role == SYSTEM:
-            waiting.append(message.content)
+            waiting += [message.content] if message.content.strip() else []
         elif message.role == USER:
             turns.append(Message(USER, "\n\n".join([*waiting, message.content])))
             waiting = []

@@ -66,7 +66,7 @@ def folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     before = ""
     for turn in turns:
         if turn["role"] == "system":
-            before += turn["content"] + "\n\n"
+            before += turn["content"] + "\n\n" if turn["content"].strip() else ""
         else:
             added = before if turn["role"] == "user" else ""
             out.append({"role": turn["role"], "content": added + turn["content"]})

@@ -84,4 +84,9 @@ def test_settings_that_can_not_be_used(tmp_path: Path, setting: str) -> None:
 def test_a_folder_that_is_not_there() -> None:
     with pytest.raises(SrpoError, match="no such model folder"):
         report(Path("/nowhere/at/all"))
-    assert issubclass(ConfigError, SrpoError)
+
+
+def test_a_run_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a run, not a model: give a snapshot, "):
+        report(tmp_path)

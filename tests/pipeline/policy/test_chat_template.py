@@ -82,6 +82,12 @@ def test_several_with_names(folder: Path, put: Put) -> None:
     )
 
 
+def test_names_as_keys(folder: Path) -> None:
+    configure(folder, {entry["name"]: entry["template"] for entry in NAMED})
+    assert rendered(folder) == "q<|im_end|>"
+    assert rendered(folder, "tool_use") == "tools q<|im_end|>"
+
+
 def test_files_with_names(folder: Path) -> None:
     jinja(folder, SHORT)
     (folder / "additional_chat_templates").mkdir()

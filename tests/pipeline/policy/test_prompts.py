@@ -133,6 +133,7 @@ def test_folding() -> None:
     assert folded(many) == [
         Message("user", "A\n\nB\n\nC"), Message("assistant", "D"), Message("user", "E\n\nF")
     ]  # fmt: skip
+    assert folded([Message("system", " \n"), Message("user", "A")]) == [Message("user", "A")]
     with pytest.raises(PolicyError, match="no user turn follows"):
         folded([Message("user", "A"), Message("system", "B")])
 
