@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.check.check_report import CheckReport
 from pipeline.errors import StoreError
 from pipeline.files import sealed_json
-from pipeline.files.file_list import snapshot_repair
+from pipeline.files.file_list import WrongFile, snapshot_repair
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STAGE_OF, STEP_TABLES
@@ -279,9 +279,8 @@ def check_tokenizer(run: Run, report: CheckReport) -> None:
     """Note a tokenizer that is not as it was written, or of which that isn't known."""
     try:
         folder = run.tokenizer_path()
-    except StoreError as error:
-        path, _, problem = str(error).partition(": ")
-        report.add(path, "a file of the run's tokenizer", *problem.split("; ", 1))
+    except WrongFile as error:
+        report.add(error.path, "a file of the run's tokenizer", error.problem, error.advice)
         return
     if not folder.is_dir():
         report.add(folder, "the run's tokenizer", "no folder", "copy it from policy/000000")

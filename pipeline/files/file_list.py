@@ -7,6 +7,14 @@ from pipeline.errors import StoreError
 from pipeline.files.durable import has_digest
 
 
+class WrongFile(StoreError):
+    """A file of a list is missing, changed or a stranger."""
+
+    def __init__(self, path: Path, problem: str, advice: str) -> None:
+        super().__init__(f"{path}: {problem}; {advice}")
+        self.path, self.problem, self.advice = path, problem, advice
+
+
 def expect_files(
     folder: Path,
     listed: Mapping[str, str],
@@ -23,16 +31,19 @@ def expect_files(
         repair: what to do.
         fetch_anew: fetches a changed file again; returns False if there is none to fetch.
         mine: which of the listed files to read; other ranks read the rest.
+
+    Raises:
+        WrongFile: one is missing, changed or a stranger.
     """
     for name, expected in list(listed.items())[mine]:
         path = folder / Path(name).name
         if not path.is_file() or not has_digest(path, expected, fetch_anew):
-            raise StoreError(
-                f"{path}: missing or damaged (SHA-256 differs from {record}); {repair}"
-            )
+            problem = f"missing or damaged (SHA-256 differs from {record})"
+            raise WrongFile(path, problem, repair)
     found = {path.name for path in folder.iterdir()} - {record}
     if others := sorted(found - set(listed)):
-        raise StoreError(f"{folder / others[0]}: a file that {record} does not list; remove it")
+        problem = f"a file that {record} does not list"
+        raise WrongFile(folder / others[0], problem, "remove it")
 
 
 def snapshot_repair(folder: Path) -> str:

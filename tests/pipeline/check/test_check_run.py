@@ -55,6 +55,17 @@ def names(run: Path) -> set[str]:
     return {str(Path(finding.path).relative_to(run)) for finding in findings(run)}
 
 
+def test_a_damaged_tokenizer_is_named_whatever_its_path_looks_like(
+    sound: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(sound, tmp_path / "a: run; of mine"))
+    flip(run / "tokenizer" / "tokenizer.json")
+    finding = only(run)
+    assert finding.path == str(run / "tokenizer" / "tokenizer.json")
+    assert finding.found == "missing or damaged (SHA-256 differs from run.json)"
+    assert finding.advice == f"copy it from {run / 'policy' / '000000'}"
+
+
 def test_a_sound_run_has_no_findings(sound: Path) -> None:
     told: list[tuple[int, int]] = []
     report = check_run(Run.open(sound), lambda done, total: told.append((done, total)))
