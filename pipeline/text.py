@@ -72,6 +72,18 @@ def go_on(run: Path) -> str:
     return f"srpo train --resume --run {run}"
 
 
+def one_line(error: BaseException, most: int = 500) -> str:
+    """Return the message of a library's error on one line; of a long one, its two ends.
+
+    Libraries write headings over lists: the first line alone often says that something is wrong,
+    and the last ones what.
+    """
+    text = printable(" ".join(str(error).split()) or type(error).__name__)
+    if len(text) <= most:
+        return text
+    return f"{text[: 3 * most // 5]} … {text[-2 * most // 5 :]}"
+
+
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Categories of characters that a terminal obeys or hides: controls, bidi marks, surrogates, …"""
 

@@ -1,4 +1,4 @@
-"""The sampling engines of a session, and what its policy can't do the quick way."""
+"""The sampling engines of a session, and what should be known of its policy."""
 
 from pipeline.config.sections import Config
 from pipeline.policy.policy import Policy
@@ -32,11 +32,12 @@ class Engines:
             self._vllm = None
 
 
-def slow_paths(policy: Policy | None) -> list[str]:
-    """Say what a resident policy can't do the quick way."""
-    if policy is None or not policy.unshared:
+def policy_notes(policy: Policy | None) -> list[str]:
+    """Say what a user should know of a resident policy: its files, what is not done quickly."""
+    if policy is None:
         return []
-    return [
+    slow = [
         f"prompts are encoded once per rollout, not once per group ({policy.unshared}): "
         "same results, only slower"
     ]
+    return [*policy.notes, *(slow if policy.unshared else [])]

@@ -126,7 +126,10 @@ def initial_policy(config: Config, questions: Questions) -> Policy:
             texts = [m.content for q in questions.train for m in q.messages]
             write_random_policy(Path(folder), texts, config.run.seed)
             return open_policy(folder, config.model, teacher_settings(config))
-    return open_policy(_model_folder(config), config.model, teacher_settings(config))
+    policy = open_policy(_model_folder(config), config.model, teacher_settings(config))
+    if config.model.path == "demo":
+        policy.notes = []  # it knows the characters of its task, and is meant to know no others
+    return policy
 
 
 def _model_folder(config: Config) -> str:

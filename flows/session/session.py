@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.session.disk_check import evaluation_answers
-from flows.session.engines import slow_paths
+from flows.session.engines import policy_notes
 from flows.session.failed_start import removing_failed_start
 from flows.session.new_run import prepare_run, write_run
 from flows.session.questions import Questions, warnings_of
@@ -157,7 +157,7 @@ class Session:
 
     def warnings(self) -> list[str]:
         """Return what is allowed but should be known before a training starts."""
-        found = warnings_of(self.config, self.questions) + slow_paths(self.resident.policy)
+        found = warnings_of(self.config, self.questions) + policy_notes(self.resident.policy)
         return found + self._changed_rules()
 
     def space_facts(self) -> Facts:

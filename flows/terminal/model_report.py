@@ -15,6 +15,7 @@ from pipeline.config.load import apply_override, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, PolicyError
 from pipeline.policy.policy import Policy
+from pipeline.policy.tokenizer_loading import PROBE
 from pipeline.remote.mirror_sync import is_run
 from pipeline.task import Message
 from pipeline.text import printable
@@ -22,8 +23,6 @@ from pipeline.thinking import opens_thinking
 
 ASKED = (Message("system", "Answer briefly."), Message("user", "What is two plus two?"))
 """The conversation whose prompt is shown."""
-PROBE = "What is 12 + 345?\n\tNaïve café, „Größe“ ≤ 7 € – 你好 🙂\n\n  <answer>4</answer>"
-"""Text that a tokenizer should give back: spaces, line ends, a tab, digits, letters of others."""
 
 FINE, NOTE, BAD = "ok", "note", "!!"
 Row = tuple[str, str, str]
@@ -89,7 +88,7 @@ def _rows(policy: Policy, config: Config) -> Iterator[Row]:
     yield "stop tokens", policy.stops.line, FINE
     if policy.stops.note:
         yield "stop tokens", f"{policy.stops.note}: no stop token from there", NOTE
-    yield _tokenizer_row(policy)
+    yield from _file_rows(policy)
     why = policy.unshared
     yield (
         "packed",
@@ -145,11 +144,10 @@ def _refusal(policy: Policy) -> str:
     return ""
 
 
-def _tokenizer_row(policy: Policy) -> Row:
-    back = str(policy.tokenizer.decode(policy.encode(PROBE), skip_special_tokens=True))
-    size = f"{len(policy.tokenizer):,} tokens"
-    if back == PROBE:
-        return "tokenizer", f"{size}; {len(PROBE)} characters of all kinds come back exactly", FINE
-    at = next((i for i, (a, b) in enumerate(zip(PROBE, back, strict=False)) if a != b), len(back))
-    gave, came = (printable(repr(t[at : at + 16]), 60) for t in (PROBE, back))
-    return "tokenizer", f"{size}; a text doesn't come back: {gave} becomes {came}", NOTE
+def _file_rows(policy: Policy) -> Iterator[Row]:
+    size, notes = f"{len(policy.tokenizer):,} tokens", policy.notes
+    exact = not any("tokenizer" in note for note in notes)
+    back = f"{len(PROBE)} characters of all kinds come back exactly"
+    yield "tokenizer", f"{size}; {back}" if exact else size, FINE
+    for note in notes:
+        yield "files", note, NOTE

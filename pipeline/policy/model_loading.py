@@ -1,21 +1,21 @@
 """Opening a model folder that anybody may have written: nothing in it is run or taken on trust.
 
 Weights come from safetensors, whose headers are compared with the configuration before memory is
-allocated. Custom code is never run.
+allocated (`model_files`); all of them are read, and none is left random. Custom code is never run.
 
 A model for several ranks is sharded while it has shapes but no weights; each rank then reads only
 its own rows of each weight.
 """
 
 import json
-from collections.abc import Iterator
-from math import prod
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from pipeline.distributed.ranks import agreed, rank
@@ -23,11 +23,13 @@ from pipeline.distributed.sharding import Spread, local, whole
 from pipeline.errors import PolicyError
 from pipeline.policy import checkpoint
 from pipeline.policy.chat_template import check_named, expect_template, settle_template
+from pipeline.policy.generation_config import usable_generation_config
+from pipeline.policy.logit_caps import caps_attention, expect_plain_logits
+from pipeline.policy.model_files import cannot_be_opened, check_model_files
+from pipeline.policy.model_folder import model_folder
 from pipeline.policy.safetensors_layout import FileLayout, lay_out
+from pipeline.policy.tokenizer_loading import load_tokenizer
 from pipeline.text import printable
-
-_LONGEST_HEADER = 100_000_000
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def load_pretrained(
@@ -48,30 +50,29 @@ def load_pretrained(
 
 
 def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[Any, Any]:
-    folder = Path(path)
-    if folder.is_dir():
-        _check_folder(folder)
-    elif folder.is_absolute() or path.startswith((".", "~")):
-        raise PolicyError(f"{path}: no such model folder")
-    tokenizer = open_tokenizer(path, chat_template)
+    folder = model_folder(path)
+    check_model_files(folder)
+    tokenizer = open_tokenizer(folder, chat_template)
     try:
-        model, loading = _opener(path, spread).from_pretrained(
-            path,
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        expect_plain_logits(config, path)
+        model, loading = _opener(config, spread).from_pretrained(
+            str(folder),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            generation_config=usable_generation_config(folder),
             ignore_mismatched_sizes=True,  # refused below, with the names
             distributed_config=None if spread is None else DistributedConfig(),
+            # torch's own attention leaves caps of its scores out, without a word
+            **({"attn_implementation": "eager"} if caps_attention(config) else {}),
         )
-        if model.generation_config is not None:
-            model.generation_config.validate(strict=True)  # else it can't be saved later
+    except PolicyError:
+        raise
     except Exception as error:  # whatever a foreign folder makes transformers raise
-        raise _cannot_be_opened(path, error) from None
-    mismatched = {key for key, *_ in loading["mismatched_keys"]}
-    if absent := sorted({*loading["missing_keys"], *mismatched}):
-        names = ", ".join(absent[:3])
-        raise PolicyError(f"{path}: {len(absent)} weights missing or of another shape: {names}")
+        raise cannot_be_opened(path, error) from None
+    _expect_all_weights(path, model, loading)
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise PolicyError(f"{path}: a model folder without a tokenizer")
     expect_template(tokenizer, path)
@@ -83,7 +84,57 @@ def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[
     return model, tokenizer
 
 
-def _opener(path: str, spread: Spread | None) -> Any:
+def _expect_all_weights(path: str, model: Any, loading: Mapping[str, Any]) -> None:
+    """Refuse weights that nobody reads, or that the files don't have as the model needs them.
+
+    What a model's class declares to be no loss, such as recomputed buffers, transformers leaves out
+    of its account.
+    """
+    kind = type(model).__name__
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, stored, wanted = mismatched[0]
+        raise PolicyError(
+            f"{path}: {len(mismatched)} weights are of another shape, first {name}: {list(stored)} "
+            f"in the files, {list(wanted)} by config.json"
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise PolicyError(
+            f"{path}: the files lack {len(missing)} weights of a {kind}: {_first(missing)}; "
+            "they would be random"
+        )
+    if unread := sorted(loading["unexpected_keys"]):
+        raise PolicyError(
+            f"{path}: the files hold {len(unread)} weights that a {kind} of this config.json does "
+            f"not read: {_first(unread)}; {_why_unread(unread, model.config)}"
+        )
+    if errors := loading.get("conversion_errors"):
+        raise PolicyError(f"{path}: weights that can't be converted: {_first(sorted(errors))}")
+    wanted_ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    if untied := sorted(wanted_ties.keys() - model.all_tied_weights_keys.keys()):
+        raise PolicyError(
+            f"{path}: config.json ties {untied[0]} to {wanted_ties[untied[0]]}, but the files hold "
+            "two different weights; set tie_word_embeddings to what the model was trained with"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name, 100) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown}, …"
+
+
+def _why_unread(names: Sequence[str], config: Any) -> str:
+    if any("lora_" in name or "modules_to_save" in name for name in names):
+        return "merge the LoRA adapters into the model first"
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        int(number) for name in names for number in re.findall(r"\.(?:layers|h)\.(\d+)\.", name)
+    ]
+    if layers is not None and found and max(found) >= layers:
+        return f"config.json has {layers} layers, the files have {max(found) + 1}"
+    return "give the config.json that the weights were saved with, or remove them"
+
+
+def _opener(config: Any, spread: Spread | None) -> Any:
     """Return the class whose `from_pretrained` opens a model.
 
     Of a sharded parameter transformers reads only this rank's rows. Between making a model and
@@ -99,7 +150,6 @@ def _opener(path: str, spread: Spread | None) -> Any:
         return model
 
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     own = {"maybe_distribute_model": classmethod(distribute), "__module__": kind.__module__}
     return type(kind.__name__, (kind,), own)
@@ -114,67 +164,11 @@ def open_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
     Raises:
         PolicyError: it can't be opened, or its chat template can't be run within limits.
     """
-    check_named(Path(path))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # whatever a foreign folder makes transformers raise
-        raise _cannot_be_opened(str(path), error) from None
-    settle_template(tokenizer, path, chat_template)
+    folder = model_folder(str(path))
+    check_named(folder)
+    tokenizer = load_tokenizer(folder)
+    settle_template(tokenizer, folder, chat_template)
     return tokenizer
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder without safetensors, or one whose configuration needs more weights."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise PolicyError(f"{folder}: a model folder without weights (no *.safetensors)")
-    if (folder / "adapter_config.json").exists():
-        raise PolicyError(f"{folder}: an adapter (adapter_config.json); merge it into its model")
-    shapes = [shape for file in files for shape in _shapes(file)]
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        layers = max(getattr(config, name, 0) or 0 for name in _LAYERS)
-        if layers > len(shapes):
-            raise PolicyError(f"{folder}: config.json says {layers} layers; the weights are fewer")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        wanted = sum(p.numel() for p in model.parameters())
-    except PolicyError:
-        raise
-    except Exception as error:  # whatever a foreign folder makes transformers raise
-        raise _cannot_be_opened(str(folder), error) from None
-    stored = sum(prod(shape) for shape in shapes)
-    if wanted > 2 * stored + 1_000_000:
-        raise PolicyError(
-            f"{folder}: config.json asks for {wanted:,} parameters, the weights are {stored:,}"
-        )
-
-
-def _shapes(file: Path) -> Iterator[list[int]]:
-    """Yield the shapes in a safetensors header, after checking that they fit the file."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length <= min(size - 8, _LONGEST_HEADER):
-            raise PolicyError(f"{file}: a header of {length} bytes in a file of {size}")
-        text = opened.read(length)
-    try:
-        header = json.loads(text)
-        parts = [part for name, part in header.items() if name != "__metadata__"]
-        for part in parts:
-            start, end = part["data_offsets"]
-            if not 0 <= start <= end <= size - 8 - length or end - start < prod(part["shape"]) // 2:
-                raise PolicyError(f"{file}: its header names bytes that are not in it")
-            yield part["shape"]
-    except PolicyError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise PolicyError(f"{file}: not a safetensors file") from None
-
-
-def _cannot_be_opened(path: str, error: Exception) -> PolicyError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return PolicyError(f"model.path {path}: can't be opened: {printable(lines[0], 300)}")
 
 
 @torch.no_grad()

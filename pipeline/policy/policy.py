@@ -34,9 +34,12 @@ from pipeline.forward.scoring import Component, Forward, response_hidden_ND
 from pipeline.policy.prompts import Prompts, encode_prompt, special_tags
 from pipeline.policy.stop_tokens import stop_tokens
 from pipeline.task import Message
+from pipeline.text import one_line
 from pipeline.thinking import opens_thinking, unclosed_thinking
 
 _IN_FLUX = "in flux"
+_LOUD = 300.0
+"""Logits at which every cap that is in use shows."""
 
 
 class TeacherSettings(Section):
@@ -65,6 +68,7 @@ class Policy:
         eos_ids: token ids that end a response and belong to it; `stops` says who names them.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
+        notes: what its user should know of the model's files.
         unshared: why the responses to a prompt can't share one encoded copy of it; empty: they do.
     """
 
@@ -92,6 +96,7 @@ class Policy:
         self.eos_ids = frozenset(self.stops.sources)
         self._special_tags = special_tags(tokenizer)
         self.initial_version = version
+        self.notes: list[str] = []
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         _check_projection(self)
@@ -286,7 +291,8 @@ def _check_projection(policy: Policy) -> None:
     """Refuse a model whose logits are not its output projection of its hidden states.
 
     Some architectures scale or cap logits after the projection; chunked scoring would then be
-    silently wrong.
+    silently wrong. A cap at 30 shows nothing in the small logits of small weights, so hidden states
+    are scaled until the largest logit is `_LOUD`, and the model projects those.
     """
     last = policy.vocabulary - 1
     probe = TokenSequence([1, 2], [last // 2, last])
@@ -294,8 +300,19 @@ def _check_projection(policy: Policy) -> None:
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
     with policy.passing(), ExactProducts():
         hidden_ND = response_hidden_ND(policy.model, [probe], forward)
-        ours_NV = logits_NV(forward.head(policy.model), hidden_ND)
-        theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
+        largest = float(logits_NV(forward.head(policy.model), hidden_ND).abs().max())
+        scale = _LOUD / largest if largest > 0 else 1.0
+        ours_NV = logits_NV(forward.head(policy.model), hidden_ND * scale)
+
+        def scaled(_: Any, __: Any, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state * scale
+            return output
+
+        hook = policy.model.get_decoder().register_forward_hook(scaled)
+        try:
+            theirs_NV = policy.model(input_ids=ids, use_cache=False).logits[0, 1:3].float()
+        finally:
+            hook.remove()
     gap = float((ours_NV - theirs_NV).abs().max())
     if not gap <= 1e-3 * (1 + float(theirs_NV.abs().max())):
         raise PolicyError(
@@ -316,7 +333,7 @@ def _why_not_shared(model: Any, device: torch.device) -> str:
             expected_ND = response_hidden_ND(model, sequences, plain)
             gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
     except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:
-        return str(error).partition("\n")[0]
+        return one_line(error)
     finally:
         reshard(model)
     if gap <= 1e-4 * (1 + float(expected_ND.abs().max())):

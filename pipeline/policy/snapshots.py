@@ -23,9 +23,11 @@ from pipeline.files.file_list import expect_files, snapshot_repair
 from pipeline.files.sealed_json import read_sealed, write_sealed
 from pipeline.machine.disk import errors_naming
 from pipeline.policy import checkpoint
+from pipeline.policy.generation_config import sampling_note
 from pipeline.policy.model_loading import load_pretrained, save_model
 from pipeline.policy.policy import Policy, TeacherSettings, spreading
 from pipeline.policy.safetensors_layout import find_tensors, lay_out
+from pipeline.policy.tokenizer_loading import tokenizer_notes
 from pipeline.remote.mirror_files import fetch_anew, fetch_folder
 
 transformers_logging.disable_progress_bar()
@@ -47,11 +49,15 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) ->
     with agreed():
         spread = spreading(settings)
     model, tokenizer = load_pretrained(path, spread, settings.chat_template)
-    files = [f for f in Path(path).glob("*") if f.suffix in _MODEL_FILES]
+    folder = Path(path).expanduser()
+    files = [f for f in folder.glob("*") if f.suffix in _MODEL_FILES]  # none of a hub's model
     identity: Any = _digests(files) or [path, model.config._commit_hash]
     numerics = {k: v for k, v in settings.recorded().items() if k not in _NOT_NUMERIC}
     version = f"000000-{digest_of([identity, numerics, teacher.recorded()])[:12]}"
-    return Policy(model, tokenizer, settings, teacher, version)
+    policy = Policy(model, tokenizer, settings, teacher, version)
+    folder = Path(model.name_or_path)
+    policy.notes = [*tokenizer_notes(folder, tokenizer), *sampling_note(folder)]
+    return policy
 
 
 def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.twin import formulas, routing
 from pipeline.twin.float16_tables import read_rounded, teacher_buckets
@@ -337,7 +337,7 @@ def recompute(
     by_id = {row.rollout_id: row for row in rollouts}
     _route(rollouts, settings)
     folder = str(tokenizer_dir or policy_dir)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     _render_texts(by_id, tables["rollouts"], tokenizer, settings)
     model = _open_model(policy_dir, settings.padding_masked)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline.text import one_line
 from pipeline.vllm.launch import (
     Launch,
     engine_arguments,
@@ -47,8 +48,7 @@ class InProcessReplica:
         try:
             self._llm = _build(self._launch)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise EngineError(f"{self.label} did not start: {reason}") from error
+            raise EngineError(f"{self.label} did not start: {one_line(error)}") from error
         finally:
             torch.set_num_threads = setter
             torch.set_num_threads(threads)

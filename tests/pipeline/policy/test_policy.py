@@ -256,14 +256,16 @@ SMALL: dict[str, Any] = {
 def scaled_models() -> dict[str, Any]:
     torch.manual_seed(0)
     gemma = Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0)
+    final = Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=30.0)
     return {
+        "gemma2 with small weights": Gemma2ForCausalLM(final),
         "granite": GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
         "cohere": CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
         "gemma2": Gemma2ForCausalLM(gemma),
     }
 
 
-@pytest.mark.parametrize("name", ["granite", "cohere", "gemma2"])
+@pytest.mark.parametrize("name", ["granite", "cohere", "gemma2", "gemma2 with small weights"])
 def test_logits_scaled_or_capped_after_the_projection_are_refused(
     tiny_policy: OpenPolicy, name: str
 ) -> None:

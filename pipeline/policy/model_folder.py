@@ -1,0 +1,109 @@
+"""From the setting model.path to a folder: one that is there, or a copy of a model of the hub."""
+
+import re
+import threading
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from pipeline.errors import PolicyError
+from pipeline.text import one_line, printable
+
+HUB_SECONDS = 4.0
+"""Time in which the hub has to say that it has a model, before its files are asked for."""
+
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_OF_FILES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".json", ".toml", ".zip")
+_WANTED = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
+_UNWANTED = ["*/*.safetensors", "consolidated*"]
+
+
+def model_folder(path: str) -> Path:
+    """Return the folder of a model that is there, or the folder to which the hub's was copied.
+
+    What looks like a path is never asked of the hub.
+
+    Raises:
+        PolicyError: there is no such folder, the hub has no such model, or can't be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    shown = printable(path, 200)
+    if folder.is_file():
+        raise PolicyError(
+            f"model.path {shown}: a file; expected the folder of a model (config.json, "
+            "*.safetensors, tokenizer.json)"
+        )
+    if _looks_like_a_path(path):
+        raise PolicyError(
+            f"model.path {shown}: no such model folder; expected the folder of a model, "
+            "or a name of the hub such as Qwen/Qwen3-8B"
+        )
+    return _copy_of_hub(path)
+
+
+def _looks_like_a_path(path: str) -> bool:
+    first = Path(path).parts[:1]
+    return (
+        _NAME.fullmatch(path) is None
+        or path.lower().endswith(_OF_FILES)
+        or (Path(path).name != path and Path(*first).is_dir())
+    )
+
+
+def _copy_of_hub(name: str) -> Path:
+    absent = _why_not_there(name)
+    try:
+        copied = snapshot_download(
+            name,
+            allow_patterns=_WANTED,
+            ignore_patterns=_UNWANTED,
+            local_files_only=absent is not None,
+        )
+    except LocalEntryNotFoundError:
+        raise PolicyError(
+            f"model.path {name}: no such folder, no copy in the cache of Hugging Face's hub "
+            f"({constants.HF_HUB_CACHE}), and {absent or 'it has no files of a model'}; give a "
+            "folder, or download the model first"
+        ) from None
+    except Exception as error:  # whatever the network and the hub's library raise
+        raise PolicyError(
+            f"model.path {name}: no such folder, and copying it from Hugging Face's hub failed: "
+            f"{one_line(error)}"
+        ) from None
+    return Path(copied)
+
+
+def _why_not_there(name: str) -> str | None:
+    """Ask the hub for a model, once and with a limit; return why it can't be copied from there.
+
+    Its library asks for every file five times over most of a minute. Waiting for a name server has
+    no limit of its own, hence the thread.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    found: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+            found.append(None)
+        except Exception as error:  # whatever the network and the hub's library raise
+            found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS + 0.5)
+    if not found:
+        return f"{constants.ENDPOINT} gave no answer within {HUB_SECONDS:g} s"
+    error = found[0]
+    if error is None:
+        return None
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+        return (
+            f"{constants.ENDPOINT} has no such model, or none for you "
+            f"({error.response.status_code}; private and gated ones need HF_TOKEN)"
+        )
+    return f"{constants.ENDPOINT} can't be reached ({type(error).__name__}: {one_line(error, 200)})"
