@@ -71,7 +71,7 @@ class BadRows(DataError):
 
     def __init__(self, errors: Sequence[RowError], questions: Sequence[Question]) -> None:
         count = len(errors) + len(questions)
-        more = f"; in all {len(errors)} of {count} rows can't be used" if len(errors) > 1 else ""
+        more = f"; in all, {len(errors)} of {count} rows can't be used" if len(errors) > 1 else ""
         super().__init__(f"{errors[0]}{more}")
         self.errors, self.questions = tuple(errors), list(questions)
 

@@ -1,5 +1,7 @@
 """`srpo doctor`: does this machine have all that a run needs? What does it make of this model?"""
 
+import shlex
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,7 @@ from rich.console import Console
 
 from flows.commands.completion import tasks_starting_with
 from flows.commands.options import FOLDER, RUNS, Set
+from pipeline.errors import ConfigError
 
 
 def doctor(
@@ -48,7 +51,22 @@ def doctor(
 
 
 def _is_task(target: str) -> bool:
-    """Tell a task, or a file that configures one, from a model."""
-    from data.registry import task_names
+    """Tell a task, or a file that configures one, from a model.
 
-    return target in task_names() or Path(target).suffix.lower() in (".py", ".toml")
+    Raises:
+        ConfigError: it is a file of data, or a task's name with a slip in it.
+    """
+    from data.registry import task_names
+    from data.sources import SUFFIXES
+
+    if target in task_names() or Path(target).suffix.lower() in (".py", ".toml"):
+        return True
+    if target.lower().endswith(SUFFIXES):
+        setting = shlex.quote(f"data.path={target}")
+        raise ConfigError(f"{target}: data of which task? srpo doctor TASK --set {setting}")
+    near = get_close_matches(target, task_names(), 1, cutoff=0.8)
+    if near and not Path(target).exists():
+        raise ConfigError(
+            f"{target}: no task of this name, nor a model here; did you mean {near[0]}?"
+        )
+    return False

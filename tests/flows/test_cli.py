@@ -213,6 +213,31 @@ def test_tasks_are_listed(
     assert all(name in listed for name in ("arithmetic", "mathematics", "science_qa", "tool_use"))
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("my rows.JSONL", "data of which task? srpo doctor TASK --set 'data.path=my rows.JSONL'"),
+        ("sciense_qa", "no task of this name, nor a model here; did you mean science_qa?"),
+        ("absent.py", "does not exist"),
+    ],
+)
+def test_doctor_of_what_is_no_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str, said: str
+) -> None:
+    assert srpo(monkeypatch, "doctor", target) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_doctor_of_a_task_ends_with_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f'{{"idx": {n}, "prompt": "q{n}", "answer": "A"}}\n' for n in range(20))
+    (tmp_path / "rows.json").write_text(rows)
+    path = f"data.path={tmp_path / 'rows.json'}"
+    assert srpo(monkeypatch, "doctor", "science_qa", "--set", path) == 0
+    assert "20 of 20 are judged right" in capsys.readouterr().out
+
+
 def test_doctor_says_what_will_run_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

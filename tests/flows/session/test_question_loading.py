@@ -63,7 +63,7 @@ def test_bad_rows_stop_and_say_how_many_and_what_to_do(tmp_path: Path) -> None:
         load_questions(config)
     message = str(caught.value)
     assert f"{tmp_path / 'train.json'}, row 21: not valid JSON" in message
-    assert "in all 3 of 23 rows can't be used" in message and "\n" not in message
+    assert "in all, 3 of 23 rows can't be used" in message and "\n" not in message
     assert "data.on_bad_row=skip leaves out what can't be used" in message
 
 
