@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from data.row import Row, WrittenFloat
 from pipeline.errors import RowError
-from pipeline.task import Message, Question, Split, usable_questions
+from pipeline.task import BadRows, Message, Question, Split, usable_questions
 from pipeline.text import printable
 
 __all__ = ["LONGEST_ID", "Row", "WrittenFloat", "gold_error", "load_questions"]
@@ -38,9 +38,12 @@ def load_questions(
     # Here, because the verifiers' child processes import tasks but read no files.
     from data.sources import read_rows
 
+    rows = read_rows(path, split)
     first: dict[str, Row] = {}
+    made: dict[int, Question] = {}
 
-    def question(row: Row) -> Question:
+    def question(place: int) -> Question:
+        row = rows[place]
         if row.problem is not None:
             raise RowError(f"{row.place}: {row.problem}")
         name = prompt_id(row, task)
@@ -49,11 +52,18 @@ def load_questions(
                 f"{first[name].place} and {row.place} are both named {name}: give each row an idx "
                 "of its own"
             )
-        made = Question(name, messages(row), reference(row))
+        made[place] = Question(name, messages(row), reference(row))
         first[name] = row
-        return made
+        return made[place]
 
-    return usable_questions(read_rows(path, split), question)
+    # In the order of the file, which the split of a single file is not, so that the first bad rows
+    # are those that a reader of the file meets first.
+    places = sorted(range(len(rows)), key=lambda place: (rows[place].source, rows[place].number))
+    try:
+        usable_questions(places, question)
+    except BadRows as bad:
+        raise BadRows(bad.errors, [made[place] for place in sorted(made)]) from None
+    return [made[place] for place in sorted(made)]
 
 
 def prompt_id(row: Row, task: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from data.file_formats import read_file
 from data.rows import Row, WrittenFloat, load_questions
-from pipeline.errors import DataError
-from pipeline.task import Message, Question
+from pipeline.errors import DataError, RowError
+from pipeline.task import BadRows, Message, Question
 from tests.paths import DATASETS
 
 CHEMISTRY = DATASETS / "sciknoweval" / "chemistry"
@@ -111,3 +111,21 @@ def test_a_broken_row_is_named(tmp_path: Path, bad: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load_questions(str(tmp_path), "test", "t", gold)
     assert str(tmp_path / "test.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_first_bad_rows_are_those_that_come_first_in_the_file(write: Writer) -> None:
+    path = write([row(i, answer="A" if i % 8 else None) for i in range(40)])
+
+    def some(one: Row) -> str:
+        if one.fields["answer"] is None:
+            raise RowError(f"{one.place}: none")
+        return gold(one)
+
+    with pytest.raises(BadRows) as caught:
+        load_questions(str(path), "train", "t", some)
+    numbers = [int(str(error).split("row ")[1].split(":")[0]) for error in caught.value.errors]
+    assert len(numbers) > 2 and numbers == sorted(numbers)
+    path = write([row(i) for i in range(40)])
+    whole = [q.prompt_id for q in load_questions(str(path), "train", "t", gold)]
+    left = [q.prompt_id for q in caught.value.questions]
+    assert left == [name for name in whole if name in left] and len(left) + len(numbers) == 36
