@@ -22,10 +22,9 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 def exempt_loopback(environment: MutableMapping[str, str] = os.environ) -> list[str]:
     """Name this machine in both spellings of `no_proxy`; return entries left out as unreadable.
 
-    Nothing changes where no proxy is named.
+    Nothing changes where no proxy is named, but that HTTP clients fail on such entries even then.
     """
-    if not proxies(environment):
-        return []
+    proxied = bool(proxies(environment))
     lower, upper = (environment.get(name) for name in EXEMPT)
     unreadable: list[str] = []
     # Each spelling keeps its own entries. One that isn't there takes the other's: for libraries
@@ -35,7 +34,10 @@ def exempt_loopback(environment: MutableMapping[str, str] = os.environ) -> list[
         entries = [entry.strip() for entry in (value or "").split(",") if entry.strip()]
         unreadable += [entry for entry in entries if not _is_readable(entry)]
         kept = [entry for entry in entries if _is_readable(entry)]
-        environment[name] = ",".join([*kept, *(own for own in LOOPBACK if own not in kept)])
+        if proxied:
+            environment[name] = ",".join([*kept, *(own for own in LOOPBACK if own not in kept)])
+        elif kept != entries and name in environment:
+            environment[name] = ",".join(kept)
     return list(dict.fromkeys(unreadable))
 
 

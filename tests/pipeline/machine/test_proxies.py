@@ -54,15 +54,20 @@ def test_both_spellings_name_this_machine_and_keep_their_entries(
 
 
 @pytest.mark.parametrize("bad", ["[::1", "[::1]", "a:b:c", "http://x:y", "ä:80"])
+@pytest.mark.parametrize("proxy", [PROXY, None])
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 def test_an_entry_that_clients_fail_on_is_left_out_and_named(
-    bad: str, environment: pytest.MonkeyPatch
+    bad: str, proxy: str | None, name: str, environment: pytest.MonkeyPatch
 ) -> None:
-    environment.setenv("all_proxy", PROXY)
-    environment.setenv("no_proxy", f"corp.example,{bad}")
+    if proxy is not None:
+        environment.setenv("all_proxy", proxy)
+    environment.setenv(name, f"corp.example,{bad}")
     with pytest.raises((httpx.InvalidURL, ValueError)):
         httpx.Client()
     assert exempt_loopback() == [bad]
-    assert os.environ["no_proxy"].startswith("corp.example,127.0.0.1")
+    assert os.environ[name].startswith(
+        "corp.example" if proxy is None else "corp.example,127.0.0.1"
+    )
     httpx.Client().close()
 
 
