@@ -447,6 +447,8 @@ class ExpressionReader:
                 raise Unreadable(f"an index below {name}")
             self._at += 1
             base = self._base()
+        elif name == "log" and self._has_plain_base():
+            base = self._primary()
         if self._is("^"):
             self._at += 1
             power = self._exponent()
@@ -469,6 +471,12 @@ class ExpressionReader:
         """Return the base of a logarithm; TeX takes one character where there is no brace."""
         return self._primary()
 
+    def _has_plain_base(self) -> bool:
+        """Say whether the digits of log2(8) come next."""
+        token = self._peek()
+        digits = token is not None and token.kind == "number" and not token.spaced
+        return digits and self._is("(", "{", ahead=1)
+
     @staticmethod
     def _inverse(power: Node | None) -> bool:
         """Say whether the power of a function means its inverse."""
@@ -486,6 +494,8 @@ class ExpressionReader:
         node = self._power()
         while self._begins_factor() and not self._is_function() and not self._is("(", "[", "{"):
             node = Node("*", (node, self._power()))
+        if self._is("(", "[", "{"):
+            self.doubts.append("what a function's argument is: put it into brackets")
         return Node("neg", (node,)) if negative else node
 
     def _is_function(self) -> bool:

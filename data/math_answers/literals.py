@@ -42,7 +42,7 @@ class Numeral:
 
 
 # What may stand between groups of three digits, apart from a bare comma: 1{,}000, 1\,000, 1 000.
-_GAP = r"\{,\}|,?\\[,;:! ] ?|[ \u00a0\u2009\u202f'_~]"
+_GAP = r" ?\{, ?\} ?|,?\\[,;:! ] ?|[ \u00a0\u2009\u202f'_~]"
 _GROUPED = re.compile(
     rf"(?P<whole>[1-9][0-9]{{0,2}}(?P<gap>{_GAP})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*)(?![0-9])"
     r"(?P<rest>\.[0-9]+)?"
@@ -68,7 +68,8 @@ _BASED = re.compile(
     r"(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?))_"
     r"(?:(?P<short>[0-9]{1,2})(?![0-9])"
     r"|\{\s*\(?\s*(?P<long>[0-9]{1,2})\s*\)?\s*\}"
-    r"|\{?\\(?:text|mathrm|textrm)\{\s*(?:base\s*)?(?P<word>[a-z]+|[0-9]{1,2})\s*\}\}?)"
+    r"|\{?\\(?:text|mathrm|textrm)\{\s*(?:base\s*)?(?P<word>[a-z]+|[0-9]{1,2})\s*\}\}?"
+    r"|\{(?P<bare>[a-z]{3,})\})"
 )
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -177,7 +178,7 @@ def _repeating(match: re.Match[str]) -> Numeral:
 def _based(match: re.Match[str]) -> Numeral | None:
     """Return a number with its base below it; None: it is a symbol with an index."""
     digits = match["digits"] or match["boxed"]
-    word = match["short"] or match["long"] or match["word"]
+    word = match["short"] or match["long"] or match["word"] or match["bare"]
     if word.isdigit():
         base = int(word)
     elif word in _BASE_WORDS:

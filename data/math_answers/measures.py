@@ -121,7 +121,8 @@ def _may_begin(tokens: list[Token], position: int) -> bool:
     if token.text.lower() in MULTIPLIERS:
         return True
     if len(token.text) == 1:
-        return token.spaced and before.kind == "number"
+        letters = any(t.kind in ("word", "text") for t in tokens[:position])
+        return token.spaced and (before.kind == "number" or (before.text == "}" and not letters))
     # Three letters may be a product; a word that has a vowel and stands apart is none.
     spelled = len(token.text) > 3 or (
         token.spaced and len(token.text) == 3 and bool(set(token.text) & set("aeiou"))

@@ -290,6 +290,8 @@ class AnswerReader:
 
     def _set_alone(self, tokens: list[Token]) -> Answer:
         """Return a set that stands beside another one."""
+        if tokens and is_mark(tokens[0], "{") and matching(tokens, 0) == len(tokens) - 1:
+            return self._set_of(tokens[1:-1], "}set")
         found = self._one(tokens)
         pair = isinstance(found, Collection) and (
             found.kind == "set" or (found.kind == "tuple" and len(found.items) == 2)

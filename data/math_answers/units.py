@@ -45,7 +45,7 @@ angle    1          deg degree
 angle    1/60       arcmin
 angle    1/3600     arcsec
 radian   1          rad radian
-share    1          percent percentage
+share    1          percent percentage pct
 dollar   1          dollar USD buck
 dollar   1/100      cent penny pennies
 euro     1          euro EUR
