@@ -4,6 +4,7 @@ Numbers in their usual form, and untrusted text made harmless: characters that a
 hides are spelled out.
 """
 
+import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -67,9 +68,48 @@ def print_warnings(warnings: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+def command(*words: object) -> str:
+    """Return an `srpo` command that can be pasted into a shell, whatever its words hold.
+
+    Args:
+        words: options and values as texts, files and folders as paths.
+    """
+    return " ".join(["srpo", *map(shell_word, words)])
+
+
 def go_on(run: Path) -> str:
     """Return the command that goes on with a run."""
-    return f"srpo train --resume --run {run}"
+    return command("train", "--resume", "--run", run)
+
+
+def state_word(run: Path, steps_done: int) -> Path:
+    """Return RUN@STEP, a state of a run, as a word of `command`."""
+    return run.with_name(f"{run.name}@{steps_done}")
+
+
+def shell_word(word: object) -> str:
+    """Return a text or path as one word of a shell: quoted if need be, on one line, all visible.
+
+    A path that would be taken for an option begins with ./ . Characters that a terminal obeys or
+    hides, and bytes that are no UTF-8, are escapes in $'…', which bash, zsh and ksh read.
+    """
+    text = f"./{word}" if isinstance(word, Path) and f"{word}".startswith("-") else f"{word}"
+    if printable(text) == text:
+        return shlex.quote(text)
+    return "$'" + "".join(map(_ansi_c, text)) + "'"
+
+
+def _ansi_c(character: str) -> str:
+    """Return a character as it stands between $' and '."""
+    if character in "\\'":
+        return f"\\{character}"
+    if printable(character) == character:
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    known = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(character)
+    return known or (f"\\x{code:02x}" if code < 0x80 else f"\\U{code:08x}")
 
 
 def one_line(error: BaseException, most: int = 500) -> str:
@@ -99,6 +139,11 @@ def printable(text: str, limit: int | None = None, newlines: bool = False) -> st
     shown = "".join(_shown(c, newlines) for c in kept)
     cut = len(text) - len(kept)
     return f"{shown}… ({cut:,} more characters)" if cut else shown
+
+
+def one_line(text: str) -> str:
+    """Return a text of several lines as one; spaces within a line, as of a path, stay."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def encodable(text: str) -> str:

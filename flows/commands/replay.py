@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
 from flows.terminal.progress_bars import bars
+from pipeline.text import command
 
 if TYPE_CHECKING:
     from flows.reruns.replay import Plan
@@ -139,8 +140,7 @@ def _print_table(rows: Sequence[dict[str, str]], updates: bool) -> None:
 
 
 def _print_next(parent: Path, made: Sequence[Path], updates: bool) -> None:
-    print(f"differences   srpo diff {parent} {made[0]}")
+    print(f"differences   {command('diff', parent, made[0])}")
     if updates:
-        print(f"accuracy      srpo evaluate {made[0]}")
-    together = " ".join(f"{path}" for path in (parent, *made))
-    print(f"pages         srpo view {together}")
+        print(f"accuracy      {command('evaluate', made[0])}")
+    print(f"pages         {command('view', parent, *made)}")

@@ -11,6 +11,7 @@ from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
 from flows.terminal.progress_bars import bars
 from pipeline.errors import SrpoError
+from pipeline.text import command, go_on, state_word
 
 if TYPE_CHECKING:
     from flows.session.session import Session
@@ -61,8 +62,9 @@ def stage(
                 print(f"damaged, set aside: {path}")
     if name == "evaluate" and (overrides or fork):
         raise SrpoError(
-            "other settings for an evaluation need no fork: srpo evaluate "
-            f"{run}@{step} --set … keeps its table under {run}/evaluations/"
+            "other settings for an evaluation need no fork: "
+            f"{command('evaluate', state_word(run, step))} --set … keeps its table under "
+            f"{run}/evaluations/"
         )
     names = (f"policy after {step} steps, by replaying updates", name)
     with contextlib.ExitStack() as stack:
@@ -136,6 +138,6 @@ def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> N
         print(f"  policy after it: {now}" + (", as the parent's" if was == now else f", not {was}"))
     later = [] if decisions else list(stages_from(name))[1:2]
     for follower in later:
-        print(f"next stage    srpo stage {follower} --run {run.root} --step {step}")
-    print(f"whole runs    srpo diff {run.parent.root} {run.root}")
-    print(f"train on      srpo train --resume --run {run.root}")
+        print(f"next stage    {command('stage', follower, '--run', run.root, '--step', step)}")
+    print(f"whole runs    {command('diff', run.parent.root, run.root)}")
+    print(f"train on      {go_on(run.root)}")

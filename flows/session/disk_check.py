@@ -11,7 +11,7 @@ from pipeline.housekeeping.space_forecast import Facts, Need, needed
 from pipeline.machine.disk import free_bytes
 from pipeline.policy.policy import Policy
 from pipeline.run.run import Run
-from pipeline.text import size
+from pipeline.text import command, size
 
 
 def facts_of(policy: Policy, config: Config, questions: Questions) -> Facts:
@@ -75,5 +75,5 @@ def _remedies(
         if saved > 0:
             fits = ", which fits" if other <= free else ""
             found.append(f"{section}.{key}={str(value).lower()} saves {size(saved)}{fits}")
-    found.append("another --run, on another disk" if run is None else f"srpo prune {root}")
+    found.append("another --run, on another disk" if run is None else command("prune", root))
     return "; ".join(found)

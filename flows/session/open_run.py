@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import MAY_CHANGE, MAY_GROW, Run, is_taken
 from pipeline.tables.manifest import flat
+from pipeline.text import go_on
 
 if TYPE_CHECKING:
     from flows.session.session import Session
@@ -43,8 +44,8 @@ def checked_config(
     config = load_config(source, overrides)
     if is_taken(run_dir):
         raise StoreError(
-            f"{run_dir} is there already: go on with it by --resume --run {run_dir}, or choose "
-            "another --run"
+            f"{run_dir} is there already: go on with it by {go_on(run_dir)}, or choose another "
+            "--run"
         )
     return config
 

@@ -25,6 +25,7 @@ from pipeline.run.step_layout import STEP_STAGES
 from pipeline.stage.contract import Handles, Progress, Render, Stage, StageResult
 from pipeline.stage.runner import run_stage
 from pipeline.tables.arrow_writing import Writer
+from pipeline.text import command
 
 if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
@@ -78,8 +79,8 @@ class StageRunner:
         if owner is not self._run and not owner.has(stage.writes[0], step):
             raise StoreError(
                 f"{owner.root}: no table {stage.writes[0]} of step {step}, which its fork "
-                f"{self._run.root} needs; make it there: srpo stage {name} --run {owner.root} "
-                f"--step {step}"
+                f"{self._run.root} needs; make it there: "
+                f"{command('stage', name, '--run', owner.root, '--step', step)}"
             )
         try:
             if stage.advances_policy:

@@ -12,7 +12,7 @@ from flows.training.step_text import interval
 from pipeline.run.metrics import tasks_of
 from pipeline.run.run import Run
 from pipeline.run.step_records import Records
-from pipeline.text import count, duration, go_on, percent
+from pipeline.text import command, count, duration, go_on, percent, state_word
 
 ENDINGS = {
     "steps": "all steps done",
@@ -87,5 +87,5 @@ def _next_commands(run: Run, outcome: Outcome) -> list[tuple[str, str]]:
     longer = 2 * run.config.run.steps
     return [
         ("train longer", f"{go_on(run.root)} --set run.steps={longer}"),
-        ("evaluate again", f"srpo evaluate {run.root}@{outcome.steps_done}"),
+        ("evaluate again", command("evaluate", state_word(run.root, outcome.steps_done))),
     ]

@@ -8,6 +8,7 @@ cache; our manifests decide what is done. A stage is tried once more when the ma
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import State, Task, flow, task
@@ -33,7 +34,7 @@ from flows.workers.worker_pool import optional_pool
 from pipeline.distributed.ranks import broken_off
 from pipeline.errors import SrpoError
 from pipeline.remote.mirror_paths import run_path
-from pipeline.text import print_warnings
+from pipeline.text import go_on, print_warnings
 
 if TYPE_CHECKING:
     from flows.session.session import Session
@@ -137,7 +138,7 @@ def _run_training(session: "Session", watchers: Sequence[Watcher], limit_seconds
         except SrpoError as error:
             failures.append(error)
             raise
-        return _final_state(outcomes[0], run)
+        return _final_state(outcomes[0], Path(run))
 
     folder = session.run.root.resolve()
     try:
@@ -190,18 +191,15 @@ def train_flow(
 
     with removing_failed_start(folder):
         outcome = train_with_recovery(open_session(config, folder, resume), train_session)
-    return _final_state(outcome, str(trained))
+    return _final_state(outcome, trained)
 
 
-def _final_state(outcome: Outcome, run: str) -> State[Any] | None:
+def _final_state(outcome: Outcome, run: Path) -> State[Any] | None:
     """Return None, which means completed, or the state of a training that was stopped."""
     if outcome.ended not in ("stopped", "alarm"):
         return None
     why = "by an alarm " if outcome.ended == "alarm" else ""
-    return Cancelled(
-        message=f"stopped {why}after {outcome.steps_done} steps; go on: srpo train --resume "
-        f"--run {run}"
-    )
+    return Cancelled(message=f"stopped {why}after {outcome.steps_done} steps; go on: {go_on(run)}")
 
 
 def _wait_for_records(run: str, expected: int, limit_seconds: float) -> None:

@@ -12,6 +12,7 @@ from pipeline.run.run import Run
 from pipeline.run.step_layout import STAGE_OF
 from pipeline.tables.manifest import Manifest, Origin
 from pipeline.tables.schemas import SCHEMA_VERSION
+from pipeline.text import command
 
 _BY_ROUTE = ("rollouts", "verdicts")
 _READS = {
@@ -31,7 +32,7 @@ def _recompute(entry: TableFile) -> str:
         return "one of them was replaced: restore it from a copy"
     return (
         "one of them was replaced: restore it from a copy, or compute anew what follows: "
-        f"srpo replay {root} --from {stage} --fork NEW"
+        f"{command('replay', root, '--from', stage)} --fork NEW"
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.run.run import Run
 from pipeline.run.step_layout import STAGE_OF, STEP_TABLES
 from pipeline.run.step_profiles import profile_path
 from pipeline.tables.manifest import Manifest
-from pipeline.text import ranges
+from pipeline.text import command, go_on, ranges
 
 TABLES = (*STEP_TABLES, "evaluations")
 _BUFFER = 4 << 20
@@ -46,7 +46,7 @@ class TableFile:
         stage = STAGE_OF[self.table]
         return (
             "restore both files from a copy, or run: "
-            f"srpo stage {stage} --run {self.owner.root} --step {self.step}"
+            f"{command('stage', stage, '--run', self.owner.root, '--step', self.step)}"
         )
 
 
@@ -136,7 +136,7 @@ def _is_pruned(path: Path, manifest: Manifest, report: CheckReport) -> bool:
         report.add(beside, "the record of a pruned table", problem, "restore it from a copy")
         return True
     if record is not None and record.sha256 != manifest.sha256:
-        advice = f"delete it, then: srpo check {path.parents[2]}"
+        advice = f"delete it, then: {command('check', path.parents[2])}"
         report.add(beside, f"SHA-256 {manifest.sha256[:12]}…", record.sha256[:12], advice)
     return record is not None
 
@@ -189,9 +189,10 @@ def recompute_advice(run: Run, step: int) -> str:
     owner = run.record_owner(step)
     fork, parent = owner.fork, owner.parent
     if fork is None or parent is None or step >= fork.end:
-        return f"run: srpo train --resume --run {owner.root}"
-    steps = f"--steps {fork.start}:{fork.end}"
-    return f"make the fork anew: srpo replay {parent.root} --from {fork.stage} {steps} --fork NEW"
+        return f"run: {go_on(owner.root)}"
+    steps = f"{fork.start}:{fork.end}"
+    again = command("replay", parent.root, "--from", fork.stage, "--steps", steps)
+    return f"make the fork anew: {again} --fork NEW"
 
 
 def _noted(run: Run, step: int, table: str, report: CheckReport) -> bool:

@@ -1,8 +1,8 @@
 """Alarms: what the rules find new at a step or an evaluation, with evidence and a command."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from pipeline.health.evidence import SELECTORS, Selector, evidence_of
 from pipeline.health.findings import Sign
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from pipeline.health.shifts import Records
+from pipeline.text import command
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _known(records: Records) -> set[str]:
 
 
 def alarm_of(
-    rule: Rule[Any], sign: Sign, tables: Mapping[str, pa.Table], step: int, run: str
+    rule: Rule[Any], sign: Sign, tables: Mapping[str, pa.Table], step: int, run: Path
 ) -> Alarm:
     """Return the alarm, with evidence.
 
@@ -81,14 +82,14 @@ def alarm_of(
         run: folder of the run, for the command.
     """
     evidence = evidence_of(rule.evidence, tables)
-    command = _command(shlex.quote(run), SELECTORS[rule.evidence], step, evidence)
+    command = _command(run, SELECTORS[rule.evidence], step, evidence)
     return Alarm(rule.name, sign.onset, sign.healthy, sign.message, evidence, command, rule.severe)
 
 
-def _command(run: str, selector: Selector, step: int, evidence: Sequence[str]) -> str:
+def _command(run: Path, selector: Selector, step: int, evidence: Sequence[str]) -> str:
     if selector.condition:
         sort = f" --sort={selector.sort}" if selector.sort else ""
-        return f'srpo audit {run} --step {step} --where "{selector.condition}"{sort}'
+        return f'{command("audit", run, "--step", step)} --where "{selector.condition}"{sort}'
     if evidence:
-        return f"srpo audit {run} --rollout {evidence[0]}"
-    return f"srpo view {run}"
+        return command("audit", run, "--rollout", evidence[0])
+    return command("view", run)

@@ -24,6 +24,7 @@ from pipeline.run.removal import PRUNABLE, Removal, removal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import tables_before
 from pipeline.run.step_records import Records
+from pipeline.text import command
 
 _REPLAYED = ("rollouts", "routes", "scores", "teacher", "weights")
 """What `update` reads."""
@@ -131,7 +132,7 @@ def expect_sound_start(run: Run) -> None:
     except StoreError:
         raise StoreError(
             f"{run.snapshot_path(newest)}: damaged, and it is what the run resumes from; nothing "
-            f"was removed; srpo check {run.root} says more"
+            f"was removed; {command('check', run.root)} says more"
         ) from None
 
 

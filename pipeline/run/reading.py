@@ -19,6 +19,7 @@ from pipeline.run.step_layout import STAGE_OF
 from pipeline.tables.arrow_reading import declared, read_table, validated
 from pipeline.tables.manifest import Manifest
 from pipeline.tables.mapped import MappedTable
+from pipeline.text import command
 
 
 class RunReader(Lineage):
@@ -46,7 +47,8 @@ class RunReader(Lineage):
     def repair(self, table: str, step: int) -> str:
         """Say which command makes a damaged table anew."""
         root = self.owner(table, step).root
-        return f"repair it: srpo stage {STAGE_OF[table]} --run {root} --step {step}"
+        stage = STAGE_OF[table]
+        return f"repair it: {command('stage', stage, '--run', root, '--step', step)}"
 
     def read(self, table: str, step: int) -> pa.Table:
         """Return a table, memory-mapped; size, SHA-256 and schema are verified on first use."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.errors import StoreError
 from pipeline.files.durable import remove_file
 from pipeline.files.sealed_json import read_sealed, write_sealed
+from pipeline.text import command
 
 PRUNABLE = ("teacher", "weights")
 """Tables that can be recomputed, bit for bit, from those that stay."""
@@ -43,9 +44,10 @@ class Removal(BaseModel):
 
     def described(self, run: Path) -> str:
         """Say in words that the table is gone, and how to get it back."""
-        where = f" {Path(self.archive).parents[2]}" if self.archive else ""
-        return f"pruned on purpose on {self.removed[:10]} ({self.reason}); to have it back: " + (
-            f"srpo restore {run}{where}"
+        where = [Path(self.archive).parents[2]] if self.archive else []
+        return (
+            f"pruned on purpose on {self.removed[:10]} ({self.reason}); to have it back: "
+            f"{command('restore', run, *where)}"
         )
 
 

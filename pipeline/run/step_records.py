@@ -102,5 +102,5 @@ class Records:
                 **tables,
                 **{name: self._run.read("evaluations", n) for name, n in of_states.items()},
             }
-        run = f"{self._run.root}"
-        return [alarm_of(rule, sign, tables, step, run).to_record() for rule, sign in found]
+        root = self._run.root
+        return [alarm_of(rule, sign, tables, step, root).to_record() for rule, sign in found]

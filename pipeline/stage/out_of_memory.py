@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config.sections import Config
 from pipeline.errors import MemoryShortage
+from pipeline.text import command, state_word
 
 LOWER = {
     "generate": ("generate.batch_size",),
@@ -49,10 +50,11 @@ def _advice(stage: str, step: int, root: Path, config: Config) -> str:
         return "what was saved stays; free memory and go on with --resume"
     lower = " or ".join(f"{key} (now {value:g})" for key, value in values.items())
     key, value = next(iter(values.items()))
-    setting = f"--set {key}={max(1, value // 2):g}"
+    setting = ("--set", f"{key}={max(1, value // 2):g}")
     if stage == "evaluate":
-        return f"lower {lower}: srpo evaluate {root}@{step} {setting}"
+        return f"lower {lower}: {command('evaluate', state_word(root, step), *setting)}"
+    again = command("stage", stage, "--run", root, "--step", step, *setting)
     return (
-        f"lower {lower} in a fork, since tables say how they were made: srpo stage {stage} --run "
-        f"{root} --step {step} {setting} --fork NEW, then srpo train --resume --run NEW"
+        f"lower {lower} in a fork, since tables say how they were made: {again} --fork NEW, "
+        "then srpo train --resume --run NEW"
     )

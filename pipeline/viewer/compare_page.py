@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.compare.run_diff import DecisionChange, RunDiff, diff_runs
 from pipeline.run.metrics import tasks_of
 from pipeline.run.run import Run
-from pipeline.text import count, number, printable
+from pipeline.text import command, count, number, printable
 from pipeline.viewer.chart_series import (
     CHARTS,
     STYLES,
@@ -49,7 +49,7 @@ def context(runs: Runs, a: str, b: str) -> dict[str, Any]:
         "a": a,
         "b": b,
         "found": found,
-        "command": f"srpo diff {first.root} {second.root}",
+        "command": command("diff", first.root, second.root),
         "settings": [(key, _text(old), _text(new)) for key, (old, new) in found.settings.items()],
         "in_export": {a: in_export(first), b: in_export(second)},
         "forks": [

@@ -6,6 +6,7 @@ from itertools import combinations, cycle
 from typing import Any
 
 from pipeline.run.run import Run
+from pipeline.text import command
 from pipeline.viewer.chart_series import (
     MARKS,
     PROFILE,
@@ -140,7 +141,7 @@ def _fork(run: Run) -> dict[str, Any] | None:
         "changed": [(key, written(old), written(new)) for key, (old, new) in changed],
         "note": run.fork.note,
         "off_policy_from": run.fork.off_policy_from,
-        "command": f"srpo view {run.parent.root} {run.root}",
+        "command": command("view", run.parent.root, run.root),
     }
 
 

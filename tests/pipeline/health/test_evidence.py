@@ -1,5 +1,6 @@
 """Evidence: the rollouts that show it, most telling first, whatever the tables lack."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,7 +73,7 @@ def test_questions_that_lost_most_come_first() -> None:
 
 @pytest.mark.parametrize("rule", [*STEP_RULES, *EVALUATION_RULES], ids=lambda rule: rule.name)
 def test_every_rule_makes_an_alarm_with_a_command(rule: Rule[Any]) -> None:
-    alarm = alarm_of(rule, Sign(2, 1, "what was found"), tables(), 3, "runs/a run")
+    alarm = alarm_of(rule, Sign(2, 1, "what was found"), tables(), 3, Path("runs/a run"))
     assert (alarm.step, alarm.healthy, alarm.severe) == (2, 1, rule.severe)
     assert 0 < len(alarm.evidence) <= LARGEST
     assert alarm.command.startswith("srpo audit 'runs/a run' --")
