@@ -27,7 +27,7 @@ from flows.commands.view import view
 from pipeline.errors import SrpoError
 from pipeline.machine.disk import is_trouble, os_error_line
 from pipeline.machine.proxies import exempt_loopback
-from pipeline.text import one_line, printable
+from pipeline.text import joined_lines, printable
 
 LEAVE_SECONDS = 5.0
 """How long Prefect's client may go on sending at the end; the run's records are on the disk."""
@@ -64,7 +64,7 @@ def main() -> None:
     try:
         code = app(prog_name="srpo", standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
-        print(f"error: {printable(one_line(_text(error)), ERROR_LIMIT)}", file=sys.stderr)
+        print(f"error: {printable(joined_lines(_text(error)), ERROR_LIMIT)}", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = INTERRUPTED

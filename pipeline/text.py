@@ -141,7 +141,7 @@ def printable(text: str, limit: int | None = None, newlines: bool = False) -> st
     return f"{shown}… ({cut:,} more characters)" if cut else shown
 
 
-def one_line(text: str) -> str:
+def joined_lines(text: str) -> str:
     """Return a text of several lines as one; spaces within a line, as of a path, stay."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text import command, encodable, go_on, one_line, printable, state_word
+from pipeline.text import command, encodable, go_on, joined_lines, printable, state_word
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_plain_paths_are_not_quoted() -> None:
 
 
 def test_lines_become_one_and_spaces_in_a_path_stay() -> None:
-    assert one_line("a  b:\n   what\r\n\n  was  wrong\n") == "a  b: what was  wrong"
+    assert joined_lines("a  b:\n   what\r\n\n  was  wrong\n") == "a  b: what was  wrong"
