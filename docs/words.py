@@ -105,10 +105,12 @@ matter.
 METRICS = {
     "step": "training step",
     "rollouts": "rollouts of the step",
-    "reward_mean": "mean reward",
+    "reward_mean": "mean reward, of rollouts that could be judged, as the next two",
     "correct_share": "share of correct rollouts",
     "format_rate": "share of responses in the task's output format",
     "verifier_errors": "responses that could not be judged",
+    "judged": "responses that could; absent before version 4 of `route`, whose shares are those "
+    "of all rollouts",
     "truncated_share": "share of responses cut at the length limit",
     "response_tokens_mean": "mean response length",
     "response_tokens_max": "longest response",

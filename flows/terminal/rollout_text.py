@@ -58,8 +58,9 @@ def _print_verdict(console: Console, record: RolloutRecord) -> None:
         return
     word = "correct" if verdict["correct"] else "wrong"
     form = "kept" if verdict["format_ok"] else "broken"
+    said = f"{word}, reward {number(verdict['reward'])}, format {form}"
     lines = [
-        f"{word}, reward {number(verdict['reward'])}, format {form}, by {verdict['verifier']}",
+        f"{'not judged' if verdict['error'] else said}, by {verdict['verifier']}",
         f"prediction {verdict['prediction'] or NOTHING}   reference {record.rollout['reference']}",
     ]
     lines += [f"feedback: {verdict['feedback']}"] if verdict["feedback"] else []

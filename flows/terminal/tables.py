@@ -190,11 +190,12 @@ def _several(number_of: int, thing: str) -> str:
 
 def _step_cells(rows: pl.DataFrame) -> Sequence[Text]:
     teachers = rows.filter(pl.col("route").is_in(["sdpo", "mix"]))["teacher_rollout_id"]
-    right = rows["correct"].sum() if rows["correct"].null_count() < len(rows) else None
+    judged = rows.filter(pl.col("error").is_null())
+    right = judged["correct"].sum() if judged["correct"].null_count() < len(judged) else None
     return (
         cell(rows["step"][0]),
-        Text(NOTHING if right is None else f"{right}/{len(rows)}"),
-        cell(rows["reward"].mean()),
+        Text(NOTHING if right is None else f"{right}/{len(judged)}"),
+        cell(judged["reward"].mean()),
         _counted(rows["route"].to_list()),
         _counted([_sample(teacher) for teacher in teachers.drop_nulls()]),
         cell(rows["divergence"].mean()),

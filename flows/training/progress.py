@@ -196,6 +196,12 @@ class Screen(Watcher):
         return Group(*lines)
 
 
+def _unjudged_text(summary: dict[str, Any]) -> str:
+    """Return the share of answers that could not be judged, if there are any."""
+    share = summary.get("unjudged_share")
+    return f", NOT JUDGED {percent(share)}, counted as wrong" if share else ""
+
+
 def evaluation_line(steps_done: int, summary: dict[str, Any]) -> str:
     """Return what one line can say about an evaluation."""
     k = summary.get("rollouts", "k")
@@ -205,5 +211,6 @@ def evaluation_line(steps_done: int, summary: dict[str, Any]) -> str:
         f"maj@{k} {percent(summary.get('maj_at_k'))}, "
         f"format {percent(summary.get('format_rate'))}, "
         f"truncated {percent(summary.get('truncated_share'))}"
+        f"{_unjudged_text(summary)}"
         f"{tasks_text(summary)}"
     )

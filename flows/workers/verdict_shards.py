@@ -25,7 +25,7 @@ from pipeline.errors import StoreError
 from pipeline.files.durable import digest_of, make_folder
 from pipeline.files.sealed_json import is_sealed, read_sealed, write_sealed
 from pipeline.task import Verdict
-from pipeline.verification.pool import VerifierPool
+from pipeline.verification.pool import VerifierPool, timed_out
 
 if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
@@ -89,7 +89,7 @@ class ShardedPool:
         make_folder(self._folder)
         missing = dict[str, None]()  # a set in order: equal shards are judged once
         for key, shard in zip(keys, shards, strict=True):
-            if not is_sealed(_verdicts_path(self._folder, key)):
+            if not _is_judged(self._folder, key):
                 write_sealed(_pairs_path(self._folder, key), {"pairs": [list(p) for p in shard]})
                 missing[key] = None
         common = {"folder": str(self._folder), "bench": asdict(self._bench)}
@@ -107,7 +107,7 @@ def judge_part(key: str, folder: str, bench: dict[str, Any]) -> int:
         StoreError: the worker has other code, or doesn't see the folder.
     """
     shards, settings = Path(folder), Bench(**bench)
-    if is_sealed(_verdicts_path(shards, key)):
+    if _is_judged(shards, key):
         return len(_verdicts(shards, key))
     found = file_digest(settings.task)
     if found != settings.code:
@@ -153,6 +153,14 @@ def _key(bench: Bench, pairs: Sequence[tuple[str, str]]) -> str:
 
 def _verdicts(folder: Path, key: str) -> list[Verdict]:
     return [Verdict(**verdict) for verdict in read_sealed(_verdicts_path(folder, key))["verdicts"]]
+
+
+def _is_judged(folder: Path, key: str) -> bool:
+    """Tell whether a shard's verdicts are there; one response that timed out is judged again."""
+    if not is_sealed(_verdicts_path(folder, key)):
+        return False
+    found = _verdicts(folder, key)
+    return len(found) != 1 or not timed_out(found[0])
 
 
 def _pairs_path(folder: Path, key: str) -> Path:

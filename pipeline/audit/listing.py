@@ -94,6 +94,7 @@ _MEANS = (
     "divergence",
     "loss_sum",
 )
+_OF_A_VERDICT = ("reward", "correct", "format_ok")
 _TABLES = ("rollouts", "verdicts", "routes", "updates")
 
 
@@ -190,6 +191,8 @@ def ordered(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:
 def grouped(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
     """Count rollouts and average numbers by the values of some columns, sorted by them.
 
+    What a verdict with an error has in their stead is in no average.
+
     Raises:
         ConfigError: no such column.
     """
@@ -197,10 +200,16 @@ def grouped(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
     averaged = [name for name in _MEANS if name not in columns]
     return (
         frame.group_by(columns)
-        .agg(pl.len().alias("rollouts"), *[pl.col(name).mean() for name in averaged])
+        .agg(pl.len().alias("rollouts"), *[_average(name) for name in averaged])
         .rename({name: f"mean_{name}" for name in averaged})
         .sort(columns)
     )
+
+
+def _average(name: str) -> pl.Expr:
+    if name not in _OF_A_VERDICT:
+        return pl.col(name).mean()
+    return pl.when(pl.col("error").is_null()).then(pl.col(name)).mean().alias(name)
 
 
 def expect_columns(frame: pl.LazyFrame, names: Sequence[str]) -> None:

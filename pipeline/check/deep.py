@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.config.sections import Config
 from pipeline.policy.prompts import prompt_time, strftime_at
 from pipeline.run.run import Run
-from pipeline.tables.rule_changes import padding_learns
+from pipeline.tables.rule_changes import padding_learns, unjudged_left_out
 from pipeline.twin.compare_tables import (
     compare,
     compare_facts,
@@ -144,6 +144,7 @@ def twin_settings(run: Run, step: int) -> Settings:
         max_teacher_prompt_length=route.max_teacher_prompt_length,
         feedback=route.feedback,
         on_policy=updated is None or updated.policy_version == sampled.policy_version,
+        early_routing=not unjudged_left_out(run.manifest("routes", step).origin.stage_version),
         padding_masked=updated is not None and not padding_learns(updated.stage_version),
         float32_norm=updated is not None and not padding_learns(updated.stage_version),
     )

@@ -17,8 +17,9 @@ from pipeline.files.durable import digest_of
 from pipeline.seeds import derive_seed
 from pipeline.tables.invariants import Broken, require, within
 from pipeline.tables.manifest import Manifest
-from pipeline.tables.schemas import Row
-from pipeline.twin.routing import group_advantages, route_of, sibling_of
+from pipeline.tables.rule_changes import unjudged_left_out
+from pipeline.tables.schemas import UNCLOSED_THINKING, Row
+from pipeline.twin.routing import ends_thinking, group_advantages, route_of, sibling_of
 
 _ENTROPY_SLACK = 1e-4
 
@@ -73,7 +74,7 @@ def _judged(step: StepTables, name: str) -> Iterator[Broken]:
     correct = np.asarray(table["correct"].to_pylist(), dtype=bool)
     yield from require(name, f"correct is reward >= {threshold}", ids, correct == right)
     judged = np.asarray(pc.is_null(table["error"]), dtype=bool)
-    yield from require(name, "what could not be judged is wrong", ids, judged | ~correct)
+    yield from require(name, "what could not be judged is not correct", ids, judged | ~correct)
 
 
 def _samples(step: StepTables, name: str, section: str, prefix: str) -> Iterator[Broken]:
@@ -148,12 +149,19 @@ def routes_rules(step: StepTables) -> Iterator[Broken]:
     ids = table["rollout_id"].to_pylist()
     for name, source in (("group", rollouts), ("reward", verdicts), ("correct", verdicts)):
         yield from require("routes", f"{name} is copied", ids, pc.equal(table[name], source[name]))
-    settings = step.manifests["routes"].origin.settings_of("route")
+    origin = step.manifests["routes"].origin
+    settings = origin.settings_of("route")
+    # Of a time when what could not be judged was wrong, and all that was right demonstrated.
+    early = not unjudged_left_out(origin.stage_version)
+    judged = [early or error is None for error in verdicts["error"].to_pylist()]
+    mute = [False] * len(ids) if early else _ends_thinking(rollouts)
     rows = table.drop_columns(["teacher_prompt_text", "reason"]).to_pylist()
     groups: dict[int, list[Row]] = {}
     lengths = pc.list_value_length(rollouts["response_ids"]).to_pylist()
-    for row, tokens in zip(rows, lengths, strict=True):
-        groups.setdefault(row["group"], []).append({**row, "tokens": tokens})
+    for row, tokens, known, open_ in zip(rows, lengths, judged, mute, strict=True):
+        able = row["correct"] and known and not open_
+        member = {**row, "tokens": tokens, "judged": known, "able": able}
+        groups.setdefault(row["group"], []).append(member)
     for members in groups.values():
         yield from _group_rules(members, settings)
     batches = sorted({row["mini_batch"] for row in rows})
@@ -161,11 +169,18 @@ def routes_rules(step: StepTables) -> Iterator[Broken]:
         yield Broken("routes", f"mini-batches are not numbered from 0: {batches}", None, len(rows))
 
 
+def _ends_thinking(rollouts: pa.Table) -> list[bool]:
+    """Return which responses end inside a think block, as recorded or by their texts."""
+    if UNCLOSED_THINKING in rollouts.column_names:
+        return list(rollouts[UNCLOSED_THINKING].to_pylist())
+    return [ends_thinking(text, False) for text in rollouts["response_text"].to_pylist()]
+
+
 def _group_rules(members: Sequence[Row], settings: Mapping[str, Any]) -> Iterator[Broken]:
     ids = [row["rollout_id"] for row in members]
-    correct = [row["correct"] for row in members]
+    judged = [row["judged"] for row in members]
     rewards = [row["reward"] for row in members]
-    mean, std, advantages = group_advantages(rewards, settings["advantage_scale"])
+    mean, std, advantages = group_advantages(rewards, settings["advantage_scale"], judged)
     scale = f"advantage_scale {settings['advantage_scale']}"
     for column, expected, what in (
         ("advantage", advantages, f"advantage follows from the group's rewards ({scale})"),
@@ -177,8 +192,10 @@ def _group_rules(members: Sequence[Row], settings: Mapping[str, Any]) -> Iterato
         yield from require("routes", what, ids, near)
     method = settings["method"]
     lengths = [row["tokens"] for row in members]
+    able = [row["able"] for row in members]
     for index, row in enumerate(members):
-        sibling = sibling_of(settings["demonstration"], correct, lengths, index)
+        sibling = sibling_of(settings["demonstration"], able, lengths, index)
+        sibling = sibling if row["judged"] else None
         yield from _route_rules(row, method, sibling, ids, settings)
 
 
@@ -204,9 +221,10 @@ def _route_rules(
         yield broken("teacher_prompt_ids are there exactly if a teacher is available")
     if method == "grpo" and available != (sibling is not None):
         yield broken("a teacher is available exactly if there is a correct sibling")
-    expected_route = route_of(method, row["correct"], available)
+    expected_route = route_of(method, row["correct"], available, row["judged"])
     if row["route"] != expected_route:
         state = f"correct {row['correct']}, teacher_available {available}"
+        state = state if row["judged"] else "not judged"
         yield broken(f"method {method}: {state} gives route {expected_route}, not {row['route']}")
 
 

@@ -58,11 +58,15 @@ def _lengths(tables: Tables) -> npt.NDArray[np.float64]:
 
 
 def _format(tables: Tables) -> list[str]:
-    return _spread(tables["verdicts"], pc.invert(tables["verdicts"]["format_ok"]))
+    verdicts = tables["verdicts"]
+    broken = pc.invert(verdicts["format_ok"])
+    return _spread(verdicts, pc.and_(broken, pc.is_null(verdicts["error"])))
 
 
 def _evaluated_format(tables: Tables) -> list[str]:
-    return _spread(tables["evaluations"], pc.invert(tables["evaluations"]["format_ok"]))
+    answers = tables["evaluations"]
+    broken = pc.invert(answers["format_ok"])
+    return _spread(answers, pc.and_(broken, pc.is_null(answers["error"])))
 
 
 def _evaluated_errors(tables: Tables) -> list[str]:
@@ -114,7 +118,9 @@ def _surest(tables: Tables) -> list[str]:
 
 
 def _wrong(tables: Tables) -> list[str]:
-    return _spread(tables["verdicts"], pc.invert(tables["verdicts"]["correct"]))
+    verdicts = tables["verdicts"]
+    wrong = pc.invert(verdicts["correct"])
+    return _spread(verdicts, pc.and_(wrong, pc.is_null(verdicts["error"])))
 
 
 def _demonstrations(tables: Tables) -> list[str]:
@@ -149,7 +155,7 @@ def _failed(tables: Tables) -> list[str]:
 
 
 SELECTORS: Mapping[str, Selector] = {
-    "format": Selector(_format, "not format_ok"),
+    "format": Selector(_format, "not format_ok and error is null"),
     "evaluated_format": Selector(_evaluated_format),
     "evaluated_errors": Selector(_evaluated_errors),
     "evaluated_wrong": Selector(_evaluated_wrong),
@@ -157,7 +163,7 @@ SELECTORS: Mapping[str, Selector] = {
     "shortest": Selector(_shortest),
     "truncated": Selector(_truncated, "finish_reason = 'length'"),
     "surest": Selector(_surest),
-    "wrong": Selector(_wrong, "not correct and not teacher_available"),
+    "wrong": Selector(_wrong, "not correct and not teacher_available and error is null"),
     "demonstrations": Selector(_demonstrations),
     "duplicates": Selector(_duplicates),
     "largest_loss": Selector(_loss),

@@ -87,10 +87,13 @@ def _latest(records: Records, *keys: str) -> tuple[float, float]:
 def _judged(records: Records) -> Records:
     """Return records whose format rate is that of the answers that could be judged.
 
-    A verdict that failed says nothing about the format, though it counts as broken.
+    A verdict that failed says nothing about the format. In evaluations, and in steps of a time when
+    such rollouts were wrong, it counts as broken.
     """
     return [
-        {**record, "format_rate": rate / (1 - _unjudged(record))}
+        record
+        if "judged" in record
+        else {**record, "format_rate": rate / (1 - _unjudged(record))}
         if (rate := number(record, "format_rate")) is not None and _unjudged(record) < 1
         else {**record, "format_rate": None}
         for record in records
@@ -261,8 +264,9 @@ def _failing(record: Record, what: str, step: int, healthy: int) -> Sign | None:
     errors, share = number(record, "verifier_errors") or 0.0, _unjudged(record)
     if errors < ERRORS or share < ERROR_SHARE:
         return None
-    text = f"the verifier failed on {errors:.0f} of {_answers(record):.0f} {what}, which count as"
-    return Sign(step, healthy, f"{text} wrong; expected below {ERROR_SHARE:.0%}")
+    effect = "are left out" if "judged" in record else "count as wrong"
+    text = f"the verifier failed on {errors:.0f} of {_answers(record):.0f} {what}, which {effect}"
+    return Sign(step, healthy, f"{text}; expected below {ERROR_SHARE:.0%}")
 
 
 def evaluated_format_falls(evaluations: Records, steps: Records) -> Sign | None:

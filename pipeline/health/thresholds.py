@@ -30,4 +30,4 @@ GAP_NATS = 0.5
 """A typical worst token is then off by 1.6 times; TIS cuts at 2. On the demo it is 1e-6 in
 float32 and 0.01 in bfloat16."""
 ERRORS, ERROR_SHARE = 2, 0.05
-"""A verdict that fails counts as wrong, so failing verdicts train against right answers."""
+"""Rollouts that could not be judged teach nothing, and in an evaluation they count as wrong."""

@@ -12,6 +12,9 @@ import pyarrow.compute as pc
 
 from pipeline.seeds import derive_seed
 from pipeline.tables.manifest import Manifest
+from pipeline.tables.rule_changes import unjudged_left_out
+
+Mask = npt.NDArray[np.bool_]
 
 _PER_ANSWER = ("format_ok", "finish_reason", "response_tokens")
 _RESAMPLES = 2000
@@ -38,9 +41,12 @@ def step_metrics(
             `reward_mean/NAME`: null where the step asked nothing of it.
     """
     record: dict[str, Any] = {"step": manifests["updates"].origin.step}
-    record |= _sample_metrics(tables["rollouts"], tables["verdicts"])
+    left_out = unjudged_left_out(manifests["routes"].origin.stage_version)
+    judged = _judged(tables["verdicts"], left_out)
+    record |= _sample_metrics(tables["rollouts"], tables["verdicts"], judged)
+    record |= {"judged": int(judged.sum())} if left_out else {}
     record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings_of("route"))
-    record |= _length_metrics(tables["rollouts"], tables["routes"])
+    record |= _length_metrics(tables["rollouts"], tables["routes"], judged)
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)
     record |= _work_metrics([manifests["scores"].facts, manifests["updates"].facts])
@@ -49,12 +55,13 @@ def step_metrics(
         record[f"seconds_{stage}"] = manifests[table].cost.seconds
     record["seconds"] = sum(v for k, v in record.items() if k.startswith("seconds_"))
     record["tokens"] = int(manifests["rollouts"].cost.tokens)
-    return record | _task_metrics(tables, tasks)
+    return record | _task_metrics(tables, tasks, judged)
 
 
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
     """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more.
 
+    An answer that could not be judged counts as wrong (section 1); `unjudged_share` says how many.
     Every question counts the same, whichever task it is of. Where there are several tasks, each
     has the same numbers of its own questions, as in `accuracy/NAME`.
     """
@@ -90,7 +97,9 @@ def _answer_metrics(evaluations: pa.Table) -> dict[str, Any]:
         record[f"{name}_high".removeprefix("_")] = interval.high
     record["questions"] = len(groups)
     record["rollouts"] = max(map(len, groups), default=0)
-    record["verifier_errors"] = evaluations.num_rows - evaluations["error"].null_count
+    errors = evaluations.num_rows - evaluations["error"].null_count
+    record["verifier_errors"] = errors
+    record["unjudged_share"] = errors / evaluations.num_rows
     return record
 
 
@@ -127,24 +136,30 @@ def majority_correct(answers: Sequence[tuple[str, bool]]) -> float:
 
 def _by_question(evaluations: pa.Table) -> list[list[tuple[str, bool]]]:
     groups: dict[int, list[tuple[str, bool]]] = {}
-    for group, prediction, correct in zip(
-        evaluations["group"].to_pylist(),
-        evaluations["prediction"].to_pylist(),
-        evaluations["correct"].to_pylist(),
+    for group, prediction, correct, error in zip(
+        *(evaluations[name].to_pylist() for name in ("group", "prediction", "correct", "error")),
         strict=True,
     ):
-        groups.setdefault(group, []).append((prediction, correct))
+        # What could not be judged has no vote: a prediction of its own proves nothing.
+        groups.setdefault(group, []).append(("" if error is not None else prediction, correct))
     return list(groups.values())
 
 
-def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
+def _judged(verdicts: pa.Table, left_out: bool) -> Mask:
+    """Return which rollouts' verdicts count: all, if those with an error once counted as wrong."""
+    if not left_out:
+        return np.ones(verdicts.num_rows, dtype=bool)
+    return np.asarray(pc.is_null(verdicts["error"]), dtype=bool)
+
+
+def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table, judged: Mask) -> dict[str, Any]:
     lengths = pc.list_value_length(rollouts["response_ids"]).to_numpy()
     reasons = rollouts["finish_reason"].to_pylist()
     return {
         "rollouts": rollouts.num_rows,
-        "reward_mean": _mean(verdicts["reward"].to_numpy()),
-        "correct_share": _mean(verdicts["correct"].to_numpy()),
-        "format_rate": _mean(verdicts["format_ok"].to_numpy()),
+        "reward_mean": _mean(verdicts["reward"].to_numpy()[judged]),
+        "correct_share": _mean(verdicts["correct"].to_numpy()[judged]),
+        "format_rate": _mean(verdicts["format_ok"].to_numpy()[judged]),
         "verifier_errors": verdicts.num_rows - verdicts["error"].null_count,
         "truncated_share": reasons.count("length") / len(reasons),
         "response_tokens_mean": _mean(lengths),
@@ -153,19 +168,22 @@ def _sample_metrics(rollouts: pa.Table, verdicts: pa.Table) -> dict[str, Any]:
     }
 
 
-def _task_metrics(tables: Mapping[str, pa.Table], tasks: Sequence[str]) -> dict[str, Any]:
+def _task_metrics(
+    tables: Mapping[str, pa.Table], tasks: Sequence[str], judged: Mask
+) -> dict[str, Any]:
     names = tables["rollouts"]["task"]
     record: dict[str, Any] = {}
     for task in tasks:
         of_task = pc.equal(names, task)
+        known = judged[of_task.to_numpy()]
         rollouts = tables["rollouts"].filter(of_task)
         verdicts, routes = tables["verdicts"].filter(of_task), tables["routes"].filter(of_task)
         lengths = pc.list_value_length(rollouts["response_ids"])
         own = {
             "rollouts": rollouts.num_rows,
-            "reward_mean": _mean(verdicts["reward"].to_numpy()),
-            "correct_share": _mean(verdicts["correct"].to_numpy()),
-            "format_rate": _mean(verdicts["format_ok"].to_numpy()),
+            "reward_mean": _mean(verdicts["reward"].to_numpy()[known]),
+            "correct_share": _mean(verdicts["correct"].to_numpy()[known]),
+            "format_rate": _mean(verdicts["format_ok"].to_numpy()[known]),
             "verifier_errors": verdicts.num_rows - verdicts["error"].null_count,
             "truncated_share": _mean(pc.equal(rollouts["finish_reason"], "length").to_numpy()),
             "response_tokens_mean": _mean(lengths.to_numpy()),
@@ -201,8 +219,11 @@ def _route_metrics(routes: pa.Table, settings: Mapping[str, Any]) -> dict[str, A
     return {**shares, "teacher_available": available, "distils": settings["method"] != "grpo"}
 
 
-def _length_metrics(rollouts: pa.Table, routes: pa.Table) -> dict[str, Any]:
-    """Return mean lengths of responses that demonstrate, of all others, of right and wrong."""
+def _length_metrics(rollouts: pa.Table, routes: pa.Table, judged: Mask) -> dict[str, Any]:
+    """Return mean lengths of responses that demonstrate, of all others, of right and wrong.
+
+    Those that could not be judged are neither right nor wrong.
+    """
     ids = routes["rollout_id"].to_pylist()
     lengths = pc.list_value_length(rollouts["response_ids"]).to_numpy()
     correct = np.asarray(routes["correct"].to_pylist(), dtype=bool)
@@ -213,7 +234,7 @@ def _length_metrics(rollouts: pa.Table, routes: pa.Table) -> dict[str, Any]:
         "demonstration_tokens_mean": _mean(lengths[demonstrating]),
         "other_tokens_mean": _mean(lengths[~demonstrating]),
         "correct_tokens_mean": _mean(lengths[correct]),
-        "wrong_tokens_mean": _mean(lengths[~correct]),
+        "wrong_tokens_mean": _mean(lengths[~correct & judged]),
     }
 
 

@@ -16,6 +16,7 @@ from pipeline.seeds import derive_seed
 from pipeline.stage.contract import Handles
 from pipeline.tables.schemas import UNCLOSED_THINKING
 from pipeline.task import Verdict, Verifier
+from pipeline.verification.pool import timed_out
 
 
 def sample_columns(
@@ -157,14 +158,38 @@ def _unfinished(verdict: Verdict) -> Verdict:
 def _judged(
     tasks: Sequence[str], pairs: Sequence[tuple[str, str]], handles: Handles
 ) -> list[tuple[str, Verdict]]:
-    """Return the version of the verifier and the verdict of each pair, one task after the other."""
+    """Return the version of the verifier and the verdict of each pair, one task after the other.
+
+    A time-out is judged once more, when nothing else is: the machine may have been busy. What can't
+    be judged all the same is neither right nor wrong (section 1): its reward is a placeholder.
+    """
     found: dict[int, tuple[str, Verdict]] = {}
     names = [_verifier_of(task, handles.verifiers) for task in tasks]
     for name, verifier in handles.verifiers.items():
         rows = [row for row, own in enumerate(names) if own == name]
         verdicts = verifier.pool.verify([pairs[row] for row in rows])
         found |= {row: (verifier.version, v) for row, v in zip(rows, verdicts, strict=True)}
-    return [found[row] for row in range(len(pairs))]
+    late = [row for row in range(len(pairs)) if timed_out(found[row][1])]
+    for done, row in enumerate(late, start=1):
+        verifier = handles.verifiers[names[row]]
+        found[row] = (verifier.version, _judged_alone(verifier, pairs[row]))
+        handles.progress(done, len(late))
+    return [(version, _placeholder(v)) for version, v in map(found.__getitem__, range(len(pairs)))]
+
+
+def _judged_alone(verifier: Verifier, pair: tuple[str, str]) -> Verdict:
+    """Judge one pair again, on its own; say so if that, too, takes too long."""
+    (verdict,) = verifier.pool.verify([pair])
+    if not timed_out(verdict):
+        return verdict
+    return replace(verdict, error=f"{verdict.error}, also when judged alone")
+
+
+def _placeholder(verdict: Verdict) -> Verdict:
+    """Return a verdict; with an error its reward is 0, whatever the verifier gave beside it."""
+    if verdict.error is None:
+        return verdict
+    return replace(verdict, reward=0.0, format_ok=False)
 
 
 def _verifier_of(task: str, verifiers: Mapping[str, Verifier]) -> str:

@@ -24,6 +24,9 @@ class Settings:
         feedback: whether the teacher prompt holds the verifier's feedback.
         on_policy: whether the updated policy is the one that sampled. If not, log pi_old is the
             stored one, or else the engine's.
+        early_routing: the step is of a time when `route` took a rollout that nobody could judge for
+            a wrong one, let a response demonstrate that ends inside a think block, kept white space
+            after thinking, and announced blank feedback.
         padding_masked: the step is of a time when padding ids' embedding rows had no gradient.
         float32_norm: the step is of a time when gradient norms were summed in float32.
         system_role: `fold`: the system's text stands before the user's.
@@ -48,6 +51,7 @@ class Settings:
     max_teacher_prompt_length: int | None = None
     feedback: bool = False
     on_policy: bool = True
+    early_routing: bool = False
     padding_masked: bool = False
     float32_norm: bool = False
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)

@@ -55,6 +55,8 @@ class RolloutTwin:
     mini_batch: int
     given_prompt_ids: list[int]  # the teacher prompt of the routes table
     feedback: str | None = None  # of the verifier
+    judged: bool = True  # False: the verifier gave an error
+    thinking: bool = False  # whether the response ends inside a think block
     stored_logprobs: Tensor | None = None  # of the scores table; None where it has none
     correct: bool = False
     advantage: float = 0.0

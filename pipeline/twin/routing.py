@@ -19,31 +19,49 @@ class GroupAdvantages(NamedTuple):
     values: list[float]
 
 
-def group_advantages(rewards: Sequence[float], scale: str) -> GroupAdvantages:
+def group_advantages(
+    rewards: Sequence[float], scale: str, judged: Sequence[bool] | None = None
+) -> GroupAdvantages:
     """Section 3: A_i = r_i - mean, divided by (std + 1e-6) under `group_std`; std with n - 1.
 
-    A group of one has no deviation: it gets 0, and its advantage is 0 either way.
+    Section 1: rollouts that could not be judged are in no mean and have advantage 0. A group of one
+    has no deviation: it gets 0, and its advantage is 0 either way. One of none has mean 0.
     """
-    mean = statistics.fmean(rewards)
-    std = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
+    judged = [True] * len(rewards) if judged is None else judged
+    known = [reward for reward, counts in zip(rewards, judged, strict=True) if counts]
+    mean = statistics.fmean(known) if known else 0.0
+    std = statistics.stdev(known) if len(known) > 1 else 0.0
     unit = std + 1e-6 if scale == "group_std" else 1.0
-    return GroupAdvantages(mean, std, [(reward - mean) / unit for reward in rewards])
+    pairs = zip(rewards, judged, strict=True)
+    return GroupAdvantages(mean, std, [(r - mean) / unit if counts else 0.0 for r, counts in pairs])
 
 
 def sibling_of(
-    demonstration: str, correct: Sequence[bool], lengths: Sequence[int], index: int
+    demonstration: str, able: Sequence[bool], lengths: Sequence[int], index: int
 ) -> int | None:
-    """Section 2: the correct rollout of the group, not rollout `index`, that demonstrates to it."""
+    """Section 2: the correct rollout of the group, not rollout `index`, that demonstrates to it.
+
+    Args:
+        demonstration: which one, of several.
+        able: who is correct, and does not end inside a think block.
+        lengths: of the responses, in tokens.
+        index: of the rollout that is taught.
+    """
     best: int | None = None
-    for j, good in enumerate(correct):
+    for j, good in enumerate(able):
         longer = best is None or (demonstration == "longest" and lengths[j] > lengths[best])
         if good and j != index and longer:
             best = j
     return best
 
 
-def route_of(method: str, correct: bool, available: bool) -> str:
-    """Sections 3 and 9: the branch of a rollout with c_i = `correct` and m_i = `available`."""
+def route_of(method: str, correct: bool, available: bool, judged: bool = True) -> str:
+    """Sections 3 and 9: the branch of a rollout with c_i = `correct` and m_i = `available`.
+
+    Section 1: none where nobody could judge it.
+    """
+    if not judged:
+        return "none"
     if method == "grpo":
         return "grpo"
     if method == "advantage_mix":
@@ -54,10 +72,24 @@ def route_of(method: str, correct: bool, available: bool) -> str:
     return "sdpo" if available and wanted[method] else "none"
 
 
-def without_thinking(text: str) -> str:
-    """Section 2: drop each `<think>...</think>`, and all that comes before a lone `</think>`."""
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    return text.rpartition("</think>")[2]
+def ends_thinking(text: str, opened: bool) -> bool:
+    """Section 2: whether a response ends inside a think block, which its prompt may have `opened`.
+
+    The last tag decides; without any, the prompt does.
+    """
+    tags: list[str] = re.findall(r"</?think>", text)
+    return tags[-1] == "<think>" if tags else opened
+
+
+def without_thinking(text: str, keep_space: bool = False) -> str:
+    """Section 2: drop each `<think>...</think>`, and all that comes before a lone `</think>`.
+
+    White space after them goes, too; once it did not (`keep_space`).
+    """
+    if keep_space:
+        return re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).rpartition("</think>")[2]
+    pieces = re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL).split("</think>")
+    return pieces[0] if len(pieces) == 1 else pieces[-1].lstrip()
 
 
 def folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -74,10 +106,16 @@ def folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return out
 
 
-def teacher_question(question: str, demonstration: str, feedback: str | None = None) -> str:
-    """Section 2: the user message that the teacher reads."""
+def teacher_question(
+    question: str, demonstration: str, feedback: str | None = None, keep_blank: bool = False
+) -> str:
+    """Section 2: the user message that the teacher reads.
+
+    Blank feedback adds nothing; once it did (`keep_blank`).
+    """
     attempt = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
-    added = "" if feedback is None else f"{attempt}{feedback}"
+    blank = feedback is None or not (keep_blank or feedback.strip())
+    added = "" if blank else f"{attempt}{feedback}"
     return (
         f"{question}\nCorrect solution:\n\n{demonstration}{added}"
         "\n\nCorrectly solve the original question."

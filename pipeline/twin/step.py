@@ -103,6 +103,7 @@ def _read_rollouts(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
             mini_batch=routes[row["rollout_id"]]["mini_batch"],
             given_prompt_ids=routes[row["rollout_id"]]["teacher_prompt_ids"],
             feedback=verdicts[row["rollout_id"]].get("feedback"),
+            judged=verdicts[row["rollout_id"]].get("error") is None,
             stored_logprobs=_float64(stored[name])
             if (name := row["rollout_id"]) in stored
             else None,
@@ -122,48 +123,62 @@ def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
         groups.setdefault(rollout.group, []).append(rollout)
     for group in groups.values():
         rewards = [row.reward for row in group]
+        judged = [row.judged or settings.early_routing for row in group]
         correct = [reward >= settings.success_threshold for reward in rewards]
+        able = [
+            correct[j] and judged[j] and not (row.thinking and not settings.early_routing)
+            for j, row in enumerate(group)
+        ]
         lengths = [len(row.response_ids) for row in group]
-        mean, std, advantages = routing.group_advantages(rewards, settings.advantage_scale)
+        mean, std, advantages = routing.group_advantages(rewards, settings.advantage_scale, judged)
         for index, row in enumerate(group):
             row.correct, row.advantage = correct[index], advantages[index]
             row.group_mean, row.group_std = mean, std
-            sibling = routing.sibling_of(settings.demonstration, correct, lengths, index)
-            row.available = sibling is not None
-            row.sibling = None if sibling is None else group[sibling].rollout_id
+            sibling = routing.sibling_of(settings.demonstration, able, lengths, index)
+            row.available = sibling is not None and judged[index]
+            row.sibling = (
+                group[sibling].rollout_id if sibling is not None and row.available else None
+            )
             fits = row.available and bool(row.given_prompt_ids)
-            row.route = routing.route_of(settings.method, row.correct, fits)
+            row.route = routing.route_of(settings.method, row.correct, fits, judged[index])
 
 
-def _render_texts(
-    rollouts: Mapping[str, RolloutTwin], table: pa.Table, tokenizer: Any, settings: Settings
-) -> None:
-    """Section 2: prompts, responses and teacher prompts (never shortened), to compare with."""
+class _Texts:
+    """Section 2: texts of a step as the tokenizer makes them, to compare with and to route by."""
 
-    def rendered(turns: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
+    def __init__(self, table: pa.Table, tokenizer: Any, settings: Settings) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
+        ids, messages = (table[name].to_pylist() for name in ("rollout_id", "messages"))
+        self._turns = {n: [dict(t) for t in turns] for n, turns in zip(ids, messages, strict=True)}
+        self._reasons = dict(zip(ids, table["finish_reason"].to_pylist(), strict=True))
+
+    def _rendered(self, turns: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
         random.seed(0)  # a template's chance is the same at every rendering
-        turns = routing.folded(turns) if settings.system_role == "fold" else turns
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **settings.chat_template_kwargs
+        turns = routing.folded(turns) if self._settings.system_role == "fold" else turns
+        text: str = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **self._settings.chat_template_kwargs
         )
-        return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text, self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    ids, messages = (table[name].to_pylist() for name in ("rollout_id", "messages"))
-    reasons = dict(zip(ids, table["finish_reason"].to_pylist(), strict=True))
-    for row in rollouts.values():
-        ended = reasons[row.rollout_id] == "stop" and not settings.stop_in_text
-        row.decoded = _decoded(tokenizer, row.response_ids[:-1] if ended else row.response_ids)
-    for name, given in zip(ids, messages, strict=True):
-        row, turns = rollouts[name], [dict(turn) for turn in given]
-        row.rendered_ids = rendered(turns)[1]
-        if row.sibling is None:
-            continue
+    def read(self, row: RolloutTwin) -> None:
+        """Render a rollout's prompt and decode its response; see whether it ends thinking."""
+        ended = self._reasons[row.rollout_id] == "stop" and not self._settings.stop_in_text
+        ids = row.response_ids[:-1] if ended else row.response_ids
+        row.decoded = _decoded(self._tokenizer, ids)
+        text, row.rendered_ids = self._rendered(self._turns[row.rollout_id])
+        row.thinking = routing.ends_thinking(row.decoded, text.rstrip().endswith("<think>"))
+
+    def render_teacher(self, row: RolloutTwin, sibling: RolloutTwin) -> None:
+        """Render a rollout's teacher prompt, which is never shortened here."""
+        turns = [dict(turn) for turn in self._turns[row.rollout_id]]
         last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
-        demonstration = routing.without_thinking(rollouts[row.sibling].decoded or "")
-        feedback = row.feedback if settings.feedback else None
-        question = routing.teacher_question(turns[last]["content"], demonstration, feedback)
-        turns[last]["content"] = question
-        row.teacher_prompt_text, row.teacher_prompt_ids = rendered(turns)
+        early = self._settings.early_routing
+        demonstration = routing.without_thinking(sibling.decoded or "", early)
+        feedback = row.feedback if self._settings.feedback else None
+        turns[last]["content"] = routing.teacher_question(
+            turns[last]["content"], demonstration, feedback, early
+        )
+        row.teacher_prompt_text, row.teacher_prompt_ids = self._rendered(turns)
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -335,10 +350,15 @@ def recompute(
     """
     rollouts = _read_rollouts(tables)
     by_id = {row.rollout_id: row for row in rollouts}
-    _route(rollouts, settings)
     folder = str(tokenizer_dir or policy_dir)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-    _render_texts(by_id, tables["rollouts"], tokenizer, settings)
+    texts = _Texts(tables["rollouts"], tokenizer, settings)
+    for row in rollouts:
+        texts.read(row)
+    _route(rollouts, settings)
+    for row in rollouts:
+        if row.sibling is not None:
+            texts.render_teacher(row, by_id[row.sibling])
     model = _open_model(policy_dir, settings.padding_masked)
     policy = {name: value.detach().clone() for name, value in model.named_parameters()}
     _score(rollouts, model, policy, teacher, settings, progress)

@@ -22,6 +22,7 @@ from pipeline.task import Verdict
 from pipeline.verification import sandbox
 
 MAX_TEXT = 10_000
+MAX_SHOWN = 100
 # What the dynamic linker says when a compiled library does not fit into the address space.
 _NO_ROOM = "failed to map segment"
 # A path in a verifier's temporary folder. It is tried where a word begins only: else a long text
@@ -129,19 +130,43 @@ def _checked(verdict: object) -> dict[str, object]:
     if not isinstance(verdict, Verdict):
         return _error(f"verifier returned a {type(verdict).__name__}, expected a Verdict")
     # A verifier is any code, so annotations promise nothing. The comparison is false for NaN.
-    reward: object = verdict.reward
-    format_ok: object = verdict.format_ok
-    if isinstance(reward, bool) or not isinstance(reward, float | int) or not 0 <= reward <= 1:
-        return _error(f"verifier returned the reward {reward!r}, expected a number in [0, 1]")
-    if not isinstance(format_ok, bool):
-        return _error(f"verifier returned format_ok {format_ok!r}, expected a bool")
-    fields: dict[str, object] = {"reward": float(reward), "format_ok": format_ok}
+    reward, format_ok = _number(verdict.reward), _flag(verdict.format_ok)
+    if reward is None or not 0 <= reward <= 1:
+        shown = _shown(verdict.reward)
+        return _error(f"verifier returned the reward {shown}, expected a number in [0, 1]")
+    if format_ok is None:
+        return _error(f"verifier returned format_ok {_shown(verdict.format_ok)}, expected a bool")
+    fields: dict[str, object] = {"reward": reward, "format_ok": format_ok}
     for field in ("prediction", "feedback", "error"):
         text = getattr(verdict, field)
         if not (text is None or isinstance(text, str)):
             return _error(f"verifier returned {field} of type {type(text).__name__}, expected text")
         fields[field] = None if text is None else _bounded(text)
     return fields
+
+
+def _number(value: object) -> float | None:
+    """Return anything that calls itself a number: NumPy's, torch's, a bool; None if it is none."""
+    if not hasattr(type(value), "__float__"):
+        return None  # texts among them, though float() would read some
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array of several, a huge int
+        return None
+
+
+def _flag(value: object) -> bool | None:
+    """Return a bool, also one of NumPy's or torch's; None if it is none."""
+    if isinstance(value, bool):
+        return value
+    kind = str(getattr(value, "dtype", ""))
+    return _number(value) == 1 if kind in ("bool", "torch.bool") else None
+
+
+def _shown(value: object) -> str:
+    """Return what a verifier gave instead of what was expected, cut to a few words."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} …"
 
 
 def _error(text: str) -> dict[str, object]:

@@ -22,6 +22,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import secrets
 import shutil
 import signal
@@ -45,6 +46,8 @@ from pipeline.verification.sandbox import MAX_PROCESSES
 
 Judge = Callable[[str, str, str], Verdict]
 
+_TIME_OUT = re.compile(r"time limit of |verifier raised \w*time_?d?_?out\w*\b", re.IGNORECASE)
+
 START_SECONDS = 60.0
 # How long a guard may take to end all that a verifier started, and to remove its files.
 END_SECONDS = 10.0
@@ -59,6 +62,14 @@ _BOOT = (
     "import json, sys; settings = json.loads(sys.argv[1]); sys.path[:] = settings['path']; "
     "from pipeline.verification.guard import guard; guard(settings)"
 )
+
+
+def timed_out(verdict: Verdict) -> bool:
+    """Tell whether time was short for a verdict: ours, or a limit that the verifier set itself.
+
+    Such a verdict depends on how busy the machine was.
+    """
+    return verdict.error is not None and _TIME_OUT.match(verdict.error) is not None
 
 
 class _Child:

@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 _UPSTREAM = {
     "rollouts": ("rollouts", "truncated_share", "response_tokens_mean", "response_tokens_max"),
-    "verdicts": ("reward_mean", "correct_share", "format_rate", "verifier_errors"),
+    "verdicts": ("reward_mean", "correct_share", "format_rate", "verifier_errors", "judged"),
     "teacher": ("taught_tokens", "teacher_entropy_mean", "jsd_mean"),
 }
 """Keys of metrics.json that a fork takes from its parent's record, by the table they describe."""

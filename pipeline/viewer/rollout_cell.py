@@ -40,13 +40,16 @@ def cell(row: Row, index: int = 0) -> dict[str, Any]:
     """Return what a cell of the grid needs: its mark, its classes and what is read aloud."""
     reward, correct = row["reward"], row["correct"]
     mark = "·" if reward is None else number(reward, 2)
-    if reward in (0.0, 1.0):
+    unjudged = row.get("error") is not None
+    if unjudged:
+        mark = "?"
+    elif reward in (0.0, 1.0):
         mark = "✓" if correct else "✗"
-    cut, broken = row["finish_reason"] == "length", row["format_ok"] is False
+    cut, broken = row["finish_reason"] == "length", row["format_ok"] is False and not unjudged
     looks = {
         row["route"] or "": True,
         "right": correct is True,
-        "wrong": correct is False,
+        "wrong": correct is False and not unjudged,
         "cut": cut,
         "idle": row["computed"] is False,
     }
@@ -60,7 +63,7 @@ def cell(row: Row, index: int = 0) -> dict[str, Any]:
     return {
         "index": index,
         "rollout_id": row["rollout_id"],
-        "reward": reward,
+        "reward": None if unjudged else reward,
         "mark": mark + "…" * cut + "!" * broken,
         "look": " ".join(look for look, on in looks.items() if on and look),
         "label": ", ".join(words),
@@ -68,10 +71,19 @@ def cell(row: Row, index: int = 0) -> dict[str, Any]:
 
 
 def verdict(row: Row) -> str:
-    """Return right or wrong, and the reward."""
+    """Return right or wrong, and the reward; or that it could not be judged."""
     if row["reward"] is None:
         return "not verified"
+    if row.get("error") is not None:
+        return "not judged"
     return f"{'right' if row['correct'] else 'wrong'}, reward {number(row['reward'])}"
+
+
+def verdict_word(row: Row) -> str | None:
+    """Return right, wrong or not judged; None before stage verify."""
+    if row.get("error") is not None:
+        return "not judged"
+    return {True: "right", False: "wrong"}.get(row["correct"])
 
 
 def short(text: str) -> str:

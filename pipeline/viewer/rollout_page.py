@@ -26,7 +26,7 @@ MOST_COMPARED = 100_000
 """Characters of a response that are set beside the sibling's."""
 _EVALUATED = (
     "rollout_id", "step", "group", "sample", "prompt_id", "reward", "correct", "format_ok",
-    "prediction", "response_tokens", "finish_reason",
+    "prediction", "error", "response_tokens", "finish_reason",
 )  # fmt: skip
 
 
@@ -144,6 +144,7 @@ def _verdict(record: RolloutRecord) -> dict[str, Any] | None:
         return None
     return {
         "reward": number(verdict["reward"]),
+        "judged": verdict["error"] is None,
         "correct": verdict["correct"],
         "format_ok": verdict["format_ok"],
         "prediction": long_text(verdict["prediction"]),

@@ -18,6 +18,7 @@ from pipeline.viewer.rollout_cell import (
     short,
     small_share,
     verdict,
+    verdict_word,
     with_loss_shares,
 )
 
@@ -111,7 +112,7 @@ def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
         ("Teacher", get("teacher_rollout_id") or _no_teacher(get("teacher_available"))),
         ("Tokens", _known(get("response_tokens"), count)),
         ("Ending", None if get("finish_reason") != "length" else "cut at the limit"),
-        ("Format", "broken" if get("format_ok") is False else None),
+        ("Format", "broken" if get("format_ok") is False and get("error") is None else None),
         ("Gradient", "none: only counted in N" if get("computed") is False else None),
         ("Share of N", _known(get("share"), small_share)),
         ("Share of loss", _known(get("loss_share"), small_share)),
@@ -131,7 +132,7 @@ def _no_teacher(available: bool | None) -> str | None:
 
 _FILTERS: tuple[tuple[str, str, Any], ...] = (
     ("route", "Route", lambda row: row["route"]),
-    ("verdict", "Verdict", lambda row: {True: "right", False: "wrong"}.get(row["correct"])),
+    ("verdict", "Verdict", verdict_word),
     ("teacher", "Teacher", lambda row: _YES_NO.get(row["teacher_available"])),
     ("cut", "Truncated", lambda row: _YES_NO[row["finish_reason"] == "length"]),
     ("format", "Format", lambda row: {True: "kept", False: "broken"}.get(row["format_ok"])),

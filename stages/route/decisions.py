@@ -19,30 +19,41 @@ class GroupStatistics(NamedTuple):
     advantages_G: list[float]
 
 
-def group_statistics(rewards_G: Sequence[float], scaled: bool) -> GroupStatistics:
+def group_statistics(
+    rewards_G: Sequence[float], scaled: bool, judged_G: Sequence[bool] | None = None
+) -> GroupStatistics:
     """Return mean, deviation (n - 1; 0 for one rollout) and advantages of a group.
 
     A_i = r_i - mean(r), divided by (std(r) + 1e-6) if `scaled`. Equal rewards give exactly 0.
+
+    Args:
+        judged_G: which rollouts could be judged; None: all. The others leave mean and deviation and
+            have advantage 0; with no judged rollout, the mean is 0.
     """
-    rewards = np.asarray(rewards_G, dtype=np.float64)
-    if rewards.max() == rewards.min():
-        return GroupStatistics(float(rewards[0]), 0.0, [0.0] * len(rewards))
+    judged = np.ones(len(rewards_G), dtype=bool) if judged_G is None else np.asarray(judged_G)
+    rewards = np.asarray(rewards_G, dtype=np.float64)[judged]
+    if not rewards.size or rewards.max() == rewards.min():
+        mean = float(rewards[0]) if rewards.size else 0.0
+        return GroupStatistics(mean, 0.0, [0.0] * len(rewards_G))
     mean, std = float(rewards.mean()), float(rewards.std(ddof=1))
     scale = std + _STD_FLOOR if scaled else 1.0
-    return GroupStatistics(mean, std, [float(a) for a in (rewards - mean) / scale])
+    advantages = np.zeros(len(rewards_G))
+    advantages[judged] = (rewards - mean) / scale
+    return GroupStatistics(mean, std, advantages.tolist())
 
 
 def demonstrating_sibling(
-    demonstration: Demonstration, correct_G: Sequence[bool], tokens_G: Sequence[int], index: int
+    demonstration: Demonstration, able_G: Sequence[bool], tokens_G: Sequence[int], index: int
 ) -> int | None:
-    """Return the correct rollout of the group, other than `index`, that demonstrates to it.
+    """Return the rollout of the group, other than `index`, that demonstrates to it.
 
     Args:
         demonstration: the first one in group order, or the longest (section 11: short correct
             siblings teach shortness), the first of equals.
+        able_G: which rollouts can demonstrate: correct ones that don't end inside a think block.
         tokens_G: lengths of the responses.
     """
-    candidates = [j for j, correct in enumerate(correct_G) if correct and j != index]
+    candidates = [j for j, able in enumerate(able_G) if able and j != index]
     if demonstration == "longest":
         return max(candidates, key=lambda j: (tokens_G[j], -j), default=None)
     return next(iter(candidates), None)
@@ -59,13 +70,16 @@ def teacher_available(method: Method, sibling: bool, prompt_fits: bool) -> bool:
     return sibling and (prompt_fits or method == "grpo")
 
 
-def route_of(method: Method, correct: bool, available: bool) -> str:
+def route_of(method: Method, correct: bool, available: bool, judged: bool = True) -> str:
     """Return a rollout's route: grpo, sdpo, mix or none.
 
+    One that could not be judged has none, whatever the method (section 1).
     srpo: z^SDPO = (1 - c) m, all others GRPO (Table 7). sdpo: z = m, the others drop out.
     sdpo_incorrect_only and sdpo_correct_only: also those of the other kind drop out.
     advantage_mix: every rollout is mixed; without a teacher its SDPO part is 0.
     """
+    if not judged:
+        return "none"
     if method == "grpo":
         return "grpo"
     if method == "advantage_mix":
@@ -76,8 +90,12 @@ def route_of(method: Method, correct: bool, available: bool) -> str:
     return "sdpo" if available and correct is not excluded else "none"
 
 
-def reason_of(route: str, correct: bool, available: bool, notes: Sequence[str]) -> str:
+def reason_of(
+    route: str, correct: bool, available: bool, notes: Sequence[str], judged: bool = True
+) -> str:
     """Say in words why a rollout has its route, and what happened on the way."""
+    if not judged:
+        return "; ".join(["not judged: left out", *notes])
     state = "correct" if correct else "wrong"
     sibling = "teacher available" if available else "no teacher"
     effect = {
@@ -90,7 +108,11 @@ def reason_of(route: str, correct: bool, available: bool, notes: Sequence[str]) 
 
 
 def group_note(correct_G: Sequence[bool], index: int) -> str | None:
-    """Name the groups whose composition decides: all right, all wrong, one correct."""
+    """Name the groups whose composition decides: all right, all wrong, one correct.
+
+    Args:
+        correct_G: of the rollouts that could be judged; `index` is a place among them.
+    """
     right = sum(correct_G)
     if right == len(correct_G):
         return "all-right group"

@@ -5,7 +5,7 @@ that the loss will distil get a teacher pass.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ import pyarrow as pa
 from pipeline.config.sections import Config, RouteSection
 from pipeline.forward.packing import TokenSequence
 from pipeline.policy.policy import Policy
+from pipeline.stage.answer_columns import unfinished
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Render, Stage
 from pipeline.tables.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, Row, teacher_schema
 from pipeline.task import Message
+from pipeline.text import printable
 from stages.route.decisions import (
     demonstrating_sibling,
     group_note,
@@ -28,6 +30,9 @@ from stages.route.decisions import (
 )
 from stages.route.scores import Floats, ScoredRollout, ScoringJob, score_rollouts
 from stages.route.teacher_prompt import TeacherPrompt, teacher_prompt, without_thinking
+
+_SHOWN = 200
+"""Characters of a verdict's error that are shown."""
 
 
 def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Output:
@@ -87,29 +92,50 @@ def decide(rollouts: Sequence[Row], settings: RouteSection, handles: Handles) ->
     ]
 
 
+class _Group(NamedTuple):
+    """The rollouts of a question; `able`: which of them can demonstrate."""
+
+    members: Sequence[Row]
+    judged_G: list[bool]
+    correct_G: list[bool]
+    able_G: list[bool]
+
+    @classmethod
+    def of(cls, members: Sequence[Row]) -> Self:
+        """Return a group: what could not be judged is not correct, whatever its row says."""
+        judged = [row["error"] is None for row in members]
+        correct = [row["correct"] and known for row, known in zip(members, judged, strict=True)]
+        able = [c and not row["unfinished"] for row, c in zip(members, correct, strict=True)]
+        return cls(members, judged, correct, able)
+
+
 def _decide_group(
     members: Sequence[Row], mini_batch: int, settings: RouteSection, render: Render
 ) -> list[Row]:
+    group = _Group.of(members)
     scaled = settings.advantage_scale == "group_std"
-    statistics = group_statistics([row["reward"] for row in members], scaled)
-    correct = [row["correct"] for row in members]
+    statistics = group_statistics([row["reward"] for row in members], scaled, group.judged_G)
     lengths = [len(row["response_ids"]) for row in members]
     decisions = []
     for index, row in enumerate(members):
-        sibling = demonstrating_sibling(settings.demonstration, correct, lengths, index)
+        judged, correct = group.judged_G[index], group.correct_G[index]
+        sibling = demonstrating_sibling(settings.demonstration, group.able_G, lengths, index)
+        sibling = sibling if judged else None
         prompt: TeacherPrompt | None = None
         notes: list[str] = []
         if sibling is not None and settings.method != "grpo":
             prompt, notes = _teach(row, members[sibling], settings, render)
         available = teacher_available(settings.method, sibling is not None, prompt is not None)
-        route = route_of(settings.method, row["correct"], available)
+        route = route_of(settings.method, correct, available, judged)
+        advantage = statistics.advantages_G[index]
+        notes = _notes(group, index, route == "grpo" and advantage == 0) + notes
         decisions.append(
             {
                 "rollout_id": row["rollout_id"],
                 "group": row["group"],
                 "reward": row["reward"],
                 "correct": row["correct"],
-                "advantage": statistics.advantages_G[index],
+                "advantage": advantage,
                 "group_mean": statistics.mean,
                 "group_std": statistics.std,
                 "teacher_available": available,
@@ -119,12 +145,7 @@ def _decide_group(
                 "teacher_prompt_ids": prompt.token_ids if prompt else [],
                 "route": route,
                 "mini_batch": mini_batch,
-                "reason": reason_of(
-                    route,
-                    row["correct"],
-                    available,
-                    _notes(row, correct, index, statistics.advantages_G[index], route, notes),
-                ),
+                "reason": reason_of(route, correct, available, notes, judged),
             }
         )
     return decisions
@@ -149,22 +170,28 @@ def _teach(
     return prompt, []
 
 
-def _notes(
-    row: Row,
-    correct: Sequence[bool],
-    index: int,
-    advantage: float,
-    route: str,
-    notes: Sequence[str],
-) -> list[str]:
-    found = [group_note(correct, index)]
-    if route == "grpo" and advantage == 0:
+def _notes(group: _Group, index: int, no_signal: bool) -> list[str]:
+    """Return what is worth knowing of a rollout in its group, beside its teacher's prompt."""
+    row, judged = group.members[index], group.judged_G
+    found: list[str | None] = []
+    if judged[index]:
+        known = [c for c, k in zip(group.correct_G, judged, strict=True) if k]
+        found.append(group_note(known, sum(judged[:index])))
+    else:
+        found.append(printable(row["error"], _SHOWN))
+    if no_signal:
         found.append("advantage 0, no signal")
     if not row["response_ids"]:
         found.append("empty response")
     elif row["finish_reason"] == "length":
         found.append("response truncated at the length limit")
-    return [note for note in found if note is not None] + list(notes)
+    if judged[index] and not all(judged):
+        found.append(f"{judged.count(False)} of {len(judged)} in the group not judged")
+    others = [g for g in range(len(judged)) if g != index]
+    if judged[index] and not any(group.able_G[g] for g in others):
+        mute = any(group.correct_G[g] for g in others)
+        found.append("correct siblings end inside a think block" if mute else None)
+    return [note for note in found if note is not None]
 
 
 def _scoring_jobs(
@@ -278,8 +305,11 @@ def _joined(rollouts: pa.Table, verdicts: pa.Table) -> list[Row]:
         "temperature", "finish_reason",
     ]  # fmt: skip
     rows = rollouts.select(needed).to_pylist()
-    judged = verdicts.select(["reward", "correct", "feedback"]).to_pylist()
-    return [{**row, **verdict} for row, verdict in zip(rows, judged, strict=True)]
+    judged = verdicts.select(["reward", "correct", "feedback", "error"]).to_pylist()
+    return [
+        {**row, **verdict, "unfinished": open_}
+        for row, verdict, open_ in zip(rows, judged, unfinished(rollouts), strict=True)
+    ]
 
 
 def _passes(job: ScoringJob) -> int:
@@ -288,7 +318,7 @@ def _passes(job: ScoringJob) -> int:
 
 STAGE = Stage(
     name="route",
-    version=3,
+    version=4,
     sections=("route",),
     reads=("rollouts", "verdicts"),
     writes=("routes", "scores", "teacher"),

@@ -22,18 +22,25 @@ class TeacherPrompt(NamedTuple):
 
 
 def without_thinking(response: str) -> str:
-    """Remove `<think>…</think>`; with a lone `</think>`, remove everything up to it."""
-    stripped = re.sub(r"<think>.*?</think>", "", response, flags=re.DOTALL)
-    return stripped.rpartition("</think>")[2]
+    """Remove each `<think>…</think>`, and all up to a lone `</think>`.
+
+    The white space that follows a block goes with it.
+    """
+    stripped = re.sub(r"<think>.*?</think>\s*", "", response, flags=re.DOTALL)
+    _, lone, rest = stripped.rpartition("</think>")
+    return rest.lstrip() if lone else rest
 
 
 def teacher_messages(
     messages: Sequence[Message], demonstration: str, feedback: str | None
 ) -> list[Message]:
-    """Return the conversation with the last user turn extended by solution and feedback."""
+    """Return the conversation with the last user turn extended by solution and feedback.
+
+    Blank feedback adds nothing, not even the sentence that announces it.
+    """
     *before, question = messages
     content = question.content + _SOLUTION + demonstration
-    if feedback is not None:
+    if feedback is not None and feedback.strip():
         content += _FEEDBACK + feedback
     return [*before, Message(question.role, content + _CLOSING)]
 

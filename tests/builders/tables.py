@@ -64,7 +64,7 @@ def tables() -> dict[str, pa.Table]:
     )
     verdicts = verdict_columns(
         [True, False, False, False],
-        format_ok=[True, True, True, False],
+        format_ok=[True, True, False, False],
         prediction=["4", "5", "5", ""],
         error=[None, None, None, "timed out"],
     )

@@ -108,11 +108,16 @@ def make_run(
     return session
 
 
-def run_step(session: Session, step: int = STEP) -> StepCapture:
-    """Run route, weigh and update of a step on a freshly opened policy, outside the store."""
+def run_step(session: Session, step: int = STEP, verdicts: pa.Table | None = None) -> StepCapture:
+    """Run route, weigh and update of a step on a freshly opened policy, outside the store.
+
+    Args:
+        verdicts: other ones than the step's.
+    """
     session.resident.policy = session.resident.open_snapshot(step)
     policy = session.resident.require()
     tables = {name: session.run.read(name, step) for name in ("rollouts", "verdicts")}
+    tables |= {} if verdicts is None else {"verdicts": verdicts}
     capture = StepCapture(tables)
     handles = Handles(seed=session.config.run.seed, step=step, policy=policy, progress=silent)
     with _recorded(policy, capture):

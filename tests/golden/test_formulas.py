@@ -160,7 +160,12 @@ def test_the_sibling_is_the_first_other_correct_rollout() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("<think>a\nb</think>\n4", "\n4"),
+        ("<think>a\nb</think>\n4", "4"),
+        ("<think>a</think>\n\n 4 \n", "4 \n"),
+        ("a</think>\n\t4", "4"),
+        ("a</think>b</think> c", "c"),
+        (" 4 ", " 4 "),
+        ("<think>a</think>\n", ""),
         ("a</think>4", "4"),
         ("<think>a</think>b<think>c</think>d", "bd"),
         ("<think>cut off", "<think>cut off"),

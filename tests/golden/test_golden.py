@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -108,6 +109,37 @@ def test_a_step_equals_its_twin(name: str, tmp_path: Path) -> None:
         assert len(capture.gradients) == len(twin.batches) >= 1
         norms = [sum(float(g.square().sum()) for g in u.values()) for u in capture.gradients]
         assert min(norms) > 0
+
+
+def partly_judged(session: Session) -> pa.Table:
+    """Return the verdicts of the golden step; every third could not be made, and one group's."""
+    table = session.run.read("verdicts", STEP)
+    rows = table.to_pylist()
+    for place, row in enumerate(rows):
+        if place % 3 == 0 or place // 5 == 4:
+            row |= {"error": "time limit of 1 s exceeded", "reward": 0.0, "correct": False}
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+@pytest.mark.parametrize(
+    "name", ["srpo", "srpo, two updates", "srpo, group_std", "grpo", "sdpo", "advantage_mix"]
+)
+def test_what_could_not_be_judged_is_left_out_as_the_twin_says(name: str, tmp_path: Path) -> None:
+    for session in open_run(tmp_path, VARIANTS[name]):
+        verdicts = partly_judged(session)
+        capture = run_step(session, verdicts=verdicts)
+        twin = twin_of(session, capture)
+        assert disagreements(twin, capture) == []
+        lost = {r["rollout_id"] for r in verdicts.to_pylist() if r["error"]}
+        routes = capture.tables["routes"].to_pylist()
+        assert lost and {r["route"] for r in routes if r["rollout_id"] in lost} == {"none"}
+        earlier = replace(twin_settings(session.config), early_routing=True)
+        report = Report(RTOL)
+        folder, states = session.run.snapshot_path(STEP), teacher_states(session)
+        compare_routes(
+            report, recompute(capture.tables, folder, states, earlier), capture.tables["routes"]
+        )
+        assert report.lines
 
 
 def test_a_padding_token_in_every_prompt_learns_as_its_twin_says(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from stages.weigh import STAGE as WEIGH
 from tests.builders.policies import open_on_cpu, write_tiny_policy
 from tests.builders.tables import answer_columns, verdict_columns
 
-Group = Sequence[tuple[str, float]]
-"""Responses and rewards of one question. A trailing "|" stands for a cut: no EOS."""
+Group = Sequence[tuple[str, float | None]]
+"""Responses and rewards of one question; None: it could not be judged. "|" at the end: no EOS."""
+
+NOT_JUDGED = "time limit of 1 s exceeded, also when judged alone"
 
 SYSTEM = {"role": "system", "content": "be brief"}
 
@@ -66,8 +68,12 @@ def sampled(policy: Policy, groups: Sequence[Group], step: int = 0) -> dict[str,
         finish_reason=["length" if is_cut else "stop" for is_cut in cut],
         policy_version=[policy.version] * len(places),
     )
-    rewards = [reward for _, reward in answers]
-    verdicts = verdict_columns([reward >= 0.5 for reward in rewards], reward=rewards)
+    rewards = [reward or 0.0 for _, reward in answers]
+    verdicts = verdict_columns(
+        [reward >= 0.5 for reward in rewards],
+        reward=rewards,
+        error=[NOT_JUDGED if reward is None else None for _, reward in answers],
+    )
     logprobs = [[-3.5] * len(response) for response in responses]
     return {
         "rollouts": pa.table(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.sections import Method
+from pipeline.twin.routing import group_advantages
 from stages.route.decisions import (
     demonstrating_sibling,
     group_note,
@@ -79,6 +80,40 @@ def test_equal_rewards_give_exactly_no_advantage(reward: float, scaled: bool) ->
 def test_advantages_sum_to_zero(rewards: list[float], scaled: bool) -> None:
     advantages = group_statistics(rewards, scaled).advantages_G
     assert sum(advantages) == pytest.approx(0, abs=1e-8 * len(rewards))
+
+
+def test_groups_of_which_not_all_could_be_judged() -> None:
+    # r = 1, -, 0: mean 0.5, deviations of +-0.5, std = sqrt(0.5); the second is in none of it.
+    found = group_statistics([1.0, 0.0, 0.0], False, [True, False, True])
+    assert found == (0.5, math.sqrt(0.5), [0.5, 0.0, -0.5])
+    assert group_statistics([0.0, 0.0], True, [False, False]) == (0.0, 0.0, [0.0, 0.0])
+    assert group_statistics([1.0, 0.0], True, [True, False]) == (1.0, 0.0, [0.0, 0.0])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=20), st.booleans())
+def test_the_unjudged_change_nothing_for_the_others(
+    pairs: list[tuple[float, bool]], scaled: bool
+) -> None:
+    rewards, judged = [r for r, _ in pairs], [j for _, j in pairs]
+    found = group_statistics(rewards, scaled, judged)
+    known = [r for r, j in pairs if j]
+    alone = group_statistics(known, scaled)
+    assert (found.mean, found.std) == (alone.mean, alone.std)
+    assert [a for a, j in zip(found.advantages_G, judged, strict=True) if j] == alone.advantages_G
+    assert {a for a, j in zip(found.advantages_G, judged, strict=True) if not j} <= {0.0}
+    twin = group_advantages(rewards, "group_std" if scaled else "none", judged)
+    assert found.mean == pytest.approx(twin.mean, abs=1e-12)
+    assert found.std == pytest.approx(twin.std, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "method", ["srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"]
+)
+def test_without_a_verdict_there_is_no_route(method: Method) -> None:
+    for correct in (True, False):
+        for available in (True, False):
+            assert route_of(method, correct, available, judged=False) == "none"
+    assert reason_of("none", False, False, ["x"], judged=False) == "not judged: left out; x"
 
 
 def test_group_compositions_have_their_note() -> None:

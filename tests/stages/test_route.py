@@ -6,11 +6,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.config.sections import Method
 from pipeline.policy.policy import Policy
 from pipeline.tables.schemas import teacher_schema
 from stages.route import STAGE as ROUTE
 from stages.route.stage import _half
-from tests.stages.steps import Group, config_of, open_tiny, routed, run_one, sampled
+from tests.stages.steps import (
+    NOT_JUDGED,
+    Group,
+    config_of,
+    open_tiny,
+    routed,
+    run_one,
+    sampled,
+)
 
 RIGHT, WRONG = 1.0, 0.0
 GROUPS: list[Group] = [
@@ -88,6 +97,85 @@ def test_old_logprobs_are_scored_where_several_updates_need_them(policy: Policy)
     assert scored == [a != 0 for a in advantages]
     everything = routed(policy, config_of(route={"rescore": "all"}), GROUPS)
     assert all(len(x) > 0 for x in everything["scores"]["old_logprobs"].to_pylist())
+
+
+UNJUDGED: list[Group] = [
+    [("one", RIGHT), ("two", None), ("three", WRONG), ("four", WRONG)],
+    [("one", None), ("two", None)],
+    [("one", RIGHT), ("two", None)],
+    [("one", WRONG), ("two", WRONG), ("three", None)],
+]
+
+
+def test_what_could_not_be_judged_is_left_out(policy: Policy) -> None:
+    """Section 1, by hand: means over the judged, N without the others, no teaching either way."""
+    tables = routed(policy, config_of(), UNJUDGED)
+    assert column(tables, "route") == (
+        ["grpo", "none", "sdpo", "sdpo"] + ["none"] * 2 + ["grpo", "none"] + ["grpo"] * 2 + ["none"]
+    )
+    # Group 0: 1, 0, 0 have mean 1/3 and deviation sqrt((4/9 + 1/9 + 1/9) / 2).
+    assert column(tables, "advantage") == pytest.approx([2 / 3, 0, -1 / 3, -1 / 3] + [0] * 7)
+    assert column(tables, "group_mean") == pytest.approx([1 / 3] * 4 + [0] * 2 + [1] * 2 + [0] * 3)
+    assert column(tables, "group_std")[:6] == pytest.approx([(1 / 3) ** 0.5] * 4 + [0] * 2)
+    assert column(tables, "teacher_available") == [False, False, True, True] + [False] * 7
+    assert set(tables["teacher"]["rollout_id"].to_pylist()) == {"000000-0000-02", "000000-0000-03"}
+    reasons = [str(r) for r in column(tables, "reason")]
+    assert reasons[1] == f"not judged: left out; {NOT_JUDGED}"
+    assert reasons[0] == (
+        "correct, no teacher: learns from its advantage; "
+        "sole correct rollout, cannot teach itself; 1 of 4 in the group not judged"
+    )
+    assert "all-right group; advantage 0, no signal; 1 of 2 in the group not judged" in reasons[6]
+    assert "all-wrong group" in reasons[8]
+
+
+@pytest.mark.parametrize(
+    "method", ["grpo", "srpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"]
+)
+def test_no_method_learns_from_what_could_not_be_judged(policy: Policy, method: Method) -> None:
+    tables = routed(policy, config_of(route={"method": method, "mini_batch": 2}), UNJUDGED)
+    errors = tables["verdicts"]["error"].to_pylist()
+    routes = tables["routes"].to_pylist()
+    for route, error in zip(routes, errors, strict=True):
+        if error is not None:
+            assert route["route"] == "none"
+            assert route["advantage"] == 0
+            assert not route["teacher_available"]
+    known = [[a for a in group if a[1] is not None] for group in UNJUDGED]
+    alone = routed(policy, config_of(route={"method": method}), [group for group in known if group])
+    kept = [r for r, error in zip(routes, errors, strict=True) if error is None]
+    for ours, theirs in zip(kept, alone["routes"].to_pylist(), strict=True):
+        for name in ("route", "advantage", "group_mean", "group_std", "teacher_available"):
+            assert ours[name] == theirs[name], name
+
+
+def test_an_error_counts_more_than_the_reward_beside_it(policy: Policy) -> None:
+    """Verdicts of an older `verify` may have both."""
+    tables = sampled(policy, [[("a", RIGHT), ("b", WRONG)]])
+    rows = tables["verdicts"].to_pylist()
+    rows[0]["error"] = NOT_JUDGED
+    tables["verdicts"] = pa.Table.from_pylist(rows, schema=tables["verdicts"].schema)
+    run_one(ROUTE, tables, policy, config_of())
+    assert column(tables, "route") == ["none", "grpo"]
+    assert column(tables, "group_mean") == [0.0, 0.0]
+
+
+def test_a_response_that_ends_inside_its_thinking_demonstrates_nothing(policy: Policy) -> None:
+    tables = sampled(policy, [[("a", RIGHT), ("b", RIGHT), ("c", WRONG)], [("d", RIGHT), ("e", 0)]])
+    texts = ["<think>a", "<think>x</think> b", "c", "so <think> d", "e"]
+    place = tables["rollouts"].schema.get_field_index("response_text")
+    field = tables["rollouts"].schema.field(place)
+    tables["rollouts"] = tables["rollouts"].set_column(place, field, pa.array(texts))
+    run_one(ROUTE, tables, policy, config_of())
+    assert column(tables, "teacher_rollout_id") == [
+        "000000-0000-01", None, "000000-0000-01", None, None,
+    ]  # fmt: skip
+    assert column(tables, "route") == ["grpo", "grpo", "sdpo", "grpo", "grpo"]
+    assert "solution:\n\nb\n\nCorrectly" in str(column(tables, "teacher_prompt_text")[2])
+    reasons = [str(r) for r in column(tables, "reason")]
+    assert "correct siblings end inside a think block" in reasons[1]
+    assert "correct siblings end inside a think block" in reasons[4]
+    assert "sole correct rollout" in reasons[3]
 
 
 def test_an_empty_response_is_defined(policy: Policy) -> None:

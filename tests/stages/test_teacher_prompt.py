@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,11 +38,22 @@ def test_feedback_stands_between_solution_and_closing_line() -> None:
     )
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n\t \n"])
+def test_blank_feedback_adds_nothing(blank: str) -> None:
+    assert teacher_messages([QUESTION], "4", blank) == teacher_messages([QUESTION], "4", None)
+
+
 def test_thinking_is_removed() -> None:
     assert without_thinking("<think>a\nb</think>c") == "c"
     assert without_thinking("x<think>a</think>y<think>b</think>z") == "xyz"
     assert without_thinking("lost thought</think>answer") == "answer"
     assert without_thinking("a</think>b</think>c") == "c"
+    # White space after a block goes with it; what stands before a block, or without one, stays.
+    assert without_thinking("<think>a</think>\n\n c \n") == "c \n"
+    assert without_thinking("lost thought</think>\n\tanswer") == "answer"
+    assert without_thinking("x <think>a</think> y") == "x y"
+    assert without_thinking(" c") == " c"
+    assert without_thinking("<think>a</think>\n") == ""
     assert without_thinking("<think>never closed") == "<think>never closed"
 
 

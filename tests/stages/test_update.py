@@ -90,6 +90,24 @@ def test_the_row_of_a_padding_token_learns(tmp_path: Path) -> None:
     assert not moved[0]  # <pad>, which no prompt holds
 
 
+def test_unjudged_rollouts_leave_the_n_of_their_mini_batch(policy: Policy) -> None:
+    config = config_of(route={"method": "grpo", "mini_batch": 1}, generate={"questions": 3})
+    groups: list[Group] = [
+        [("abc", 1.0), ("de", 0.0), ("fghij", None)],
+        [("k", None), ("lm", None)],
+        [("k", 1.0), ("lm", 0.0)],
+    ]
+    tables = routed(policy, config, groups)
+    facts = run_one(UPDATE, tables, policy, config)
+    batches = {r["group"]: r["mini_batch"] for r in tables["routes"].to_pylist()}
+    tokens = [facts["tokens"][batches[group]] for group in range(3)]
+    assert tokens == [4 + 3, 0, 2 + 3]  # each with its EOS
+    assert facts["loss"][batches[1]] == 0.0  # N = 0
+    rows = tables["updates"].to_pylist()
+    assert [r["share"] for r in rows] == pytest.approx([4 / 7, 3 / 7, 0, 0, 0, 2 / 5, 3 / 5])
+    assert [r["computed"] for r in rows] == [True, True, False, False, False, True, True]
+
+
 def test_warm_up_is_linear_from_the_first_step(policy: Policy) -> None:
     config = config_of(update={"learning_rate": 1.0, "warmup_steps": 4})
     rates = []

@@ -13,15 +13,15 @@ from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from tests.builders.tables import IDS, tables, with_column
 
 EXPECTED = {
-    "format": [IDS[3]],
-    "evaluated_format": [f"e{IDS[3]}"],
+    "format": [IDS[2]],
+    "evaluated_format": [f"e{IDS[2]}"],
     "evaluated_errors": [f"e{IDS[3]}"],
     "evaluated_wrong": [f"e{IDS[2]}", f"e{IDS[1]}"],  # q0 has one right answer
     "longest": [IDS[3], IDS[0], IDS[1], IDS[2]],
     "shortest": [IDS[2], IDS[1], IDS[0], IDS[3]],
     "truncated": [IDS[3]],
     "surest": [IDS[1]],
-    "wrong": [IDS[1], IDS[2], IDS[3]],
+    "wrong": [IDS[1], IDS[2]],  # the last could not be judged
     "demonstrations": [IDS[0]],
     "duplicates": [IDS[0]],
     "largest_loss": [IDS[0], IDS[1], IDS[2], IDS[3]],

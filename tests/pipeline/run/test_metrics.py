@@ -52,7 +52,7 @@ EXPECTED = {
     "rollouts": 4,
     "reward_mean": 0.25,
     "correct_share": 0.25,
-    "format_rate": 0.75,
+    "format_rate": 0.5,
     "verifier_errors": 1,
     "truncated_share": 0.25,
     "response_tokens_mean": 2.5,  # (3 + 2 + 1 + 4) / 4
@@ -105,6 +105,39 @@ def test_a_step_by_hand() -> None:
     found = step_metrics(tables(), manifests())
     assert found.keys() == EXPECTED.keys()
     assert found == pytest.approx(EXPECTED, rel=1e-6)
+
+
+def test_a_step_that_leaves_out_what_could_not_be_judged() -> None:
+    """The last of four rollouts has an error: right 1 of 3, lengths of the wrong ones 2 and 1."""
+    made = manifests()
+    newer = made["routes"].origin.model_copy(update={"stage_version": 4})
+    made["routes"] = made["routes"].model_copy(update={"origin": newer})
+    found = step_metrics(tables(), made)
+    changed = {
+        "reward_mean": 1 / 3,
+        "correct_share": 1 / 3,
+        "format_rate": 2 / 3,
+        "wrong_tokens_mean": 1.5,
+        "judged": 3,
+    }
+    assert found == pytest.approx({**EXPECTED, **changed}, rel=1e-6)
+
+
+def test_evaluations_count_the_unjudged_as_wrong_and_report_their_share() -> None:
+    found = evaluation_metrics(tables()["evaluations"])
+    assert found["accuracy"] == 0.25  # questions with 1 of 2 and 0 of 2
+    assert (found["verifier_errors"], found["unjudged_share"]) == (1, 0.25)
+
+
+def test_an_answer_that_could_not_be_judged_has_no_vote() -> None:
+    answers = tables()["evaluations"]
+    answers = with_column(answers, "prediction", ["4", "5", "5", "5"])
+    answers = with_column(answers, "correct", [True, False, False, False])
+    answers = with_column(answers, "group", [0, 0, 0, 0])
+    assert evaluation_metrics(answers)["maj_at_k"] == 0.0  # two votes for 5, one for 4
+    errors = [None, "timed out", None, "timed out"]
+    found = evaluation_metrics(with_column(answers, "error", errors))
+    assert found["maj_at_k"] == 0.5  # one vote each
 
 
 def test_entries_of_each_task_by_hand() -> None:

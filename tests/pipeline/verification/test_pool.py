@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.task import Verdict
-from pipeline.verification.child import _repeatable
-from pipeline.verification.pool import VerifierPool
+from pipeline.verification.child import _checked, _repeatable
+from pipeline.verification.pool import VerifierPool, timed_out
 from tests.paths import PROJECT
 
 HERE = Path(__file__).parent
@@ -77,9 +79,20 @@ MISBEHAVIOUR = {
     ),
     "returns:Verdict(1.5, True)": "verifier returned the reward 1.5, expected a number in [0, 1]",
     "returns:Verdict(-0.1, True)": "verifier returned the reward -0.1, expected a number in [0, 1]",
-    "returns:Verdict(True, True)": "verifier returned the reward True, expected a number in [0, 1]",
+    "returns:Verdict(float('inf'), True)": (
+        "verifier returned the reward inf, expected a number in [0, 1]"
+    ),
+    "returns:Verdict(None, True)": "verifier returned the reward None, expected a number in [0, 1]",
+    "returns:Verdict(b'1', True)": "verifier returned the reward b'1', expected a number in [0, 1]",
+    "returns:Verdict([1.0], True)": (
+        "verifier returned the reward [1.0], expected a number in [0, 1]"
+    ),
+    "returns:Verdict(10**400, True)": (
+        f"verifier returned the reward 1{'0' * 99} …, expected a number in [0, 1]"
+    ),
     "returns:Verdict('1', True)": "verifier returned the reward '1', expected a number in [0, 1]",
     "returns:Verdict(1.0, 1)": "verifier returned format_ok 1, expected a bool",
+    "returns:Verdict(1.0, None)": "verifier returned format_ok None, expected a bool",
     "returns:Verdict(1.0, True, 5)": "verifier returned prediction of type int, expected text",
 }
 
@@ -91,6 +104,59 @@ def test_each_misbehaviour_costs_its_own_response_only(pool: PoolMaker, workers:
     assert [v.error for v in verdicts[::2]] == list(MISBEHAVIOUR.values())
     assert all(v.reward == 0.0 and not v.format_ok for v in verdicts[::2])
     assert set(verdicts[1::2]) == {Verdict(1.0, True, "t gold")}
+
+
+@pytest.mark.parametrize(
+    ("written", "reward"),
+    [
+        ("True", 1.0),
+        ("False", 0.0),
+        ("1", 1.0),
+        ("__import__('fractions').Fraction(1, 4)", 0.25),
+        ("__import__('decimal').Decimal('0.5')", 0.5),
+        ("__import__('numpy').float32(0.75)", 0.75),
+        ("__import__('numpy').float64(0.1)", 0.1),
+        ("__import__('numpy').bool_(True)", 1.0),
+        ("__import__('numpy').int64(1)", 1.0),
+        ("__import__('numpy').array(0.5)", 0.5),
+        ("type('Score', (), {'__float__': lambda self: 0.5})()", 0.5),
+    ],
+)
+def test_every_kind_of_number_is_a_reward(pool: PoolMaker, written: str, reward: float) -> None:
+    shared = pool(1, memory_mb=2048, timeout_seconds=30.0)
+    assert shared.verify([(f"returns:Verdict({written}, True)", "")]) == [Verdict(reward, True)]
+
+
+def test_numpys_bools_say_whether_the_format_is_kept(pool: PoolMaker) -> None:
+    shared = pool(1, memory_mb=2048, timeout_seconds=30.0)
+    written = [f"returns:Verdict(0.5, __import__('numpy').bool_({b}))" for b in (True, False)]
+    assert [v.format_ok for v in shared.verify([(w, "") for w in written])] == [True, False]
+
+
+def test_torchs_scalars_are_numbers_and_tensors_of_several_are_none() -> None:
+    one = _checked(Verdict(torch.tensor(1.0), torch.tensor(True)))  # type: ignore[arg-type]
+    assert (one["reward"], one["format_ok"], one["error"]) == (1.0, True, None)
+    two = _checked(Verdict(torch.tensor([1.0, 0.0]), True))  # type: ignore[arg-type]
+    assert two["error"] == (
+        "verifier returned the reward tensor([1., 0.]), expected a number in [0, 1]"
+    )
+    assert _checked(Verdict(np.array([0.0, 1.0]), True))["error"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "late"),
+    [
+        ("time limit of 10 s exceeded", True),
+        ("verifier raised TimeoutError: 3 s", True),
+        ("verifier raised TimeoutExpired: Command 'x'", True),
+        ("verifier raised TimedOut: x", True),
+        ("verifier raised ValueError: Timeout", False),
+        ("memory limit of 256 MB exceeded", False),
+        (None, False),
+    ],
+)
+def test_time_outs(error: str | None, late: bool) -> None:
+    assert timed_out(Verdict(0.0, False, error=error)) is late
 
 
 def test_verdicts_keep_order_and_all_fields(pool: PoolMaker) -> None:

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from pipeline.run.run import Run
 from pipeline.viewer import export_selection as exported
 from pipeline.viewer.page import Missing, runs_by_name
-from pipeline.viewer.rollout_cell import cell, with_loss_shares
+from pipeline.viewer.rollout_cell import cell, verdict_word, with_loss_shares
 from pipeline.viewer.step_page import STEP, context
 from tests.pipeline.viewer.conftest import STEPS, Serve
 from tests.pipeline.viewer.test_run_page import Open
@@ -39,6 +39,15 @@ def test_marks_say_what_colours_say() -> None:
     assert cell(row(reward=None, correct=None, route=None))["mark"] == "·"
     assert cell(row(computed=False))["look"] == "sdpo wrong idle"
     assert cell(row())["label"] == "000003-0001-02, route sdpo, wrong, reward 0"
+
+
+def test_what_could_not_be_judged_is_neither_right_nor_wrong() -> None:
+    unjudged = row(route="none", error="time limit of 1 s exceeded", format_ok=False)
+    found = cell(unjudged)
+    assert (found["mark"], found["look"], found["reward"]) == ("?", "none", None)
+    assert found["label"] == "000003-0001-02, route none, not judged"
+    assert verdict_word(unjudged) == "not judged"
+    assert [verdict_word(row(correct=c)) for c in (True, False, None)] == ["right", "wrong", None]
 
 
 def test_shares_of_the_loss_are_of_the_sum_of_sizes_of_each_update() -> None:
