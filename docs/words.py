@@ -109,13 +109,13 @@ METRICS = {
     "correct_share": "share of correct rollouts",
     "format_rate": "share of responses in the task's output format",
     "verifier_errors": "responses that could not be judged",
-    "judged": "responses that could; absent before version 4 of `route`, whose shares are those "
-    "of all rollouts",
     "truncated_share": "share of responses cut at the length limit",
     "response_tokens_mean": "mean response length",
     "response_tokens_max": "longest response",
     "duplicate_share": "share of responses that are at least 16 tokens long and that another "
     "question got too",
+    "judged": "responses that could; absent before version 4 of `route`, whose shares are those "
+    "of all rollouts",
     "share_grpo": "share of rollouts on the GRPO route",
     "share_sdpo": "share on the SDPO route",
     "share_mix": "share on the mix route",
