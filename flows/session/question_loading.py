@@ -11,7 +11,7 @@ from dataclasses import replace
 from data.registry import open_task
 from data.rows import LONGEST_ID
 from flows.session.questions import Questions, TaskQuestions, fitting
-from flows.session.repeated_prompts import trained_on
+from flows.session.repeated_prompts import keyed, trained_on
 from pipeline.config.data import DataSection, TaskEntry
 from pipeline.config.sections import Config
 from pipeline.errors import DataError, RowError, SrpoError, StoreError
@@ -38,7 +38,8 @@ def load_questions(config: Config) -> Questions:
 
 def _without_duplicates(loaded: Questions) -> Questions:
     """Leave out test questions whose prompt is in any task's training split."""
-    gone = {id(repeat.again) for repeat in trained_on(loaded.test, loaded.train)}
+    repeats = trained_on(keyed(loaded.test), keyed(loaded.train))
+    gone = {id(repeat.again) for repeat in repeats}
     kept = {}
     for name, own in loaded.of_tasks.items():
         test = [question for question in own.test if id(question) not in gone]

@@ -5,6 +5,7 @@ training counts twice, so both are counted and warned of. Two prompts are equal 
 are, apart from white space, marks of no width, and the ways in which Unicode may write one letter.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,39 +28,47 @@ class Repeat(NamedTuple):
         return self.again.reference != self.first.reference
 
 
-def prompt_key(question: Question) -> tuple[tuple[str, str], ...]:
-    """Return what equal prompts share."""
-    return tuple(
+def prompt_key(question: Question) -> bytes:
+    """Return what equal prompts share: a digest, since texts may fill the memory."""
+    turns = [
         (turn.role, " ".join(unicodedata.normalize("NFC", text).split()))
         for turn in question.messages
         for text in (turn.content.translate(_NO_WIDTH),)
-    )
+    ]
+    return hashlib.blake2b(repr(turns).encode(), digest_size=16).digest()
 
 
-def repeats_within(questions: Sequence[Question]) -> list[Repeat]:
+def keyed(questions: Sequence[Question]) -> list[tuple[bytes, Question]]:
+    """Return questions behind the keys of their prompts."""
+    return [(prompt_key(question), question) for question in questions]
+
+
+def repeats_within(questions: Sequence[tuple[bytes, Question]]) -> list[Repeat]:
     """Return the questions whose prompt an earlier one has."""
-    first: dict[tuple[tuple[str, str], ...], Question] = {}
-    pairs = [(q, first.setdefault(prompt_key(q), q)) for q in questions]
+    first: dict[bytes, Question] = {}
+    pairs = [(question, first.setdefault(key, question)) for key, question in questions]
     return [Repeat(again, other) for again, other in pairs if again is not other]
 
 
-def trained_on(test: Sequence[Question], train: Sequence[Question]) -> list[Repeat]:
-    """Return the test questions whose prompt is in training."""
-    known = {prompt_key(q): q for q in reversed(train)}
-    pairs = [(q, known.get(prompt_key(q))) for q in test]
-    return [Repeat(again, other) for again, other in pairs if other is not None]
+def trained_on(
+    test: Sequence[tuple[bytes, Question]], train: Sequence[tuple[bytes, Question]]
+) -> list[Repeat]:
+    """Return the test questions whose prompt is in training, with the first that has it there."""
+    known = dict(reversed(train))
+    return [Repeat(question, known[key]) for key, question in test if key in known]
 
 
 def repeat_warnings(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
     """Say how many prompts occur more than once, with an example."""
     found = []
-    if both := trained_on(test, train):
+    keys = {"train": keyed(train), "test": keyed(test)}
+    if both := trained_on(keys["test"], keys["train"]):
         found.append(
             f"{len(both)} of {len(test)} questions of the test split have a prompt that is also in "
             f"train ({_example(both, 'test', 'train')}): accuracy counts what was trained on; "
             "data.drop_test_duplicates=true leaves them out"
         )
-    for split, questions in (("train", train), ("test", test)):
+    for split, questions in keys.items():
         if twice := repeats_within(questions):
             found.append(
                 f"{len(twice)} of {len(questions)} questions of the {split} split repeat the "
