@@ -40,4 +40,12 @@ def policy_notes(policy: Policy | None) -> list[str]:
         f"prompts are encoded once per rollout, not once per group ({policy.unshared}): "
         "same results, only slower"
     ]
-    return [*policy.notes, *(slow if policy.unshared else [])]
+    open_ended = [
+        f"{policy.stops.note}: no stop token from there, responses end with {policy.stops.line} "
+        "alone (model.extra_stop_tokens adds one)"
+    ]
+    return [
+        *policy.notes,
+        *(open_ended if policy.stops.note else []),
+        *(slow if policy.unshared else []),
+    ]
