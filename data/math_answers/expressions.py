@@ -316,7 +316,7 @@ class ExpressionReader:
         top = bottom = None
         taken = 0
         if after and after[0].kind == "number" and numbers[0] is not None:
-            if not numbers[0].plain and numbers[0].value < 1:  # a character such as ½
+            if not texts[0].isascii() and len(texts[0]) == 1:  # a character such as ½
                 return numbers[0].value, 1
             if after[0].spaced and texts[1:2] == ["/"] and len(after) > 2:
                 top, bottom, taken = numbers[0], numbers[2], 3

@@ -109,6 +109,8 @@ def read_numeral(
         whole = re.sub(r"[^0-9]", "", match["whole"])
         if match["gap"] == " " and re.match(r"\s*/\s*[0-9]", text[match.end() :]):
             raise Unreadable("a group of digits or a mixed number before a slash")
+        if re.compile(",[0-9]").match(text, match.end()):
+            raise Unreadable("a comma after digit groups: a decimal, or another number")
         return _decimal(whole, match["rest"] or "", plain=""), match.end()
     if match := _COMMA_DECIMAL.match(text, start):
         return _decimal(match["whole"], f".{match['rest']}", plain=""), match.end()
@@ -163,7 +165,7 @@ def _with_commas(match: re.Match[str], in_brackets: bool, doubts: list[str]) -> 
 
 def _among_others(text: str) -> bool:
     """Say whether commas without a space separate the items of a whole text."""
-    return text.count(",") > 1 and ";" not in text and not re.search(r",[\\\s]", text)
+    return text.count(",") > 1 and ";" not in text and not re.search(r",(?:\s|\\[,;:! ])", text)
 
 
 def _repeating(match: re.Match[str]) -> Numeral:

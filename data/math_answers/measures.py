@@ -20,6 +20,7 @@ from data.math_answers.units import (
     product,
 )
 
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _LOOSE = FUNCTIONS - {"sqrt", "cbrt"}
 """Functions whose argument needs no brackets."""
 
@@ -118,7 +119,7 @@ def _may_begin(tokens: list[Token], position: int) -> bool:
         return token.text in ("Omega", "frac") and position > 0 and token.spaced
     if token.kind != "word" or token.text in CONSTANTS or token.text in FUNCTIONS:
         return False
-    if token.text.lower() in MULTIPLIERS:
+    if token.text.lower() in MULTIPLIERS or token.text.lower() in _POWERS:
         return True
     if len(token.text) == 1:
         letters = any(t.kind in ("word", "text") for t in tokens[:position])
@@ -158,8 +159,8 @@ class _UnitReader:
                 elif text in ("*", "-"):
                     sign, self._at = 1, self._at + 1
             power = 1
-            if self._text().lower() in ("square", "sq", "cubic", "cu"):
-                power = 2 if self._text().lower() in ("square", "sq") else 3
+            if self._text().lower() in _POWERS:
+                power = _POWERS[self._text().lower()]
                 self._at += 1
             unit = self._one()
             if unit is None:

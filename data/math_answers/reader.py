@@ -173,12 +173,22 @@ class AnswerReader:
         if len(kept) == 1:
             found = self._both_signs(kept[0])
             return found[0] if len(found) == 1 else Collection("list", tuple(found))
+        self._doubt_numbers(kept, separators)
         items = [answer for run in kept for answer in self._both_signs(run)]
         words = {s.text.lower() for s in separators}
         joined = measures.joined(items) if "or" not in words else None
         if joined is not None:
             return joined
         return _combined(_share_name(items), words)
+
+    def _doubt_numbers(self, runs: list[list[Token]], separators: list[Token]) -> None:
+        """Look for one number among the answers of a list: 1, 000 and 2 and 3/4."""
+        numbers = [run[0].number if len(run) == 1 else None for run in runs]
+        if any(n is not None and len(n.plain) > 1 and n.plain[0] == "0" for n in numbers[1:]):
+            raise Unreadable("a comma and a space within the digits of a number")
+        joined = len(separators) == 1 and separators[0].text == "and" and numbers[0] is not None
+        if joined and len(runs[1]) == 3 and is_mark(runs[1][1], "/") and runs[1][0].number:
+            self.doubts.append("a mixed number or two: write 2 3/4 or 2, 3/4")
 
     def _both_signs(self, tokens: list[Token]) -> list[Answer]:
         """Return one answer, or two if a ± means both signs."""

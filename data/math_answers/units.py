@@ -78,7 +78,7 @@ Hz hertz            1          time-1
 kHz kilohertz       1000       time-1
 MHz megahertz       1000000    time-1
 mph                 1609.344/3600 length time-1
-kph kmh             1000/3600  length time-1
+kph kmh kmph        1000/3600  length time-1
 """
 MULTIPLIERS = {
     "hundred": 100,

@@ -27,6 +27,8 @@ MOST_SIGNS = 6
 """Symbols that are negative alone at one of the points."""
 SHOWN = 6
 """A decimal that shows so many digits may stand for a number that has more."""
+MANY = 9
+"""A decimal of fewer digits is exact beside another decimal: 12345.67 isn't 12345.7."""
 DOUBLE_DIGITS, DOUBLE_ERROR = 15, Fraction(1, 10**14)
 """A decimal of more digits is a computed float: the last of them are noise."""
 
@@ -387,6 +389,8 @@ def _shown(left: Node, right: Node) -> bool:
     """Say whether one side is a decimal that shows the other: rounded or cut to enough digits."""
     one, other = decimal(left), decimal(right)
     if one is not None and other is not None:
+        if max(one.digits, other.digits) < MANY:
+            return False
         pairs = [(one, right)] if one.place >= other.place else [(other, left)]
     else:
         pairs = [(d, node) for d, node in ((one, right), (other, left)) if d is not None]

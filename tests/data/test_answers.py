@@ -90,7 +90,7 @@ WAYS: list[Callable[[int], str]] = [
     lambda n: f"{n} cm",
     lambda n: str(n).replace("-", "−"),
     *(
-        (lambda n, gap=gap: grouped(n, gap))  # type: ignore[misc]
+        (lambda n, gap=gap: grouped(n, gap))
         for gap in (",", r"\,", "{,}", " ", r",\!", "~", r"\;", "'", "\u202f")
     ),
     tex_power,
