@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.session.rule_check import expect_same_rules
 from pipeline.config.load import apply_override, load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
@@ -51,11 +52,16 @@ def checked_config(
 
 
 def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
-    """Open a new run, or go on with one, whose limits may have grown."""
+    """Open a new run, or go on with one, whose limits may have grown.
+
+    Raises:
+        SrpoError: it can't be opened; its tables were made by other rules.
+    """
     from flows.session.session import Session
 
     if not resume:
         return Session.create(run_dir, config)
+    expect_same_rules(Run.open(run_dir), config)
     session = Session.resume(run_dir)
     if config != session.config:
         session.run.extend(config)

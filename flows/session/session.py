@@ -157,8 +157,7 @@ class Session:
 
     def warnings(self) -> list[str]:
         """Return what is allowed but should be known before a training starts."""
-        found = warnings_of(self.config, self.questions) + policy_notes(self.resident.policy)
-        return found + self._changed_rules()
+        return warnings_of(self.config, self.questions) + policy_notes(self.resident.policy)
 
     def space_facts(self) -> Facts:
         """Return what a projection of the room that the run needs has to know of it."""
@@ -173,21 +172,3 @@ class Session:
         self.stages.close()
         if self._lock is not None:
             self._lock.release()
-
-    def _changed_rules(self) -> list[str]:
-        """Say which stages made the run's tables by rules that are no longer theirs."""
-        done = self.next_step()
-        changed = {
-            f"{stage.name} {was} → {stage.version}"
-            for stage in STAGES.values()
-            for step in {0, done - 1}
-            if done
-            and self.run.has(table := stage.writes[0], step)
-            and (was := self.run.manifest(table, step).origin.stage_version) != stage.version
-        }
-        if not changed:
-            return []
-        return [
-            f"earlier steps follow older rules of {', '.join(sorted(changed))} (versions; see "
-            f"CHANGELOG.md); from step {done} on the new ones hold: only another run has one set"
-        ]

@@ -217,11 +217,10 @@ def _expect_same(run: Run, manifest: Manifest, wanted: Origin) -> None:
     if differences:
         path, was = run.table_path(wanted.table, wanted.step), manifest.origin.stage_version
         if was != wanted.stage_version:
-            maker = run.record.get("versions", {}).get("srpo", "another")
             raise StoreError(
                 f"{path} was made by other rules of stage {wanted.stage} (stage_version: {was}, "
-                f"not {wanted.stage_version}): go on with the srpo that made it, {maker} by "
-                "run.json, or start another run"
+                f"not {wanted.stage_version}), and rules are not mixed: use a state that has a "
+                "snapshot, or the code that made it"
             )
         raise StoreError(
             f"{path} was made otherwise ({'; '.join(differences[:3])}): a committed table is "

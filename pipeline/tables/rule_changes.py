@@ -8,18 +8,11 @@ rules than those it was made by.
 from collections.abc import Mapping
 
 CHANGES: Mapping[str, Mapping[int, str]] = {
-    "verify": {
-        2: "a time-out is judged once more, alone; any number is a reward; a verdict with an error "
-        "has reward 0"
-    },
-    "route": {
-        4: "rollouts that could not be judged are left out; one that ends inside a think block "
-        "demonstrates nothing; white space after thinking goes, blank feedback adds nothing"
-    },
-    "update": {
-        4: "padding ids' embeddings learn; the gradient's norm is summed in float64",
-    },
-    "evaluate": {3: "answers are judged as by version 2 of verify"},
+    "generate": {3: "what ends a turn"},
+    "verify": {2: "time-outs are judged again, unfinished thinking is wrong"},
+    "route": {4: "unjudged rollouts are left out"},
+    "update": {4: "float64 gradient norms, padding ids learn"},
+    "evaluate": {3: "as generate and verify"},
 }
 """What changed, by stage and the version that brought it."""
 

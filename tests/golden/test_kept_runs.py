@@ -7,17 +7,21 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from flows.session.fork_run import fork_run
+from flows.session.open_run import open_session, resumed_config
 from flows.session.session import Session
 from pipeline.audit.listing import samples
 from pipeline.audit.rollout import rollout_record
 from pipeline.check.check_run import check_run
 from pipeline.compare.run_diff import diff_runs
+from pipeline.errors import StoreError
 from pipeline.files.sealed_json import read_sealed, write_sealed
 from pipeline.housekeeping.run_listing import overview
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, STEP_TABLES
 from pipeline.tables.schemas import SCHEMA_VERSION
 from pipeline.viewer.app import create_app
+from stages.route import STAGE as ROUTE
 from tests.golden.golden_run import TASK
 from tests.golden.keep_runs import KEPT
 
@@ -79,22 +83,48 @@ def test_pages_are_served(kept: Run) -> None:
             assert client.get(f"/runs/{kept.root.name}/{page}").status_code == 200, page
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_training_goes_on(version: str, tmp_path: Path) -> None:
+def copied(version: str, tmp_path: Path) -> Path:
+    """Return a copy of a kept run, whose task is there again."""
     root = Path(shutil.copytree(KEPT / version / "parity", tmp_path / "run"))
     record = read_sealed(root / "run.json")
     task = tmp_path / "parity.py"  # the one that it began with is gone
     task.write_text(TASK, encoding="utf-8")
     data = {**record["config"]["data"], "task": str(task)}
     write_sealed(root / "run.json", {**record, "config": {**record["config"], "data": data}})
-    with contextlib.closing(Session.resume(root)) as session:
+    return root
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_older_rules_are_not_gone_on_with(version: str, tmp_path: Path) -> None:
+    root = copied(version, tmp_path)
+    before = sorted(root.rglob("*"))
+    config = resumed_config(Run.open(root), None, ["run.steps=5"])
+    with pytest.raises(StoreError) as found:
+        open_session(config, root, resume=True)
+    said = str(found.value)
+    assert said.startswith(f"{root} was made by other rules") and "\n" not in said
+    for stage in ("generate", "verify", "route", "update", "evaluate"):
+        assert f"{stage} version " in said
+    assert f"now {ROUTE.version} (unjudged rollouts are left out)" in said
+    assert f"srpo stage generate --run {root} --step 3 --fork NEW --set run.steps=5" in said
+    assert sorted(root.rglob("*")) == before
+    open_session(Run.open(root).config, root, resume=True).close()  # it is complete
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_training_goes_on_in_a_fork(version: str, tmp_path: Path) -> None:
+    root, fork = copied(version, tmp_path), tmp_path / "fork"
+    fork_run(Run.open(root), fork, "generate", 3, 4, ["run.steps=5"])
+    with contextlib.closing(open_session(Run.open(fork).config, fork, resume=True)) as session:
         assert session.next_step() == 3
-        for name in STEP_STAGES:
-            session.run_stage(name, 3)
-        session.finish_step(3)
-        session.snapshot(4)
-    run = Run.open(root)
-    assert run.steps_done() == 4
+        for step in (3, 4):
+            for name in STEP_STAGES:
+                session.run_stage(name, step)
+            session.finish_step(step)
+    with contextlib.closing(open_session(Run.open(fork).config, fork, resume=True)) as session:
+        session.snapshot(5)
+    run = Run.open(fork)
+    assert run.steps_done() == 5
     next_version = run.manifest("updates", 2).facts["next_policy_version"]
     assert run.manifest("rollouts", 3).origin.policy_version == next_version
     assert not check_run(run).findings
