@@ -92,12 +92,14 @@ def settle_template(tokenizer: Any, path: str | Path, name: str | None) -> None:
     if found is None:
         found = _template_beside(Path(path))
     if isinstance(found, dict):
-        found = _named(found, path, name)
+        found = _named(found, path, name) if found else None
     elif name is not None and found is not None:
         raise PolicyError(
             f"model.chat_template is {name}, but {path} has one chat template, without a name; "
             "leave the setting out"
         )
+    if isinstance(found, str):
+        found = found.removeprefix("\ufeff")  # editors on Windows put a mark before it
     if found is not None:
         _check_template(found, str(path))
     tokenizer.chat_template = found
@@ -117,11 +119,20 @@ def expect_template(tokenizer: Any, path: str | Path) -> None:
 
 
 def check_named(folder: Path) -> None:
-    """Refuse a folder whose tokenizer_config.json has templates of a form that nobody knows.
+    """Refuse a folder whose files have chat templates of a form that nobody knows.
 
     Raises:
-        PolicyError: a list there is none of names with texts.
+        PolicyError: a file is not UTF-8, or a list is none of names with texts, each name once.
     """
+    for file in [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]:
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PolicyError(
+                f"{file}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
+            ) from None
+        except OSError:
+            continue  # there is none, or opening the tokenizer says what is wrong
     found = _read_key(folder / "tokenizer_config.json")
     if isinstance(found, list):
         _by_name(found, folder)
@@ -148,11 +159,18 @@ def _read_key(path: Path) -> Any:
 
 def _by_name(found: list[Any], folder: Path) -> dict[str, Any]:
     try:
-        return {str(entry["name"]): entry["template"] for entry in found}
+        named = {str(entry["name"]): entry["template"] for entry in found}
+        twice = [name for name in named if sum(str(e["name"]) == name for e in found) > 1]
     except (TypeError, KeyError, IndexError):
         raise PolicyError(
             f"{folder}: its chat_template is a list; expected entries with name and template"
         ) from None
+    if twice:
+        raise PolicyError(
+            f"{folder}: two of its chat templates are called {printable(twice[0], 60)}; expected "
+            "each name once"
+        )
+    return named
 
 
 def _named(found: dict[str, Any], path: str | Path, name: str | None) -> Any:

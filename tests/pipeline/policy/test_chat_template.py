@@ -114,6 +114,33 @@ def test_a_list_of_something_else(folder: Path, put: Put, entry: Any) -> None:
     assert "its chat_template is a list; expected entries with name and template" in refusal(folder)
 
 
+@pytest.mark.parametrize("put", [configure, beside])
+def test_a_name_that_comes_twice(folder: Path, put: Put) -> None:
+    put(folder, [NAMED[0], NAMED[1] | {"name": "default"}])
+    assert "two of its chat templates are called default; expected each name once" in refusal(
+        folder
+    )
+
+
+@pytest.mark.parametrize("put", [configure, beside])
+def test_an_empty_list_is_no_template(folder: Path, put: Put) -> None:
+    put(folder, [])
+    assert open_tokenizer(folder).chat_template is None
+
+
+@pytest.mark.parametrize("put", [configure, beside, jinja])
+def test_a_byte_order_mark_is_in_no_prompt(folder: Path, put: Put) -> None:
+    put(folder, "\ufeff" + SHORT)
+    assert rendered(folder) == "q<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/x.jinja"])
+def test_a_template_of_another_encoding(folder: Path, name: str) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / name).write_bytes("é".encode("latin-1") + SHORT.encode())
+    assert refusal(folder) == f"{folder / name}: not UTF-8 (byte 1); save the file as UTF-8"
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
