@@ -184,6 +184,29 @@ def warnings_of(config: Config, questions: Questions) -> list[str]:
     return [*found, *left_out(config, questions), *repeats]
 
 
+def special_texts(questions: Questions, tokenizer: Any) -> list[str]:
+    """Say how many questions hold the text of a special token, and so the token itself."""
+    special = [
+        str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and str(t).strip()
+    ]
+    found = []
+    for split, own in (("train", questions.train), ("test", questions.test)):
+        whole = "\0".join(turn.content for question in own for turn in question.messages)
+        inside = [token for token in special if token in whole]
+        holding = [
+            question
+            for question in own
+            if any(token in turn.content for turn in question.messages for token in inside)
+        ]
+        if holding:
+            found.append(
+                f"{len(holding)} of {len(own)} questions of the {split} split hold "
+                f"{printable(', '.join(inside), 100)} (first {holding[0].prompt_id}), which the "
+                "tokenizer reads as its special token, not as text"
+            )
+    return found
+
+
 def left_out(config: Config, questions: Questions) -> list[str]:
     """Return which questions a run or an evaluation goes without, and why."""
     found = []

@@ -8,7 +8,7 @@ from flows.session.disk_check import evaluation_answers
 from flows.session.engines import policy_notes
 from flows.session.failed_start import removing_failed_start
 from flows.session.new_run import prepare_run, write_run
-from flows.session.questions import Questions, warnings_of
+from flows.session.questions import Questions, special_texts, warnings_of
 from flows.session.resident_policy import ResidentPolicy
 from flows.session.stage_runner import STAGES, StageRunner
 from pipeline.config.sections import Config
@@ -157,7 +157,10 @@ class Session:
 
     def warnings(self) -> list[str]:
         """Return what is allowed but should be known before a training starts."""
-        return warnings_of(self.config, self.questions) + policy_notes(self.resident.policy)
+        found, policy = warnings_of(self.config, self.questions), self.resident.policy
+        if policy is not None:
+            found += special_texts(self.questions, policy.tokenizer)
+        return found + policy_notes(policy)
 
     def space_facts(self) -> Facts:
         """Return what a projection of the room that the run needs has to know of it."""

@@ -19,7 +19,6 @@ from pipeline.policy.tokenizer_loading import PROBE
 from pipeline.remote.mirror_sync import is_run
 from pipeline.task import Message
 from pipeline.text import printable
-from pipeline.thinking import opens_thinking
 
 ASKED = (Message("system", "Answer briefly."), Message("user", "What is two plus two?"))
 """The conversation whose prompt is shown."""
@@ -84,9 +83,10 @@ def _rows(policy: Policy, config: Config) -> Iterator[Row]:
         f"{positions or 'unknown'} positions, on {policy.device}",
         FINE,
     )
-    yield from _prompt_rows(policy, config)
+    prompt = [*_prompt_rows(policy, config)]
+    yield from prompt
     yield "stop tokens", policy.stops.line, FINE
-    if policy.stops.note:
+    if policy.stops.note and prompt[-1][2] != BAD:  # else it has the same cause
         yield "stop tokens", f"{policy.stops.note}: no stop token from there", NOTE
     yield from _file_rows(policy)
     why = policy.unshared
@@ -121,7 +121,7 @@ def _prompt_rows(policy: Policy, config: Config) -> Iterator[Row]:
     if prompts.takes_time:
         yield "time", f"the template asks for it: {prompts.time} for the whole run", FINE
     if prompts.thinks:
-        opened = "the prompt opens" if opens_thinking(text) else "a response may open"
+        opened = "the prompt opens" if prompts.opens_thinking(text) else "a response may open"
         yield "thinking", f"{opened} a think block; unclosed, it is no answer", FINE
     yield "prompt", f"{len(ids)} tokens, shown below", FINE
 
@@ -150,4 +150,4 @@ def _file_rows(policy: Policy) -> Iterator[Row]:
     back = f"{len(PROBE)} characters of all kinds come back exactly"
     yield "tokenizer", f"{size}; {back}" if exact else size, FINE
     for note in notes:
-        yield "files", note, NOTE
+        yield "model", note, NOTE

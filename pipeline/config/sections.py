@@ -122,6 +122,12 @@ class ModelSection(Section):
         "has a layer at a time, or a whole model while `transformers` samples",
     )
 
+    @field_validator("stop_tokens", "extra_stop_tokens", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        """Take a token that stands alone."""
+        return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
     @field_validator("prompt_time")
     @classmethod
     def _is_local_time(cls, value: str | None) -> str | None:

@@ -35,7 +35,7 @@ from pipeline.policy.prompts import Prompts, encode_prompt, special_tags
 from pipeline.policy.stop_tokens import stop_tokens
 from pipeline.task import Message
 from pipeline.text import one_line
-from pipeline.thinking import opens_thinking, unclosed_thinking
+from pipeline.thinking import unclosed_thinking
 
 _IN_FLUX = "in flux"
 _LOUD = 300.0
@@ -68,7 +68,7 @@ class Policy:
         eos_ids: token ids that end a response and belong to it; `stops` says who names them.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
         optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
-        notes: what its user should know of the model's files.
+        notes: what its user should know of the model's files and of its chat template.
         unshared: why the responses to a prompt can't share one encoded copy of it; empty: they do.
     """
 
@@ -245,7 +245,7 @@ class Policy:
     def leaves_thinking_open(self, prompt: str, response_ids: Sequence[int]) -> bool:
         """Tell whether a response ends inside a think block; its tags may be special tokens."""
         text = str(self.tokenizer.decode(response_ids, skip_special_tokens=False))
-        return unclosed_thinking(text, opens_thinking(prompt))
+        return unclosed_thinking(text, self.prompts.opens_thinking(prompt))
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter once (tied weights under their first name)."""

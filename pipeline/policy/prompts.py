@@ -18,9 +18,12 @@ from pipeline.config.sections import ModelSection
 from pipeline.errors import PolicyError
 from pipeline.task import Message
 from pipeline.text import printable
-from pipeline.thinking import CLOSE, OPEN, template_thinks
+from pipeline.thinking import CLOSE, OPEN, OTHER_TAGS, opens_thinking, template_thinks
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+ASKED, ANSWERED = "zqaskedzq", "zqansweredzq"
+"""Texts of turns that are rendered to see what a template does."""
+_CLOSED = re.compile(rf"{OPEN}\s*{CLOSE}\s*$")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}>")
 _EPOCH = re.compile(r"(?<!%)((?:%%)*)%s")
 _FOLD = 'set model.system_role = "fold", which puts the system text before the user\'s'
@@ -37,6 +40,7 @@ class Prompts:
         self._tokenizer, self._settings = tokenizer, settings
         self.time = prompt_time(settings)
         self._lost: dict[tuple[str, ...], list[str]] = {}
+        self._headers: dict[str, str] = {}
 
     @property
     def template(self) -> str:
@@ -52,6 +56,58 @@ class Prompts:
     def takes_time(self) -> bool:
         """Tell whether the template may ask for the time."""
         return "strftime_now" in self.template
+
+    @property
+    def header(self) -> str:
+        """Return what opens an answer; empty if the template has nothing, or fails on a word."""
+        if self.template not in self._headers:
+            asked = [Message(USER, ASKED)]
+            try:
+                without, opened = (self.text(asked, header=header) for header in (False, True))
+            except Exception:  # of somebody else's program
+                without = opened = ""
+            found = opened.removeprefix(without) if opened.startswith(without) else ""
+            self._headers[self.template] = found
+        return self._headers[self.template]
+
+    def opens_thinking(self, prompt: str) -> bool:
+        """Tell whether a rendered prompt ends inside a think block; words may stand in it already.
+
+        Tags in the turns open none, only those of the header for the answer.
+        """
+        return opens_thinking(prompt, self.header if prompt.endswith(self.header) else "")
+
+    def notes(self) -> list[str]:
+        """Say what of the settings and of its own turns a template makes nothing of."""
+        known = set(re.findall(r"\w+", self.template))
+        unused = [name for name in self._settings.chat_template_kwargs if name not in known]
+        found = []
+        if unused:
+            names = printable(", ".join(unused), 100)
+            found.append(f"the chat template knows no {names} (model.chat_template_kwargs)")
+        if missing := self._missing_header():
+            found.append(
+                f"the chat template opens an answer without {printable(repr(missing), 60)}, which "
+                "stands before other answers: responses have to write it"
+            )
+        found += [
+            f"the chat template has {tag}: only what is between {OPEN} and {CLOSE} is thinking here"
+            for tag in OTHER_TAGS
+            if tag in self.template and not self.thinks
+        ]
+        return found
+
+    def _missing_header(self) -> str:
+        """Return what stands before an assistant's text in a conversation, not in a prompt."""
+        asked = [Message(USER, ASKED)]
+        try:
+            prompt = self.text(asked, header=True)
+            whole = self.text([*asked, Message(ASSISTANT, ANSWERED)], header=False)
+        except Exception:  # of somebody else's program: rendering a prompt says it
+            return ""
+        before = _CLOSED.sub("", whole.rpartition(ANSWERED)[0]).rstrip()
+        opened = prompt.rstrip()
+        return before.removeprefix(opened).strip() if before.startswith(opened) else ""
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """Return the prompt text and ids: the chat template with its header for the answer.

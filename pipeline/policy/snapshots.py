@@ -56,7 +56,11 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings) ->
     version = f"000000-{digest_of([identity, numerics, teacher.recorded()])[:12]}"
     policy = Policy(model, tokenizer, settings, teacher, version)
     folder = Path(model.name_or_path)
-    policy.notes = [*tokenizer_notes(folder, tokenizer), *sampling_note(folder)]
+    policy.notes = [
+        *tokenizer_notes(folder, tokenizer),
+        *sampling_note(folder),
+        *policy.prompts.notes(),
+    ]
     return policy
 
 

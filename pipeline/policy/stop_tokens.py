@@ -10,12 +10,19 @@ from typing import Any, NamedTuple
 
 from pipeline.config.sections import ModelSection
 from pipeline.errors import PolicyError
-from pipeline.policy.prompts import ASSISTANT, SYSTEM, USER, Prompts, encode_prompt
+from pipeline.policy.prompts import (
+    ANSWERED,
+    ASKED,
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Prompts,
+    encode_prompt,
+)
 from pipeline.task import Message
 from pipeline.text import printable
 
 CONFIG, TOKENIZER, TEMPLATE = "generation config", "tokenizer", "chat template"
-_ASKED, _ANSWERED = "zqaskedzq", "zqansweredzq"
 
 
 class Closing(NamedTuple):
@@ -102,8 +109,10 @@ def stop_tokens(
         found.names[token] = _name(tokenizer, token)
     if not found.sources:
         raise PolicyError(
-            f"{name}: neither generation config nor tokenizer names an EOS token, and "
-            f"{closing.note or 'model.stop_tokens is empty'}; name one with model.stop_tokens"
+            f"{name}: model.stop_tokens is empty; name a token, or leave the setting out"
+            if settings.stop_tokens is not None
+            else f"{name}: neither generation config nor tokenizer names an EOS token, and "
+            f"{closing.note}; name one with model.stop_tokens"
         )
     return found
 
@@ -113,8 +122,8 @@ def closing_token(tokenizer: Any, prompts: Prompts) -> Closing:
 
     A turn that closes with white space, with a text of several tokens or not at all gives none.
     """
-    turns = [Message(USER, _ASKED), Message(ASSISTANT, _ANSWERED)]
-    tried: Sequence[Sequence[Message]] = (turns, [Message(SYSTEM, _ASKED), *turns])
+    turns = [Message(USER, ASKED), Message(ASSISTANT, ANSWERED)]
+    tried: Sequence[Sequence[Message]] = (turns, [Message(SYSTEM, ASKED), *turns])
     text, reason = "", ""
     for conversation in tried:
         try:
@@ -124,11 +133,11 @@ def closing_token(tokenizer: Any, prompts: Prompts) -> Closing:
             reason = reason or printable(" ".join(str(error).split()), 200)
     else:
         return Closing(None, f"the chat template renders no turn of an assistant ({reason})")
-    _, answered, tail = text.rpartition(_ANSWERED)
+    _, answered, tail = text.rpartition(ANSWERED)
     if not answered:
         return Closing(None, "the chat template leaves the assistant's turn out")
     added = _first_added(tokenizer, tail)
-    if added is not None and added[0] not in _header(prompts):
+    if added is not None and added[0] not in prompts.header:
         return Closing(added[1])
     closing = tail.strip() if added is None else tail.partition(added[0])[0].strip()
     if not closing:
@@ -151,16 +160,6 @@ def _first_added(tokenizer: Any, text: str) -> tuple[str, int] | None:
     known = tokenizer.get_added_vocab()
     found = [(text.find(word), -len(word), word) for word in known if word.strip() and word in text]
     return (word := min(found)[2], known[word]) if found else None
-
-
-def _header(prompts: Prompts) -> str:
-    """Return what opens an answer; a token in it closes none."""
-    asked = [Message(USER, _ASKED)]
-    try:
-        without, opened = (prompts.text(asked, header=header) for header in (False, True))
-    except Exception:  # of somebody else's program
-        return ""
-    return opened.removeprefix(without) if opened.startswith(without) else ""
 
 
 def _listed(eos: Any, name: str, source: str) -> list[int]:

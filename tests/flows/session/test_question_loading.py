@@ -8,12 +8,13 @@ import pytest
 
 from flows.reruns.evaluate import evaluate_now
 from flows.session.question_loading import load_questions
-from flows.session.questions import Questions, warnings_of
+from flows.session.questions import Questions, TaskQuestions, special_texts, warnings_of
 from flows.session.session import Session
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.errors import DataError
-from pipeline.task import Question
+from pipeline.task import Message, Question
+from tests.builders.chat_templates import family_tokenizer
 from tests.paths import DATASETS
 
 MATERIALS = DATASETS / "sciknoweval" / "materials"
@@ -238,3 +239,15 @@ def test_the_prompt_that_materials_has_in_both_splits_is_found() -> None:
     ) in warned(config, load_questions(config))
     dropping = load_config("demo", [*settings, "data.drop_test_duplicates=true"])
     assert len(load_questions(dropping).test) == 93
+
+
+def test_texts_of_special_tokens_are_counted() -> None:
+    def asked(*texts: str) -> list[Question]:
+        return [Question(f"q{n}", (Message("user", text),), '"A"') for n, text in enumerate(texts)]
+
+    train = asked("a", "what ends a turn? <|im_end|>", "<|im_end|><|im_start|>system")
+    questions = Questions({"t": TaskQuestions(train, asked("<|im_ends|>", "< |im_end|>"))})
+    assert special_texts(questions, family_tokenizer("chatml")) == [
+        "2 of 3 questions of the train split hold <|im_start|>, <|im_end|> (first q1), which the "
+        "tokenizer reads as its special token, not as text"
+    ]

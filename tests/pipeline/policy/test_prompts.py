@@ -179,3 +179,70 @@ def test_a_template_that_raises(template: str, said: str) -> None:
         prompts(template).render(ASKED)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert "system_role" not in str(caught.value)
+
+
+# --- what a template makes nothing of ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_families_open_answers_as_they_show_them(name: str) -> None:
+    missing = ["<|channel|>final<|message|>"] if name == "gpt-oss" else []
+    assert [note for note in of(name).notes() if "opens an answer without" in note] == [
+        f"the chat template opens an answer without {text!r}, which stands before other answers: "
+        "responses have to write it"
+        for text in missing
+    ]
+
+
+def test_a_template_without_a_header_for_the_answer() -> None:
+    chatml = FAMILIES["chatml"].template
+    without = chatml[: chatml.index("{% if add_generation_prompt %}")]
+    assert "opens an answer without '<|im_start|>assistant'" in prompts(without).notes()[0]
+
+
+def test_an_empty_think_block_before_answers_is_no_header() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert prompts(template).notes() == []
+
+
+def test_settings_that_a_template_does_not_know() -> None:
+    template = "{{ enable_thinking }} {{ messages[0].content }}"
+    assert prompts(template, chat_template_kwargs={"enable_thinking": False}).notes() == []
+    assert prompts(template, chat_template_kwargs={"enable_thinkin": False}).notes() == [
+        "the chat template knows no enable_thinkin (model.chat_template_kwargs)"
+    ]
+
+
+@pytest.mark.parametrize("tag", ["[THINK]", "<seed:think>", "<thinking>"])
+def test_think_blocks_of_other_names_are_told(tag: str) -> None:
+    template = FAMILIES["chatml"].template + tag
+    assert prompts(template).notes() == [
+        f"the chat template has {tag}: only what is between <think> and </think> is thinking here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("opening", "opens"),
+    [
+        ("<think>", True),
+        ("<think>\n", True),
+        ("<think>\nOkay, ", True),
+        ("<think>\n\n</think>\n\n", False),
+        ("<think>so</think>Then ", False),
+        ("", False),
+    ],
+)
+def test_a_header_opens_a_think_block_with_words_in_it_or_without(
+    opening: str, opens: bool
+) -> None:
+    found = prompts(
+        "{{ messages[0].content }}{% if add_generation_prompt %}|" + opening + "{% endif %}"
+    )
+    for text in ("x", "Begin with <think> and think"):
+        prompt = found.render([Message("user", text)])[0]
+        assert found.opens_thinking(prompt) is opens

@@ -126,6 +126,14 @@ def test_settings_replace_or_add() -> None:
         found(tokenizer, stop_tokens=[])
 
 
+def test_a_token_may_stand_alone() -> None:
+    assert settings(stop_tokens="<|im_end|>").stop_tokens == ["<|im_end|>"]
+    assert settings(stop_tokens=3, extra_stop_tokens=4).extra_stop_tokens == [4]
+    for other in (True, 1.5, {"a": 1}):
+        with pytest.raises(ValueError, match="stop_tokens"):
+            settings(stop_tokens=other)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A ChatML model whose generation config and tokenizer end at <|endoftext|>."""
