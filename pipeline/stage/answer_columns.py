@@ -128,13 +128,10 @@ def verdict_columns(
     Args:
         unclosed: which answers end inside a think block; None: the chat template doesn't think.
     """
-    judged = _judged(tasks, list(zip(responses, references, strict=True)), handles)
+    wrong = unclosed is not None and settings.unfinished_thinking == "wrong"
+    unasked = list(unclosed or ()) if wrong else [False] * len(tasks)
+    judged = _judged(tasks, list(zip(responses, references, strict=True)), unasked, handles)
     verdicts = [verdict for _, verdict in judged]
-    if unclosed is not None and settings.unfinished_thinking == "wrong":
-        verdicts = [
-            _unfinished(verdict) if open_ else verdict
-            for verdict, open_ in zip(verdicts, unclosed, strict=True)
-        ]
     threshold = settings.success_threshold
     return {
         "reward": [v.reward for v in verdicts],
@@ -148,26 +145,29 @@ def verdict_columns(
     }
 
 
-def _unfinished(verdict: Verdict) -> Verdict:
-    """Return the verdict of an answer that was never given: what was found is in a draft of it."""
-    if verdict.error is not None:
-        return verdict
-    return replace(verdict, reward=0.0, format_ok=False, prediction=None)
+_UNFINISHED = Verdict(reward=0.0, format_ok=False)
+"""Of an answer that was never given: what may look like one is part of a draft."""
 
 
 def _judged(
-    tasks: Sequence[str], pairs: Sequence[tuple[str, str]], handles: Handles
+    tasks: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    unasked: Sequence[bool],
+    handles: Handles,
 ) -> list[tuple[str, Verdict]]:
     """Return the version of the verifier and the verdict of each pair, one task after the other.
 
+    No verifier is asked of an answer that was never given (`unasked`): it is wrong.
     A time-out is judged once more, when nothing else is: the machine may have been busy. What can't
     be judged all the same is neither right nor wrong (section 1): its reward is a placeholder.
     """
     found: dict[int, tuple[str, Verdict]] = {}
     names = [_verifier_of(task, handles.verifiers) for task in tasks]
     for name, verifier in handles.verifiers.items():
-        rows = [row for row, own in enumerate(names) if own == name]
-        verdicts = verifier.pool.verify([pairs[row] for row in rows])
+        own = [row for row, whose in enumerate(names) if whose == name]
+        found |= {row: (verifier.version, _UNFINISHED) for row in own if unasked[row]}
+        rows = [row for row in own if not unasked[row]]
+        verdicts = verifier.pool.verify([pairs[row] for row in rows]) if rows else []
         found |= {row: (verifier.version, v) for row, v in zip(rows, verdicts, strict=True)}
     late = [row for row in range(len(pairs)) if timed_out(found[row][1])]
     for done, row in enumerate(late, start=1):

@@ -139,6 +139,8 @@ def test_unfinished_thinking(tmp_path: Path, rule: str) -> None:
         found = verdicts.select(["reward", "correct", "format_ok", "prediction"]).to_pylist()
         nothing = {"reward": 0.0, "correct": False, "format_ok": False, "prediction": ""}
         assert all(row == nothing for row in found) == (rule == "wrong")
+        session.run_stage("route", 0)
+        assert not pc.any(session.run.read("routes", 0)["teacher_available"]).as_py()
         recorded = session.run.manifest("verdicts", 0).origin.settings["verify"]
         assert ("unfinished_thinking" in recorded) == (rule == "judge")
 
