@@ -20,6 +20,10 @@ class WrittenFloat(float):
         number.text = text
         return number
 
+    def __repr__(self) -> str:
+        """Return the number as it was written, for messages."""
+        return self.text
+
 
 @dataclass(frozen=True)
 class Row:

@@ -32,6 +32,7 @@ _FIRST_USER = {
     "generate": "generate",
     "data.path": "generate",
     "data.max_prompt_length": "generate",
+    "data.on_bad_row": "generate",
     "run.seed": "generate",
     "data.task": "verify",
     "data.mixture": "generate",

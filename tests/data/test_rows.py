@@ -79,6 +79,7 @@ def test_numbers_keep_their_text(tmp_path: Path, text: str) -> None:
     answer = one.fields["answer"]
     assert isinstance(answer, WrittenFloat) and (answer.text, answer) == (text, float(text))
     assert json.dumps(answer) == json.dumps(float(text)) and one.fields["list"] == [float(text)]
+    assert f"{answer!r} {one.fields['list']}" == f"{text} [{text}]"
     assert one.fields["whole"] == int("7" * 40)
 
 
