@@ -192,6 +192,8 @@ def _object_of(line: bytes, decoder: _Decoder) -> tuple[dict[str, object], str |
     """Return the object of one line, and what is wrong with it."""
     try:
         text = line.decode().strip(" \t\r\n")
+        if text == "{":
+            return {}, f"an object over several lines; {_PER_LINE}, or a JSON array of them"
         value, end, problem = decoder.decode(text)
     except UnicodeDecodeError as error:
         return {}, f"not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8"

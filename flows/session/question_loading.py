@@ -109,14 +109,15 @@ def _load(
 
 def _expect_skippable(bad: BadRows, on_bad_row: str) -> None:
     """Refuse bad rows that may not be left out: any, unless the setting says so, or too many."""
-    share = len(bad.errors) / (len(bad.errors) + len(bad.questions))
-    if share > MOST_BAD_ROWS:
+    few = len(bad.errors) <= MOST_BAD_ROWS * (len(bad.errors) + len(bad.questions))
+    if on_bad_row == "stop":
+        advice = "; data.on_bad_row=skip leaves out what can't be used" if few else ""
+        raise DataError(f"{bad}{advice}") from bad
+    if not few:
         raise DataError(
             f"{bad}: more than the {MOST_BAD_ROWS:.0%} of a split that data.on_bad_row=skip may "
             "leave out"
         ) from bad
-    if on_bad_row == "stop":
-        raise DataError(f"{bad}; data.on_bad_row=skip leaves out what can't be used") from bad
 
 
 class _Check:

@@ -80,6 +80,12 @@ def repeat_warnings(train: Sequence[Question], test: Sequence[Question]) -> list
 def _example(repeats: Sequence[Repeat], split: str, other: str) -> str:
     """Return the first pair, and how many have different gold answers."""
     again, first = repeats[0]
-    text = f"first {split} {again.prompt_id} = {other} {first.prompt_id}"
+    text = f"first {_named(split, again)} = {_named(other, first)}"
     differing = sum(repeat.contradictory for repeat in repeats)
     return f"{text}; {differing} with another gold answer" if differing else text
+
+
+def _named(split: str, question: Question) -> str:
+    """Return a question's split and id; an id may have the split in it."""
+    name = question.prompt_id
+    return name if f"{split}/" in name else f"{split} {name}"

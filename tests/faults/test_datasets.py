@@ -36,7 +36,7 @@ FILES = {
     "array": (b"[" + GOOD[:-1] + b",\n7]", "line 2 (item 2): got a int"),
     "deep-array-file": (b"[" * 100_000 + b"]" * 100_000, "line 1: not valid JSON"),
     "half-an-array": (b"[" + GOOD[:-1] + b",\n{", "line 2: not valid JSON"),
-    "pretty": (json.dumps({"prompt": "q"}, indent=1).encode(), "row 1: not valid JSON"),
+    "pretty": (json.dumps({"prompt": "q"}, indent=1).encode(), "row 1: an object over several"),
     "number": (GOOD + b"7\n", "row 2: got a int"),
     "deep-array": (GOOD + b"[" * 100_000 + b"]" * 100_000, "row 2: not valid JSON"),
     "deep-object": (b'{"a":' * 100_000 + b"}" * 100_000, "row 1: not valid JSON"),

@@ -97,6 +97,8 @@ def test_no_more_than_a_quarter_is_skipped(tmp_path: Path) -> None:
             continue
         with pytest.raises(DataError, match="more than the 25% of a split"):
             load_questions(config)
+        with pytest.raises(DataError, match=r"in all, 7 of 25 rows can't be used$"):
+            load_questions(config_of(tmp_path))
 
 
 def test_the_split_of_a_single_file_does_not_depend_on_its_bad_rows(tmp_path: Path) -> None:
@@ -193,6 +195,12 @@ def test_equal_prompts_are_warned_of_and_left_out_on_demand(tmp_path: Path) -> N
     said = warned(config, found)
     assert "2 questions of the test split are left out, since their prompt is in train" in said
     assert "have a prompt that is also in train" not in said
+
+
+def test_ids_with_their_split_are_named_without_it(tmp_path: Path) -> None:
+    config = config_of(tmp_path, train=MANY, test=[science(7)])
+    said = warned(config, load_questions(config))
+    assert "(first test/d-7 = train/d-7)" in said
 
 
 def test_a_system_turn_makes_another_prompt(tmp_path: Path) -> None:
