@@ -24,6 +24,7 @@ from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.train import train
 from flows.commands.view import view
+from flows.terminal.console import show_on_any_terminal
 from pipeline.errors import SrpoError
 from pipeline.machine.disk import is_trouble, os_error_line
 from pipeline.machine.proxies import exempt_loopback
@@ -56,6 +57,7 @@ def start(
 
 def main() -> None:
     """Run a command; an error of ours is one line and exit code 2."""
+    show_on_any_terminal()
     logging.raiseExceptions = False  # Prefect would print that it can't send its logs
     for entry in exempt_loopback():
         print(

@@ -266,28 +266,30 @@ def _finite(value: Any) -> Any:
 
 
 def _write_text(text: str, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-    else:
+    if output is not None:
         output.write_text(text, encoding="utf-8")
+    elif sys.stdout.isatty():
+        sys.stdout.write(text)
+    else:  # another program reads it: UTF-8, whatever the locale
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
 
 
 def _console(output: Path | None) -> Any:
     """Return a context that gives the console to print on."""
-    from rich.console import Console
-
+    from flows.terminal.console import open_console
     from flows.terminal.tables import file_console
 
-    return nullcontext(Console()) if output is None else file_console(output)
+    return nullcontext(open_console()) if output is None else file_console(output)
 
 
 def _print_columns() -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from flows.terminal.console import open_console
     from pipeline.audit.listing import describe
 
     table = Table("column", "meaning", box=None)
     for name, meaning in describe().items():
         table.add_row(name, meaning)
-    Console().print(table, highlight=False, markup=False)
+    open_console().print(table, highlight=False, markup=False)

@@ -41,13 +41,14 @@ def check(
 
     Example: srpo check runs/first --deep --step 12
     """
-    from rich.console import Console
 
     if deep != (step is not None):
         raise ConfigError("--deep recomputes one step: give both --deep and --step N, or neither")
     if deep and runner is not None:
         raise ConfigError("--deep recomputes one step, in this process: leave out --runner")
-    console = Console()
+    from flows.terminal.console import open_console
+
+    console = open_console()
     broken = _check(run, console, runner) if step is None else _check_deeply(run, step, console)
     if broken:
         raise typer.Exit(1)
@@ -105,8 +106,10 @@ def _byte_bar(console: "Console") -> "Iterator[Progress]":
     from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
+    from flows.terminal.console import is_live
+
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not is_live(console)) as bar:
         row = bar.add_task("check", total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)
 

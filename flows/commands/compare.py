@@ -81,13 +81,13 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def _print(found: "Comparison") -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from flows.terminal.console import open_console
     from pipeline.compare.comparison import AXES
     from pipeline.compare.report import AXIS_TITLES, budgets_of, cell_texts, limit_text, note_of
 
-    console = Console()
+    console = open_console()
     names = [row.label for row in found.rows]
     if max(map(len, names)) > _LONGEST_NAME:
         names = [f"row {number}" for number in range(1, len(names) + 1)]

@@ -44,8 +44,7 @@ def diff(
 
     Example: srpo diff runs/first runs/first-beta2
     """
-    from rich.console import Console
-
+    from flows.terminal.console import open_console
     from pipeline.compare.run_diff import diff_runs
     from pipeline.run.run import Run
 
@@ -53,7 +52,7 @@ def diff(
     if output is DiffFormat.JSON:
         print(json.dumps(_record(found, limit), indent=1))
     else:
-        _print(found, limit, Console())
+        _print(found, limit, open_console())
     if not found.equal:
         raise typer.Exit(1)
 

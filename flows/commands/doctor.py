@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from flows.commands.completion import tasks_starting_with
 from flows.commands.options import FOLDER, RUNS, Set
+from flows.terminal.console import open_console
 from pipeline.errors import ConfigError
 
 
@@ -37,15 +37,15 @@ def doctor(
     if target is None:
         from flows.terminal.machine_report import print_report
 
-        well = print_report(Console(), run_root)
+        well = print_report(open_console(), run_root)
     elif _is_task(target):
         from flows.terminal.task_report import print_task_report
 
-        well = print_task_report(Console(), target, overrides or [])
+        well = print_task_report(open_console(), target, overrides or [])
     else:
         from flows.terminal.model_report import print_model_report
 
-        well = print_model_report(Console(), target, overrides or [])
+        well = print_model_report(open_console(), target, overrides or [])
     if not well:
         raise typer.Exit(1)
 

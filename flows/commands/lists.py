@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flows.commands.completion import presets_starting_with
+from flows.terminal.console import open_console
 from pipeline.errors import SrpoError
 
 
@@ -49,4 +49,4 @@ def _print_pairs(pairs: Iterator[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None)
     for left, right in pairs:
         table.add_row(left, right)
-    Console().print(table, highlight=False, markup=False)
+    open_console().print(table, highlight=False, markup=False)

@@ -41,8 +41,7 @@ def prune(
 
     Example: srpo prune runs/first --keep-last 10 --archive /archive/first --dry-run
     """
-    from rich.console import Console
-
+    from flows.terminal.console import open_console
     from flows.terminal.prune_plan_text import print_plan
     from pipeline.housekeeping.pruning import expect_sound_start, plan_pruning
     from pipeline.run.lock import RunLock
@@ -52,7 +51,7 @@ def prune(
     opened = Run.open(run)
     with contextlib.nullcontext() if dry_run else RunLock(run):
         found = plan_pruning(opened, names, before, keep_last, snapshots)
-        print_plan(Console(), found, dry_run)
+        print_plan(open_console(), found, dry_run)
         if dry_run or not found.bytes:
             return
         expect_sound_start(found.run)

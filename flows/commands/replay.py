@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
+from flows.terminal.console import open_console
 from flows.terminal.progress_bars import bars
 from pipeline.text import command
 
@@ -136,7 +136,7 @@ def _print_table(rows: Sequence[dict[str, str]], updates: bool) -> None:
         table.add_column(title, no_wrap=name, justify="left" if name else "right")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table, highlight=False, markup=False)
+    open_console().print(table, highlight=False, markup=False)
 
 
 def _print_next(parent: Path, made: Sequence[Path], updates: bool) -> None:

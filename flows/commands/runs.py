@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flows.commands.options import FOLDER
+from flows.terminal.console import open_console
 
 _COLUMNS = ("run", "method", "state", "accuracy", "alarms", "size", "fork of")
 
@@ -66,4 +66,4 @@ def _print(folder: Path, found: list[dict[str, Any]]) -> None:
         table.add_row(*cells)
         for task, accuracy in row["accuracy_of_tasks"].items():
             table.add_row(f"  {printable(task)}", "", "", f"{accuracy:.1%}")
-    Console().print(table, highlight=False, markup=False)
+    open_console().print(table, highlight=False, markup=False)

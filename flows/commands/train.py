@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flows.commands.completion import presets_starting_with
 from flows.commands.options import INTERRUPTED, RUN, RUNS, Runner, Set
+from flows.terminal.console import is_live, open_console, status
 from pipeline.errors import SrpoError, StoreError
 from pipeline.machine.disk import os_error_line
 from pipeline.text import print_warnings
@@ -104,7 +105,7 @@ def _train_here(
 
     spec = RunnerSpec.parse(runner) if runner else None
     settings = checked_config(config, run, overrides, resume)
-    console = Console()
+    console = open_console()
     # It starts in the background, while the model loads.
     server = open_server(run.parent, settings.run.prefect_seconds)
     try:
@@ -114,7 +115,7 @@ def _train_here(
         def train_session(session: "Session") -> "Outcome":
             nonlocal run
             if session is opened:
-                with console.status(f"{run}: starting Prefect"):
+                with status(console, f"{run}: starting Prefect"):
                     _wait_for_prefect(server, session)
             else:
                 run = session.run.root
@@ -124,7 +125,7 @@ def _train_here(
             return outcome
 
         with removing_failed_start(run):
-            with console.status(f"{run}: opening the policy, starting Prefect"):
+            with status(console, f"{run}: opening the policy, starting Prefect"):
                 opened = open_session(settings, run, resume)
                 from flows.training.alarm_fork import train_with_recovery
 
@@ -169,7 +170,7 @@ def _train_and_show(
             stack.enter_context(optional_pool(spec, session.config.run.stall_seconds))
         )
         first = stack.enter_context(profiled(session, console)) if profile else []
-        if not console.is_terminal:
+        if not is_live(console):
             return run_training(session, [*first, DiskSpaceWatcher(session), Lines(session)])
         with Screen(session, run.name, console) as screen:
             return run_training(session, [*first, DiskSpaceWatcher(session), screen])

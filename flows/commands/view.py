@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from flows.commands.options import RUN, Runner
+from flows.terminal.console import is_live, open_console
 from pipeline.errors import ConfigError, SrpoError
 from pipeline.text import count, duration
 
@@ -63,10 +63,10 @@ def _export(runs: "list[Run]", folder: Path, runner: str | None) -> None:
     from pipeline.viewer.export import export
     from pipeline.viewer.export_selection import exported_steps
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = open_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     begun = time.monotonic()
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, console=console, transient=True, disable=not is_live(console))
     with command_pool(runner, runs[0].root.parent) as worker_pool, bar:
         row = bar.add_task("pages", total=None)
 

@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.prefect_api.server import server_state
 from pipeline.config.sections import VerifySection
@@ -49,7 +49,7 @@ def print_report(console: Console, root: Path) -> bool:
     ]
     table = Table(show_header=False, box=None)
     for name, found, well in rows:
-        table.add_row("ok" if well else "[red]!![/red]", name, escape(found))
+        table.add_row("ok" if well else Text("!!", style="red"), Text(name), Text(found))
     console.print(table, highlight=False)
     return all(well for _, _, well in rows)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.session.new_run import initial_policy
 from flows.session.question_loading import load_questions
@@ -44,7 +44,7 @@ def print_model_report(console: Console, path: str, overrides: Sequence[str]) ->
     rows = [*_rows(policy, config)]
     table = Table(show_header=False, box=None)
     for name, found, mark in rows:
-        table.add_row("[red]!![/red]" if mark == BAD else mark, name, escape(found))
+        table.add_row(Text("!!", style="red") if mark == BAD else mark, Text(name), Text(found))
     console.print(table, highlight=False)
     try:
         asked = _accepted(policy)

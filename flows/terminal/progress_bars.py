@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flows.terminal.console import is_live, open_console
 
 Advance = Callable[[int, int], None]
 
@@ -15,7 +16,7 @@ def bars(*names: str) -> Iterator[list[Advance]]:
 
     Each is told (done, total); time used and an estimate of what is left stand beside the bar.
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -24,7 +25,7 @@ def bars(*names: str) -> Iterator[list[Advance]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    hidden = not console.is_terminal
+    hidden = not is_live(console)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         yield [_advance(progress, name) for name in names]
 

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -116,7 +115,7 @@ def print_task_report(console: Console, target: str, overrides: Sequence[str]) -
     ]
     table = Table(show_header=False, box=None)
     for name, found, mark in lines:
-        table.add_row("[red]!![/red]" if mark == BAD else mark, escape(name), escape(found))
+        table.add_row(Text("!!", style="red") if mark == BAD else mark, Text(name), Text(found))
     console.print(table, highlight=False)
     _print_questions(console, config, questions)
     return all(mark != BAD for _, _, mark in lines)

@@ -15,6 +15,9 @@ from flows.training.step_text import alarm_line, interval, step_line, tasks_text
 from pipeline.run.step_layout import STEP_STAGES
 from pipeline.text import NOTHING, count, duration, number, percent
 
+_WIDE_FROM = 80
+"""Columns of a terminal from which on names and bars have their full length."""
+_WIDE, _NARROW = 24, 10
 STOP_NOTE = "stopping after this stage; Ctrl-C again stops at once"
 
 
@@ -107,11 +110,12 @@ class Screen(Watcher):
         self._rate: float | None = None
         self._accuracy: str | None = None
         self._left: float | None = None
+        wide = console.width >= _WIDE_FROM
         self._bars = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=32),
+            TextColumn(f"{{task.description:<{_WIDE if wide else _NARROW}}}", markup=False),
+            BarColumn(bar_width=32 if wide else 8),
             TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
         steps = session.config.run.steps

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.text import size
+from pipeline.text import encodable, size
 
 FULL_BELOW = 8 << 20
 """Free bytes below which a disk counts as full: databases fail before the last block is taken."""
@@ -98,9 +98,11 @@ def expect_makeable(folder: Path) -> None:
     """Refuse a folder that can't be made or written; nothing is made.
 
     Raises:
-        StoreError: it is a file, or would be inside one.
+        StoreError: it is a file, or would be inside one, or its name is no UTF-8.
         PermissionError: this user may not write there.
     """
+    if encodable(f"{folder.absolute()}") != f"{folder.absolute()}":
+        raise StoreError(f"{folder}: the path is no UTF-8, which tables need; choose another one")
     existing = _existing(folder)
     if not existing.is_dir():
         raise StoreError(f"{folder}: {existing} is a file, expected a folder; choose another one")

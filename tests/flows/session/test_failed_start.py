@@ -264,6 +264,8 @@ def test_a_folder_that_can_not_be_made_is_refused_first(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "below" / "run"):
         with pytest.raises(SrpoError, match=r"file is a file, expected a folder"):
             expect_makeable(folder)
+    with pytest.raises(SrpoError, match="the path is no UTF-8"):
+        expect_makeable(tmp_path / "r\udcff")
     expect_makeable(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
 
