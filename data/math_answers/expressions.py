@@ -86,6 +86,11 @@ def _pieces(text: str) -> list[str]:
     return list(text)
 
 
+def _is_infix(token: Token) -> bool:
+    """Say whether a token is an operator of TeX that stands between its arguments."""
+    return token.kind == "command" and token.text in ("over", "choose")
+
+
 def _quotient(top: Node, bottom: Node) -> Node:
     """Return one expression over another; d/dx and dy/dx are none."""
     first = top.args[0] if top.op == "*" else top
@@ -188,7 +193,7 @@ class ExpressionReader:
         if token is None or token.kind == "number":
             return False
         if token.kind != "mark":
-            return not token.text.startswith("end:") and token.text not in ("cdots", "quad")
+            return not (token.text.startswith("end:") or _is_infix(token))
         return token.text in ("(", "[", "{", "|(", "floor(", "ceil(") or (
             token.text == "|" and self._bars == 0
         )
@@ -284,6 +289,12 @@ class ExpressionReader:
         """Return what stands between a bracket that was taken and its closing one."""
         bars, self._bars = self._bars, 0
         inner = self._sum()
+        if (token := self._peek()) is not None and opening == "{" and _is_infix(token):
+            self._at += 1
+            other = self._sum()
+            inner = (
+                _quotient(inner, other) if token.text == "over" else Node("binom", (inner, other))
+            )
         self._bars = bars
         self._take(_OPENING[opening])
         return inner

@@ -6,6 +6,8 @@ from data.math_answers.expressions import CALCULUS, FUNCTIONS, GREEK
 from data.math_answers.lexing import Token
 
 _COMMANDS = GREEK | {"overline", "vec", "hat", "tilde", "angle", "triangle", "measuredangle"}
+_FUNCTIONS = frozenset("fghFGHPE")
+"""Letters that are applied to sums and not multiplied with them."""
 _DERIVATIVE = re.compile(r"frac { (d[A-Za-z]) } { (d[A-Za-z]) }|(d[A-Za-z]) / (d[A-Za-z])")
 _OPEN, _CLOSE = ("(", "{"), (")", "}")
 
@@ -17,6 +19,11 @@ def name_of(tokens: list[Token]) -> str | None:
     """
     if (derivative := _DERIVATIVE.fullmatch(" ".join(token.text for token in tokens))) is not None:
         return "/".join(group for group in derivative.groups() if group)
+    if len(tokens) == 3 and (tokens[0].text, tokens[2].text) in (("|", "|"), ("|(", ")|")):
+        length = tokens[1].text
+        return f"|{length}|" if len(length) > 1 and length.isupper() else None
+    if any(_is_product(tokens, position) for position in range(1, len(tokens))):
+        return None
     parts: list[str] = []
     depth = 0
     letters = False
@@ -51,3 +58,12 @@ def name_of(tokens: list[Token]) -> str | None:
     if not letters or depth or (name.startswith("(") and "," not in name):
         return None
     return name
+
+
+def _is_product(tokens: list[Token], position: int) -> bool:
+    """Say whether a bracket opens at a position that multiplies, as in x(x + 1), and not f(x)."""
+    if tokens[position].text != "(" or tokens[position - 1].text in _FUNCTIONS:
+        return False
+    inside = [token.text for token in tokens[position + 1 :]]
+    end = inside.index(")") if ")" in inside else len(inside)
+    return any(sign in inside[:end] for sign in ("+", "-", "*", "/", "^"))

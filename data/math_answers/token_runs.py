@@ -14,6 +14,8 @@ def without_group(tokens: list[Token]) -> list[Token]:
     if len(tokens) < 2 or tokens[0].text != "{" or matching(tokens, 0) != len(tokens) - 1:
         return tokens
     inner = tokens[1:-1]
+    if any(token.kind == "command" and token.text in ("over", "choose") for token in inner):
+        return tokens  # TeX's operators need them
     bars = sum(is_mark(token, "|") for token in inner)
     if bars == 1 or any(is_mark(token, ",", ":", "mid") for token in inner):
         return [Token("mark", "set{"), *inner, Token("mark", "}set")]
