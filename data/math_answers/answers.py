@@ -24,11 +24,13 @@ class Quantity:
         unit: it.
         needs_unit: whether the value alone is another answer: 10 h 30 min, or 10 m, which may be
             10 times m.
+        product: what it is if the unit is a product of symbols: 2 m g.
     """
 
     node: Node
     unit: Unit
     needs_unit: bool = False
+    product: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)

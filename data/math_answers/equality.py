@@ -134,7 +134,7 @@ def _as_relation(answer: Answer) -> Relation | None:
     match answer.value:
         case Expression(node):
             return Relation("=", difference(answer.node, node))
-        case Text(node=Node() as node):
+        case Text(node=Node() as node) | Quantity(product=Node() as node):
             return Relation("=", difference(answer.node, node))
     return None
 
@@ -152,6 +152,15 @@ def _same_collections(left: Answer, right: Answer) -> bool:
     assert isinstance(left, Collection)
     if isinstance(right, Collection):
         return _same_items(left, right)
+    if (
+        isinstance(right, Matrix)
+        and left.kind == "tuple"
+        and 1 in (len(right.rows), len(right.rows[0]))
+    ):
+        entries = tuple(Expression(node) for row in right.rows for node in row)
+        return _same_items(left, Collection("tuple", entries))
+    if left == Collection("set", ()) and isinstance(right, Text):
+        return right.words in NO_SOLUTION
     return len(left.items) == 1 and left.kind == "list" and same(left.items[0], right)
 
 
@@ -214,13 +223,13 @@ def _same_quantities(left: Answer, right: Answer) -> bool:
             if left.unit.size == right.unit.size:
                 return same_value(left.node, right.node)
             return same_value(times(left.node, left.unit.size), times(right.node, right.unit.size))
+        if left.product is not None and right.product is not None:
+            return same_value(left.product, right.product)
         turn = {left.unit.kind, right.unit.kind} == {DEGREE.kind, KNOWN["rad"].kind}
         return turn and same_value(_radians(left), _radians(right))
     if not isinstance(right, Expression):
         return False
-    if left.unit.symbol and same_value(
-        Node("*", (left.node, Node("symbol", name=left.unit.symbol))), right.node
-    ):
+    if left.product is not None and same_value(left.product, right.node):
         return True
     if left.unit == PERCENT and same_value(Node("/", (left.node, _HUNDRED)), right.node):
         return True
@@ -229,6 +238,7 @@ def _same_quantities(left: Answer, right: Answer) -> bool:
     return not left.needs_unit and same_value(left.node, right.node)
 
 
+NO_SOLUTION = frozenset(("no solution", "no solutions", "empty set", "the empty set"))
 _ZERO, _HUNDRED = (Node("number", number=Numeral(Fraction(n))) for n in (0, 100))
 
 
@@ -306,8 +316,10 @@ def _interval(answer: Answer) -> Interval | None:
 
 
 def _same_texts(left: Answer, right: Answer) -> bool:
-    if isinstance(left, Text) and isinstance(right, Text) and left.words == right.words:
-        return True
+    if isinstance(left, Text) and isinstance(right, Text):
+        words = {left.words, right.words}
+        if len(words) == 1 or words <= NO_SOLUTION:
+            return True
     nodes = [side.node if isinstance(side, Text | Expression) else None for side in (left, right)]
     return nodes[0] is not None and nodes[1] is not None and same_value(nodes[0], nodes[1])
 

@@ -190,8 +190,10 @@ class ExpressionReader:
     def _begins_factor(self) -> bool:
         """Say whether what comes next is multiplied without a sign."""
         token = self._peek()
-        if token is None or token.kind == "number":
+        if token is None:
             return False
+        if token.kind == "number":  # 3!7! has one reading
+            return self._at > 0 and self._is("!", ahead=-1)
         if token.kind != "mark":
             return not (token.text.startswith("end:") or _is_infix(token))
         return token.text in ("(", "[", "{", "|(", "floor(", "ceil(") or (

@@ -11,6 +11,7 @@ from data.math_answers.literals import Numeral
 from data.math_answers.units import (
     CURRENCY_SIGNS,
     DEGREE,
+    DOUBTFUL,
     KNOWN,
     MULTIPLIERS,
     PERCENT,
@@ -23,6 +24,9 @@ from data.math_answers.units import (
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _LOOSE = FUNCTIONS - {"sqrt", "cbrt"}
 """Functions whose argument needs no brackets."""
+_SIGNS_OF_UNITS = frozenset(("deg", "%", "/", "-", *CURRENCY_SIGNS))
+_NUMERIC = frozenset(("frac", "sqrt", "pi"))
+"""Commands of numbers, after which letters are no product that begins with symbols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Found:
         value: the tokens of its value.
         factor: what a word such as million multiplies it by.
         unit: its unit; None: it has a factor only.
-        needs_unit: whether the unit may be the product with a variable.
+        needs_unit: whether the unit may be a product of symbols.
         rest: tokens of a second quantity after it: the 6 inches of 5 feet 6 inches.
     """
 
@@ -98,9 +102,27 @@ def _split(tokens: list[Token]) -> Found | None:
         for end in (len(rest), *ends):
             unit = _unit(rest[:end])
             if unit is not None:
-                bare = len(rest[:end]) == 1 and rest[0].kind == "word" and len(rest[0].text) == 1
-                return Found(value, factor, unit, bare, rest[end:])
+                doubtful = factor == 1 and _may_be_product(value, rest[:end])
+                return Found(value, factor, unit, doubtful, rest[end:])
     return None
+
+
+def _may_be_product(value: list[Token], unit: list[Token]) -> bool:
+    """Say whether a unit may be symbols instead: 2 m g, 4 m^2, \\pi hr, but not 3 km or 5 m/s."""
+    if any(
+        token.kind == "text"
+        or (token.kind == "word" and len(token.text) > 3)
+        or (token.kind == "mark" and token.text in _SIGNS_OF_UNITS)
+        for token in unit
+    ):
+        return False
+    if len(unit) > 1 or len(unit[0].text) == 1:
+        return unit[0].text != "Omega"
+    if unit[0].text in DOUBTFUL or (
+        unit[0].text == "hr" and (len(value) > 1 or not unit[0].spaced)
+    ):
+        return True
+    return any(t.kind == "word" or (t.kind == "command" and t.text not in _NUMERIC) for t in value)
 
 
 def _may_begin(tokens: list[Token], position: int) -> bool:
@@ -109,6 +131,8 @@ def _may_begin(tokens: list[Token], position: int) -> bool:
     if token.kind == "text":
         return True
     if token.kind == "mark":
+        if token.text == "/":
+            return position + 1 < len(tokens) and tokens[position + 1].kind == "text"
         follows = [t.text for t in tokens[position : position + 3]]
         return (
             token.text in ("%", "deg", *CURRENCY_SIGNS)
@@ -116,9 +140,12 @@ def _may_begin(tokens: list[Token], position: int) -> bool:
             or (follows == ["^", "{", "deg"])
         )
     if token.kind == "command":
-        return token.text in ("Omega", "frac") and position > 0 and token.spaced
-    if token.kind != "word" or token.text in CONSTANTS or token.text in FUNCTIONS:
+        prefixed = token.text == "mu" and _with_prefix(tokens[position : position + 2]) is not None
+        return prefixed or (token.text in ("Omega", "frac") and token.spaced)
+    if token.kind != "word" or token.text in CONSTANTS:
         return False
+    if token.text in FUNCTIONS:
+        return token.text == "sec" and position == len(tokens) - 1
     if token.text.lower() in MULTIPLIERS or token.text.lower() in _POWERS:
         return True
     if len(token.text) == 1:
@@ -142,6 +169,17 @@ def _unit(tokens: list[Token]) -> Unit | None:
     return None
 
 
+def _with_prefix(tokens: list[Token]) -> Unit | None:
+    """Return a unit with a prefix of which one is Greek: \\mu\\text{m}, \\text{k}\\Omega."""
+    if len(tokens) == 2 and tokens[0].kind in ("word", "text", "command"):
+        prefix, unit = tokens[0].text, tokens[1].text
+        if prefix == "mu" and tokens[1].kind in ("word", "text"):
+            return KNOWN.get(f"μ{unit}")
+        if unit == "Omega" and tokens[0].kind != "command":
+            return KNOWN.get(f"{prefix}Ω")
+    return None
+
+
 class _UnitReader:
     """Reads km/h, m s^{-2}, square metres, dollars per hour, °C."""
 
@@ -152,12 +190,11 @@ class _UnitReader:
         factors: list[tuple[Unit, int]] = []
         sign = 1
         while self._at < len(self._tokens):
-            if factors:
-                text = self._text()
-                if text in ("/", "per"):
-                    sign, self._at = -1, self._at + 1
-                elif text in ("*", "-"):
-                    sign, self._at = 1, self._at + 1
+            text = self._text()
+            if text in ("/", "per"):
+                sign, self._at = -1, self._at + 1
+            elif factors and text in ("*", "-"):
+                sign, self._at = 1, self._at + 1
             power = 1
             if self._text().lower() in _POWERS:
                 power = _POWERS[self._text().lower()]
@@ -187,6 +224,9 @@ class _UnitReader:
         if self._text() == "^" and self._text(1) == "deg":
             self._at += 2
             return self._degree()
+        if (prefixed := _with_prefix(self._tokens[self._at : self._at + 2])) is not None:
+            self._at += 2
+            return prefixed
         token = self._tokens[self._at]
         self._at += 1
         if token.kind == "mark":

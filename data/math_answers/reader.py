@@ -43,6 +43,7 @@ from data.math_answers.expressions import (
     ExpressionReader,
     Node,
 )
+from data.math_answers.labels import label
 from data.math_answers.lexing import LONGEST, Lexer, Token, closing_brace, with_braces
 from data.math_answers.literals import Numeral, Unreadable, in_base
 from data.math_answers.names import name_of
@@ -64,6 +65,7 @@ _INFINITY = Node("constant", name="infty")
 _TRAILING = re.compile(r"(?:\s|~|\\[,;:! ]|\\q?quad\b|(?<!\\)[,;]|(?<![.\\])\.)+$")
 _LEADING = re.compile(r"^(?:\s|~|\\[,;:! ]|\\q?quad\b)+")
 _WRAPPED = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("**", "**"), ('"', '"'), ("`", "`"))
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 
 
@@ -96,7 +98,7 @@ def read(text: str) -> Reading:
     if option := re.fullmatch(r"\(?([A-Za-z])\)", plain):
         plain = option[1]
     try:
-        lexer = Lexer(with_braces(plain))
+        lexer = Lexer(with_braces(_CHOOSE.sub(r"\\binom{\1}{\2}", plain)))
         tokens = lexer.run()
         reader = AnswerReader(lexer.doubts)
         return Reading(reader.read(without_group(tokens)), tuple(dict.fromkeys(lexer.doubts)))
@@ -212,8 +214,8 @@ class AnswerReader:
         sides, relations = split(tokens, lambda t: t.kind == "mark" and t.text in _RELATIONS)
         if relations:
             return self._relation(sides, [token.text for token in relations])
-        if (words := _phrase(tokens)) is not None:
-            return words
+        if (phrase := label(tokens) or _phrase(tokens)) is not None:
+            return phrase
         return self._set(tokens)
 
     def _relation(self, sides: list[list[Token]], relations: list[str]) -> Answer:
@@ -225,7 +227,7 @@ class AnswerReader:
 
     def _equation(self, sides: list[list[Token]], relations: list[str]) -> Answer:
         """Return x = 5, 5 = x, 2 + 3 = 5, x = 2 + 3 = 5, x + y = 3 or x ≈ 0.33."""
-        if not sides[0] and relations[0] == "~":
+        if not sides[0] and relations in (["~"], ["="]):
             return self._one(sides[1])
         if len(sides) == 2 and relations[0] != "~":
             name, other = name_of(sides[0]), name_of(sides[1])
@@ -434,7 +436,8 @@ class AnswerReader:
         value = times(self._value(found.value), Fraction(found.factor))
         if found.unit is None:
             return Expression(value)
-        quantity = Quantity(value, found.unit, found.needs_unit)
+        product = self._node_or_none(tokens) if found.needs_unit else None
+        quantity = Quantity(value, found.unit, found.needs_unit, product)
         if not found.rest:
             return quantity
         rest = self._quantity(found.rest)

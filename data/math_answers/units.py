@@ -79,7 +79,19 @@ kHz kilohertz       1000       time-1
 MHz megahertz       1000000    time-1
 mph                 1609.344/3600 length time-1
 kph kmh kmph        1000/3600  length time-1
+T tesla             1          mass time-2 current-1
+F farad             1          mass-1 length-2 time4 current2
+H henry             1          mass length2 time-2 current-2
+Wb weber            1          mass length2 time-2 current-1
+eV electronvolt     1.602176634e-19 mass length2 time-2
+cal calorie         4.184      mass length2 time-2
+bar                 100000     mass length-1 time-2
+atm                 101325     mass length-1 time-2
+M molar             1          amount volume-1
 """
+_PREFIXES = {"p": -12, "n": -9, "μ": -6, "µ": -6, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9}
+_PREFIXED = words("m g s L mol A K N J W Pa V Ω ohm C Hz T F H eV cal M")
+"""Units that take any of these prefixes."""
 MULTIPLIERS = {
     "hundred": 100,
     "thousand": 1000,
@@ -109,24 +121,20 @@ class Unit:
     Attributes:
         size: how many of its kind's first unit it is.
         kind: powers of the kinds it is made of, sorted.
-        symbol: its name if it is a single letter, which might be a variable as well.
     """
 
     size: Fraction
     kind: tuple[tuple[str, int], ...]
-    symbol: str = ""
 
 
 def product(factors: Iterable[tuple[Unit, int]]) -> Unit:
     """Return the product of powers of units."""
     size, kinds = Fraction(1), dict[str, int]()
-    parts = list(factors)
-    for unit, power in parts:
+    for unit, power in factors:
         size *= unit.size**power
         for kind, inner in unit.kind:
             kinds[kind] = kinds.get(kind, 0) + inner * power
-    symbol = parts[0][0].symbol if len(parts) == 1 and parts[0][1] == 1 else ""
-    return Unit(size, tuple(sorted((k, p) for k, p in kinds.items() if p)), symbol)
+    return Unit(size, tuple(sorted((k, p) for k, p in kinds.items() if p)))
 
 
 def _ratio(text: str) -> Fraction:
@@ -140,27 +148,39 @@ def _known() -> dict[str, Unit]:
     for line in _TABLE.strip().splitlines():
         kind, size, *names = line.split()
         for name in names:
-            symbol = name if len(name) == 1 else ""
-            units[name] = Unit(_ratio(size), ((kind, 1),), symbol)
+            units[name] = Unit(_ratio(size), ((kind, 1),))
     for line in _DERIVED.strip().splitlines():
-        names = [word for word in line.split() if word[0].isalpha() and word.rstrip("-123") not in
-                 ("mass", "length", "time", "current")]  # fmt: skip
+        names = [word for word in line.split() if word[0].isalpha() and word.rstrip("-1234") not in
+                 ("mass", "length", "time", "current", "amount", "volume")]  # fmt: skip
         powers = [word for word in line.split() if word[0].isalpha() and word not in names]
         size = next(word for word in line.split() if word[0].isdigit())
         kinds = []
         for power in powers:
-            kind = power.rstrip("-123")
+            kind = power.rstrip("-1234")
             kinds.append((kind, int(power[len(kind) :] or 1)))
         for name in names:
-            symbol = name if len(name) == 1 else ""
-            units[name] = Unit(_ratio(size), tuple(sorted(kinds)), symbol)
+            units[name] = Unit(_ratio(size), tuple(sorted(kinds)))
     units["%"] = units["percent"]
     units["$"], units["€"], units["£"] = units["dollar"], units["euro"], units["GBP"]
     units["¢"], units["¥"], units["₹"] = units["cent"], units["yen"], units["rupee"]
     return units
 
 
-KNOWN = _known()
+def _prefixed(units: dict[str, Unit]) -> dict[str, Unit]:
+    """Return units with a prefix that the tables don't have, as μm, kΩ or MeV."""
+    made = {
+        prefix + name: Unit(units[name].size * Fraction(10) ** power, units[name].kind)
+        for name in _PREFIXED
+        for prefix, power in _PREFIXES.items()
+    }
+    return {name: unit for name, unit in made.items() if name not in units}
+
+
+_WRITTEN = _known()
+_MADE = _prefixed(_WRITTEN)
+KNOWN = _WRITTEN | _MADE
+DOUBTFUL = frozenset(("mg", *_MADE))
+"""Letters after a number that may as well be a product, outside of \\text: 2mg, 3 pV."""
 DEGREE, PERCENT = KNOWN["deg"], KNOWN["percent"]
 CURRENCY_SIGNS = frozenset("$€£¥₹")
 
