@@ -43,6 +43,9 @@ def doctor(
 
         well = print_task_report(open_console(), target, overrides or [])
     else:
+        from flows.session.open_run import expect_model
+
+        expect_model(target)  # first: what follows is heavy
         from flows.terminal.model_report import print_model_report
 
         well = print_model_report(open_console(), target, overrides or [])

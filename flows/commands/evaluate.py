@@ -30,24 +30,26 @@ def evaluate(
 
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
+    from flows.session.open_run import default_run_dir, model_config, split_state
+    from pipeline.remote.mirror_sync import is_run
+
+    run, step = split_state(state)
+    chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
+    settings = None if is_run(run) else model_config(state, chosen)  # first: what follows is heavy
+
     from flows.reruns.evaluate import evaluate_now
     from flows.session.failed_start import removing_failed_start
-    from flows.session.open_run import default_run_dir, model_config, split_state
     from flows.session.questions import left_out
     from flows.session.session import Session
     from flows.training.progress import evaluation_line
     from flows.workers.command_pool import command_pool
-    from pipeline.remote.mirror_sync import is_run
     from pipeline.text import print_warnings
 
-    run, step = split_state(state)
-    chosen = [*([f"data.task={task}"] if task else []), *(overrides or [])]
     names = ("policy, by replaying updates", "evaluate")
     with contextlib.ExitStack() as stack:
-        if is_run(run):
+        if settings is None:
             session = Session.resume(run)
         else:
-            settings = model_config(state, chosen)
             run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
             stack.enter_context(removing_failed_start(run))
             session = Session.create(run, settings, keep_start=False)

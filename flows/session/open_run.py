@@ -8,6 +8,7 @@ from flows.session.rule_check import expect_same_rules
 from pipeline.config.load import apply_override, load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
+from pipeline.policy.model_folder import model_folder
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import MAY_CHANGE, MAY_GROW, Run, is_taken
 from pipeline.tables.manifest import flat
@@ -48,7 +49,18 @@ def checked_config(
             f"{run_dir} is there already: go on with it by {go_on(run_dir)}, or choose another "
             "--run"
         )
+    expect_model(config.model.path)
     return config
+
+
+def expect_model(path: str) -> None:
+    """Refuse a model that isn't there, before anything heavy is imported; copies one of the hub.
+
+    Raises:
+        PolicyError: there is no such folder, the hub has no such model, or can't be reached.
+    """
+    if path not in ("demo", "random"):
+        model_folder(path)
 
 
 def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
@@ -130,10 +142,13 @@ def model_config(model: str, overrides: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: it is unclear which task, or a setting can't be used.
+        PolicyError: the model isn't there (`expect_model`).
     """
     values: dict[str, Any] = {"model": {"path": model}, "run": {"steps": 1}}
     for override in overrides:
         apply_override(values, override)
     if not {"task", "mixture"} & values.get("data", {}).keys():
         raise ConfigError(f"{model}: no run folder, so taken for a model: which --task?")
-    return validate_config(values, "--set")
+    config = validate_config(values, "--set")
+    expect_model(config.model.path)
+    return config

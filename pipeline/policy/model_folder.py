@@ -2,6 +2,7 @@
 
 import re
 import threading
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -53,6 +54,7 @@ def _looks_like_a_path(path: str) -> bool:
     )
 
 
+@cache  # one question to the hub for all who open the model
 def _copy_of_hub(name: str) -> Path:
     absent = _why_not_there(name)
     try:

@@ -27,9 +27,15 @@ from pipeline.policy.generation_config import usable_generation_config
 from pipeline.policy.logit_caps import caps_attention, expect_plain_logits
 from pipeline.policy.model_files import cannot_be_opened, check_model_files
 from pipeline.policy.model_folder import model_folder
+from pipeline.policy.quiet_transformers import quiet_transformers
 from pipeline.policy.safetensors_layout import FileLayout, lay_out
 from pipeline.policy.tokenizer_loading import load_tokenizer
 from pipeline.text import printable
+
+_RECOMPUTED = re.compile(
+    r"(^|\.)(masked_bias|inv_freq|(cos|sin)_cached|position_ids|attention\.bias)$"
+)
+"""Buffers that older versions of transformers stored; models compute them."""
 
 
 def load_pretrained(
@@ -56,18 +62,19 @@ def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         expect_plain_logits(config, path)
-        model, loading = _opener(config, spread).from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            generation_config=usable_generation_config(folder),
-            ignore_mismatched_sizes=True,  # refused below, with the names
-            distributed_config=None if spread is None else DistributedConfig(),
-            # torch's own attention leaves caps of its scores out, without a word
-            **({"attn_implementation": "eager"} if caps_attention(config) else {}),
-        )
+        with quiet_transformers():
+            model, loading = _opener(config, spread).from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                generation_config=usable_generation_config(folder),
+                ignore_mismatched_sizes=True,  # refused below, with the names
+                distributed_config=None if spread is None else DistributedConfig(),
+                # torch's own attention leaves caps of its scores out, without a word
+                **({"attn_implementation": "eager"} if caps_attention(config) else {}),
+            )
     except PolicyError:
         raise
     except Exception as error:  # whatever a foreign folder makes transformers raise
@@ -87,8 +94,7 @@ def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[
 def _expect_all_weights(path: str, model: Any, loading: Mapping[str, Any]) -> None:
     """Refuse weights that nobody reads, or that the files don't have as the model needs them.
 
-    What a model's class declares to be no loss, such as recomputed buffers, transformers leaves out
-    of its account.
+    Buffers that are computed don't count, nor what a model's class declares to be no loss.
     """
     kind = type(model).__name__
     if mismatched := sorted(loading["mismatched_keys"]):
@@ -102,7 +108,8 @@ def _expect_all_weights(path: str, model: Any, loading: Mapping[str, Any]) -> No
             f"{path}: the files lack {len(missing)} weights of a {kind}: {_first(missing)}; "
             "they would be random"
         )
-    if unread := sorted(loading["unexpected_keys"]):
+    unread = [name for name in sorted(loading["unexpected_keys"]) if not _RECOMPUTED.search(name)]
+    if unread:
         raise PolicyError(
             f"{path}: the files hold {len(unread)} weights that a {kind} of this config.json does "
             f"not read: {_first(unread)}; {_why_unread(unread, model.config)}"

@@ -99,7 +99,13 @@ class Policy:
         self.notes: list[str] = []
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
-        _check_projection(self)
+        try:
+            _check_projection(self)
+        except PolicyError:
+            raise
+        except Exception as error:  # whatever the code of a model that doesn't fit itself raises
+            name = model.name_or_path
+            raise PolicyError(f"{name}: the model can't be run: {one_line(error)}") from error
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
 
     @property

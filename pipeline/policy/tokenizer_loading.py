@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.errors import PolicyError
+from pipeline.policy.quiet_transformers import quiet_transformers
 from pipeline.text import one_line, printable
 
 FILE = "tokenizer.json"
@@ -47,14 +48,18 @@ def load_tokenizer(folder: Path) -> Any:
             f"(or one of {', '.join(_VOCABULARIES)})"
         )
     try:
-        if path.is_file():
-            core = Tokenizer.from_file(str(path))
-            _expect_agreement(folder, core)
-            tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
-                folder, trust_remote_code=False
-            )
-        else:
-            core, tokenizer = None, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet_transformers():
+            if path.is_file():
+                core = Tokenizer.from_file(str(path))
+                _expect_agreement(folder, core)
+                tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
+                    folder, trust_remote_code=False
+                )
+            else:
+                core, tokenizer = (
+                    None,
+                    AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+                )
     except PolicyError:
         raise
     except Exception as error:  # whatever a foreign folder makes the libraries raise

@@ -95,10 +95,9 @@ def test_parts_of_another_kind_of_model(folder: Path, name: str) -> None:
     )
 
 
-def test_buffers_that_are_computed_may_be_stored(folder: Path) -> None:
-    rewrite(
-        folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
-    )
+@pytest.mark.parametrize("name", ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "masked_bias"])
+def test_buffers_that_are_computed_may_be_stored(folder: Path, name: str) -> None:
+    rewrite(folder, lambda t: t.update({f"model.layers.0.self_attn.{name}": torch.ones(8)}))
     assert open_on_cpu(folder).vocabulary == len(PRINTABLE)
 
 
@@ -150,6 +149,31 @@ def test_other_shapes_are_named(folder: Path) -> None:
         "6 weights are of another shape, first model.layers.0.mlp.down_proj.weight: [32, 64] in "
         "the files, [32, 48] by config.json"
     ) in refusal(folder)
+
+
+def test_a_model_that_does_not_fit_itself(folder: Path) -> None:
+    """Three heads of queries over one of keys are fine, over two they aren't."""
+    configure(folder, num_attention_heads=3, num_key_value_heads=2, head_dim=16)
+    rewrite(
+        folder,
+        lambda t: t.update(
+            {
+                f"model.layers.{i}.self_attn.{part}_proj.weight": torch.ones(shape)
+                for i in range(2)
+                for part, shape in (
+                    *(("q", (48, 32)), ("k", (32, 32)), ("v", (32, 32))),
+                    ("o", (32, 48)),
+                )
+            }
+        ),
+    )
+    refusal(folder)
+
+
+def test_the_library_adds_no_lines(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    configure(folder, num_hidden_layers=1, layer_types=["full_attention"])
+    refusal(folder)
+    assert capfd.readouterr() == ("", "")
 
 
 # --- files -----------------------------------------------------------------------------------
