@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.terminal.tables import WIDE_FROM, cell, line, plain_table, say
-from pipeline.audit.rollout import LikelyToken, RolloutRecord, TokenRecord
+from pipeline.audit.rollout import UNCLOSED, LikelyToken, RolloutRecord, TokenRecord
+from pipeline.tables.schemas import UNCLOSED_THINKING
 from pipeline.text import NOTHING, count, number, percent, printable
 
 _TOKEN_WIDTH = 14
@@ -63,6 +64,7 @@ def _print_verdict(console: Console, record: RolloutRecord) -> None:
         f"{'not judged' if verdict['error'] else said}, by {verdict['verifier']}",
         f"prediction {verdict['prediction'] or NOTHING}   reference {record.rollout['reference']}",
     ]
+    lines += [UNCLOSED] if record.rollout.get(UNCLOSED_THINKING) else []
     lines += [f"feedback: {verdict['feedback']}"] if verdict["feedback"] else []
     lines += [f"error: {verdict['error']}"] if verdict["error"] else []
     _section(console, "verdict", "\n".join(lines))

@@ -20,6 +20,8 @@ from pipeline.tables.schemas import Row
 from pipeline.text import printable
 
 TOP = 5
+UNCLOSED = "the response ends inside its think block"
+"""What readers of a rollout are told where its column `unclosed_thinking` says so."""
 ROLLOUT_ID = re.compile(r"(?P<kind>e?)(?P<step>[0-9]{6,9})-[0-9]{4,9}-[0-9]{2,9}")
 """The only form of a rollout id; whatever else a table or an address holds is none."""
 

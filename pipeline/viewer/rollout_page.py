@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from pipeline.audit.listing import samples
-from pipeline.audit.rollout import ROLLOUT_ID, RolloutRecord, rollout_record
+from pipeline.audit.rollout import ROLLOUT_ID, UNCLOSED, RolloutRecord, rollout_record
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
-from pipeline.tables.schemas import Row
+from pipeline.tables.schemas import UNCLOSED_THINKING, Row
 from pipeline.text import count, number, percent, printable
 from pipeline.viewer.export_selection import exported_steps, in_export
 from pipeline.viewer.long_text import long_text
@@ -149,6 +149,7 @@ def _verdict(record: RolloutRecord) -> dict[str, Any] | None:
         "format_ok": verdict["format_ok"],
         "prediction": long_text(verdict["prediction"]),
         "reference": long_text(record.rollout["reference"]),
+        "thinking": UNCLOSED if record.rollout.get(UNCLOSED_THINKING) else "",
         "feedback": long_text(verdict["feedback"] or ""),
         "error": long_text(verdict["error"] or ""),
         "verifier": short(verdict["verifier"]),

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 from datetime import datetime
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pytest
+from rich.console import Console
 
 from flows.session.fork_run import fork_run
 from flows.session.new_run import teacher_settings
 from flows.session.open_run import resumed_config
 from flows.session.session import Session
+from flows.terminal.rollout_text import print_rollout
+from pipeline.audit.rollout import rollout_record
 from pipeline.check.deep import StartingState, deep_check
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
@@ -143,6 +147,10 @@ def test_unfinished_thinking(tmp_path: Path, rule: str) -> None:
         assert not pc.any(session.run.read("routes", 0)["teacher_available"]).as_py()
         recorded = session.run.manifest("verdicts", 0).origin.settings["verify"]
         assert ("unfinished_thinking" in recorded) == (rule == "judge")
+        for rollout_id in ("000000-0000-00", "e000000-0000-00"):
+            page = io.StringIO()
+            print_rollout(Console(file=page, width=200), rollout_record(session.run, rollout_id), 1)
+            assert "the response ends inside its think block" in page.getvalue()
 
 
 def test_other_settings_of_the_template_stay(tmp_path: Path) -> None:
