@@ -10,7 +10,6 @@ one digit changed, is refused when it is loaded. docs/tasks.md says what can be 
 """
 
 import json
-import logging
 import math
 from decimal import Decimal
 
@@ -21,9 +20,6 @@ from data.rows import Row, WrittenFloat, gold_error, load_questions
 from pipeline.task import Question, Split, Verdict
 
 VERIFIER = "mathematics/2"
-
-# It warns that its time limits are off; the pool of the verifiers has its own.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def load(path: str | None, split: Split) -> list[Question]:

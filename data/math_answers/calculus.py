@@ -5,6 +5,7 @@ or words. So it gets nothing with words in it, no clean-up is made, and the pars
 the end of the text. What it makes of the two texts is compared by its `verify`.
 """
 
+import logging
 import re
 from typing import Any
 
@@ -13,6 +14,9 @@ from math_verify import verify
 
 from data.math_answers.lexing import Lexer, with_braces
 from data.math_answers.literals import Unreadable
+
+# It warns that its time limits are off; the pool of the verifiers has its own.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SPACING = re.compile(r"\\(?:[,;:! ]|limits(?![A-Za-z])|left(?![A-Za-z])|right(?![A-Za-z]))|~")

@@ -92,8 +92,9 @@ def _is_infix(token: Token) -> bool:
 
 
 def _quotient(top: Node, bottom: Node) -> Node:
-    """Return one expression over another; d/dx and dy/dx are none."""
+    """Return one expression over another; d/dx, dy/dx and d^2y/dx^2 are none."""
     first = top.args[0] if top.op == "*" else top
+    first = first.args[0] if first.op == "^" else first
     if bottom.op == "*" and first.name == bottom.args[0].name == "d":
         raise NeedsCalculus("a derivative")
     return Node("/", (top, bottom))
