@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from flows.session.session import Session
+from flows.session.stage_runner import STAGES
 from pipeline.check.deep import DeepReport, StartingState, State, deep_check
 from pipeline.errors import ConfigError, StoreError
 from pipeline.policy.policy import Policy
@@ -64,11 +65,15 @@ def _starting_state(policy: Policy, folder: Path, step: int) -> StartingState:
 
 
 def _before_updates(root: Path, step: int, batches: int, replayed: Progress) -> dict[int, State]:
-    """Return the parameters before each optimizer update; all but the first need a replay."""
+    """Return the parameters before each optimizer update; all but the first need a replay.
+
+    Updates of another version of the stage are not replayed: there is only the first.
+    """
     found: dict[int, State] = {}
     with contextlib.closing(Session.resume(root, writes=False)) as session:
         policy = session.prepare(step, replayed)
-        if batches == 1:
+        made = session.run.manifest("updates", step).origin.stage_version
+        if batches == 1 or made != STAGES["update"].version:
             return {0: _parameters(policy.model)}
         hook = policy.optimizer.register_step_pre_hook(
             lambda *_: found.update({len(found): _parameters(policy.model)})

@@ -98,7 +98,8 @@ def _print_update(console: Console, record: RolloutRecord) -> None:
             _section(console, "update", "stage update has not run for this step")
         return
     if not update["computed"]:
-        text = "no gradient: only counted in N"
+        left_out = update["route"] == "none"
+        text = "no gradient: left out of N, too" if left_out else "no gradient: only counted in N"
     else:
         text = (
             f"loss {number(update['loss_sum'])} over {update['tokens']} tokens, "

@@ -113,13 +113,20 @@ def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
         ("Tokens", _known(get("response_tokens"), count)),
         ("Ending", None if get("finish_reason") != "length" else "cut at the limit"),
         ("Format", "broken" if get("format_ok") is False and get("error") is None else None),
-        ("Gradient", "none: only counted in N" if get("computed") is False else None),
+        (
+            "Gradient",
+            _NO_GRADIENT.get(get("route") == "none") if get("computed") is False else None,
+        ),
         ("Share of N", _known(get("share"), small_share)),
         ("Share of loss", _known(get("loss_share"), small_share)),
         ("Loss / N", _known(get("loss"), number)),
         ("Divergence", _known(get("divergence"), lambda value: f"{number(value)} nats")),
         ("Why", None if get("reason") is None else printable(row["reason"], 600)),
     ]
+
+
+_NO_GRADIENT = {True: "none: left out of N, too", False: "none: only counted in N"}
+"""What to say of a rollout without a gradient, by whether it has no route."""
 
 
 def _known(value: Any, written: Any) -> str | None:
