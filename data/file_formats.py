@@ -389,7 +389,7 @@ def plain_row(
         try:
             fields[name] = _plain(value, name in singles)
         except TypeError as error:
-            problem = problem or f"the column {name!r} has {error}"
+            problem = problem or f"the column {name!r} has {error}: leave it out or make it text"
     if _has_null_key(fields.get("answer")):
         problem = problem or (
             "its answer has objects with null in a key, which a typed table can't tell from no key "

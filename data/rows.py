@@ -77,6 +77,8 @@ def prompt_id(row: Row, task: str) -> str:
         raise RowError(f"{row.place}: dataset is {_short(dataset)}, expected a text")
     if index is None:
         index = f"{re.split('[/:]', row.source)[-1].split('.')[0]}-{row.number}"
+    if isinstance(index, float) and index.is_integer() and abs(index) < 2**53:
+        index = int(index)  # tables with rows that lack one have floats
     if isinstance(index, bool) or not isinstance(index, int | str):
         raise RowError(f"{row.place}: idx is {_short(index)}, expected a whole number or a text")
     name = f"{dataset}-{index}"

@@ -55,14 +55,13 @@ def read_rows(path: str | None, split: Split) -> list[Row]:
 def _files_of_split(folder: Path, split: Split) -> list[Path]:
     """Return the file of a folder that holds a split, or its pieces in order."""
     files = _files(folder, split)
-    if len(files) > 1:
-        names = " and ".join(file.name for file in files)
+    sources = [[file] for file in files]
+    sources += [pieces for place in (folder, folder / "data") if (pieces := _pieces(place, split))]
+    if len(sources) > 1:
+        names = " and ".join(str(source[0].relative_to(folder)) for source in sources)
         raise DataError(f"{folder} has both {names}: remove one of them")
-    if files:
-        return files
-    for place in (folder, folder / "data"):
-        if pieces := _pieces(place, split):
-            return pieces
+    if sources:
+        return sources[0]
     other = _files(folder, "test" if split == "train" else "train")
     hint = (
         f"; add it, or set data.path to the single file {other[0]} to have it split 90 to 10"
@@ -74,8 +73,13 @@ def _files_of_split(folder: Path, split: Split) -> list[Path]:
 
 
 def _files(folder: Path, split: Split) -> list[Path]:
-    found = (folder / f"{split}{suffix}" for suffix in SUFFIXES)
-    return [file for file in found if file.is_file()]
+    """Return the files of a folder that are called as a split is, in letters of either case."""
+    names = [f"{split}{suffix}" for suffix in SUFFIXES]
+    try:
+        found = [file for file in folder.iterdir() if file.name.lower() in names and file.is_file()]
+    except OSError as error:
+        raise DataError(f"{folder} can't be read: {error.strerror or error}") from error
+    return sorted(found, key=lambda file: (names.index(file.name.lower()), file.name))
 
 
 def _pieces(folder: Path, split: Split) -> list[Path]:

@@ -90,6 +90,15 @@ def test_two_rows_of_one_name_are_an_error(write: Writer, tmp_path: Path) -> Non
     assert f"{path}, row 1 and {path}, row 3 are both named d-1" in str(caught.value)
 
 
+def test_a_whole_number_may_be_written_as_a_float(write: Writer, tmp_path: Path) -> None:
+    path = write([row(7.0), row(8)], "test.json")
+    asked = load_questions(str(tmp_path), "test", "t", gold)
+    assert [question.prompt_id for question in asked] == ["d-7", "d-8"]
+    write([row(7.0), row(7)], "test.json")
+    with pytest.raises(DataError, match=f"{path}, row 2 are both named d-7"):
+        load_questions(str(tmp_path), "test", "t", gold)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

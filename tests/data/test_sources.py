@@ -193,3 +193,19 @@ def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
     for name in ("absent.CSV", "absent.jsonl.gz", "./absent.parquet"):
         with pytest.raises(DataError, match="there is no such file or folder"):
             read_rows(name, "train")
+
+
+@pytest.mark.parametrize("name", ["Train.jsonl", "TRAIN.JSON"])
+def test_names_in_capitals(write: Writer, name: str) -> None:
+    folder = write([{"prompt": "p"}], name).parent
+    assert [row.number for row in read_rows(str(folder), "train")] == [1]
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_a_file_and_pieces_of_one_split(write: Writer, inside: str) -> None:
+    folder = write([{"prompt": "p"}], "train.jsonl").parent
+    (folder / inside).mkdir(exist_ok=True)
+    piece = Path(inside) / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table({"prompt": ["q"]}), folder / piece)
+    with pytest.raises(DataError, match=f"has both train.jsonl and {re.escape(str(piece))}: "):
+        read_rows(str(folder), "train")
