@@ -365,7 +365,8 @@ class ExpressionReader:
         while self._is("'"):
             self._at += 1
             name += "'"
-        if self._is("(") and (name[0] in "fgh" or name.endswith("'")):
+        function = name[0] in "fgh" and not name[1:].isalpha()
+        if self._is("(") and (function or name in ("Gamma", "zeta") or name.endswith("'")):
             raise Unreadable(f"the value {name}(…) of a function that isn't known")
         return Node("symbol", name=name)
 
@@ -416,7 +417,7 @@ class ExpressionReader:
         if name in ("root", "cbrt"):
             degree = whole(2 if name == "root" else 3)
             return Node("root", (self._primary(), degree))
-        if name in FUNCTIONS:
+        if name in FUNCTIONS or name == "lg":
             return self._function(name)
         if name in _DECORATIONS:
             return self._symbol(f"{name} {self._group_text()}")
@@ -454,7 +455,7 @@ class ExpressionReader:
 
     def _function(self, name: str) -> Node:
         """Return a function of its argument: \\sin x, \\sin^2 x, \\log_2 8, sqrt(2)."""
-        base: Node | None = None
+        base: Node | None = whole(10) if name == "lg" else None
         power: Node | None = None
         if self._is("_"):
             if name != "log":
@@ -514,4 +515,4 @@ class ExpressionReader:
 
     def _is_function(self) -> bool:
         token = self._peek()
-        return token is not None and (token.text in FUNCTIONS or token.text == "log")
+        return token is not None and (token.text in FUNCTIONS or token.text == "lg")

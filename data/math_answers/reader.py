@@ -177,7 +177,12 @@ class AnswerReader:
             return found[0] if len(found) == 1 else Collection("list", tuple(found))
         self._doubt_numbers(kept, separators)
         items = [answer for run in kept for answer in self._both_signs(run)]
+        logical = any(is_mark(separator, "and", "or") for separator in separators)
+        if logical and not all(isinstance(item, Named | Relation) for item in items):
+            raise Unreadable("∧ or ∨ beside what is no equation or inequality")
         words = {s.text.lower() for s in separators}
+        if words == {"or"} and all(same(items[0], item) for item in items):
+            return items[0]
         joined = measures.joined(items) if "or" not in words else None
         if joined is not None:
             return joined
@@ -373,7 +378,10 @@ class AnswerReader:
         runs, _ = split(inner, lambda t: is_mark(t, "mid", "|", ":"))
         if len(runs) == 2:
             condition = self.read(runs[1])
-            name = name_of(split(runs[0], lambda t: is_mark(t, "in"))[0][0])
+            member, *domain = split(runs[0], lambda t: is_mark(t, "in"))[0]
+            name = name_of(member)
+            if domain and [token.text for token in domain[0]] != ["R"]:
+                raise Unreadable("a set by a condition within another set")
             if isinstance(condition, Named) and condition.name == name:
                 return condition.value
             raise Unreadable("a set by a condition that isn't an interval")
