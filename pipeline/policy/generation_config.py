@@ -21,6 +21,8 @@ def usable_generation_config(folder: Path) -> GenerationConfig | None:
     (a temperature without sampling) from being saved.
     """
     content = _read(folder)
+    if content is None:
+        return GenerationConfig()
     if not content:
         return None
     try:
@@ -33,6 +35,8 @@ def usable_generation_config(folder: Path) -> GenerationConfig | None:
 def sampling_note(folder: Path) -> list[str]:
     """Return a line on sampling settings that a folder has and srpo doesn't use."""
     content = _read(folder)
+    if content is None:
+        return ["the model's generation_config.json is not readable JSON: it is not used"]
     names = [name for name in _SAMPLING if content.get(name) is not None]
     if not names:
         return []
@@ -42,9 +46,12 @@ def sampling_note(folder: Path) -> list[str]:
     ]
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Return what the file holds, empty if there is none; None: it isn't readable."""
     try:
         content = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, RecursionError):
-        return {}  # transformers goes without it, too
-    return content if isinstance(content, dict) else {}
+        return None
+    return content if isinstance(content, dict) else None

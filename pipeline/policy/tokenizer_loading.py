@@ -72,7 +72,12 @@ def load_tokenizer(folder: Path) -> Any:
             )
     else:
         _use_as_it_is(tokenizer, core)
-    _expect_texts_back(folder, tokenizer)
+    try:
+        _expect_texts_back(folder, tokenizer)
+    except PolicyError:
+        raise
+    except Exception as error:  # flags of strange types show when a text is encoded
+        raise PolicyError(f"model.path {folder}: {_reason(folder, error)}") from None
     return tokenizer
 
 

@@ -41,6 +41,15 @@ def test_foreign_sampling_settings_are_ignored(tmp_path: Path, foreign: dict[str
     assert load_snapshot(tmp_path / "kept", section, EMA).eos_ids == {2}
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "1", ""])
+def test_a_file_that_is_not_readable_is_noted(tmp_path: Path, text: str) -> None:
+    write_tiny_policy(tmp_path, 0, PRINTABLE)
+    (tmp_path / "generation_config.json").write_text(text)
+    policy = open_on_cpu(tmp_path)
+    assert policy.eos_ids == {2}  # by tokenizer and template
+    assert "the model's generation_config.json is not readable JSON: it is not used" in policy.notes
+
+
 def test_settings_that_are_sound_are_kept_for_others(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     write_tiny_policy(folder, 0, PRINTABLE)

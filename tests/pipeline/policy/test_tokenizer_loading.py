@@ -144,6 +144,22 @@ def test_files_that_contradict_each_other(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_max_length": "x"},
+        {"padding_side": "up"},
+        {"additional_special_tokens": 5},
+        {"added_tokens_decoder": [1]},
+    ],
+)
+def test_flags_of_strange_types(folder: Path, changes: dict[str, Any]) -> None:
+    configure(folder, **changes)
+    with pytest.raises(PolicyError, match="its tokenizer can't be opened: ") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_tokens_with_a_role_are_left_out_of_texts(folder: Path) -> None:
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
