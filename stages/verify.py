@@ -27,19 +27,22 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     """
     rollouts = tables["rollouts"]
     thinks = UNCLOSED_THINKING in rollouts.column_names
+    unclosed = unfinished(rollouts) if thinks else None
     columns = {
         "rollout_id": rollouts.column("rollout_id").to_pylist(),
         **verdict_columns(
             rollouts.column("task").to_pylist(),
             rollouts.column("response_text").to_pylist(),
             rollouts.column("reference").to_pylist(),
-            unfinished(rollouts) if thinks else None,
+            unclosed,
             config.verify,
             handles,
         ),
     }
     errors = [error for error in columns["error"] if error is not None]
-    if errors and len(errors) == rollouts.num_rows:
+    # Nobody asks a verifier about an answer that was never given.
+    unasked = sum(unclosed or ()) if config.verify.unfinished_thinking == "wrong" else 0
+    if errors and len(errors) == rollouts.num_rows - unasked:
         raise DataError(
             f"step {handles.step}: the verifier could judge none of {len(errors)} rollouts; the "
             f"first error: {printable(errors[0], _SHOWN)}. The rollouts are saved: mend the task's "

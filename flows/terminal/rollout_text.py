@@ -61,7 +61,7 @@ def _print_verdict(console: Console, record: RolloutRecord) -> None:
     form = "kept" if verdict["format_ok"] else "broken"
     said = f"{word}, reward {number(verdict['reward'])}, format {form}"
     lines = [
-        f"{'not judged' if verdict['error'] else said}, by {verdict['verifier']}",
+        f"{said if verdict['error'] is None else 'not judged'}, by {verdict['verifier']}",
         f"prediction {verdict['prediction'] or NOTHING}   reference {record.rollout['reference']}",
     ]
     lines += [UNCLOSED] if record.rollout.get(UNCLOSED_THINKING) else []

@@ -142,6 +142,8 @@ def _checked(verdict: object) -> dict[str, object]:
         if not (text is None or isinstance(text, str)):
             return _error(f"verifier returned {field} of type {type(text).__name__}, expected text")
         fields[field] = None if text is None else _bounded(text)
+    if not (verdict.error or "").strip():
+        fields["error"] = None  # a blank error says that there was none
     return fields
 
 

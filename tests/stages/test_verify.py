@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.stage.answer_columns import verdict_columns
 from pipeline.stage.contract import Handles
+from pipeline.tables.schemas import UNCLOSED_THINKING
 from pipeline.task import Verdict, Verifier
 from stages.verify import STAGE as VERIFY
 from tests.builders.tables import tables
@@ -79,8 +80,10 @@ def test_an_error_makes_what_stands_beside_it_a_placeholder() -> None:
     assert found["prediction"] == ["4", "4"]
 
 
-def run_verify(judge: Judge) -> pa.Table:
+def run_verify(judge: Judge, unclosed: list[bool] | None = None) -> pa.Table:
     rollouts = tables()["rollouts"]
+    if unclosed is not None:
+        rollouts = rollouts.append_column(UNCLOSED_THINKING, pa.array(unclosed))
     task = pa.array(["t"] * rollouts.num_rows)
     place = rollouts.schema.get_field_index("task")
     rollouts = rollouts.set_column(place, rollouts.schema.field(place), task)
@@ -92,6 +95,14 @@ def run_verify(judge: Judge) -> pa.Table:
 def test_a_step_with_one_verdict_goes_on() -> None:
     judge = Judge(lambda text, alone: Verdict(0.0, True, error=None if text == "a" else "x"))
     assert run_verify(judge)["error"].to_pylist() == [None, "x", "x", "x"]
+
+
+def test_unfinished_answers_are_no_verdicts_either() -> None:
+    judge = Judge(lambda text, alone: Verdict(0.0, True, error="no such gold"))
+    with pytest.raises(DataError, match=r"none of 2 rollouts; the first error: no such gold\."):
+        run_verify(judge, [True, False, False, True])
+    unfinished = run_verify(judge, [True] * 4)  # nobody was asked, and nothing failed
+    assert unfinished["error"].null_count == 4
 
 
 def test_a_step_without_any_verdict_stops_the_run_and_says_why() -> None:

@@ -143,6 +143,12 @@ def test_torchs_scalars_are_numbers_and_tensors_of_several_are_none() -> None:
     assert _checked(Verdict(np.array([0.0, 1.0]), True))["error"]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("blank", ["", " \n", None])
+def test_a_blank_error_is_none(blank: str | None) -> None:
+    assert _checked(Verdict(1.0, True, error=blank))["error"] is None
+    assert _checked(Verdict(1.0, True, error="x"))["error"] == "x"
+
+
 @pytest.mark.parametrize(
     ("error", "late"),
     [
