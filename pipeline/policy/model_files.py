@@ -6,6 +6,7 @@ more. Headers are small, so a folder of hundreds of gigabytes is judged at once.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -51,7 +52,14 @@ def check_model_files(folder: Path) -> None:
             "merged folder"
         )
     _expect_plain_weights(folder)
-    tensors = [tensor for file in _read_files(folder) for tensor in _stored(file)]
+    files = _read_files(folder)
+    tensors = [tensor for file in files for tensor in _stored(file)]
+    counts = Counter(tensor.name for tensor in tensors)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise PolicyError(
+            f"{folder}: {len(twice)} weights are in several of its files, first "
+            f"{printable(twice[0], 100)}; which of them to read is unclear"
+        )
     for tensor in tensors:
         if tensor.dtype in _PLAIN_TYPES:
             continue

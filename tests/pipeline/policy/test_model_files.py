@@ -197,6 +197,14 @@ def test_split_weights_without_an_index(folder: Path) -> None:
     assert "neither model.safetensors nor model.safetensors.index.json" in refusal(folder)
 
 
+def test_a_weight_in_two_files(folder: Path) -> None:
+    first, second = (folder / name for name in split(folder))
+    tensors = load_file(second)
+    name, weight = next(iter(load_file(first).items()))
+    save_file({**tensors, name: weight + 1}, second, {"format": "pt"})
+    assert f"1 weights are in several of its files, first {name}" in refusal(folder)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
 def test_an_index_that_is_none(folder: Path, text: str) -> None:
     split(folder)
