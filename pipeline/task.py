@@ -47,11 +47,11 @@ class Verdict:
     """What a verifier says of one response.
 
     Attributes:
-        reward: in [0, 1]; correct means reward >= `verify.success_threshold`.
+        reward: any number in [0, 1]; correct means reward >= `verify.success_threshold`.
         format_ok: whether the response keeps the task's output format, apart from being right.
         prediction: the answer found in the response, if any.
         feedback: environment feedback for the teacher prompt (off by default), if any.
-        error: why the response could not be judged, if so.
+        error: why the response could not be judged, if so; nothing is learned from it then.
     """
 
     reward: float
