@@ -84,7 +84,7 @@ CASES = {
     "K = 1": Case({"route": {"top_k": 1}}),
     "all right": Case({}, reward="1"),
     "all wrong": Case({}, reward="0"),
-    "verifier fails": Case({}, reward="1 / 0"),
+    "verifier fails on a third": Case({}, reward="(code % 3 - 1) / (code % 3) * (code % 3)"),
     "rewards in between": Case({}, reward="code % 7 / 6"),
     "nearly equal rewards": Case({}, reward="0.5 + code % 2 * 1e-7"),
 }
@@ -158,11 +158,13 @@ def _situation(name: str, tables: Mapping[str, pa.Table]) -> None:
         assert (
             np.median(entropy) < 0.1 and tables["teacher"]["teacher_logprob"].to_numpy().min() < -20
         )
-    if name in ("all right", "all wrong", "verifier fails"):
+    if name in ("all right", "all wrong"):
         assert routes == {"grpo"}
         assert set(tables["routes"]["advantage"].to_pylist()) == {0.0}
-    if name == "verifier fails":
-        assert all(tables["verdicts"]["error"].to_pylist())
+    if name == "verifier fails on a third":
+        unjudged = [error is not None for error in tables["verdicts"]["error"].to_pylist()]
+        assert any(unjudged) and not all(unjudged)
+        assert [r == "none" for r in tables["routes"]["route"].to_pylist()] == unjudged
 
 
 @pytest.mark.slow
