@@ -109,7 +109,7 @@ def _entry(step: int, table: str, owner: Run, path: Path, report: CheckReport) -
         report.add(beside, "a manifest as it was written", problem, whole.advice)
         return whole
     pruned = _is_pruned(path, manifest, report)
-    if not pruned and not path.exists():
+    if not pruned and not path.is_file():
         report.add(path, f"a table of {manifest.rows} rows", "no file", whole.advice)
     return TableFile(step, table, owner, path, manifest, pruned)
 
@@ -202,7 +202,12 @@ def _noted(run: Run, step: int, table: str, report: CheckReport) -> bool:
 
 def snapshot_files(run: Run, report: CheckReport) -> Iterator[tuple[Path, str]]:
     """Yield the files of all snapshots with their recorded SHA-256; note what is missing."""
-    for steps, folder in snapshot_folders(run):
+    folders = snapshot_folders(run)
+    if run.steps_of("rollouts") and 0 not in dict(folders):
+        first = run.snapshot_path(0)
+        expected = "the first snapshot, from which every policy can be rebuilt"
+        report.add(first, expected, "no folder", "restore it from a copy")
+    for steps, folder in folders:
         state = read_state(folder, report)
         if state is None:
             continue

@@ -81,6 +81,8 @@ class Run(RunReader):
             record, text = read_record(path)
         except FileNotFoundError:
             raise StoreError(f"{root}: no run here (run.json is missing)") from None
+        except NotADirectoryError:
+            raise StoreError(f"{root}: a file, expected the folder of a run") from None
         if record.get("schema_version") != SCHEMA_VERSION:
             found = printable(repr(record.get("schema_version")), 40)
             raise StoreError(

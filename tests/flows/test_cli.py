@@ -147,6 +147,23 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert [p for p in tmp_path.rglob("*") if ".prefect" not in p.parts and p.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["audit", "file"], ["check", "file"], ["train", "--resume", "--run", "file"]],
+    ids=lambda words: words[0],
+)
+def test_a_file_is_no_run(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    assert srpo(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err == "error: file: a file, expected the folder of a run\n"
+
+
 def test_an_existing_run_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,21 @@ def test_a_missing_file(run: Path, name: str, suffix: str) -> None:
     assert finding.path == str(run / f"{name}{suffix}") and finding.found == "no file"
 
 
+def test_a_folder_is_no_table(run: Path) -> None:
+    path = run / "steps/000001/routes.arrow"
+    path.unlink()
+    path.mkdir()
+    finding = only(run)
+    assert finding.path == str(path) and finding.found == "no file"
+
+
+def test_snapshots_that_are_all_gone(run: Path) -> None:
+    shutil.rmtree(run / "policy")
+    (run / "policy").write_text("x")
+    finding = only(run)
+    assert finding.path == str(run / "policy/000000") and finding.found == "no folder"
+
+
 def test_a_missing_table_of_a_complete_step(run: Path) -> None:
     for suffix in (".arrow", ".json"):
         (run / f"steps/000001/scores{suffix}").unlink()
