@@ -63,7 +63,8 @@ def run_stage(
         _expect_same(run, manifest, work.origin(drafts[table]))
     if len(found) == len(writes) and not stage.advances_policy:
         return _skipped(found)
-    return _execute(work, drafts)
+    with memory_errors_explained(stage.name, handles.step, run.root, run.config):
+        return _execute(work, drafts)
 
 
 def _skipped(found: dict[str, Manifest]) -> StageResult:
@@ -120,8 +121,7 @@ def _execute(work: _StageCall, drafts: dict[str, Origin]) -> StageResult:
         tables = {name: work.read(name) for name in stage.reads}
     memory = PeakMemory()
     started = time.perf_counter()
-    shortage = memory_errors_explained(stage.name, handles.step, work.run.root, work.run.config)
-    with phase("other computing"), shortage:
+    with phase("other computing"):
         output = stage.run(tables, cast(Config, Sections(work.run.config, stage)), handles)
     seconds = time.perf_counter() - started
     if set(output.tables) != set(drafts):
