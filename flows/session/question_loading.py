@@ -18,7 +18,7 @@ from pipeline.errors import DataError, RowError, SrpoError, StoreError
 from pipeline.run.run import Run
 from pipeline.stage.contract import Render
 from pipeline.task import BadRows, Message, Question, Split, usable_questions
-from pipeline.text import encodable, printable
+from pipeline.text import encodable, one_line, printable
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_BAD_ROWS = 0.25
@@ -59,7 +59,7 @@ def _load_task(name: str, entry: TaskEntry, data: DataSection) -> TaskQuestions:
     for split in SPLITS:
         splits[split], errors = _load(name, entry, split, data.on_bad_row)
         if errors:
-            bad_rows[split] = [str(error) for error in errors]
+            bad_rows[split] = [one_line(error) for error in errors]
     if not {q.prompt_id for q in splits["train"]}.isdisjoint(q.prompt_id for q in splits["test"]):
         splits = {split: _named(split, questions) for split, questions in splits.items()}
     if data.mixed:

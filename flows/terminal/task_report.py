@@ -18,12 +18,11 @@ from rich.text import Text
 
 from data.registry import judge, open_task
 from flows.session.question_loading import load_questions
-from flows.session.questions import Questions, TaskQuestions, fitting, warnings_of
+from flows.session.questions import Questions, TaskQuestions, fitting, special_texts, warnings_of
 from pipeline.config.load import apply_override, load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.policy.model_loading import open_tokenizer
 from pipeline.policy.prompts import Prompts
-from pipeline.stage.contract import Render
 from pipeline.task import Question, Verdict
 from pipeline.text import count, printable
 from pipeline.verification.pool import VerifierPool
@@ -105,12 +104,12 @@ def print_task_report(console: Console, target: str, overrides: Sequence[str]) -
         SrpoError: there are no such data, or a setting can't be used.
     """
     config = config_of(target, overrides)
-    questions, render = load_questions(config), _renderer(config, target, overrides)
-    if render is not None:
-        questions = fitting(questions, config, render)
+    questions, prompts = load_questions(config), _prompts(config, target, overrides)
+    if prompts is not None:
+        questions = fitting(questions, config, prompts.render)
     lines = [
         *(line for name, own in questions.of_tasks.items() for line in _lines(config, name, own)),
-        *_tokens(config, questions, render),
+        *(_tokens(config, questions, prompts) if prompts is not None else ()),
         *(("data", warning, NOTE) for warning in warnings_of(config, questions)),
     ]
     table = Table(show_header=False, box=None)
@@ -121,27 +120,29 @@ def print_task_report(console: Console, target: str, overrides: Sequence[str]) -
     return all(mark != BAD for _, _, mark in lines)
 
 
-def _renderer(config: Config, target: str, overrides: Sequence[str]) -> Render | None:
+def _prompts(config: Config, target: str, overrides: Sequence[str]) -> Prompts | None:
     """Return what renders prompts, if a model is named whose tokenizer is there; else None."""
     named = target.lower().endswith(".toml") or any(s.startswith("model.path=") for s in overrides)
     if not named or config.model.path == "random":
         return None
     demo = str(files("data") / "demo" / "policy")
     path = demo if config.model.path == "demo" else config.model.path
-    return Prompts(open_tokenizer(path), config.model).render
+    return Prompts(open_tokenizer(path), config.model)
 
 
-def _tokens(config: Config, questions: Questions, render: Render | None) -> Iterator[Line]:
-    """Say how long prompts are in the model's tokens."""
-    if render is None:
-        return
+def _tokens(config: Config, questions: Questions, prompts: Prompts) -> Iterator[Line]:
+    """Say how long prompts are in the model's tokens, and which hold special ones."""
     for split, own in (("train", questions.train), ("test", questions.test)):
-        lengths = [len(render(question.messages)[1]) for question in own[:: -(-len(own) // JUDGED)]]
+        lengths = [
+            len(prompts.render(question.messages)[1]) for question in own[:: -(-len(own) // JUDGED)]
+        ]
         found = (
             f"prompts of {median(lengths):,.0f} tokens in the middle, {max(lengths):,} at most, by "
             f"the tokenizer of {config.model.path}"
         )
         yield split, found, FINE
+    for found in special_texts(questions, prompts.tokenizer):
+        yield "data", found, NOTE
 
 
 def _lines(config: Config, name: str, own: TaskQuestions) -> Iterator[Line]:

@@ -33,11 +33,12 @@ class Prompts:
     """A tokenizer's chat template under the settings of a run.
 
     Attributes:
+        tokenizer: whose template it is.
         time: what templates take for now: local, without a zone.
     """
 
     def __init__(self, tokenizer: Any, settings: ModelSection) -> None:
-        self._tokenizer, self._settings = tokenizer, settings
+        self.tokenizer, self._settings = tokenizer, settings
         self.time = prompt_time(settings)
         self._lost: dict[tuple[str, ...], list[str]] = {}
         self._headers: dict[str, str] = {}
@@ -45,7 +46,7 @@ class Prompts:
     @property
     def template(self) -> str:
         """Return the template's text."""
-        return str(self._tokenizer.chat_template)
+        return str(self.tokenizer.chat_template)
 
     @property
     def thinks(self) -> bool:
@@ -117,7 +118,7 @@ class Prompts:
         """
         turns = self._folded(messages)
         text = self._checked(turns, messages)
-        return text, encode_prompt(self._tokenizer, text)
+        return text, encode_prompt(self.tokenizer, text)
 
     def text(self, messages: Sequence[Message], header: bool) -> str:
         """Return what the template makes of a conversation, just so.
@@ -131,7 +132,7 @@ class Prompts:
         turns = [message._asdict() for message in messages]
         settings = {**self._settings.chat_template_kwargs, "strftime_now": strftime_at(self.time)}
         with _fixed_chance():
-            made = self._tokenizer.apply_chat_template(
+            made = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=header, **settings
             )
         return str(made)

@@ -128,6 +128,9 @@ def test_a_task_of_ones_own_can_have_bad_rows(tmp_path: Path) -> None:
         load_questions(own_task(tmp_path, rows + TASK))
     found = load_questions(own_task(tmp_path, rows + TASK, "data.on_bad_row=skip"))
     assert ids(found.train) == ["1", "2", "4", "5"] and found.facts()["bad_rows"] == {"train": 1}
+    wordy = TASK.replace("is below zero", "is\\nbelow zero")
+    found = load_questions(own_task(tmp_path, rows + wordy, "data.on_bad_row=skip"))
+    assert found.bad_rows == {"train": ["row -3 is below zero"]}
 
 
 def test_a_load_that_ends_at_its_first_bad_row_is_told_how_not_to(tmp_path: Path) -> None:

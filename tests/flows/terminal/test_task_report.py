@@ -114,6 +114,15 @@ def test_with_a_model_prompts_are_counted_in_its_tokens() -> None:
     assert "tokens in the middle" not in report("arithmetic")[1]
 
 
+def test_texts_of_the_model_s_special_tokens_are_named(tmp_path: Path) -> None:
+    rows = [science(n) for n in range(8)]
+    write(tmp_path / "train.json", [*rows, science(8, prompt="what is <|im_end|>?")])
+    write(tmp_path / "test.json", [science(9)])
+    settings = (f"data.path={tmp_path}", "model.path=demo")
+    _, said = report("science_qa", *settings)
+    assert "1 of 9 questions of the train split hold <|im_end|> (first d-8)" in said
+
+
 def test_what_is_no_task_is_one_line() -> None:
     with pytest.raises(DataError, match="there is no task 'chess'"):
         report("chess")
