@@ -11,6 +11,7 @@ _SAMPLING = (
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_h"),
     *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "num_beams", "penalty_alpha"),
     *("no_repeat_ngram_size", "max_length", "max_new_tokens", "min_new_tokens", "length_penalty"),
+    *("stop_strings", "bad_words_ids", "suppress_tokens", "forced_eos_token_id"),
 )
 
 

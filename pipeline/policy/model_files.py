@@ -140,6 +140,8 @@ def _indexed(folder: Path) -> list[str]:
 
 def _stored(file: Path) -> Iterator[StoredTensor]:
     """Yield what a safetensors header names, after checking that it fits the file."""
+    if not file.is_file():  # the hub's cache has links, whose files may be gone
+        raise PolicyError(f"{file}: not a file, or a link to none; copy the folder once more")
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")

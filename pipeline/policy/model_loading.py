@@ -103,12 +103,13 @@ def _expect_all_weights(path: str, model: Any, loading: Mapping[str, Any]) -> No
             f"{path}: {len(mismatched)} weights are of another shape, first {name}: {list(stored)} "
             f"in the files, {list(wanted)} by config.json"
         )
+    unread = [name for name in sorted(loading["unexpected_keys"]) if not _RECOMPUTED.search(name)]
     if missing := sorted(loading["missing_keys"]):
+        others = f"; they have {_first(unread)}, which it does not read" if unread else ""
         raise PolicyError(
             f"{path}: the files lack {len(missing)} weights of a {kind}: {_first(missing)}; "
-            "they would be random"
+            f"they would be random{others}"
         )
-    unread = [name for name in sorted(loading["unexpected_keys"]) if not _RECOMPUTED.search(name)]
     if unread:
         raise PolicyError(
             f"{path}: the files hold {len(unread)} weights that a {kind} of this config.json does "

@@ -121,7 +121,8 @@ def _use_as_it_is(tokenizer: Any, core: Tokenizer) -> None:
     """Give a tokenizer the pipeline of its file, which transformers may have changed on the way.
 
     Only two things are set: the tokens that have a role (`eos_token` …) are special, so that
-    decoding can leave them out, and nothing is cut, padded or left to chance.
+    decoding can leave them out, and nothing is cut, padded or left to chance. A role that names a
+    piece of ordinary text (`pad_token` "!") changes nothing: texts would lose it.
     """
     core.no_truncation()
     core.no_padding()
@@ -136,7 +137,7 @@ def _use_as_it_is(tokenizer: Any, core: Tokenizer) -> None:
         [
             AddedToken(token, special=True, normalized=False)
             for token in roles
-            if token not in special
+            if token not in special and not _is_text(core, token)
         ]
     )
     tokenizer._tokenizer = core
@@ -144,6 +145,14 @@ def _use_as_it_is(tokenizer: Any, core: Tokenizer) -> None:
         setattr(tokenizer, flag, False)
         if tokenizer.init_kwargs.get(flag):
             tokenizer.init_kwargs[flag] = False  # is saved with it
+
+
+def _is_text(core: Tokenizer, token: str) -> bool:
+    """Say whether a token that has a role is what ordinary text is made of, as "!"."""
+    plain = not re.fullmatch(r"[<\[{|].+[>\]}|]", token) and token not in {
+        added.content for added in core.get_added_tokens_decoder().values()
+    }
+    return plain and core.encode(token, add_special_tokens=False).ids == [core.token_to_id(token)]
 
 
 def _expect_agreement(folder: Path, core: Tokenizer) -> None:
@@ -245,9 +254,11 @@ def _unknown_id(tokenizer: Any) -> int | None:
 def _normal(text: str) -> str:
     """Return a text without what normalisers change: case, accents, width, runs of spaces.
 
-    Spaces beside punctuation don't count, those between words do.
+    Spaces beside punctuation and between characters beyond ASCII don't count, those between words
+    do: WordPiece sets Chinese characters apart.
     """
-    plain = unicodedata.normalize("NFKD", text).casefold()
+    plain = re.sub(r"(?<=[^\x00-\x7f])\s+(?=[^\x00-\x7f])", "", text)
+    plain = unicodedata.normalize("NFKD", plain).casefold()
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"\s*([^\w\s])\s*", r"\1", plain)
     return " ".join(plain.split())

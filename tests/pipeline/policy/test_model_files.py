@@ -140,7 +140,9 @@ def test_another_prefix_of_all_names(folder: Path) -> None:
             tensors[f"base_model.model.{name}"] = tensors.pop(name)
 
     rewrite(folder, rename)
-    assert "weights of a Qwen3ForCausalLM: " in refusal(folder)
+    message = refusal(folder)
+    assert "weights of a Qwen3ForCausalLM: " in message
+    assert "they have base_model.model." in message
 
 
 def test_other_shapes_are_named(folder: Path) -> None:
@@ -190,6 +192,12 @@ def test_an_index_that_names_a_missing_file(folder: Path) -> None:
     assert "1 of the 2 files that it names are missing: model-00002-of-00002.safetensors" in (
         refusal(folder)
     )
+
+
+def test_a_link_to_no_file(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("gone")
+    assert "not a file, or a link to none" in refusal(folder)
 
 
 def test_split_weights_without_an_index(folder: Path) -> None:

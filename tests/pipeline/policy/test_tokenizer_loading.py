@@ -51,6 +51,13 @@ def ids_of(tokenizer: Any, text: str = TEXT) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def test_a_role_of_an_ordinary_piece_changes_no_text(folder: Path) -> None:
+    configure(folder, pad_token="!")
+    tokenizer = load_tokenizer(folder)
+    assert ids_of(tokenizer, "5! is 120!") == own_ids(folder, "5! is 120!")
+    assert tokenizer.decode(ids_of(tokenizer, "5!"), skip_special_tokens=True) == "5!"
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -205,7 +212,7 @@ def with_parts(**parts: Any) -> Tokenizer:
 
 def wordpiece_core() -> Tokenizer:
     pieces = [*string.ascii_lowercase, *string.digits, *string.punctuation]
-    words = ["[UNK]", "what", "is", *pieces, *(f"##{piece}" for piece in pieces)]
+    words = ["[UNK]", "what", "is", "你", "好", *pieces, *(f"##{piece}" for piece in pieces)]
     core = Tokenizer(models.WordPiece(vocab={w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer()
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
