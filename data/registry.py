@@ -134,7 +134,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[private] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The file is the user's: whatever it raises is a fault of the data, named with its file.
         del sys.modules[private]
         raise DataError(f"task file {path} can't be imported: {_one_line(error)}") from error

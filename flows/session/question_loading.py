@@ -90,7 +90,7 @@ def _load(
         ) from error
     except SrpoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A task may be any code of the user's, which may raise anything.
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"task {name}: load of its {split} split raised {reason}") from error

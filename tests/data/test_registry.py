@@ -102,6 +102,7 @@ def test_a_changed_file_is_another_task(write: Writer) -> None:
         ("import no_such_library", "can't be imported: ModuleNotFoundError: No module named"),
         ("def f(:", "can't be imported: SyntaxError:"),
         ("1 / 0", "can't be imported: ZeroDivisionError:"),
+        ("import sys; sys.exit(0)", "can't be imported: SystemExit: 0"),
     ],
 )
 def test_a_file_that_is_no_task_is_one_clear_line(write: Writer, text: str, message: str) -> None:

@@ -104,6 +104,15 @@ def test_what_can_be_checked_is_checked_before_the_folder_is_made(
     assert left(here) in ([], ["runs"])
 
 
+def test_a_task_that_ends_the_process_is_one_line(here: Path, srpo: Srpo) -> None:
+    (here / "task.py").write_text(
+        'VERIFIER = "x/1"\ndef load(path, split): raise SystemExit("bye")\ndef verify(a, b): ...\n'
+    )
+    code, _, error = srpo("train", "demo", *SMALL, "--set", "data.task=task.py")
+    assert code == 2 and "load of its train split raised SystemExit: bye" in error
+    assert left(here) in (["task.py"], ["runs", "task.py"])
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [(bad_template, "no turns"), (short_context, "has 40 positions: lower the limits")],
