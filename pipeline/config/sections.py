@@ -4,7 +4,7 @@ Defaults are the paper's SRPO column (docs/method.md, section 10) and constants 
 each number stands here and nowhere else. Presets and user files name only what differs.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -127,6 +127,12 @@ class ModelSection(Section):
     def _one_is_a_list(cls, value: Any) -> Any:
         """Take a token that stands alone."""
         return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+    @field_validator("prompt_time", mode="before")
+    @classmethod
+    def _time_as_text(cls, value: Any) -> Any:
+        """Take a time that TOML has as one, without quotes."""
+        return value.isoformat() if isinstance(value, date) else value
 
     @field_validator("prompt_time")
     @classmethod

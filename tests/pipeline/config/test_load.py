@@ -225,3 +225,14 @@ def test_keys_are_all_dotted_and_unique() -> None:
 def test_an_override_below_a_text_is_one_clear_line(minimal: str) -> None:
     message = refusal(minimal, "data.task.name=x")
     assert message == ("--set 'data.task.name=x': task is \"arithmetic\", not a table of settings")
+
+
+def test_a_time_may_be_one_of_toml(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    text = '[data]\ntask = "arithmetic"\n[model]\npath = "demo"\nprompt_time = '
+    for written, read in (("2026-11-30T08:00:00", "T08:00:00"), ("2026-11-30", "T00:00:00")):
+        path.write_text(text + written)
+        assert load_config(str(path)).model.prompt_time == "2026-11-30" + read
+    path.write_text(text + "2026-11-30T08:00:00Z")
+    with pytest.raises(ConfigError, match="has a time zone; expected a local time without one"):
+        load_config(str(path))
