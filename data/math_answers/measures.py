@@ -119,7 +119,7 @@ def _may_be_product(value: list[Token], unit: list[Token]) -> bool:
     if len(unit) > 1 or len(unit[0].text) == 1:
         return unit[0].text != "Omega"
     if unit[0].text in DOUBTFUL or (
-        unit[0].text == "hr" and (len(value) > 1 or not unit[0].spaced)
+        unit[0].text in ("hr", "nm", "ms") and (len(value) > 1 or not unit[0].spaced)
     ):
         return True
     return any(t.kind == "word" or (t.kind == "command" and t.text not in _NUMERIC) for t in value)
