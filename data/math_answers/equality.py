@@ -235,11 +235,19 @@ def _same_quantities(left: Answer, right: Answer) -> bool:
         return True
     if left.unit.kind == DEGREE.kind and uses(right.node, "degree"):
         return same_value(_radians(left), right.node)
+    in_radians = left.unit.kind == DEGREE.kind and _has_pi(right.node)
+    if in_radians and same_value(_radians(left), right.node):
+        return True
     return not left.needs_unit and same_value(left.node, right.node)
 
 
 NO_SOLUTION = frozenset(("no solution", "no solutions", "empty set", "the empty set"))
 _ZERO, _HUNDRED = (Node("number", number=Numeral(Fraction(n))) for n in (0, 100))
+
+
+def _has_pi(node: Node) -> bool:
+    """Say whether π is in an expression: angles with it are in radians."""
+    return node.name == "pi" or any(map(_has_pi, node.args))
 
 
 def _radians(quantity: Quantity) -> Node:
