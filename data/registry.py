@@ -26,6 +26,8 @@ SHIPPED = {
     "science_qa": "data.science_qa",
     "tool_use": "data.tool_use",
 }
+WITHOUT_FILES = frozenset({"arithmetic"})
+"""Shipped tasks that make their questions themselves: a path given to one is a mistake."""
 
 _PACKAGE = re.compile(rb"^\s*(?:from|import)\s+data\.(\w+)", re.MULTILINE)
 

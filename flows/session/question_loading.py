@@ -8,7 +8,7 @@ both splits all of that task's ids begin with their split, and in a mixture with
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data.registry import open_task
+from data.registry import WITHOUT_FILES, open_task
 from data.rows import LONGEST_ID
 from flows.session.questions import Questions, TaskQuestions, fitting
 from flows.session.repeated_prompts import keyed, trained_on
@@ -76,6 +76,11 @@ def _load(
     name: str, entry: TaskEntry, split: Split, on_bad_row: str
 ) -> tuple[list[Question], list[RowError]]:
     """Return the questions of a split, and what is wrong with the rows that are left out."""
+    if entry.path is not None and entry.task in WITHOUT_FILES:
+        raise DataError(
+            f"data.path is {entry.path}, but task {entry.task} reads no files: it makes its "
+            "questions itself; unset data.path, or choose another task"
+        )
     errors: list[RowError] = []
     try:
         loaded: object = open_task(entry.task).load(entry.path, split)

@@ -116,6 +116,12 @@ def test_the_split_of_a_single_file_does_not_depend_on_its_bad_rows(tmp_path: Pa
         assert ids(after) == [name for name in ids(before) if name != "d-7"]
 
 
+def test_a_path_for_a_task_that_reads_none_is_refused(tmp_path: Path) -> None:
+    config = load_config("demo", [f"data.path={tmp_path}"])
+    with pytest.raises(DataError, match="task arithmetic reads no files"):
+        load_questions(config)
+
+
 def own_task(folder: Path, text: str, *settings: str) -> Config:
     path = folder / "mine.py"
     path.write_text(text)
