@@ -111,7 +111,7 @@ def test_a_deployed_training_warns_as_the_command_does_and_leaves_no_failed_star
             raise SrpoError("planted trouble")
         return Outcome(0, "steps")
 
-    monkeypatch.setattr(session, "slow_paths", lambda _: ["prompts are encoded once per rollout"])
+    monkeypatch.setattr(session, "policy_notes", lambda _: ["prompts are encoded once per rollout"])
     monkeypatch.setattr(train_flow, "train_in_flow", train_in_flow)
     run = tmp_path / "runs" / "first"
     with pytest.raises(SrpoError, match="planted") if fails else nullcontext():
