@@ -1,7 +1,6 @@
 """Reading of datasets: files, folders, splits, names, and what is said when something is wrong."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,15 @@ from data.file_formats import read_file
 from data.rows import Row, WrittenFloat, load_questions
 from pipeline.errors import DataError, RowError
 from pipeline.task import BadRows, Message, Question
+from tests.data.conftest import Writer
 from tests.paths import DATASETS
 
 CHEMISTRY = DATASETS / "sciknoweval" / "chemistry"
-
-Writer = Callable[..., Path]
 
 
 def gold(row: Row) -> str:
     """Take any answer as it is."""
     return json.dumps(row.fields["answer"])
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Writer:
-    """Writes rows to a file in the test's folder."""
-
-    def to_file(rows: list[Any], name: str = "rows.json") -> Path:
-        path = tmp_path / name
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        return path
-
-    return to_file
 
 
 def row(index: int | None, **fields: Any) -> dict[str, Any]:

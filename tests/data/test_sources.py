@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,23 +21,10 @@ from data.file_formats import read_file
 from data.rows import Row
 from data.sources import read_rows, split_rows
 from pipeline.errors import DataError
+from tests.data.conftest import Writer
 from tests.paths import DATASETS
 
 CHEMISTRY = DATASETS / "sciknoweval" / "chemistry"
-
-Writer = Callable[..., Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Writer:
-    """Writes rows to a file in the test's folder."""
-
-    def to_file(rows: list[Any], name: str = "rows.json") -> Path:
-        path = tmp_path / name
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        return path
-
-    return to_file
 
 
 def row(index: int | None, **fields: Any) -> dict[str, Any]:
