@@ -25,6 +25,7 @@ SHIPPED = {
     "mathematics": "data.mathematics",
     "science_qa": "data.science_qa",
     "tool_use": "data.tool_use",
+    "word_problems": "data.word_problems",
 }
 WITHOUT_FILES = frozenset({"arithmetic"})
 """Shipped tasks that make their questions themselves: a path given to one is a mistake."""

@@ -11,8 +11,8 @@ of two texts, both untrusted; it runs in a child process with bounded time and m
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import DataError, RowError
 
@@ -35,11 +35,21 @@ class Question:
         prompt_id: unique and stable within the task.
         messages: system (optional) and user turns; the last one is the user's question.
         reference: the gold answer as JSON text, what `verify` gets.
+        solution: the task's own worked solution, if it has one: a response that `verify` judges
+            correct.
+        demonstration: the same solution in other words, if there is one: what a teacher is shown
+            when it learns to use a demonstration.
     """
 
     prompt_id: str
     messages: tuple[Message, ...]
     reference: str
+    solution: str | None = None
+    demonstration: str | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what digests are taken of; a question without a solution has none there."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

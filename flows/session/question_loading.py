@@ -159,7 +159,12 @@ class _Check:
                 f"{where}: reference is {printable(repr(question.reference), 60)}, expected JSON "
                 "text"
             )
-        if any(encodable(text) != text for text in (*texts, question.reference)):
+        solutions = [t for t in (question.solution, question.demonstration) if t is not None]
+        if not all(isinstance(t, str) and t.strip() for t in solutions):
+            raise RowError(f"{where}: solution and demonstration must be texts, or None")
+        if question.demonstration is not None and question.solution is None:
+            raise RowError(f"{where}: there is a demonstration, but no solution")
+        if any(encodable(text) != text for text in (*texts, question.reference, *solutions)):
             raise RowError(f"{where}: a text has half of a surrogate pair")
         self._seen.add(name)
         return question

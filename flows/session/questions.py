@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -102,8 +102,8 @@ class Questions:
         return facts
 
     def digest(self) -> str:
-        """Return the SHA-256 of all questions and gold answers."""
-        return digest_of([[asdict(q) for q in split] for split in (self.train, self.test)])
+        """Return the SHA-256 of all questions, gold answers and solutions."""
+        return digest_of([[q.recorded() for q in split] for split in (self.train, self.test)])
 
     def of_step(self, config: Config, step: int) -> SelectedQuestions:
         """Return the questions of a training step: the next ones of each task's seeded epochs.

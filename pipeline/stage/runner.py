@@ -5,7 +5,6 @@ sees a path. The runner checks inputs, skips what is already there, checks and c
 """
 
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, cast
@@ -180,7 +179,7 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
     """Return the origin of a table, without the tables that it is made from."""
     inputs = {}
     if "questions" in stage.uses:
-        inputs["questions"] = digest_of([asdict(q) for q in handles.questions])
+        inputs["questions"] = digest_of([q.recorded() for q in handles.questions])
     if "seed" in stage.uses:
         inputs["seed"] = str(handles.seed)
     if "verifier" in stage.uses:

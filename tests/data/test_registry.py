@@ -45,7 +45,8 @@ def write(tmp_path: Path) -> Writer:
 
 
 def test_shipped_tasks_open_and_describe_themselves() -> None:
-    assert registry.task_names() == ["arithmetic", "mathematics", "science_qa", "tool_use"]
+    names = ["arithmetic", "mathematics", "science_qa", "tool_use", "word_problems"]
+    assert registry.task_names() == names
     for name in registry.task_names():
         assert registry.open_task(name).VERIFIER.startswith(f"{name}/")
         assert len(registry.describe(name)) > 20

@@ -1,6 +1,7 @@
 """Loading questions of any task: bad rows left out or not, ids that can't meet, equal prompts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flows.session.session import Session
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.errors import DataError
+from pipeline.files.durable import digest_of
 from pipeline.task import Message, Question
 from tests.builders.chat_templates import family_tokenizer
 from tests.paths import DATASETS
@@ -155,6 +157,33 @@ def test_a_question_that_tables_can_not_hold_is_a_bad_row(tmp_path: Path) -> Non
         load_questions(own_task(tmp_path, rows + text))
     found = load_questions(own_task(tmp_path, rows + text, "data.on_bad_row=skip"))
     assert ids(found.train) == ["1", "2", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("solution=5", "question 3: solution and demonstration must be texts, or None"),
+        ("solution=' '", "question 3: solution and demonstration must be texts, or None"),
+        ("demonstration='d'", "question 3: there is a demonstration, but no solution"),
+        ("solution='\\ud800'", "question 3: a text has half of a surrogate pair"),
+    ],
+)
+def test_a_solution_is_a_text(tmp_path: Path, given: str, message: str) -> None:
+    text = TASK.replace('"1")', f'"1", **(dict({given}) if row == 3 else {{}}))')
+    rows = 'ROWS = {"train": [1, 2, 3, 4, 5], "test": [6]}\n'
+    with pytest.raises(DataError, match=message):
+        load_questions(own_task(tmp_path, rows + text))
+
+
+def test_digests_are_those_of_before_without_solutions_and_cover_them() -> None:
+    asked = Question("q", (Message("system", "s"), Message("user", "u")), '"A"')
+    before = {"prompt_id": "q", "messages": (("system", "s"), ("user", "u")), "reference": '"A"'}
+    plain = Questions({"t": TaskQuestions([asked], [asked])})
+    assert plain.digest() == digest_of([[before], [before]])
+    for changed in (replace(asked, solution="a"), replace(asked, solution="a", demonstration="b")):
+        assert Questions({"t": TaskQuestions([changed], [asked])}).digest() != plain.digest()
+    shipped = load_questions(load_config("demo")).digest()
+    assert shipped.startswith("e88e3611d2813b78")
 
 
 def test_equal_ids_of_both_splits_are_told_apart(tmp_path: Path) -> None:
