@@ -1,7 +1,7 @@
 """TRL's trainers against ours: the same fixture, in turn, each measurement a fresh process.
 
     python -m benchmarks.against_trl [--quick] [--only TEXT] [--rounds 3] [--steps 2]
-        [--peer FOLDER] [--peer-python PATH] [--write PAGE]
+        [--peer FOLDER] [--peer-python PATH] [--results FOLDER] [--write PAGE]
 
 Each row of the table runs TRL, then ours, `rounds` times over. A process's figure is the median of
 its steps after warm-up, a side's figure the median of its processes; the ratio is that of these
@@ -9,22 +9,28 @@ medians, the range beside it that of the rounds. Figures of TRL are those of its
 `update` (student and teacher forward, loss, backward, clipping, optimizer, EMA), `generate`, `step`
 and the peak memory of its update. Ours holds more: all of route, weigh and update, so also the
 decisions, teacher prompts, tables and checksums.
+
+Every process's figures are kept in a file of their own. What the folder `--results` holds already
+is not measured again, so a comparison that was stopped goes on where it was; and rows that ask
+different things of the same processes share them.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.flops import NETWORKS, Work, ours, sampling, theirs
+from benchmarks.flops import SIZES, Network, Work, network, ours, sampling, theirs
 from benchmarks.peer import CACHE, CORRECT, DEFAULT_PEER, Peer, Plan, Settings, run
 from benchmarks.report import Line, markdown, show, write
+from benchmarks.trl_lora import RANK
 from pipeline.machine.flops import matmul_rate
 
 Figures = dict[str, Any]
@@ -32,6 +38,7 @@ MICRO = 8
 MICRO_MEMORY = 64
 SMALL = 1024
 """Tokens of our micro-batches where TRL's has 8 rollouts of 128 tokens."""
+_STATES = 5
 
 
 class Both(NamedTuple):
@@ -50,20 +57,29 @@ class Row(NamedTuple):
     target: float
     method: str = "srpo"
     precision: str = "float32"
+    response: int = 128
+    lora: bool = False
 
     @property
     def work(self) -> str:
         """Name the row."""
         what = {
             "update": "route + weigh + update",
-            "sample": "sampling 64 x 128 tokens",
+            "sample": f"sampling 64 x {self.response} tokens",
             "step": "whole step, tables on disk",
             "memory": "peak memory of update, micro-batch 64",
             "small": f"peak memory of update, micro-batch {MICRO}, ours {SMALL:,} tokens",
+            "beyond": "peak memory beyond the state",
         }[self.mode]
         kind = "GRPO, " if self.method == "grpo" else ""
+        lora = ", LoRA" if self.lora else ""
         precision = ", bfloat16" if self.precision == "bfloat16" else ""
-        return f"{kind}{what}, {self.size}, prompt {self.prompt}{precision}"
+        return f"{kind}{what}, {self.size}, prompt {self.prompt}{lora}{precision}"
+
+    @property
+    def network(self) -> Network:
+        """Return the size of its network."""
+        return network(SIZES[self.size], RANK if self.lora else 0)
 
     def theirs(self) -> Settings:
         """Return how TRL is run."""
@@ -71,10 +87,24 @@ class Row(NamedTuple):
             trainer="grpo" if self.method == "grpo" else "sdpo",
             size=self.size,
             prompt=self.prompt,
+            response=self.response,
             canned=self.mode not in ("sample", "step"),
             micro=MICRO_MEMORY if self.mode == "memory" else MICRO,
             bfloat16=self.precision == "bfloat16",
+            lora=self.lora,
         )
+
+    def ours(self, plan: Plan) -> dict[str, str | int]:
+        """Return the options of our worker."""
+        return {
+            "mode": {"small": "memory", "beyond": "update"}.get(self.mode, self.mode),
+            "method": self.method,
+            "precision": self.precision,
+            "steps": plan.steps,
+            "warmup": plan.warmup,
+            "threads": plan.threads,
+            **({"micro-batch-tokens": SMALL} if self.mode == "small" else {}),
+        }
 
 
 ROWS = [
@@ -89,17 +119,42 @@ ROWS = [
     Row("memory", "M", 32, 5.0),
     Row("small", "M", 32, 0.0),
     Row("update", "M", 256, 3.5, method="grpo"),
+    Row("update", "R", 256, 4.0, response=64),
+    Row("beyond", "R", 256, 3.0, response=64),
+    Row("step", "R", 256, 2.2, response=64),
+    Row("update", "R", 256, 4.0, precision="bfloat16", response=64),
+    Row("beyond", "R", 256, 3.0, precision="bfloat16", response=64),
 ]
 
-MEMORY = ("memory", "small")
+MEMORY = ("memory", "small", "beyond")
 _THEIR_PHASE = {"update": "update", "sample": "generate", "step": "step"}
+
+
+class Results:
+    """The figures of processes, one file each; what is there is not measured again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def of(
+        self, side: str, options: Mapping[str, object], measure: Callable[[], Figures]
+    ) -> Figures:
+        """Return the figures of a process with these options, measured on first use."""
+        path = self.folder / f"{side}-{'-'.join(map(str, options.values()))}.json"
+        if not path.exists():
+            text = json.dumps({"options": options, **measure()}, indent=1)
+            path.with_suffix(".part").write_text(text, encoding="utf-8")
+            path.with_suffix(".part").replace(path)
+        found: Figures = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
 
 def figure_of_trl(row: Row, found: Figures) -> tuple[float, float]:
     """Return TRL's figure for a row, and its CPU seconds."""
     cpu = found["median_cpu_s"][_THEIR_PHASE.get(row.mode, "update")]
     if row.mode in MEMORY:
-        return float(found["peak_rss_mb"]["update"]), cpu
+        return float(found["peak_rss_mb"]["update"]) - state_mb(row), cpu
     return float(found["median_wall_s"][_THEIR_PHASE[row.mode]]), cpu
 
 
@@ -107,35 +162,43 @@ def figure_of_ours(row: Row, found: Figures) -> tuple[float, float]:
     """Return our figure for a row, and its CPU seconds."""
     cpu = found["median_cpu_s"]["all"]
     if row.mode in MEMORY:
-        return float(found["peak_mb"]["all"]), cpu
+        return float(found["peak_mb"]["all"]) - state_mb(row), cpu
     return float(found["median_wall_s"]["all"]), cpu
 
 
-def measure_ours(row: Row, fixture: Path, plan: Plan) -> Figures:
+def state_mb(row: Row) -> float:
+    """Return what a row leaves out of peak memory: the state that training itself needs, in MiB.
+
+    Of each trained weight: itself, the EMA's, its gradient and AdamW's two moments. With LoRA these
+    are the adapters', and the base is there once.
+    """
+    if row.mode != "beyond":
+        return 0.0
+    net = row.network
+    weights = net.body + net.projection  # a multiply-add each; norms are left out
+    held = weights + _STATES * net.adapters if row.lora else _STATES * weights
+    return held * torch.float32.itemsize / 2**20
+
+
+def measure_ours(fixture: Path, options: Mapping[str, str | int], plan: Plan) -> Figures:
     """Run our worker in a fresh process."""
-    small = {"micro-batch-tokens": SMALL} if row.mode == "small" else {}
-    options = {
-        "mode": "memory" if row.mode in MEMORY else row.mode,
-        "method": row.method,
-        "precision": row.precision,
-        "steps": plan.steps,
-        "warmup": plan.warmup,
-        "threads": plan.threads,
-        **small,
-    }
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     printed = run([sys.executable, "-m", "benchmarks.ours", str(fixture), *given], plan.threads)
     found: Figures = json.loads(printed.splitlines()[-1])
     return found
 
 
-def compare(peer: Peer, row: Row, plan: Plan) -> Both:
+def compare(peer: Peer, row: Row, plan: Plan, results: Results) -> Both:
     """Measure a row, the two sides in turn."""
-    fixture = peer.fixture(row.size, row.prompt)
+    fixture = peer.fixture(row.size, row.prompt, row.response)
+    settings, options = row.theirs(), row.ours(plan)
     both = Both([], [])
-    for _ in range(plan.rounds):
-        both.theirs.append(peer.measure(row.theirs(), plan))
-        both.ours.append(measure_ours(row, fixture, plan))
+    for number in range(plan.rounds):
+        process = {"steps": plan.steps, "warmup": plan.warmup, "threads": plan.threads}
+        named = {**settings._asdict(), **process, "round": number}
+        both.theirs.append(results.of("trl", named, partial(peer.measure, settings, plan)))
+        named = {"fixture": fixture.parent.name, "size": row.size, **options, "round": number}
+        both.ours.append(results.of("ours", named, partial(measure_ours, fixture, options, plan)))
     return both
 
 
@@ -171,7 +234,7 @@ def floor(row: Row) -> str:
 
 def operations(row: Row) -> tuple[float, float]:
     """Return the operations of TRL and of ours."""
-    net, work = NETWORKS[row.size], Work(row.prompt, 128, [int(c) for c in CORRECT.split(",")])
+    net, work = row.network, Work(row.prompt, row.response, [int(c) for c in CORRECT.split(",")])
     found = []
     for learning, prompts_apart in ((theirs, True), (ours, False)):
         total = sampling(net, work, prompts_apart).total if row.mode != "update" else 0.0
@@ -215,8 +278,9 @@ def notes_of(quick: bool, plan: Plan) -> list[str]:
         *(["A quick trial: every row at size S, for which there are no targets."] if quick else []),
         f"TRL 1.16.0 and ours in turn. Rounds of fresh processes: {plan.rounds}; steps of each: "
         f"{plan.steps} after {plan.warmup} of warm-up; threads: {plan.threads}. A step has 8 "
-        f"prompts x 8 rollouts x 128 tokens; of the 8 groups {CORRECT} are right. TRL's "
-        f"micro-batch is {MICRO}, ours the default token budget.",
+        f"prompts x 8 rollouts x 128 tokens (R: 64); of the 8 groups {CORRECT} are right. TRL's "
+        f"micro-batch is {MICRO}, ours the default token budget. Processes of R have one step "
+        "after warm-up.",
         "TRL's update: student and teacher forward, loss, backward, clipping, optimizer, EMA. "
         "Ours: these, and decisions, teacher prompts, tables, checksum.",
         "By FLOPs: the ratio of the operations that both sides need, and in brackets the seconds "
@@ -242,19 +306,17 @@ def trl_lines(arguments: argparse.Namespace) -> tuple[list[Line], list[str]]:
     rows = dict.fromkeys(chosen)
     measured: dict[Row, Both] = {}
     lines = []
+    results = Results(
+        arguments.results or arguments.cache / f"results-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    )
     for row in rows:
-        measured[row] = compare(peer, row, plan)
+        # A step of R takes TRL two minutes.
+        own = plan._replace(steps=1) if row.size == "R" else plan
+        measured[row] = compare(peer, row, own, results)
         lines.append(line := line_of(row, measured[row]))
         print(f"{line.work}: TRL {line.theirs}, ours {line.ours}, ratio {line.ratio}", flush=True)
-    keep(arguments.cache / "against_trl.json", measured)
+    print(f"each process's figures: {results.folder}")
     return lines, [*notes_of(arguments.quick, plan), *same_rollouts(measured)]
-
-
-def keep(path: Path, measured: Mapping[Row, Both]) -> None:
-    """Keep the figures of every process, for a closer look."""
-    records = [{"row": row._asdict(), **both._asdict()} for row, both in measured.items()]
-    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
-    print(f"each process's figures: {path}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -267,6 +329,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", type=Path, default=DEFAULT_PEER, help="folder of TRL's scripts")
     parser.add_argument("--peer-python", type=Path, help="Python of an environment with TRL")
     parser.add_argument("--cache", type=Path, default=CACHE, help="environment and fixtures")
+    parser.add_argument("--results", type=Path, help="folder of each process's figures")
     parser.add_argument("--write", type=Path, help="page to write the table into")
 
 

@@ -4,24 +4,30 @@
 
 One multiply-add is two operations. Counted are matrix products: the body's weights once per token,
 scores and values of attention once per pair of a token and one that it sees, the output projection
-once per scored position. A backward pass costs two forward passes. Softmaxes, norms, losses and the
-optimizer are not counted; they move memory rather than multiply.
+once per scored position. A backward pass costs two forward passes; of weights that adapters freeze
+(LoRA), one. Softmaxes, norms, losses and the optimizer are not counted; they move memory rather
+than multiply.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-TRAINING = 3
+TRAINING, TRAINING_FROZEN = 3, 2
 TEMPLATE_TOKENS = 7
 """Words that the teacher's prompt adds to question and solution."""
 
 
 class Network(NamedTuple):
-    """Multiply-adds of a network: per token of its body, per pair in attention, per logits row."""
+    """Multiply-adds of a network: per token of its body, per pair in attention, per logits row.
+
+    Attributes:
+        adapters: those of LoRA adapters, per token; 0: none, all weights are trained.
+    """
 
     body: int
     attention: int
     projection: int
+    adapters: int = 0
 
 
 class Flops(NamedTuple):
@@ -55,32 +61,38 @@ class Work(NamedTuple):
         return self.prompt + self.response + TEMPLATE_TOKENS
 
 
-def network(sizes: Mapping[str, Any]) -> Network:
-    """Count a Qwen3's multiply-adds; sizes as `Qwen3Config` names them."""
-    hidden, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+def network(sizes: Mapping[str, int], rank: int = 0) -> Network:
+    """Count a Qwen3's multiply-adds; sizes as `Qwen3Config` names them, rank of its adapters."""
+    hidden, wide = sizes["hidden_size"], sizes["intermediate_size"]
     queries = sizes["num_attention_heads"] * sizes["head_dim"]
     keys = sizes["num_key_value_heads"] * sizes["head_dim"]
-    layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * sizes["intermediate_size"]
-    return Network(layers * layer, 2 * layers * queries, hidden * sizes["vocab_size"])
+    # q and o, k and v, gate and up and down: pairs of in and out
+    linear = [*[(hidden, queries)] * 2, *[(hidden, keys)] * 2, *[(hidden, wide)] * 3]
+    layers = sizes["num_hidden_layers"]
+    return Network(
+        body=layers * sum(a * b for a, b in linear),
+        attention=2 * layers * queries,
+        projection=hidden * sizes["vocab_size"],
+        adapters=layers * rank * sum(a + b for a, b in linear),
+    )
 
 
-NETWORKS = {
-    size: network(
-        dict(
-            zip(
-                (
-                    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                    "num_attention_heads", "num_key_value_heads", "head_dim",
-                ),
-                numbers,
-                strict=True,
-            )
+SIZES = {
+    size: dict(
+        zip(
+            (
+                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                "num_attention_heads", "num_key_value_heads", "head_dim",
+            ),
+            numbers,
+            strict=True,
         )
     )
     for size, numbers in {
         "S": (512, 128, 512, 6, 4, 2, 32),
         "M": (32_768, 512, 1536, 4, 8, 4, 64),
         "L": (4_096, 256, 768, 24, 8, 4, 32),
+        "R": (49_152, 576, 1536, 30, 9, 3, 64),
     }.items()
 }  # fmt: skip
 """The peer's fixtures."""
@@ -140,10 +152,12 @@ def attention_share(found: Flops) -> float:
 
 
 def _flops(net: Network, tokens: float, pairs: float, logits: float, passes: int) -> Flops:
+    frozen = net.adapters > 0 and passes == TRAINING
+    of_weights = TRAINING_FROZEN if frozen else passes
     return Flops(
-        2.0 * passes * tokens * net.body,
+        2.0 * tokens * (of_weights * net.body + passes * net.adapters),
         2.0 * passes * pairs * net.attention,
-        2.0 * passes * logits * net.projection,
+        2.0 * of_weights * logits * net.projection,
     )
 
 
@@ -151,21 +165,23 @@ def main() -> None:
     """Print both sides' operations of an update as Markdown."""
     print("| update | TRL: body + attention + projection, TFLOP | ours | ratio |")
     print("|---|---|---|---|")
-    for size, prompt, method in (
-        ("S", 32, "srpo"),
-        ("M", 32, "srpo"),
-        ("M", 256, "srpo"),
-        ("L", 256, "srpo"),
-        ("M", 256, "grpo"),
+    for size, prompt, response, method, rank in (
+        ("S", 32, 128, "srpo", 0),
+        ("M", 32, 128, "srpo", 0),
+        ("M", 256, 128, "srpo", 0),
+        ("L", 256, 128, "srpo", 0),
+        ("R", 256, 64, "srpo", 0),
+        ("R", 256, 64, "srpo", 16),
+        ("M", 256, 128, "grpo", 0),
     ):
-        work = Work(prompt, 128, (0, 1, 2, 3, 4, 5, 7, 8))
-        sides = [side(NETWORKS[size], work, method) for side in (theirs, ours)]
+        work = Work(prompt, response, (0, 1, 2, 3, 4, 5, 7, 8))
+        sides = [side(network(SIZES[size], rank), work, method) for side in (theirs, ours)]
         cells = [
             " + ".join(f"{part / 1e12:.2f}" for part in found) + f" = {found.total / 1e12:.2f}"
             for found in sides
         ]
         ratio = sides[0].total / sides[1].total
-        name = f"{method.upper()}, {size}, prompt {prompt}"
+        name = f"{method.upper()}, {size}, prompt {prompt}" + (", LoRA" if rank else "")
         print(f"| {name} | {cells[0]} | {cells[1]} | {ratio:.2f} |")
 
 

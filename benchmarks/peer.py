@@ -1,13 +1,15 @@
 """TRL, the peer: an environment of its own, the fixtures, and one process per measurement.
 
 Its scripts (make_fixture.py, bench_trl.py) are not part of this project; they are run in
-place. Environment and fixtures go to a cache folder outside the checkout.
+place, with LoRA behind `trl_lora.py`. Environment and fixtures go to a cache folder outside the
+checkout.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +24,20 @@ REQUIREMENTS = (
 
 CORRECT = "0,1,2,3,4,5,7,8"
 SCRIPTS = ("make_fixture.py", "bench_trl.py")
+_WITH_LORA = Path(__file__).with_name("trl_lora.py")
 
 
 class Settings(NamedTuple):
-    """Settings of one process of TRL's trainer."""
+    """Settings of one process of TRL's trainer; prompt and response are lengths in tokens."""
 
     trainer: str
     size: str
     prompt: int
+    response: int
     canned: bool
     micro: int
     bfloat16: bool
+    lora: bool
 
 
 class Plan(NamedTuple):
@@ -60,21 +65,21 @@ class Peer:
             return f"no Python at {self._python}, named by --peer-python"
         return None
 
-    def fixture(self, size: str, prompt: int) -> Path:
+    def fixture(self, size: str, prompt: int, response: int) -> Path:
         """Return the folder of a fixture, made by the peer's script if it is missing."""
-        parent = self._cache / "fixtures" / f"prompt-{prompt}"
+        parent = self._cache / "fixtures" / f"prompt-{prompt}-response-{response}"
         if not (parent / size / "meta.json").exists():
-            print(f"making fixture {size} with prompts of {prompt} tokens")
+            print(f"making fixture {size}: prompts of {prompt}, responses of {response} tokens")
             self._run(
                 "make_fixture.py",
                 *("--size", size, "--out", str(parent), "--prompt-tokens", str(prompt)),
-                *("--completion-tokens", "128", "--correct", CORRECT),
+                *("--completion-tokens", str(response), "--correct", CORRECT),
             )
         return parent / size
 
     def measure(self, settings: Settings, plan: Plan) -> dict[str, Any]:
         """Run TRL's trainer in a fresh process and return its figures."""
-        fixtures = self.fixture(settings.size, settings.prompt).parent
+        fixtures = self.fixture(settings.size, settings.prompt, settings.response).parent
         options = {
             "trainer": settings.trainer,
             "size": settings.size,
@@ -88,11 +93,20 @@ class Peer:
             "out": self._cache / "trl-out",
         }
         given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        found: dict[str, Any] = json.loads(self._run("bench_trl.py", *given).splitlines()[-1])
+        before = [str(_WITH_LORA)] if settings.lora else []
+        printed = self._run("bench_trl.py", *given, before=before, threads=plan.threads)
+        found: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return found
 
-    def _run(self, script: str, *arguments: str) -> str:
-        return run([str(self._interpreter()), str(self._folder / script), *arguments])
+    def _run(
+        self,
+        script: str,
+        *arguments: str,
+        before: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> str:
+        command = [str(self._interpreter()), *before, str(self._folder / script), *arguments]
+        return run(command, threads)
 
     def _interpreter(self) -> Path:
         """Return the environment's Python, made on first use; takes minutes and 2 GB."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.against_trl import ROWS, Both, line_of, operations
+from benchmarks.against_trl import ROWS, Both, Results, Row, line_of, operations, state_mb
 from benchmarks.fixture import write_fixture
-from benchmarks.flops import Network, Work, apart, ours, shared, theirs
+from benchmarks.flops import Network, Work, apart, network, ours, shared, theirs
 from benchmarks.ours import Job, measure
 from benchmarks.peer import Peer
 from benchmarks.report import BEGIN, END, Line, markdown, write
@@ -88,6 +88,13 @@ def test_operations_by_hand() -> None:
     # Pairs: 1 + 2 in the prompt, 3 + 4 in each response. Scored: 3 + 3.
     assert tuple(shared(UNIT, 2, 3, rows=2, passes=1)) == (12, 2 * (3 + 14), 12)
     assert tuple(apart(UNIT, 3, 1, rows=2, passes=3)) == (36, 72, 12)
+    # Frozen weights have no gradient: two passes of three. Adapters and attention take all three.
+    adapted = UNIT._replace(adapters=1)
+    assert tuple(apart(adapted, 3, 1, rows=2, passes=3)) == (2 * 6 * (2 + 3), 72, 8)
+    # q, k, v, o 16 x 16, 16 x 8, 16 x 8, 16 x 16 and three of 16 x 32; rank 2 of (in + out).
+    counted = network(NETWORK, rank=2)
+    assert counted.body == 2 * 256 + 2 * 128 + 3 * 512
+    assert counted.adapters == 2 * (2 * 32 + 2 * 24 + 3 * 48)
 
 
 def test_groups_without_signal_cost_us_nothing_and_trl_as_much_as_others() -> None:
@@ -109,6 +116,32 @@ def test_a_row_compares_medians_of_both_sides() -> None:
     line = line_of(ROWS[0], both)
     assert (line.theirs, line.ours, line.met) == ("10.00 s", "5.00 s", True)
     assert line.ratio == "2.00 (2.00 to 6.00)"
+
+
+def test_memory_beyond_the_state_leaves_out_what_training_must_hold() -> None:
+    full = Row("beyond", "R", 256, 3.0, response=64)
+    # 134.5M weights: themselves, EMA, gradients, two moments; with LoRA once, and 5 of 4.9M.
+    assert state_mb(full) == pytest.approx(5 * 4 * 134.5e6 / 2**20, rel=1e-3)
+    assert state_mb(full._replace(lora=True)) == pytest.approx(4 * 158.9e6 / 2**20, rel=1e-2)
+    both = Both(
+        [{"peak_rss_mb": {"update": 8565.0}, "median_cpu_s": {"update": 1}, "stall_share": 0}],
+        [{"peak_mb": {"all": 4565.0}, "median_cpu_s": {"all": 1}, "stall_share": 0}],
+    )
+    line = line_of(full, both)
+    assert (line.theirs, line.ours, line.ratio) == ("6,000 MB", "2,000 MB", "3.00")
+
+
+def test_a_process_that_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    calls = []
+
+    def measured() -> dict[str, object]:
+        calls.append(1)
+        return {"seconds": len(calls)}
+
+    for results in (Results(tmp_path / "kept"), Results(tmp_path / "kept")):
+        assert results.of("ours", {"size": "R", "round": 0}, measured)["seconds"] == 1
+        assert results.of("ours", {"size": "R", "round": 1}, measured)["seconds"] == 2
+    assert len(calls) == 2
 
 
 def test_exponents_leave_out_what_attention_bounds() -> None:
