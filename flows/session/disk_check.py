@@ -16,7 +16,7 @@ from pipeline.text import command, size
 
 def facts_of(policy: Policy, config: Config, questions: Questions) -> Facts:
     """Return what the forecast needs to know of a run that has not begun."""
-    parameters = sum(p.numel() for _, p in policy.named_parameters())
+    parameters = sum(p.numel() for p in policy.trainable().values())
     return Facts(parameters, len(policy.tokenizer), evaluation_answers(config, questions))
 
 

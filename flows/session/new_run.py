@@ -3,7 +3,6 @@
 import platform
 import tempfile
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from pipeline.distributed.process_setup import configure_process
 from pipeline.errors import StoreError
 from pipeline.files.durable import remove_folder, remove_leftovers
 from pipeline.machine.disk import expect_makeable
+from pipeline.policy.model_folder import model_folder
 from pipeline.policy.policy import Policy, TeacherSettings, resolve_device
 from pipeline.policy.snapshots import keep_tokenizer, open_policy, save_snapshot
 from pipeline.run.run import Run, is_taken
@@ -126,7 +126,8 @@ def initial_policy(config: Config, questions: Questions) -> Policy:
             texts = [m.content for q in questions.train for m in q.messages]
             write_random_policy(Path(folder), texts, config.run.seed)
             return open_policy(folder, config.model, teacher_settings(config))
-    policy = open_policy(_model_folder(config), config.model, teacher_settings(config))
+    folder = str(_model_folder(config))
+    policy = open_policy(folder, config.model, teacher_settings(config), config.run.seed)
     if config.model.path == "demo":
         policy.notes = []  # it knows the characters of its task, and is meant to know no others
     return policy
@@ -135,7 +136,7 @@ def initial_policy(config: Config, questions: Questions) -> Policy:
 def _model_folder(config: Config) -> str:
     """Return the folder, or the hub's name, of the model that a run starts from."""
     path = config.model.path
-    return str(files("data") / "demo" / "policy") if path == "demo" else path
+    return str(model_folder(path)) if path == "demo" else path
 
 
 def with_prompt_time(config: Config, policy: Policy) -> Config:

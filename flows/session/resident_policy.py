@@ -13,7 +13,7 @@ from pipeline.config.sections import ModelSection
 from pipeline.distributed.ranks import together
 from pipeline.errors import StoreError
 from pipeline.policy.policy import Policy, TeacherSettings
-from pipeline.policy.snapshots import load_snapshot, model_of_snapshot
+from pipeline.policy.snapshots import initial_model, load_snapshot
 from pipeline.run.run import Run
 from pipeline.stage.contract import Progress
 
@@ -69,7 +69,8 @@ class ResidentPolicy:
         policy = self.require()
         wanted = teacher_settings(self._run.owner("updates", step).config)
         if policy.teacher != wanted:
-            initial = partial(model_of_snapshot, *self._snapshot(0))
+            folder, settings, teacher = self._snapshot(0)
+            initial = partial(initial_model, folder=folder, settings=settings, teacher=teacher)
             together(Policy.adopt_teacher, policy, wanted, initial)
 
     def expect_reached(self, step: int) -> None:

@@ -75,7 +75,7 @@ def _texts_of_random(config: Config) -> Questions:
 
 def _rows(policy: Policy, config: Config) -> Iterator[Row]:
     model = policy.model
-    parameters = sum(p.numel() for _, p in policy.named_parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     positions = getattr(model.config, "max_position_embeddings", None)
     yield (
         "model",

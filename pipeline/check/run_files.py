@@ -229,7 +229,8 @@ def _expect_whole(
 ) -> None:
     """Note files that a snapshot must list and does not, and files that it does not list."""
     needed = {"config.json", "tokenizer.json"}
-    stems = ["model", "optimizer"] if steps > 0 else ["model"]
+    model = "model" if owner.config.model.lora is None else "adapter_model"
+    stems = [model, "optimizer"] if steps > 0 else [model]
     stems += ["teacher"] if owner.config.route.teacher != "live" else []
     tensors = [name for name in listed if name.endswith(".safetensors")]
     for stem in stems:  # of large models there are several: model-00001-of-00007.safetensors

@@ -77,6 +77,26 @@ class RunSection(Section):
     )
 
 
+class LoraSection(Section):
+    """Low-rank adapters on a frozen base (docs/method.md, section 14)."""
+
+    rank: PositiveInt = Field(16, description="r, the rank of B A")
+    alpha: PositiveFloat = Field(32.0, description="a: adapters add (a/r) B A to a weight")
+    targets: list[str] = Field(
+        default_factory=lambda: [
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ],
+        min_length=1,
+        description="linear layers that get an adapter: names, or how names end",
+    )
+    adapter: str | None = Field(
+        None,
+        description="folder of an adapter in peft's format to start from; unset: B = 0, A from "
+        "run.seed",
+    )
+
+
 class ModelSection(Section):
     """The policy at the start."""
 
@@ -120,6 +140,12 @@ class ModelSection(Section):
         False,
         description="keep weights, gradients, teacher and optimizer in the host's memory; a GPU "
         "has a layer at a time, or a whole model while `transformers` samples",
+    )
+    lora: Later[LoraSection | None] = Field(
+        None, description="train adapters on a frozen model; unset: train all parameters"
+    )
+    base_dtype: Later[Literal["float32", "bfloat16"]] = Field(
+        "float32", description="with lora: how the matrices of the frozen model are stored"
     )
 
     @field_validator("stop_tokens", "extra_stop_tokens", mode="before")
@@ -309,11 +335,15 @@ class Config(Section):
     def _resolve(cls, values: object) -> object:
         """Fill in what follows from another section, so that the resolved file says it.
 
-        Evaluations sample with generate's engine; a method has its own beta (section 9).
+        Evaluations sample with generate's engine; a method has its own beta (section 9). Snapshots
+        of adapters are small: one after each step, so that no resume replays any.
         """
         if not isinstance(values, dict):
             return values
         generate, route = values.get("generate", {}), values.get("route", {})
+        model = values.get("model", {})
+        if isinstance(model, dict) and model.get("lora") is not None:
+            values = _filled(values, "run", "snapshot_every", 1)
         if isinstance(generate, dict):
             engine = generate.get("engine", "transformers")
             values = _filled(values, "evaluate", "engine", engine)
@@ -333,6 +363,18 @@ class Config(Section):
                 raise ValueError(f"model.chat_template_kwargs.{key} is beyond {LARGEST_INT}")
             if any("\ud800" <= c <= "\udfff" for c in f"{key}{value}"):
                 raise ValueError("model.chat_template_kwargs has half of a surrogate pair")
+        if self.model.base_dtype != "float32" and self.model.lora is None:
+            raise ValueError(
+                "model.base_dtype is for the frozen model under adapters; set model.lora, or leave "
+                "it out"
+            )
+        if self.model.lora is not None and self.model.cpu_offload:
+            raise ValueError(
+                "model.cpu_offload keeps what is trained in the host's memory; with model.lora "
+                "that is small, so leave one out"
+            )
+        if self.model.lora is not None and self.model.path == "random":
+            raise ValueError("model.lora trains adapters on a model; a random one has no use")
         if self.vllm.urls and self.vllm.servers:
             raise ValueError("vllm.urls names running servers and vllm.servers starts some: one")
         if self.vllm.sync == "ipc" and (self.vllm.urls or self.vllm.servers):

@@ -9,7 +9,7 @@ brings it to the GPU.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -135,13 +135,14 @@ def copied(model: Any, spread: Spread | None) -> Any:
     copies: dict[int, Tensor] = {}  # a tied weight has one
     for name, parameter in model.named_parameters(remove_duplicate=False):
         value = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
-        _put(twin, name, value)
+        put_tensor(twin, name, value)
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        _put(twin, name, buffer.clone())
+        put_tensor(twin, name, buffer.clone())
     return twin
 
 
-def _put(model: Any, name: str, value: Tensor) -> None:
+def put_tensor(model: Any, name: str, value: Tensor) -> None:
+    """Set a parameter or buffer of a model by its dotted name."""
     module, _, own = name.rpartition(".")
     setattr(model.get_submodule(module), own, value)
 
@@ -187,6 +188,22 @@ def whole(tensor: Tensor) -> Tensor:
 def is_spread(tensor: Tensor) -> bool:
     """Tell whether ranks have a part each."""
     return isinstance(tensor, DTensor)
+
+
+@torch.no_grad()
+def sum_replicated(gradients: Iterable[Tensor]) -> None:
+    """Sum, over ranks, gradients of what each rank holds whole, in place; FSDP sums all others.
+
+    Every rank must call it, and has the same sums afterwards, to the last bit.
+    """
+    whole_ones = [gradient for gradient in gradients if not is_spread(gradient)]
+    if not whole_ones or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    joined = torch.cat([gradient.reshape(-1) for gradient in whole_ones])
+    dist.all_reduce(joined)
+    parts = torch.split(joined, [gradient.numel() for gradient in whole_ones])
+    for gradient, part in zip(whole_ones, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Head(NamedTuple):
     """An output projection and how it runs.
 
     Attributes:
-        weight_VD: its weights; their dtype is that of the logits unless `bfloat16`.
+        weight_VD: its weights; they are multiplied in the hidden states' dtype unless `bfloat16`.
         bias_V: its bias, if it has one.
         bfloat16: multiply in bfloat16; everything after the product is float32.
         megabytes: memory for the logits of one chunk.
@@ -78,6 +78,7 @@ def logits_NV(head: Head, hidden_ND: Tensor) -> Tensor:
     if head.bfloat16:
         hidden_ND, weight = hidden_ND.bfloat16(), weight.bfloat16()
         bias = None if bias is None else bias.bfloat16()
+    weight = weight.to(hidden_ND.dtype)  # of a base that is stored in bfloat16
     if bias is None and weight.dtype == torch.float32 and not hidden_ND.is_cuda:
         return _product_NV(hidden_ND, weight)
     logits = torch.nn.functional.linear(hidden_ND, weight, bias)
@@ -190,7 +191,7 @@ class _Projection(torch.autograd.Function):
         # x_NV is the logits' gradient now. Two products finish it, in the precision of the first.
         if ctx.head.bfloat16:
             x_NV, hidden_ND, weight_VD = (t.bfloat16() for t in (x_NV, hidden_ND, weight_VD))
-        d_hidden = x_NV @ weight_VD
+        d_hidden = x_NV @ weight_VD.to(x_NV.dtype)
         d_weight = x_NV.T @ hidden_ND if ctx.needs_input_grad[2] else None
         wide = grads[0].dtype
         return (

@@ -14,7 +14,8 @@ could be taught is; likely, texts are a quarter of that, and half of what could 
 steps are there to measure: from then on a step to come is taken for the mean of the newest ones.
 
 A snapshot is the weights and the EMA teacher and, after the first, AdamW's two moments: 4 bytes of
-each per parameter. The start, the best, the last, `run.keep_snapshots`, and one being written.
+each per parameter that is trained. The start, the best, the last, `run.keep_snapshots`, and one
+being written.
 """
 
 import json
@@ -48,7 +49,7 @@ class Facts:
     """What the configuration does not say.
 
     Attributes:
-        parameters: of the policy.
+        parameters: that are trained, and so in every snapshot.
         vocabulary: number of tokens.
         answers: sampled per evaluation.
     """
@@ -63,7 +64,11 @@ class Facts:
         start = run.snapshot_path(0)
         if not (start / "config.json").exists():
             return cls(0, 0, answers)
-        weights = sum(path.stat().st_size for path in start.glob("model*.safetensors"))
+        weights = sum(
+            path.stat().st_size
+            for stem in ("model", "adapter_model")
+            for path in start.glob(f"{stem}*.safetensors")
+        )
         config = json.loads((start / "config.json").read_text(encoding="utf-8"))
         return cls(weights // 4, int(config.get("vocab_size", 0)), answers)
 

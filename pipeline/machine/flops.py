@@ -16,36 +16,58 @@ from torch import nn
 
 from pipeline.machine.phases import clock
 
-TRAINING = 3
-"""The cost of forward and backward together, in forward passes."""
-
 _SIZES = {"cpu": 1024, "cuda": 8192}
 _SECONDS, _MOST = 0.8, 20
-_WEIGHTS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_WEIGHTS: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
+"""Of a body: the entries of its matrices, and of those that have gradients."""
 
 
 def forward_flops(model: Any, tokens: int) -> float:
     """Return the operations of the body (all layers below the output projection), forward.
 
-    Training takes `TRAINING` times as many. In a mixture of experts, every expert made of
-    `nn.Linear` is counted, though a token passes through only a few; experts stacked in one
-    parameter are not. Adapters count like any other `nn.Linear`.
+    In a mixture of experts, every expert made of `nn.Linear` is counted, though a token passes
+    through only a few; experts stacked in one parameter are not. Adapters count, as two matrices.
 
     Args:
         model: a causal language model of transformers.
         tokens: positions that pass through the body.
     """
-    body = model.get_decoder()
-    if body not in _WEIGHTS:
-        linear = [m.weight for m in body.modules() if isinstance(m, nn.Linear)]
-        _WEIGHTS[body] = sum(weight.numel() for weight in linear)
-    return 2.0 * _WEIGHTS[body] * tokens
+    return 2.0 * _matrices(model.get_decoder())[0] * tokens
+
+
+def backward_flops(model: Any, tokens: int) -> float:
+    """Return the operations of the body's backward pass: input gradients, and trained weights'.
+
+    A frozen matrix has no gradient of its own, which is half of its backward pass.
+    """
+    return 2.0 * sum(_matrices(model.get_decoder())) * tokens
 
 
 def projection_flops(model: Any, tokens: int) -> float:
     """Return the operations of the output projection over the vocabulary at `tokens` positions."""
     weights: int = model.get_output_embeddings().weight.numel()
     return 2.0 * weights * tokens
+
+
+def projection_training_flops(model: Any, tokens: int) -> float:
+    """Return those of its forward and backward passes together."""
+    trained: bool = model.get_output_embeddings().weight.requires_grad
+    return (3 if trained else 2) * projection_flops(model, tokens)
+
+
+def _matrices(body: Any) -> tuple[int, int]:
+    """Return the entries of a body's matrices, and of those that have gradients."""
+    if body not in _WEIGHTS:
+        matrices = [
+            parameter
+            for module in body.modules()
+            if isinstance(module, nn.Linear)
+            for parameter in module.parameters(recurse=False)
+            if parameter.dim() == 2
+        ]
+        trained = [parameter for parameter in matrices if parameter.requires_grad]
+        _WEIGHTS[body] = (sum(m.numel() for m in matrices), sum(m.numel() for m in trained))
+    return _WEIGHTS[body]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -39,8 +39,8 @@ def cannot_be_opened(path: object, error: Exception) -> PolicyError:
     return PolicyError(f"model.path {path}: can't be opened: {one_line(error)}")
 
 
-def check_model_files(folder: Path) -> None:
-    """Refuse a folder whose weights can't be read, or are not what its configuration needs.
+def check_model_files(folder: Path) -> set[str]:
+    """Return the types of a folder's weights, as safetensors names them; refuse unusable ones.
 
     Raises:
         PolicyError: an adapter, a quantised checkpoint, missing or unread files of weights, a
@@ -48,8 +48,8 @@ def check_model_files(folder: Path) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise PolicyError(
-            f"{folder}: an adapter (adapter_config.json); merge it into its model, and give the "
-            "merged folder"
+            f"{folder}: an adapter (adapter_config.json); give its model as model.path and this "
+            "folder as model.lora.adapter, or merge it into its model"
         )
     _expect_plain_weights(folder)
     files = _read_files(folder)
@@ -69,6 +69,7 @@ def check_model_files(folder: Path) -> None:
                 f"quantised checkpoint; training needs weights in {', '.join(_PLAIN_TYPES)}"
             )
     _expect_fitting_config(folder, [tensor.shape for tensor in tensors])
+    return {tensor.dtype for tensor in tensors}
 
 
 def _expect_plain_weights(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 import threading
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -23,11 +24,13 @@ _UNWANTED = ["*/*.safetensors", "consolidated*"]
 def model_folder(path: str) -> Path:
     """Return the folder of a model that is there, or the folder to which the hub's was copied.
 
-    What looks like a path is never asked of the hub.
+    `demo` is the model that is shipped. What looks like a path is never asked of the hub.
 
     Raises:
         PolicyError: there is no such folder, the hub has no such model, or can't be reached.
     """
+    if path == "demo":
+        return Path(str(files("data") / "demo" / "policy"))
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

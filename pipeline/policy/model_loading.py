@@ -39,25 +39,31 @@ _RECOMPUTED = re.compile(
 
 
 def load_pretrained(
-    path: str, spread: Spread | None = None, chat_template: str | None = None
+    path: str,
+    spread: Spread | None = None,
+    chat_template: str | None = None,
+    keep_bfloat16: bool = False,
 ) -> tuple[Any, Any]:
     """Return model and tokenizer of a Hugging Face folder or name, in float32.
 
     Args:
         spread: shards the model over the ranks, which must all call this; each reads its part.
         chat_template: which of its named chat templates (`settle_template`).
+        keep_bfloat16: leave weights in bfloat16 if all of them are stored so.
 
     Raises:
         PolicyError: the folder is not there, can't be opened, or its parts don't match.
     """
     with agreed():
-        found = _load(path, spread, chat_template)
+        found = _load(path, spread, chat_template, keep_bfloat16)
     return found
 
 
-def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[Any, Any]:
+def _load(
+    path: str, spread: Spread | None, chat_template: str | None, keep_bfloat16: bool
+) -> tuple[Any, Any]:
     folder = model_folder(path)
-    check_model_files(folder)
+    stored = check_model_files(folder)
     tokenizer = open_tokenizer(folder, chat_template)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -65,7 +71,7 @@ def _load(path: str, spread: Spread | None, chat_template: str | None) -> tuple[
         with quiet_transformers():
             model, loading = _opener(config, spread).from_pretrained(
                 str(folder),
-                dtype=torch.float32,
+                dtype=torch.bfloat16 if keep_bfloat16 and stored == {"BF16"} else torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -132,7 +138,7 @@ def _first(names: Sequence[str]) -> str:
 
 def _why_unread(names: Sequence[str], config: Any) -> str:
     if any("lora_" in name or "modules_to_save" in name for name in names):
-        return "merge the LoRA adapters into the model first"
+        return "merge the LoRA adapters into the model first, or give them as model.lora.adapter"
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     found = [
         int(number) for name in names for number in re.findall(r"\.(?:layers|h)\.(\d+)\.", name)

@@ -7,7 +7,7 @@ teacher of a step is fixed when the step starts; it moves in `advance_teacher`, 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from pipeline.forward.attention import UnsupportedAttention, install
 from pipeline.forward.packing import TokenSequence
 from pipeline.forward.projection import logits_NV
 from pipeline.forward.scoring import Component, Forward, response_hidden_ND
+from pipeline.policy.adapters import sharing_base, stirred, trainable
 from pipeline.policy.prompts import Prompts, encode_prompt, special_tags
 from pipeline.policy.stop_tokens import stop_tokens
 from pipeline.task import Message
@@ -56,18 +57,32 @@ class TeacherSettings(Section):
     mix: float
 
 
+class FrozenBase(NamedTuple):
+    """The model under a policy's adapters, which snapshots name and don't hold.
+
+    Attributes:
+        path: its folder.
+        sha256: of its files, by name.
+    """
+
+    path: str
+    sha256: dict[str, str]
+
+
 class Policy:
     """A language model under training.
 
     Attributes:
         version: "{steps done:06d}-{lineage digest}"; see `stage.next_version`.
         model: the transformers causal language model, float32; this rank's part of it, if there
-            are several.
+            are several. With `model.lora`, all of it, with adapters.
         teacher: which teacher it carries.
         prompts: renders conversations.
         eos_ids: token ids that end a response and belong to it; `stops` says who names them.
         teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
-        optimizer: AdamW over all parameters; `update` sets its hyperparameters at every step.
+        optimizer: AdamW over what is trained; `update` sets its hyperparameters at every step.
+        base: the frozen model under adapters; None without.
+        lora: what its adapters are; None without.
         notes: what its user should know of the model's files and of its chat template.
         unshared: why the responses to a prompt can't share one encoded copy of it; empty: they do.
     """
@@ -79,6 +94,7 @@ class Policy:
         settings: ModelSection,
         teacher: TeacherSettings,
         version: str,
+        base: FrozenBase | None = None,
     ) -> None:
         _check_parts(model, tokenizer)
         self.device = resolve_device(settings.device)
@@ -86,6 +102,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.version = version
         self.teacher = teacher
+        self.base = base
+        self.lora = settings.lora
         self._settings = settings
         self.unshared = _why_not_shared(self.model, self.device)
         self.teacher_model = None if teacher.kind == "live" else self._frozen(self.model)
@@ -106,7 +124,12 @@ class Policy:
         except Exception as error:  # whatever the code of a model that doesn't fit itself raises
             name = model.name_or_path
             raise PolicyError(f"{name}: the model can't be run: {one_line(error)}") from error
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.trainable().values(), lr=0.0, fused=True)
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """Return the type in which a frozen base's matrices are stored."""
+        return torch.bfloat16 if self._settings.base_dtype == "bfloat16" else torch.float32
 
     @property
     def vocabulary(self) -> int:
@@ -150,15 +173,17 @@ class Policy:
         """Move the EMA: teacher <- (1 - rate) teacher + rate policy, in float32."""
         if self.teacher.kind != "ema" or self.teacher_model is None:
             return
-        pairs = zip(self.teacher_model.parameters(), self.model.parameters(), strict=True)
-        for teacher, parameter in pairs:
+        policy = self.trainable()
+        for name, teacher in trainable(self.teacher_model).items():
+            parameter = policy[name]
             teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
 
-    def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[[], Any]) -> None:
+    def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[["Policy"], Any]) -> None:
         """Switch to another teacher, as a fork does; every rank must call it.
 
         An existing EMA continues at its new rate; a new one starts from the current weights. A
-        teacher that needs the initial weights, and doesn't have them, gets them from `initial()`.
+        teacher that needs the initial weights, and doesn't have them, gets them from
+        `initial(self)`.
         """
         anchored = ("frozen", "trust_region")
         if teacher.kind == "live":
@@ -166,29 +191,32 @@ class Policy:
         elif teacher.kind == "ema" and self.teacher.kind != "ema":
             self.teacher_model = self._frozen(self.model)
         elif teacher.kind in anchored and self.teacher.kind not in anchored:
-            self.teacher_model = self._frozen(initial())
+            self.teacher_model = self._frozen(initial(self))
         self.teacher = teacher
 
     def _frozen(self, model: Any) -> Any:
-        """Return a copy of a model that gets no gradients."""
+        """Return a copy of a model that gets no gradients; adapters share the policy's base."""
         settings = self._settings
-        copy = placed(copied(model, spreading(settings)), self.device, settings.cpu_offload)
+        copy = sharing_base(model) if settings.lora else copied(model, spreading(settings))
+        copy = placed(copy, self.device, settings.cpu_offload)
         return copy.requires_grad_(False).eval()
 
     @torch.no_grad()
     def checksum(self) -> str:
-        """Return 16 hex digits that depend on every bit of weights, teacher and optimizer state.
+        """Return 16 hex digits that depend on every bit of what is trained, and of its optimizer.
 
-        It is a weighted sum of the bits as integers: exact in any order of addition, so the same
-        for any number of ranks, and as fast as reading memory.
+        That is the policy, its teacher and the optimizer's state; a frozen base is not in it. It is
+        a weighted sum of the bits as integers: exact in any order of addition, so the same for any
+        number of ranks, and as fast as reading memory.
         """
-        teacher = self.teacher_model.parameters() if self.teacher_model is not None else []
-        state = [s for p in self.model.parameters() for s in self.optimizer.state[p].values()]
+        policy = self.trainable().values()
+        teacher = () if self.teacher_model is None else trainable(self.teacher_model).values()
+        state = [s for p in policy for s in self.optimizer.state[p].values()]
         total = 0
-        for place, tensor in enumerate([*self.model.parameters(), *teacher, *state], start=1):
+        for place, tensor in enumerate([*policy, *teacher, *state], start=1):
             part = local(tensor.detach())
             if ranks.rank() and not is_spread(tensor):
-                continue  # the count of optimizer steps: every rank has it, rank 0 counts it
+                continue  # every rank has it (a count of steps, an adapter): rank 0 counts it
             bits = part.to(torch.float32).view(torch.int32)
             total += place * int(bits.sum(dtype=torch.int64))
         return f"{sum(ranks.exchanged(total)) % 2**64:016x}"
@@ -253,9 +281,9 @@ class Policy:
         text = str(self.tokenizer.decode(response_ids, skip_special_tokens=False))
         return unclosed_thinking(text, self.prompts.opens_thinking(prompt))
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every parameter once (tied weights under their first name)."""
-        yield from self.model.named_parameters()
+    def trainable(self) -> dict[str, Tensor]:
+        """Return what training changes, by name (`adapters.trainable`)."""
+        return trainable(self.model)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -268,8 +296,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def spreading(settings: ModelSection) -> Spread | None:
-    """Return the function that shards a model over the ranks; None if it stays whole."""
-    if ranks.size() == 1 and not settings.cpu_offload:
+    """Return the function that shards a model over the ranks; None if it stays whole.
+
+    Under adapters it does, on every rank: there is neither optimizer state nor a teacher of its
+    size, and passes gather nothing.
+    """
+    if settings.lora or (ranks.size() == 1 and not settings.cpu_offload):
         return None
     return partial(
         shard,
@@ -304,7 +336,7 @@ def _check_projection(policy: Policy) -> None:
     probe = TokenSequence([1, 2], [last // 2, last])
     forward = Forward(policy.device, bfloat16=False, shares=False, megabytes=1)
     ids = torch.tensor([probe.prompt_ids + probe.response_ids], device=policy.device)
-    with policy.passing(), ExactProducts():
+    with policy.passing(), ExactProducts(), stirred(policy.model):
         hidden_ND = response_hidden_ND(policy.model, [probe], forward)
         largest = float(logits_NV(forward.head(policy.model), hidden_ND).abs().max())
         scale = _LOUD / largest if largest > 0 else 1.0
@@ -335,7 +367,7 @@ def _why_not_shared(model: Any, device: torch.device) -> str:
     try:
         if not install(model):
             return "its attention is not of the kinds we know"
-        with ExactProducts():
+        with ExactProducts(), stirred(model):
             expected_ND = response_hidden_ND(model, sequences, plain)
             gap = float((response_hidden_ND(model, sequences, packed) - expected_ND).abs().max())
     except (UnsupportedAttention, TypeError, RuntimeError, ValueError) as error:

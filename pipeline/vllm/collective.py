@@ -24,6 +24,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from pipeline.distributed import ranks
 from pipeline.errors import SrpoError
+from pipeline.policy.adapters import plain_weights
 from pipeline.vllm.replica import Replica
 from pipeline.vllm.server_process import free_port
 from pipeline.vllm.weights import FanOutClient, named_weights
@@ -41,7 +42,7 @@ class PolicyWeights(WeightSource):
 
     def metadata(self) -> list[ParamMeta]:
         """Name every weight, its dtype on the way, and its shape."""
-        named = self._model.named_parameters(remove_duplicate=False)
+        named = plain_weights(self._model, self._dtype)
         return [ParamMeta(name, self._dtype, tuple(weight.shape)) for name, weight in named]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

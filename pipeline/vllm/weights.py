@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.distributed import ranks
 from pipeline.distributed.sharding import whole
 from pipeline.policy import checkpoint
+from pipeline.policy.adapters import plain_weights
 from pipeline.policy.safetensors_layout import lay_out
 from pipeline.vllm.concurrency import run_concurrently
 from pipeline.vllm.replica import Replica
@@ -23,19 +24,9 @@ from pipeline.vllm.replica import Replica
 _STEM = "weights"
 
 
-def named_parts(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield this rank's part of every weight under every name that it has.
-
-    Tied weights come once per name: an engine that holds a copy under the second name, as vLLM
-    does of an output projection, would keep the old one.
-    """
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield name, parameter.detach()
-
-
 def named_weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight whole, in the engine's dtype; all ranks must iterate together."""
-    for name, part in named_parts(model):
+    for name, part in plain_weights(model, dtype):
         yield name, whole(part.to(dtype))
 
 
@@ -103,7 +94,7 @@ class FileSender:
 
     def send(self, replicas: Sequence[Replica], model: Any, version: str, restarted: bool) -> None:
         """Write the file, have this rank's replicas load it, and remove it (see `Sender.send`)."""
-        parts = dict(named_parts(model))
+        parts = dict(plain_weights(model, self._dtype))
         empty = {
             name: torch.empty(part.shape, dtype=self._dtype, device="meta")
             for name, part in parts.items()

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pipeline.config.sections import Config, UpdateSection
 from pipeline.distributed.ranks import FirstError, exchanged, size, together, turns
+from pipeline.distributed.sharding import sum_replicated
 from pipeline.errors import NumericalError
 from pipeline.forward.scoring import Forward, fair_budget, idle_pass, response_hidden_ND
-from pipeline.machine.flops import TRAINING, forward_flops, projection_flops
+from pipeline.machine.flops import backward_flops, forward_flops, projection_training_flops
 from pipeline.machine.phases import phase
 from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Stage
@@ -172,7 +173,8 @@ def accumulate_gradient(
         NumericalError: a loss is not finite, or a token differs by more.
     """
     # Zeros, not None: AdamW skips what has no gradient, and its moments would not decay.
-    for _, parameter in policy.named_parameters():
+    trained = policy.trainable().values()
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     tokens = sum(r.tokens for r in rollouts if r.route != "none")
     computed = [r for r in rollouts if r.computed]
@@ -195,6 +197,7 @@ def accumulate_gradient(
             positions += forward.tokens([r.sequence for r in batch.rollouts])
             report(len(batch.targets_N))
     failed.expect_none()
+    sum_replicated(p.grad for p in trained if p.grad is not None)
     return _of_all_ranks(Accumulated(tokens, positions, statistics), len(computed))
 
 
@@ -218,19 +221,18 @@ def _backward(
     """
     model, sequences = policy.model, [r.sequence for r in batch.rollouts]
     positions, targets = forward.tokens(sequences), len(batch.targets_N)
-    flops = forward_flops(model, positions)
-    with phase("forward", positions, flops):
+    with phase("forward", positions, forward_flops(model, positions)):
         hidden_ND = response_hidden_ND(model, sequences, forward)
     head = forward.head(model)
     parts, gradients = [], []
-    with phase("projection and losses", targets, TRAINING * projection_flops(model, targets)):
+    with phase("projection and losses", targets, projection_training_flops(model, targets)):
         for part in head.chunks(targets):
             leaf_ND = hidden_ND.detach()[part].requires_grad_()  # [n, D]: where this graph ends
             losses = token_losses(head, leaf_ND, batch.narrow(part), settings)
             torch.autograd.backward(losses.loss_N.sum() / tokens)  # by the mini-batch's one N
             parts.append(TokenLosses(*[column.detach() for column in losses]))
             gradients.append(leaf_ND.grad)
-    with phase("backward", positions, (TRAINING - 1) * flops):
+    with phase("backward", positions, backward_flops(model, positions)):
         torch.autograd.backward(hidden_ND, torch.cat([g for g in gradients if g is not None]))
     return TokenLosses(*[torch.cat(column) for column in zip(*parts, strict=True)])
 
@@ -238,11 +240,13 @@ def _backward(
 def _backward_idle(policy: Policy, forward: Forward) -> None:
     """Take part in the gradients of other ranks: they sum those of all weights that have one.
 
-    So a projection that is no tied weight needs a gradient, too, though no logits are made.
+    So a projection that is no tied weight needs a gradient, too, though no logits are made. What is
+    frozen has none.
     """
     hidden_ND = idle_pass(policy.model, forward)
     weight_VD, bias_V, *_ = forward.head(policy.model)
-    outputs = [part for part in (hidden_ND, weight_VD, bias_V) if part is not None]
+    parts = (hidden_ND, weight_VD, bias_V)
+    outputs = [part for part in parts if part is not None and part.requires_grad]
     torch.autograd.backward(outputs, [torch.zeros_like(part) for part in outputs])
 
 
@@ -258,9 +262,8 @@ def _optimize(
     tokens, positions, statistics = accumulate_gradient(
         policy, rollouts, kept, settings, report, max_gap
     )
-    parameters = [p for _, p in policy.named_parameters()]
     with phase("clip"):
-        norm = clip_gradients(parameters, settings.max_grad_norm)
+        norm = clip_gradients(policy.trainable().values(), settings.max_grad_norm)
     if not norm <= _LARGEST_NORM:
         ids = ", ".join(list(statistics)[:5])
         raise NumericalError(

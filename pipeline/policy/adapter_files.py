@@ -1,0 +1,177 @@
+"""Adapters in files of peft's format, which peft, transformers and vLLM open; merged models.
+
+adapter_config.json says what layers have adapters, and how they are scaled;
+adapter_model.safetensors holds A and B of each layer as base_model.model.LAYER.lora_A.weight and
+.lora_B.weight.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from pipeline.config.sections import LoraSection
+from pipeline.distributed.ranks import rank
+from pipeline.distributed.sharding import put_tensor
+from pipeline.errors import PolicyError
+from pipeline.policy import checkpoint
+from pipeline.policy.adapters import plain_weights, trainable
+from pipeline.policy.model_loading import save_model
+from pipeline.policy.safetensors_layout import find_tensors, lay_out
+from pipeline.text import one_line, printable
+
+CONFIG = "adapter_config.json"
+STEM = "adapter_model"
+_PREFIX, _SUFFIX = "base_model.model.", ".weight"
+_HARMLESS = frozenset(
+    [
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout"),
+        *("peft_version", "revision", "runtime_config", "task_type"),
+    ]
+)
+"""Keys of adapter_config.json that don't change what an adapter computes as it is opened."""
+_WITHOUT_EFFECT: dict[str, Any] = {"bias": "none", "init_lora_weights": True, "peft_type": "LORA"}
+"""Values of others with which they don't; of all others, false, null and empty ones."""
+
+
+def peft_config(lora: LoraSection, base: str) -> dict[str, Any]:
+    """Return what adapter_config.json says of these adapters on the model `base`."""
+    return {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "target_modules": sorted(lora.targets),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def save_adapters(model: Any, lora: LoraSection, base: str, folder: Path) -> None:
+    """Write a model's adapters; every rank must call it, and writes its part."""
+    if rank() == 0:
+        text = json.dumps(peft_config(lora, base), indent=2) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+    tensors = _by_peft_name(model)
+    checkpoint.save(tensors, lay_out(tensors, STEM, {"format": "pt"}), folder)
+
+
+def load_adapters(model: Any, folder: Path) -> None:
+    """Fill a model's adapters from files that fit; every rank must call it."""
+    checkpoint.load(_by_peft_name(model), find_tensors(folder, STEM), folder)
+
+
+def expect_adapters(model: Any, lora: LoraSection, folder: Path) -> None:
+    """Refuse files of adapters that somebody brings and that don't fit the model's.
+
+    Raises:
+        PolicyError: they are not there, are of other layers, sizes or kinds than the settings
+            say, or hold values that are not finite.
+    """
+    _expect_same_kind(lora, folder)
+    tensors = _by_peft_name(model)
+    try:
+        stored = find_tensors(folder, STEM)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise PolicyError(
+            f"{folder}: {STEM}.safetensors can't be read: {one_line(error)}"
+        ) from None
+    for name, tensor in tensors.items():
+        found = stored.get(name)
+        if found is None or found.shape != tensor.shape:
+            has = "nothing" if found is None else list(found.shape)
+            raise PolicyError(
+                f"{folder}: expected {printable(name, 200)} of shape {list(tensor.shape)} in "
+                f"{STEM}.safetensors, found {has}; give the adapter's own model as model.path"
+            )
+    if unread := sorted(stored.keys() - tensors.keys()):
+        raise PolicyError(
+            f"{folder}: {len(unread)} tensors of {STEM}.safetensors belong to no adapter of this "
+            f"model, first {printable(unread[0], 200)}; set model.lora.targets to the layers that "
+            "have one"
+        )
+    for name, tensor in load_file(folder / f"{STEM}.safetensors").items():
+        if not bool(tensor.isfinite().all()):
+            raise PolicyError(f"{folder}: {printable(name, 200)} holds values that are not finite")
+
+
+def save_merged_model(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write the model that its adapters make of the base, without adapters.
+
+    Sums are made in float32 and rounded once, to `dtype`; every rank must call it.
+    """
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+    for name, weight in plain_weights(model, dtype):
+        put_tensor(plain, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        put_tensor(plain, name, buffer)
+    plain.tie_weights()
+    plain.config.dtype = dtype
+    plain.generation_config = model.generation_config
+    plain._weight_conversions = getattr(model, "_weight_conversions", None)
+    save_model(plain, folder)
+
+
+def _by_peft_name(model: Any) -> dict[str, Tensor]:
+    return {f"{_PREFIX}{name}{_SUFFIX}": tensor for name, tensor in trainable(model).items()}
+
+
+def _expect_same_kind(lora: LoraSection, folder: Path) -> None:
+    """Refuse adapters that compute something else than `AdaptedLinear` with these settings.
+
+    What an entry means that we don't know is unknown, so it must have a value without effect.
+    """
+    config = _read_config(folder)
+    path = folder / CONFIG
+    ours = peft_config(lora, "")
+    for key, wanted in (("r", lora.rank), ("lora_alpha", lora.alpha)):
+        if config.get(key) != wanted:
+            setting = {"r": "rank", "lora_alpha": "alpha"}[key]
+            raise PolicyError(
+                f"{path}: {key} is {_shown(config.get(key))}, model.lora.{setting} is {wanted}; "
+                f"set model.lora.{setting} to the adapter's"
+            )
+    found = config.get("target_modules")
+    if not isinstance(found, list) or sorted(map(str, found)) != ours["target_modules"]:
+        raise PolicyError(
+            f"{path}: target_modules is {_shown(found)}, model.lora.targets is "
+            f"{_shown(ours['target_modules'])}; set model.lora.targets to the adapter's"
+        )
+    for key in sorted(config.keys() - _HARMLESS - {"r", "lora_alpha", "target_modules"}):
+        value, neutral = config[key], _WITHOUT_EFFECT.get(key)
+        if value != neutral and value not in (None, False, [], {}):
+            raise PolicyError(
+                f"{path}: {printable(key, 60)} is {_shown(value)}, which adapters here don't have; "
+                "give a plain LoRA adapter, or merge this one into its model"
+            )
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PolicyError(
+            f"model.lora.adapter {folder}: no {CONFIG} there; expected the folder of an adapter in "
+            "peft's format"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PolicyError(f"{path}: not readable JSON: {one_line(error)}") from None
+    if not isinstance(config, dict):
+        raise PolicyError(f"{path}: no JSON object")
+    return config
+
+
+def _shown(value: Any) -> str:
+    return printable(json.dumps(value, default=str), 120)
