@@ -24,6 +24,7 @@ from words import (
     FACTS,
     KEPT_VARIANTS,
     KEYS,
+    LORA,
     MANIFEST_KEYS,
     METRICS,
     METRICS_OF_TASKS,
@@ -37,7 +38,7 @@ from words import (
 from flows.session.stage_runner import STAGES
 from pipeline.config.data import DataSection, TaskEntry
 from pipeline.config.load import load_config, preset_names, preset_text
-from pipeline.config.sections import Config
+from pipeline.config.sections import Config, LoraSection, ModelSection
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, Rule
 from pipeline.health.shifts import MAJORITY, NOISE, PAST, RECENT, WINDOW
 from pipeline.run.run import MAY_CHANGE, MAY_GROW
@@ -68,6 +69,8 @@ def configuration_page() -> str:
         parts.append(_table(KEYS, _keys(name, section)))
         if section is DataSection:
             parts += [MIXTURE, _table(KEYS, _keys("data.mixture.NAME", TaskEntry))]
+        if section is ModelSection:
+            parts += [LORA, _table(KEYS, _keys("model.lora", LoraSection))]
     parts += [
         "## Settings that depend on each other",
         "\n".join(
@@ -77,6 +80,9 @@ def configuration_page() -> str:
                 '- `generate.rollouts = 1` is an error unless `route.method = "grpo"`: a group '
                 "of one has no siblings.",
                 "- `route.mini_batch` is at most `generate.questions`.",
+                "- With `model.lora`, `run.snapshot_every` unset becomes 1: a snapshot then holds "
+                "adapters alone, and a resume replays nothing. `model.base_dtype` needs "
+                "`model.lora`, and `model.cpu_offload` excludes it.",
                 "- `data.max_prompt_length`, `route.max_teacher_prompt_length` and the response "
                 "limits must fit into the model's positions; this is checked when the model is "
                 "opened.",
@@ -247,7 +253,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(part) for part in get_args(annotation))
     if origin is not None and not isinstance(origin, type):
         return _type(get_args(annotation)[0])
-    if origin is dict:
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     if annotation is type(None):

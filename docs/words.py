@@ -63,6 +63,23 @@ FACTS = {
 }
 KEYS = ("key", "type", "default", "range", "meaning")
 
+LORA = """\
+### Adapters
+
+A table `[model.lora]`, which may be empty, trains low-rank adapters on a frozen model
+([method.md, section 14](method.md#14-lora); [adapters.md](adapters.md)):
+
+```toml
+[model]
+path = "Qwen/Qwen3-8B"
+base_dtype = "bfloat16"
+
+[model.lora]
+rank = 16
+```
+
+On the command line, `--set model.lora.rank=16` is enough."""
+
 MIXTURE = """\
 ### Several tasks in one run
 

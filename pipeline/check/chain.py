@@ -8,6 +8,7 @@ from pipeline.check.check_report import CheckReport
 from pipeline.check.run_files import Key, TableFile, read_state, snapshot_folders
 from pipeline.files.durable import canonical_json, digest_of
 from pipeline.files.file_list import snapshot_repair
+from pipeline.policy.adapter_files import config_file
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STAGE_OF
 from pipeline.tables.manifest import Manifest, Origin
@@ -166,7 +167,7 @@ def vocabulary(run: Run) -> int | None:
     """Return V, from the configuration in a snapshot; None without one."""
     for _, folder in snapshot_folders(run):
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(config_file(folder).read_text(encoding="utf-8"))
             size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         except (ValueError, OSError, AttributeError):
             continue

@@ -10,6 +10,7 @@ from pipeline.check.check_report import CheckReport
 from pipeline.errors import StoreError
 from pipeline.files import sealed_json
 from pipeline.files.file_list import WrongFile, snapshot_repair
+from pipeline.policy.adapter_files import BASE_CONFIG, CONFIG, STEM
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STAGE_OF, STEP_TABLES
@@ -228,8 +229,9 @@ def _expect_whole(
     owner: Run, steps: int, folder: Path, listed: set[str], report: CheckReport
 ) -> None:
     """Note files that a snapshot must list and does not, and files that it does not list."""
-    needed = {"config.json", "tokenizer.json"}
-    model = "model" if owner.config.model.lora is None else "adapter_model"
+    plain = owner.config.model.lora is None
+    needed = {"tokenizer.json", *(["config.json"] if plain else [CONFIG, BASE_CONFIG])}
+    model = "model" if plain else STEM
     stems = [model, "optimizer"] if steps > 0 else [model]
     stems += ["teacher"] if owner.config.route.teacher != "live" else []
     tensors = [name for name in listed if name.endswith(".safetensors")]

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.config.field_types import Section
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
 from pipeline.text import printable
@@ -61,10 +62,17 @@ def validate_config(values: Mapping[str, Any], source: str) -> Config:
 def config_keys() -> list[str]:
     """Return every dotted key that a configuration may hold."""
     return [
-        f"{section}.{key}"
+        f"{section}.{key}{inner}"
         for section in Config.model_fields
-        for key in Config.section_type(section).model_fields
+        for key, field in Config.section_type(section).model_fields.items()
+        for inner in ("", *(f".{name}" for name in _inner_keys(field.annotation)))
     ]
+
+
+def _inner_keys(annotation: Any) -> list[str]:
+    """Return the keys of a setting that is a section of its own, or none."""
+    kinds = [kind for kind in get_args(annotation) if isinstance(kind, type)]
+    return [name for kind in kinds if issubclass(kind, Section) for name in kind.model_fields]
 
 
 def _read_source(source: str) -> dict[str, Any]:

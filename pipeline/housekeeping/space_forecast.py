@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from pipeline.config.sections import Config
+from pipeline.policy.adapter_files import config_file
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_TABLES
 
@@ -62,14 +63,14 @@ class Facts:
     def of(cls, run: Run, answers: int) -> "Facts":
         """Read them from the snapshot that every training keeps; without it, none are known."""
         start = run.snapshot_path(0)
-        if not (start / "config.json").exists():
+        if not config_file(start).exists():
             return cls(0, 0, answers)
         weights = sum(
             path.stat().st_size
             for stem in ("model", "adapter_model")
             for path in start.glob(f"{stem}*.safetensors")
         )
-        config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(config_file(start).read_text(encoding="utf-8"))
         return cls(weights // 4, int(config.get("vocab_size", 0)), answers)
 
 

@@ -28,15 +28,20 @@ from pipeline.text import one_line, printable
 
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
+BASE_CONFIG = "base_config.json"
 _PREFIX, _SUFFIX = "base_model.model.", ".weight"
 _HARMLESS = frozenset(
     [
-        *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout"),
-        *("peft_version", "revision", "runtime_config", "task_type"),
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core"),
+        *("peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"),
     ]
 )
 """Keys of adapter_config.json that don't change what an adapter computes as it is opened."""
-_WITHOUT_EFFECT: dict[str, Any] = {"bias": "none", "init_lora_weights": True, "peft_type": "LORA"}
+_WITHOUT_EFFECT: dict[str, list[Any]] = {
+    "bias": ["none"],
+    "init_lora_weights": [True, "gaussian", "orthogonal"],
+    "peft_type": ["LORA"],
+}
 """Values of others with which they don't; of all others, false, null and empty ones."""
 
 
@@ -62,6 +67,7 @@ def save_adapters(model: Any, lora: LoraSection, base: str, folder: Path) -> Non
     if rank() == 0:
         text = json.dumps(peft_config(lora, base), indent=2) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
+        model.config.to_json_file(folder / BASE_CONFIG)
     tensors = _by_peft_name(model)
     checkpoint.save(tensors, lay_out(tensors, STEM, {"format": "pt"}), folder)
 
@@ -79,30 +85,36 @@ def expect_adapters(model: Any, lora: LoraSection, folder: Path) -> None:
             say, or hold values that are not finite.
     """
     _expect_same_kind(lora, folder)
-    tensors = _by_peft_name(model)
+    path = folder / f"{STEM}.safetensors"
     try:
-        stored = find_tensors(folder, STEM)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise PolicyError(
-            f"{folder}: {STEM}.safetensors can't be read: {one_line(error)}"
-        ) from None
-    for name, tensor in tensors.items():
+        stored = load_file(path) if path.is_file() else {}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PolicyError(f"{path}: can't be read: {one_line(error)}") from None
+    expected = _by_peft_name(model)
+    for name, tensor in expected.items():
         found = stored.get(name)
         if found is None or found.shape != tensor.shape:
-            has = "nothing" if found is None else list(found.shape)
+            has = "none" if found is None else f"one of {list(found.shape)}"
             raise PolicyError(
-                f"{folder}: expected {printable(name, 200)} of shape {list(tensor.shape)} in "
-                f"{STEM}.safetensors, found {has}; give the adapter's own model as model.path"
+                f"{path}: expected a tensor {printable(name, 200)} of {list(tensor.shape)}, found "
+                f"{has}; give the adapter's own model as model.path"
             )
-    if unread := sorted(stored.keys() - tensors.keys()):
+        if not bool(found.isfinite().all()):
+            raise PolicyError(f"{path}: {printable(name, 200)} holds values that are not finite")
+    if unread := sorted(stored.keys() - expected.keys()):
         raise PolicyError(
-            f"{folder}: {len(unread)} tensors of {STEM}.safetensors belong to no adapter of this "
-            f"model, first {printable(unread[0], 200)}; set model.lora.targets to the layers that "
-            "have one"
+            f"{path}: {len(unread)} tensors belong to no adapter of this model, first "
+            f"{printable(unread[0], 200)}; give the adapter's own model as model.path"
         )
-    for name, tensor in load_file(folder / f"{STEM}.safetensors").items():
-        if not bool(tensor.isfinite().all()):
-            raise PolicyError(f"{folder}: {printable(name, 200)} holds values that are not finite")
+
+
+def config_file(folder: Path) -> Path:
+    """Return the file of a snapshot that says what model it is of.
+
+    Of adapters it can't be config.json: transformers would look for that model's weights beside it.
+    """
+    plain = folder / "config.json"
+    return plain if plain.exists() else folder / BASE_CONFIG
 
 
 def save_merged_model(model: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -149,8 +161,8 @@ def _expect_same_kind(lora: LoraSection, folder: Path) -> None:
             f"{_shown(ours['target_modules'])}; set model.lora.targets to the adapter's"
         )
     for key in sorted(config.keys() - _HARMLESS - {"r", "lora_alpha", "target_modules"}):
-        value, neutral = config[key], _WITHOUT_EFFECT.get(key)
-        if value != neutral and value not in (None, False, [], {}):
+        value = config[key]
+        if value not in (*_WITHOUT_EFFECT.get(key, []), None, False, [], {}):
             raise PolicyError(
                 f"{path}: {printable(key, 60)} is {_shown(value)}, which adapters here don't have; "
                 "give a plain LoRA adapter, or merge this one into its model"

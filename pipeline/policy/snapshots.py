@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config.sections import ModelSection
-from pipeline.distributed.ranks import agreed, exchanged, opened, rank, share, together
+from pipeline.distributed.ranks import agreed, exchanged, opened, share, together
 from pipeline.errors import StoreError
 from pipeline.files.durable import atomic_path, digest_of, file_digest
 from pipeline.files.file_list import expect_files, snapshot_repair
@@ -160,8 +160,6 @@ def _write_parts(policy: Policy, folder: Path) -> None:
         save_model(policy.model, folder)
     else:
         save_adapters(policy.model, policy.lora, policy.base.path, folder)
-        if rank() == 0:  # tells what model it is, without the base
-            policy.model.config.save_pretrained(folder)
     if policy.teacher_model is not None:
         teacher = trainable(policy.teacher_model)
         checkpoint.save(teacher, lay_out(teacher, "teacher"), folder)

@@ -37,7 +37,7 @@ def finite(tables: Mapping[str, pa.Table]) -> None:
 
 
 def gradient(policy: Policy) -> Tensor:
-    found = [p.grad.double().ravel() for _, p in policy.named_parameters() if p.grad is not None]
+    found = [p.grad.double().ravel() for p in policy.trainable().values() if p.grad is not None]
     return torch.cat(found)
 
 
@@ -81,7 +81,7 @@ def test_a_long_rollout_among_63_of_one_token_is_one_sum_in_any_packing(tmp_path
 def test_steps_of_extremes(name: str, precision: str, tmp_path: Path) -> None:
     method, groups = EXTREMES[name]
     policy = open_tiny(tmp_path, precision=precision)
-    before = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    before = {n: p.detach().clone() for n, p in policy.trainable().items()}
     config = config_of(route={"method": method}, generate={"rollouts": 2 - (method == "grpo")})
     tables = updated(policy, config, groups)
     finite(tables)
@@ -91,7 +91,7 @@ def test_steps_of_extremes(name: str, precision: str, tmp_path: Path) -> None:
     assert learned == (name in ("one token each", "everybody has a teacher"))
     group = policy.optimizer.param_groups[0]
     decay = 1 - group["lr"] * group["weight_decay"]
-    for key, parameter in policy.named_parameters():
+    for key, parameter in policy.trainable().items():
         assert bool(parameter.isfinite().all()), key
         if not learned:
             assert torch.allclose(parameter, before[key] * decay, rtol=1e-6, atol=1e-9), key

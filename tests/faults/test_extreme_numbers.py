@@ -199,7 +199,7 @@ def test_broken_weights_stop_a_step_before_anything_is_kept(broken: float, tmp_p
     session.run_stage("weigh", STEP)
     policy = session.prepare(STEP)
     with torch.no_grad():
-        dict(policy.named_parameters())["model.norm.weight"][0] = broken
+        policy.trainable()["model.norm.weight"][0] = broken
     with pytest.raises(NumericalError, match=r"not finite|is nan"):
         session.run_stage("update", STEP)
     assert not session.run.has("updates", STEP)
@@ -237,7 +237,7 @@ def test_a_step_without_any_gradient_says_so_and_moves_weights_by_decay_alone(
 ) -> None:
     case = Case({}, reward="0")
     session = open_case(tmp_path, case)
-    before = {n: p.detach().clone() for n, p in session.prepare(STEP).named_parameters()}
+    before = {n: p.detach().clone() for n, p in session.prepare(STEP).trainable().items()}
     for name in ("route", "weigh", "update"):
         session.run_stage(name, STEP)
     record = session.finish_step(STEP)
@@ -245,7 +245,7 @@ def test_a_step_without_any_gradient_says_so_and_moves_weights_by_decay_alone(
     assert record["loss"] == 0
     rate = session.run.manifest("updates", STEP).facts["learning_rate"]
     decay = 1 - rate * session.config.update.weight_decay
-    for name, parameter in session.prepare(STEP + 1).named_parameters():
+    for name, parameter in session.prepare(STEP + 1).trainable().items():
         assert torch.allclose(parameter, before[name] * decay, rtol=1e-6, atol=1e-9), name
     session.close()
 

@@ -34,7 +34,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def spoil(policy: Policy, value: float) -> None:
     with torch.no_grad():
-        dict(policy.named_parameters())["model.norm.weight"].fill_(value)
+        policy.trainable()["model.norm.weight"].fill_(value)
 
 
 class LyingEngine:
@@ -148,12 +148,12 @@ def test_a_gradient_whose_square_overflows_never_reaches_the_moments(
     policy = open_tiny(tmp_path)
     config = config_of(update={"max_grad_norm": 1e38})
     tables = routed(policy, config, MIXED)
-    before = [p.detach().clone() for _, p in policy.named_parameters()]
+    before = [p.detach().clone() for p in policy.trainable().values()]
     rows: list[Mapping[str, Any]] = tables["weights"].to_pylist()
     rows = [{**row, "weight": weight} for row in rows]
     tables["weights"] = tables["weights"].from_pylist(rows, schema=tables["weights"].schema)
     with pytest.raises(NumericalError, match="not finite"):
         UPDATE.run(tables, config, Handles(seed=0, step=0, policy=policy))
-    after = [p.detach() for _, p in policy.named_parameters()]
+    after = [p.detach() for p in policy.trainable().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(bool(m.isfinite().all()) for m in moments(policy))

@@ -166,7 +166,7 @@ def _recorded(policy: Policy, capture: StepCapture) -> Iterator[None]:
     original = policy.optimizer.step
 
     def step() -> None:
-        named = list(policy.named_parameters())
+        named = list(policy.trainable().items())
         capture.gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
         capture.parameters.append({n: p.detach().clone() for n, p in named})
         original()

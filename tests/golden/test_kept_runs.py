@@ -62,7 +62,7 @@ def test_a_snapshot_opens_with_teacher_and_optimizer(kept: Run) -> None:
     session = Session.resume(kept.root, writes=False)
     policy = session.prepare(3)
     assert policy.version == kept.manifest("updates", 2).facts["next_policy_version"]
-    assert len(policy.optimizer.state) == len(list(policy.named_parameters()))
+    assert len(policy.optimizer.state) == len(policy.trainable())
     assert policy.teacher_model is not None
     session.close()
 

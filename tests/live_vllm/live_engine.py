@@ -84,7 +84,7 @@ def learn(policy: Policy, version: str, scale: float = 1e-3) -> None:
     """Change every weight a little, as an update does, and name the new policy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(version) + sum(map(ord, version)))
-        for _, parameter in policy.named_parameters():
+        for parameter in policy.trainable().values():
             parameter.add_(torch.randn_like(parameter), alpha=scale)
     policy.version = version
 

@@ -51,7 +51,7 @@ def gradient(
     accumulate_gradient(policy, rollouts, kept, settings)
     return {
         name: whole(parameter.grad)
-        for name, parameter in policy.named_parameters()
+        for name, parameter in policy.trainable().items()
         if parameter.grad is not None
     }
 
@@ -61,7 +61,7 @@ def clipped(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the norm before, and the whole gradient when it is clipped to a norm of 0.001."""
     accumulate_gradient(policy, rollouts, kept, settings)
-    named = dict(policy.named_parameters())
+    named = policy.trainable()
     norm = clip_gradients(named.values(), 1e-3)
     return norm, {name: whole(p.grad) for name, p in named.items() if p.grad is not None}
 
@@ -69,7 +69,7 @@ def clipped(
 def gathered_dtypes(policy: Policy) -> dict[str, torch.dtype]:
     """Return the dtype that each weight is gathered in; every rank gathers them."""
     with gathered(policy.model):
-        return {name: parameter.dtype for name, parameter in policy.named_parameters()}
+        return {name: parameter.dtype for name, parameter in policy.trainable().items()}
 
 
 def refused(policy: Policy, config: Config) -> str:

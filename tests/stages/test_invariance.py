@@ -36,7 +36,7 @@ class Gradient:
         settings: UpdateSection = session.config.update.model_copy(update=changes)
         self.tokens, _, statistics = accumulate_gradient(policy, rollouts, 16, settings)
         self.loss = sum(s.loss_sum for s in statistics.values()) / self.tokens
-        grads = [p.grad for _, p in policy.named_parameters()]
+        grads = [p.grad for p in policy.trainable().values()]
         self.flat: Tensor = torch.cat([g.double().ravel() for g in grads if g is not None])
 
     def off(self, other: "Gradient") -> float:

@@ -26,7 +26,7 @@ def policy(tmp_path: Path) -> Policy:
 
 
 def weights_of(policy: Policy) -> torch.Tensor:
-    return torch.cat([p.detach().ravel().clone() for _, p in policy.named_parameters()])
+    return torch.cat([p.detach().ravel().clone() for p in policy.trainable().values()])
 
 
 def test_statistics_of_an_on_policy_step(policy: Policy) -> None:
@@ -126,7 +126,7 @@ def test_another_policy_never_counts_as_the_old_one(
     config = config_of(route={"method": "grpo", "rescore": rescore})
     tables = routed(policy, config, MIXED)
     with torch.no_grad():  # the policy moves on after sampling, as in a replayed fork
-        for _, parameter in policy.named_parameters():
+        for parameter in policy.trainable().values():
             parameter.add_(0.02 * torch.randn_like(parameter))
     policy.version = "000000-ffffffffffff"
     run_one(UPDATE, tables, policy, config)

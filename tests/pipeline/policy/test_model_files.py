@@ -84,7 +84,9 @@ def test_unmerged_adapters(folder: Path) -> None:
     assert f"hold 2 weights that a Qwen3ForCausalLM of this config.json does not read: {name}" in (
         message
     )
-    assert message.endswith("merge the LoRA adapters into the model first")
+    assert message.endswith(
+        "merge the LoRA adapters into the model first, or give them as model.lora.adapter"
+    )
 
 
 @pytest.mark.parametrize("name", ["score.weight", "visual.patch_embed.weight", "v_head.bias"])
@@ -242,7 +244,7 @@ def test_adapters_beside_the_model(folder: Path) -> None:
 def test_a_folder_that_is_an_adapter(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("{}")
-    assert "an adapter (adapter_config.json); merge it" in refusal(folder)
+    assert "an adapter (adapter_config.json); give its model as model.path" in refusal(folder)
 
 
 # --- quantised -------------------------------------------------------------------------------

@@ -45,10 +45,10 @@ def policy_steps(policy: Policy) -> float:
 
 def tensors(policy: Policy) -> dict[str, Tensor]:
     """Return everything that a snapshot must restore, as copies."""
-    found = {f"model/{n}": p for n, p in policy.named_parameters()}
+    found = {f"model/{n}": p for n, p in policy.trainable().items()}
     if policy.teacher_model is not None:
         found |= {f"teacher/{n}": p for n, p in policy.teacher_model.named_parameters()}
-    names = {p: n for n, p in policy.named_parameters()}
+    names = {p: n for n, p in policy.trainable().items()}
     for parameter, state in policy.optimizer.state.items():
         found |= {f"{key}/{names[parameter]}": value for key, value in state.items()}
     return {name: value.detach().clone() for name, value in found.items()}
