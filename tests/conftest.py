@@ -3,6 +3,7 @@
     tiny_folder     path of a Hugging Face folder: a random Qwen3 of 1 layer, V = 100 (read only!)
     tiny_policy     factory of fresh policies over it: tiny_policy(teacher="ema", rate=0.5, …)
     demo_policy     factory of fresh policies over the shipped demo policy, same arguments
+    smollm2         the folder of SmolLM2-135M-Instruct, in this user's cache (read only!)
     prefect_api     environment of commands that talk to the one Prefect server that tests share
     api_here        the same, for this process as well
     srpo            srpo("train", "demo", …): a command in this process, its exit code and words
@@ -26,6 +27,7 @@ from hypothesis import settings
 from flows import cli
 from flows.prefect_api.server import CLIENT_SETTINGS
 from pipeline.config.sections import TeacherKind
+from pipeline.policy.model_folder import SMOLLM2, gguf_file, model_folder
 from pipeline.policy.policy import Policy, TeacherSettings
 from tests.builders.policies import PRINTABLE, open_on_cpu, write_tiny_policy
 from tests.paths import PROJECT
@@ -71,6 +73,14 @@ def tiny_policy(tiny_folder: Path) -> OpenPolicy:
 def demo_policy() -> OpenPolicy:
     """Return a factory of fresh copies of the shipped demo policy (see `_factory`)."""
     return _factory(Path(str(files("data") / "demo" / "policy")))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct; made once, in the cache that commands use."""
+    if gguf_file(SMOLLM2) is None:
+        pytest.skip("SmolLM2 is not installed (make install)")
+    return model_folder(SMOLLM2)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from pipeline.distributed.process_setup import configure_process
 from pipeline.errors import StoreError
 from pipeline.files.durable import remove_folder, remove_leftovers
 from pipeline.machine.disk import expect_makeable
-from pipeline.policy.model_folder import model_folder
+from pipeline.policy.gguf_model import gguf_source
+from pipeline.policy.model_folder import gguf_file, is_on_this_machine, model_folder
 from pipeline.policy.policy import Policy, TeacherSettings, resolve_device
 from pipeline.policy.snapshots import keep_tokenizer, open_policy, save_snapshot
 from pipeline.run.run import Run, is_taken
@@ -75,6 +76,8 @@ def prepare_run(run_dir: Path, config: Config, keep_start: bool) -> RunStart:
         "initial_policy_version": policy.version,
         "stop_tokens": policy.stops.record(),
     }
+    if (file := gguf_file(config.model.path)) is not None:
+        facts["gguf"] = {"file": str(file), **gguf_source(Path(policy.model.name_or_path))}
     if keep_start:
         expect_disk_space(config, facts_of(policy, config, questions), run_dir)
     return RunStart(config, questions, policy, facts)
@@ -109,7 +112,9 @@ def _expect_possible(config: Config, run_dir: Path, training: bool) -> None:
     engines = {config.evaluate.engine, config.generate.engine if training else None}
     if "vllm" in engines and not config.vllm.urls:
         expect_installed()
-    _expect_context(config, model_positions(Path(_model_folder(config))), training)
+    path = _model_folder(config)
+    folder = model_folder(path) if is_on_this_machine(path) else Path(path)
+    _expect_context(config, model_positions(folder), training)
 
 
 def _expect_context(config: Config, positions: int | None, training: bool) -> None:
@@ -134,7 +139,7 @@ def initial_policy(config: Config, questions: Questions) -> Policy:
 
 
 def _model_folder(config: Config) -> str:
-    """Return the folder, or the hub's name, of the model that a run starts from."""
+    """Return the folder, GGUF file or name of the model that a run starts from."""
     path = config.model.path
     return str(model_folder(path)) if path == "demo" else path
 

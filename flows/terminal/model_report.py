@@ -14,6 +14,8 @@ from flows.session.questions import Questions
 from pipeline.config.load import apply_override, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, PolicyError
+from pipeline.policy.gguf_model import gguf_source
+from pipeline.policy.model_folder import gguf_file
 from pipeline.policy.policy import Policy
 from pipeline.policy.tokenizer_loading import PROBE
 from pipeline.remote.mirror_sync import is_run
@@ -83,6 +85,7 @@ def _rows(policy: Policy, config: Config) -> Iterator[Row]:
         f"{positions or 'unknown'} positions, on {policy.device}",
         FINE,
     )
+    yield "opened from", _origin(config.model.path, Path(model.name_or_path)), FINE
     prompt = [*_prompt_rows(policy, config)]
     yield from prompt
     yield "stop tokens", policy.stops.line, FINE
@@ -98,6 +101,19 @@ def _rows(policy: Policy, config: Config) -> Iterator[Row]:
 
 
 _PACKED = "a group's prompt is encoded once, and responses share rows without padding"
+
+
+def _origin(path: str, folder: Path) -> str:
+    """Say which folder was opened, and of which GGUF file it was made, if of any."""
+    file = gguf_file(path)
+    if file is None:
+        return f"{folder}"
+    source = gguf_source(folder)
+    types = ", ".join(f"{count} {name}" for name, count in source["types"].items())
+    return (
+        f"the GGUF file {file} (SHA-256 {source['sha256'][:16]}…; tensors: {types}), in float32 "
+        f"in {folder}"
+    )
 
 
 def _prompt_rows(policy: Policy, config: Config) -> Iterator[Row]:

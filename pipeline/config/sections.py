@@ -100,7 +100,10 @@ class LoraSection(Section):
 class ModelSection(Section):
     """The policy at the start."""
 
-    path: str = Field(description="Hugging Face folder or name; `demo` is the shipped demo policy")
+    path: str = Field(
+        description="Hugging Face folder or name, or a GGUF file; `demo` is the shipped demo "
+        "policy, `smollm2` is SmolLM2-135M-Instruct (docs/models.md)"
+    )
     chat_template_kwargs: dict[str, str | bool | int] = Field(
         default_factory=dict, description="passed to the chat template (enable_thinking = false)"
     )

