@@ -38,6 +38,20 @@ class FrozenLinear(nn.Linear):
         return linear(x, self.weight.to(x.dtype), bias)
 
 
+class FrozenEmbedding(nn.Embedding):
+    """A table of embeddings whose weight may be stored in bfloat16: it gives float32.
+
+    Gemma scales what it looks up, in the precision of the table; here it is scaled in float32.
+    """
+
+    embed_scale: Tensor | float
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return rows of the table, times `embed_scale` if there is one, [..., D] of ids [...]."""
+        embedded = super().forward(input).float()
+        return embedded * self.embed_scale if hasattr(self, "embed_scale") else embedded
+
+
 class AdaptedLinear(FrozenLinear):
     """A frozen linear layer with an adapter, in place of the layer that it was.
 
@@ -223,15 +237,18 @@ def _store_in_bfloat16(model: Any) -> None:
     """Store matrices in bfloat16; everything is still computed in its input's precision.
 
     Raises:
-        PolicyError: a matrix is in no linear layer and no table of embeddings, so the model's own
-            code would multiply by it, in whatever precision.
+        PolicyError: a matrix is in no linear layer and no table of embeddings that we know, so the
+            model's own code would compute with it, in whatever precision.
     """
     stored = set()
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             module.__class__ = FrozenLinear
-        elif isinstance(module, nn.Embedding):
-            module.register_forward_hook(_as_float32)
+        elif type(module) is nn.Embedding or _scales(module):
+            module.__class__ = FrozenEmbedding
+            if hasattr(module, "scalar_embed_scale"):  # a model read in bfloat16 rounded the buffer
+                exact = torch.tensor(module.scalar_embed_scale, device=module.weight.device)
+                module.embed_scale = exact
         else:
             continue
         module.weight.data = module.weight.data.bfloat16()
@@ -242,10 +259,18 @@ def _store_in_bfloat16(model: Any) -> None:
         parameter.data = parameter.data.float()
         if parameter.dim() > 1:
             raise PolicyError(
-                f"{model.name_or_path}: {name} is in no linear layer, so this model can't be kept "
-                'in bfloat16; leave model.base_dtype at "float32"'
+                f"{model.name_or_path}: {name} is in no linear layer and in no plain table of "
+                "embeddings, so this model can't be kept in bfloat16; leave model.base_dtype at "
+                '"float32"'
+            )
+    for name, buffer in model.named_buffers():
+        if buffer.dtype == torch.bfloat16:
+            raise PolicyError(
+                f"{model.name_or_path}: {name}, which is no weight, would be rounded to bfloat16; "
+                'leave model.base_dtype at "float32"'
             )
 
 
-def _as_float32(_: Any, __: Any, embedded: Tensor) -> Tensor:
-    return embedded.float()
+def _scales(module: Any) -> bool:
+    """Tell whether a table of embeddings is one of those of transformers that scale."""
+    return isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")

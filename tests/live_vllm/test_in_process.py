@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.policy.adapters import plain_weights
 from pipeline.policy.policy import Policy
 from pipeline.vllm import in_process_replica, vllm_engine, weights
 from pipeline.vllm.replica import EngineError
@@ -117,12 +118,12 @@ def test_a_stale_projection_is_noticed(pair: Pair, monkeypatch: pytest.MonkeyPat
     engine, policy = pair
     asked, of = prompts(policy, 1), seeds(1, 1)
     sample(engine, asked, of)
-    every = weights.named_parts
+    every = plain_weights
 
-    def without_head(model):  # type: ignore[no-untyped-def]
-        return ((name, part) for name, part in every(model) if name != "lm_head.weight")
+    def without_head(model, dtype):  # type: ignore[no-untyped-def]
+        return ((name, part) for name, part in every(model, dtype) if name != "lm_head.weight")
 
-    monkeypatch.setattr(weights, "named_parts", without_head)
+    monkeypatch.setattr(weights, "plain_weights", without_head)
     learn(policy, "000301-stale-head", scale=0.02)
     for _ in range(2):  # trying again makes it no better
         with pytest.raises(EngineError, match="tied projection"):
