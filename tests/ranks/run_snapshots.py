@@ -24,8 +24,8 @@ from pipeline.errors import PolicyError, StoreError
 from pipeline.policy import checkpoint, snapshots
 from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.policy.snapshots import (
+    initial_model,
     load_snapshot,
-    model_of_snapshot,
     open_policy,
     save_snapshot,
 )
@@ -102,7 +102,8 @@ def work(task: str, source: Path, target: Path) -> None:
             target.with_suffix(".said").write_text(str(error))
             raise
     if task == "adopt":
-        initial = partial(model_of_snapshot, source.with_name("first"), SECTION, EMA)
+        first = source.with_name("first")
+        initial = partial(initial_model, folder=first, settings=SECTION, teacher=EMA)
         ranks.together(Policy.adopt_teacher, policy, FROZEN, initial)
     save_snapshot(policy, target, 2)
 
