@@ -11,6 +11,7 @@ from flows.session.session import Session
 from flows.session.stage_runner import STAGES
 from pipeline.check.deep import DeepReport, StartingState, State, deep_check
 from pipeline.errors import ConfigError, StoreError
+from pipeline.policy.adapters import trainable
 from pipeline.policy.policy import Policy
 from pipeline.policy.snapshots import save_snapshot
 from pipeline.run.run import Run
@@ -59,8 +60,11 @@ def check_step(
 
 
 def _starting_state(policy: Policy, folder: Path, step: int) -> StartingState:
-    save_snapshot(policy, folder, step)
     teacher = [(_parameters(part.model), part.coefficient) for part in policy.teacher_components()]
+    if policy.base is not None:
+        start = _parameters(policy.model)
+        return StartingState(Path(policy.base.path), policy.version, teacher, start)
+    save_snapshot(policy, folder, step)
     return StartingState(folder, policy.version, teacher)
 
 
@@ -84,7 +88,8 @@ def _before_updates(root: Path, step: int, batches: int, replayed: Progress) -> 
 
 
 def _parameters(model: torch.nn.Module) -> State:
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+    """Return a copy of what is trained of a model."""
+    return {name: p.detach().cpu().clone() for name, p in trainable(model).items()}
 
 
 def _expect_small(run: Run, step: int, policy: Policy) -> None:

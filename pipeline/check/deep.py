@@ -41,14 +41,16 @@ class StartingState:
     """The policy and the teacher by which a step was scored.
 
     Attributes:
-        folder: Hugging Face folder of the policy.
+        folder: Hugging Face folder of the policy, or of the model under its adapters.
         version: the policy's version.
         teacher: parameters with coefficients; the teacher's logits are the weighted sum.
+        adapters: A and B of the policy; None: it has none.
     """
 
     folder: Path
     version: str
     teacher: Sequence[tuple[State, float]]
+    adapters: State | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def deep_check(
         before_updates,
         run.tokenizer_path(),
         progress,
+        start.adapters,
     )
     report = Report(floor=_FLOOR)
     sampled_by = set(tables["rollouts"]["policy_version"].to_pylist())
@@ -118,6 +121,7 @@ def twin_settings(run: Run, step: int) -> Settings:
     route = run.owner("routes", step).config.route
     update = run.owner("updates", step).config.update
     beta = run.owner("weights", step).config.weigh.beta
+    model = run.config.model
     updated = run.manifest("updates", step).origin if run.has("updates", step) else None
     sampled = run.manifest("rollouts", step).origin
     return Settings(
@@ -136,10 +140,10 @@ def twin_settings(run: Run, step: int) -> Settings:
         tis_clip=update.tis_clip,
         sdpo_ratio_clip=update.sdpo_ratio_clip,
         chat_template_kwargs={
-            **run.config.model.chat_template_kwargs,
-            "strftime_now": strftime_at(prompt_time(run.config.model)),
+            **model.chat_template_kwargs,
+            "strftime_now": strftime_at(prompt_time(model)),
         },
-        system_role=run.config.model.system_role,
+        system_role=model.system_role,
         stop_in_text=sampled.stage_version < _STOP_LEFT_OUT,
         max_teacher_prompt_length=route.max_teacher_prompt_length,
         feedback=route.feedback,
@@ -147,6 +151,8 @@ def twin_settings(run: Run, step: int) -> Settings:
         early_routing=not unjudged_left_out(run.manifest("routes", step).origin.stage_version),
         padding_masked=updated is not None and not padding_learns(updated.stage_version),
         float32_norm=updated is not None and not padding_learns(updated.stage_version),
+        lora_scale=model.lora.alpha / model.lora.rank if model.lora else 1.0,
+        base_bfloat16=model.base_dtype == "bfloat16",
     )
 
 

@@ -32,6 +32,8 @@ class Settings:
         system_role: `fold`: the system's text stands before the user's.
         stop_in_text: whether responses' texts have the token that ended them, if it is no special
             one, as old tables do.
+        lora_scale: a/r of adapters.
+        base_bfloat16: whether matrices of the model under adapters are stored in bfloat16.
     """
 
     method: str = "srpo"
@@ -57,6 +59,8 @@ class Settings:
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     system_role: str = "as_is"
     stop_in_text: bool = False
+    lora_scale: float = 1.0
+    base_bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

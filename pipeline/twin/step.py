@@ -3,6 +3,7 @@
     sections 1-3  rewards -> c, advantages, sibling, m, route, teacher prompt
     sections 4-6  starting policy and teacher -> log-probabilities, entropies, divergence, weights
     sections 7-9  per mini-batch: token losses, N, the loss and its gradient
+    section 14    with adapters: merged weights in, the gradient at A and B out
 
 The code under test is never imported. Axes: T response tokens, V vocabulary, K kept ids.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.twin import formulas, routing
+from pipeline.twin import formulas, merging, routing
 from pipeline.twin.float16_tables import read_rounded, teacher_buckets
 from pipeline.twin.formulas import Settings
 from pipeline.twin.inputs import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
@@ -43,7 +44,7 @@ class _KeepFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _open_model(policy_dir: Path, padding_masked: bool) -> torch.nn.Module:
+def _open_model(policy_dir: Path, settings: Settings) -> torch.nn.Module:
     """Open a policy in float64. Section 8: embedding rows of padding ids have gradients, too."""
     model = AutoModelForCausalLM.from_pretrained(
         str(policy_dir),
@@ -54,8 +55,10 @@ def _open_model(policy_dir: Path, padding_masked: bool) -> torch.nn.Module:
     )
     opened: torch.nn.Module = model.double().eval()
     for module in opened.modules():
-        if isinstance(module, torch.nn.Embedding) and not padding_masked:
+        if isinstance(module, torch.nn.Embedding) and not settings.padding_masked:
             module.padding_idx = None
+    for parameter in opened.parameters():
+        parameter.data = merging.as_stored(parameter.data, settings.base_bfloat16)
     return opened
 
 
@@ -334,19 +337,22 @@ def recompute(
     params_before: Mapping[int, State] | None = None,
     tokenizer_dir: Path | None = None,
     progress: Callable[[int], None] = lambda passes: None,
+    start: State | None = None,
 ) -> StepTwin:
     """Recompute a step from its rollouts, verdicts and routes tables.
 
     Args:
         tables: By name. Besides those three, the stored log pi_old of `scores` is read if the step
             is off-policy, and the rows of `teacher` if they are in float16.
-        policy_dir: Hugging Face folder of the policy that starts the step.
+        policy_dir: Hugging Face folder of the policy that starts the step, or of the model under
+            its adapters.
         teacher: State dicts with coefficients; the teacher's logits are the weighted sum.
         settings: The numbers of the run.
         params_before: Float32 parameters just before each optimizer update. The update with the
             lowest number starts at `policy_dir` and needs none; others without any are left out.
         tokenizer_dir: Folder of the tokenizer where it is not `policy_dir`.
         progress: Called with 1 after each rollout that was scored or learned from.
+        start: A and B that start the step. All other states are then of A and B, too.
     """
     rollouts = _read_rollouts(tables)
     by_id = {row.rollout_id: row for row in rollouts}
@@ -359,9 +365,18 @@ def recompute(
     for row in rollouts:
         if row.sibling is not None:
             texts.render_teacher(row, by_id[row.sibling])
-    model = _open_model(policy_dir, settings.padding_masked)
-    policy = {name: value.detach().clone() for name, value in model.named_parameters()}
-    _score(rollouts, model, policy, teacher, settings, progress)
+    model = _open_model(policy_dir, settings)
+    base = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def whole(state: State) -> State:
+        """Return all weights of a state, merged if it is of adapters."""
+        if start is None:
+            return state
+        return {**base, **merging.merged(base, state, settings.lora_scale)}
+
+    policy = base if start is None else start
+    teacher = [(whole(state), coefficient) for state, coefficient in teacher]
+    _score(rollouts, model, whole(policy), teacher, settings, progress)
     if "teacher" in tables:
         read_rounded(rollouts, tables["teacher"])
     numbers = sorted({row.mini_batch for row in rollouts})
@@ -371,6 +386,11 @@ def recompute(
         members = [row for row in rollouts if row.mini_batch == number]
         tokens[number] = sum(len(row.response_ids) for row in members if row.route != "none")
         if number in known:
-            _load_state(model, known[number])
-            batches[number] = _mini_batch(members, model, len(numbers) == 1, settings, progress)
+            state, single = known[number], len(numbers) == 1
+            _load_state(model, whole(state))
+            batches[number] = batch = _mini_batch(members, model, single, settings, progress)
+            if start is not None:
+                batch.gradient = merging.gradient_of_adapters(
+                    state, batch.gradient, settings.lora_scale
+                )
     return StepTwin(settings, by_id, batches, tokens)

@@ -19,13 +19,18 @@ from pipeline.config.load import validate_config
 from pipeline.config.sections import Config
 from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles, silent
+from pipeline.twin.compare_tables import compare, compare_gradients, compare_routes
 from pipeline.twin.formulas import Settings
+from pipeline.twin.inputs import StepTwin
+from pipeline.twin.step import recompute
+from pipeline.twin.tolerances import Report
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
 from stages.weigh import STAGE as WEIGH
 from tests.builders.policies import write_tiny_policy
 
 STEP = 2
+RTOL = 1e-5
 TASK = '''
 """Right is a response whose character codes have an even sum."""
 from pipeline.task import Message, Question, Verdict
@@ -126,6 +131,34 @@ def run_step(session: Session, step: int = STEP, verdicts: pa.Table | None = Non
     return capture
 
 
+def twin_of(session: Session, capture: StepCapture, settings: Settings | None = None) -> StepTwin:
+    """Return what the twin makes of the golden step, from the run's files and its settings."""
+    lora, snapshot = session.config.model.lora, session.run.snapshot_path(STEP)
+    return recompute(
+        capture.tables,
+        Path(session.config.model.path) if lora else snapshot,
+        teacher_states(session),
+        settings or twin_settings(session.config),
+        params_before=dict(enumerate(capture.parameters)),
+        start=adapters_on_disk(session),
+    )
+
+
+def disagreements(twin: StepTwin, capture: StepCapture) -> list[str]:
+    """Return every difference beyond 1e-5: tables, N and loss of each update, gradients."""
+    tables = capture.tables
+    report = Report(RTOL)
+    compare_routes(report, twin, tables["routes"])
+    names = ("teacher", "weights", "updates", "scores")
+    compare(report, twin, *(tables[name] for name in names))
+    found = report.lines
+    for number, gradient in enumerate(capture.gradients):
+        gap = compare_gradients(twin.batches[number].gradient, gradient)
+        if not gap <= RTOL:
+            found.append(f"gradient of update {number}: off by {gap:.2e} of its norm")
+    return found
+
+
 def twin_settings(config: Config) -> Settings:
     """Hand the run's numbers to the twin."""
     route, update = config.route, config.update
@@ -145,13 +178,26 @@ def twin_settings(config: Config) -> Settings:
         dual_clip=update.dual_clip,
         tis_clip=update.tis_clip,
         sdpo_ratio_clip=update.sdpo_ratio_clip,
+        lora_scale=config.model.lora.alpha / config.model.lora.rank if config.model.lora else 1.0,
+        base_bfloat16=config.model.base_dtype == "bfloat16",
     )
+
+
+def adapters_on_disk(session: Session) -> Mapping[str, Tensor] | None:
+    """Return A and B that start the golden step, under our names; None without adapters."""
+    if session.config.model.lora is None:
+        return None
+    stored = load_file(session.run.snapshot_path(STEP) / "adapter_model.safetensors")
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".weight"): tensor
+        for name, tensor in stored.items()
+    }
 
 
 def teacher_states(session: Session) -> Sequence[tuple[Mapping[str, Tensor], float]]:
     """Return the teacher's parameters as they are on disk, with their coefficients."""
     folder, route = session.run.snapshot_path(STEP), session.config.route
-    live = load_file(folder / "model.safetensors")
+    live = adapters_on_disk(session) or load_file(folder / "model.safetensors")
     if route.teacher == "live":
         return [(live, 1.0)]
     kept = load_file(folder / "teacher.safetensors")

@@ -20,23 +20,24 @@ import stages.weigh
 from flows.session.session import Session
 from pipeline.forward.scoring import Component
 from pipeline.policy.policy import Policy
-from pipeline.twin.compare_tables import compare, compare_gradients, compare_routes
+from pipeline.twin.compare_tables import compare_routes
 from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
 from stages.update.objective import TokenLosses
 from tests.golden.golden_run import (
+    RTOL,
     STEP,
-    StepCapture,
+    disagreements,
     make_run,
     run_step,
     teacher_states,
+    twin_of,
     twin_settings,
 )
 
 Overrides = Mapping[str, Mapping[str, object]]
 
-RTOL = 1e-5
 TWO_UPDATES = {"route": {"mini_batch": 3}}
 VARIANTS: dict[str, Overrides] = {
     "srpo": {},
@@ -73,31 +74,6 @@ def srpo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 @pytest.fixture(scope="module")
 def srpo_twin(srpo: Session) -> StepTwin:
     return twin_of(srpo, run_step(srpo))
-
-
-def twin_of(session: Session, capture: StepCapture) -> StepTwin:
-    return recompute(
-        capture.tables,
-        session.run.snapshot_path(STEP),
-        teacher_states(session),
-        twin_settings(session.config),
-        params_before=dict(enumerate(capture.parameters)),
-    )
-
-
-def disagreements(twin: StepTwin, capture: StepCapture) -> list[str]:
-    """Return every difference beyond 1e-5: tables, N and loss of each update, gradients."""
-    tables = capture.tables
-    report = Report(RTOL)
-    compare_routes(report, twin, tables["routes"])
-    names = ("teacher", "weights", "updates", "scores")
-    compare(report, twin, *(tables[name] for name in names))
-    found = report.lines
-    for number, gradient in enumerate(capture.gradients):
-        gap = compare_gradients(twin.batches[number].gradient, gradient)
-        if not gap <= RTOL:
-            found.append(f"gradient of update {number}: off by {gap:.2e} of its norm")
-    return found
 
 
 @pytest.mark.parametrize("name", VARIANTS)

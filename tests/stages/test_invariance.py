@@ -1,4 +1,7 @@
-"""Loss and gradient don't depend on micro-batches, order or padding (docs/method.md, section 8)."""
+"""Loss and gradient don't depend on micro-batches, order or padding (docs/method.md, section 8).
+
+Neither with adapters, whose B is no longer 0 at the step that is looked at.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,9 +18,11 @@ from stages.update.stage import accumulate_gradient
 from tests.golden.golden_run import STEP, make_run, run_step
 
 
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    session = make_run(tmp_path_factory.mktemp("invariance"), {})
+@pytest.fixture(scope="module", params=[{}, {"lora": {"rank": 4}}], ids=["full", "lora"])
+def session(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
+    session = make_run(tmp_path_factory.mktemp("invariance"), {"model": request.param})
     yield session
     session.close()
 

@@ -1,7 +1,8 @@
 """The float64 twin against whole runs: methods, several updates, forks; and planted mistakes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,9 @@ from flows.reruns.deep_check import check_step
 from flows.reruns.replay import Plan, replay
 from flows.session.session import Session
 from pipeline.check.deep import DeepReport
+from pipeline.config.sections import ModelSection
 from pipeline.errors import ConfigError, StoreError
+from pipeline.policy.adapters import AdaptedLinear, adapt
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.golden_run import golden_config
@@ -31,11 +34,20 @@ VARIANTS: dict[str, Overrides] = {
         "update": {"divergence": "sampled_token"},
     },
     "short teacher prompts": {"route": {"max_teacher_prompt_length": 75}},
+    "adapters": {"model": {"lora": {"rank": 4}}},
+    "adapters, bfloat16 base, two updates, trust region": {
+        "model": {"lora": {"rank": 4}, "base_dtype": "bfloat16"},
+        "route": {"mini_batch": 2, "teacher": "trust_region"},
+    },
 }
 
 
-def make_run(folder: Path, overrides: Overrides, steps: int = 2) -> Path:
-    """Make a run of two steps with the settings of the golden runs, but fewer rollouts."""
+def make_run(folder: Path, overrides: Overrides, steps: int = 2, *, kept: bool = False) -> Path:
+    """Make a run of two steps with the settings of the golden runs, but fewer rollouts.
+
+    Args:
+        kept: whether it has a snapshot after every step, so that no check replays updates.
+    """
     folder.mkdir(exist_ok=True)
     wanted = {**overrides, "generate": {**SMALL, **overrides.get("generate", {})}}
     session = Session.create(folder / "run", golden_config(folder, wanted))
@@ -43,6 +55,8 @@ def make_run(folder: Path, overrides: Overrides, steps: int = 2) -> Path:
         for name in STEP_STAGES:
             session.run_stage(name, step)
         session.finish_step(step)
+        if kept:
+            session.snapshot(step + 1)
     session.close()
     return session.run.root
 
@@ -134,6 +148,28 @@ def test_a_wrong_gradient_norm_is_named(tmp_path: Path) -> None:
     )
     lines = check_step(run, 1).lines
     assert [line.split()[0] for line in lines] == ["loss", "grad_norm"]
+
+
+@pytest.mark.slow
+def test_adapters_that_were_scaled_wrongly_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run made with a/r of another rank than its settings say."""
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.policy.snapshots.adapt", scaled_by(1.1))
+        run = make_run(tmp_path, VARIANTS["adapters"], kept=True)
+    lines = check_step(run, 1).lines
+    assert lines and lines[0].startswith("rollouts.sampled_logprobs"), lines[:3]
+
+
+def scaled_by(factor: float) -> Callable[[Any, ModelSection], None]:
+    def adapt_wrongly(model: Any, settings: ModelSection) -> None:
+        adapt(model, settings)
+        for module in model.modules():
+            if isinstance(module, AdaptedLinear):
+                module.lora_scale *= factor
+
+    return adapt_wrongly
 
 
 def test_what_deep_does_not_know_is_said(srpo: Path, tmp_path: Path) -> None:
