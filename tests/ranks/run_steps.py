@@ -4,10 +4,12 @@ What rank 0 finds is left in FOLDER/found-<ranks>.pickle: an error that must be 
 policy's weights are made of, then tables and whole gradient of every step.
 """
 
+import hashlib
 import json
 import pickle
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import torch
 
 from pipeline.config.sections import Config, UpdateSection
 from pipeline.distributed import ranks
-from pipeline.distributed.sharding import gathered, whole
+from pipeline.distributed.sharding import gathered, is_spread, whole
 from pipeline.errors import NumericalError
+from pipeline.policy.adapters import trainable
 from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles
 from stages.update import STAGE as UPDATE
@@ -64,6 +67,17 @@ def clipped(
     named = policy.trainable()
     norm = clip_gradients(named.values(), 1e-3)
     return norm, {name: whole(p.grad) for name, p in named.items() if p.grad is not None}
+
+
+def whole_state(policy: Policy) -> str:
+    """Return a digest of what this rank holds whole of policy, teacher and optimizer."""
+    states = [trainable(model).values() for model in policy.models()]
+    states += [policy.optimizer.state[p].values() for p in policy.trainable().values()]
+    digest = hashlib.sha256()
+    for tensor in chain.from_iterable(states):
+        if not is_spread(tensor):
+            digest.update(tensor.detach().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def gathered_dtypes(policy: Policy) -> dict[str, torch.dtype]:
@@ -113,7 +127,8 @@ def all_steps(folder: Path, **model: Any) -> list[dict[str, Any]]:
         facts = run_one(UPDATE, tables, policy, config, step)
         policy.finish_update(f"{step + 1:06d}-made by hand")
         step_found = {"tables": tables, "gradient": gradients, "facts": facts}
-        found.append({**step_found, "clipped": clips[0][1]})
+        held = ranks.together(whole_state, policy)
+        found.append({**step_found, "clipped": clips[0][1], "held": held})
     return found
 
 
