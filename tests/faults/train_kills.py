@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,23 +102,25 @@ def fingerprint(run: Path) -> dict[str, str]:
     return found
 
 
-def train(run: Path) -> list[str]:
+def train(run: Path, extra: Sequence[str] = ()) -> list[str]:
     """Return the arguments that begin a run, or go on with it if it has begun."""
     if (run / "run.json").exists():
         return ["train", "--resume", "--run", run.name]
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    settings = [part for setting in (*SETTINGS, *extra) for part in ("--set", setting)]
     return ["train", "demo", "--run", run.name, *settings]
 
 
 class Campaign:
     """Kills and resumes runs in one folder, which all share its Prefect database.
 
+    They have `settings` besides `SETTINGS`.
+
     Attributes:
         work: CPU seconds of the last command that made a whole run undisturbed.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self._folder, self._seed = folder, seed
+    def __init__(self, folder: Path, seed: int, settings: Sequence[str] = ()) -> None:
+        self._folder, self._seed, self._settings = folder, seed, settings
         self._runs = self._commands = 0
         self._processes: CommandProcesses | None = None
         self._misses: Counter[int] = Counter()
@@ -182,7 +184,8 @@ class Campaign:
         """Start the next command on a run; return its processes and where its journal will be."""
         self._commands += 1
         path = self._folder / f"{run.name}-{self._commands:04d}.journal"
-        arguments = ["-m", "tests.faults.train_with_journal", str(path), *train(run)]
+        arguments = ["-m", "tests.faults.train_with_journal", str(path)]
+        arguments += train(run, self._settings)
         self._processes = CommandProcesses(arguments, self._folder, path.with_suffix(".log"))
         return self._processes, path
 

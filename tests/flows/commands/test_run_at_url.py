@@ -91,29 +91,30 @@ def tables_on(server: Server, prefix: str) -> dict[str, str]:
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize("settings", [[], ["--set", "model.lora.rank=8"]], ids=["full", "lora"])
 def test_killed_twice_on_a_store_that_fails_it_has_the_tables_of_a_disk(
-    server: Server, environment: dict[str, str], tmp_path: Path
+    server: Server, environment: dict[str, str], tmp_path: Path, settings: list[str]
 ) -> None:
-    assert finish(environment, *train("--run", str(tmp_path / "disk")))[0] == 0
+    assert finish(environment, *train("--run", str(tmp_path / "disk"), *settings))[0] == 0
     disk = tmp_path / "disk"
     on_disk = {
         str(path.relative_to(disk)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in disk.rglob("*.arrow")
     }
-    url = f"{server.make_bucket('bucket')}/runs/first"
+    run = f"runs/run-{len(settings)}"
+    url = f"{server.make_bucket('bucket')}/{run}"
     server.share = 0.05
-    kill_when_stored(
-        start(environment, *train("--run", url)), server, "runs/first/steps/000001/routes.json"
-    )
+    command = start(environment, *train("--run", url, *settings))
+    kill_when_stored(command, server, f"{run}/steps/000001/routes.json")
     resume = ["train", "--resume", "--run", url]
-    kill_when_stored(start(environment, *resume), server, "runs/first/steps/000004/scores.json")
+    kill_when_stored(start(environment, *resume), server, f"{run}/steps/000004/scores.json")
     shutil.rmtree(tmp_path / "cache")
     code, text = finish(environment, *resume)
     assert code == 0, text
     assert "if it doesn't show itself within 3 s it is gone" in text
     assert len({*server.failed}) == 4 and len(server.failed) > 10
     server.share = 0.0
-    assert tables_on(server, "runs/first/") == on_disk
+    assert tables_on(server, f"{run}/") == on_disk
     code, text = finish(environment, "check", url)
     assert code == 0 and "no findings" in text, text
     code, text = finish(environment, "diff", url, str(disk))
