@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.config.sections import ModelSection
 from pipeline.distributed.ranks import agreed, exchanged, opened, share, together
-from pipeline.errors import StoreError
+from pipeline.errors import PolicyError, StoreError
 from pipeline.files.durable import atomic_path, digest_of, file_digest
 from pipeline.files.file_list import expect_files, snapshot_repair
 from pipeline.files.sealed_json import read_sealed, write_sealed
@@ -40,6 +40,7 @@ from pipeline.policy.policy import FrozenBase, Policy, TeacherSettings, spreadin
 from pipeline.policy.safetensors_layout import find_tensors, lay_out
 from pipeline.policy.tokenizer_loading import tokenizer_notes
 from pipeline.remote.mirror_files import fetch_anew, fetch_folder
+from pipeline.text import one_line
 
 transformers_logging.disable_progress_bar()
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -74,7 +75,9 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings, se
     )
     base = None
     if settings.lora is not None:
-        base = _frozen_base(path)
+        with agreed():
+            base_folder = model_folder(path).resolve()
+        base = _frozen_base(base_folder)
         identity = [identity, _start_adapters(model, settings, seed)]
     numerics = {k: v for k, v in settings.recorded().items() if k not in _NOT_NUMERIC}
     version = f"000000-{digest_of([identity, numerics, teacher.recorded()])[:12]}"
@@ -109,9 +112,9 @@ def _model_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.suffix in _MODEL_FILES]
 
 
-def _frozen_base(path: str) -> FrozenBase:
+def _frozen_base(folder: Path) -> FrozenBase:
+    """Return the model in a folder that every rank names; each digests its share of the files."""
     with agreed():
-        folder = model_folder(path).resolve()
         files = _model_files(folder)
     return FrozenBase(str(folder), _digests(files))
 
@@ -265,14 +268,25 @@ def _read_snapshot(folder: Path, teacher: TeacherSettings) -> dict[str, Any]:
 def _same_base(folder: Path, state: dict[str, Any], path: str) -> FrozenBase:
     """Return the model under a snapshot's adapters, which must still be what it was.
 
+    It is where `model.path` says; from another folder that may say nothing, and it is where it was.
+
     Raises:
-        StoreError: it is not.
+        StoreError: it is not there, or not what it was.
     """
     with agreed():
         if not isinstance(recorded := state.get("base"), dict):
             raise StoreError(f"{folder}: a snapshot without adapters, wanted one of model.lora")
         wanted: dict[str, str] = recorded["sha256"]
-    base = _frozen_base(path)
+        try:
+            found_in = model_folder(path).resolve()
+        except PolicyError as error:
+            found_in = Path(recorded["path"])
+            if not found_in.is_dir():
+                raise StoreError(
+                    f"{folder}: adapters on a model that is gone: it was in {found_in}, and "
+                    f"{one_line(error)}; put it back there"
+                ) from None
+    base = _frozen_base(found_in)
     with agreed():
         for name in sorted(wanted.keys() | base.sha256.keys()):
             expected, found = wanted.get(name), base.sha256.get(name)

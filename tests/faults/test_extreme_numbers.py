@@ -15,8 +15,15 @@ from pipeline.errors import NumericalError, SrpoError
 from pipeline.files.durable import file_digest
 from pipeline.twin.step import recompute
 from tests.builders.policies import LOWERCASE
-from tests.golden.golden_run import STEP, golden_config, run_step, teacher_states, twin_settings
-from tests.golden.test_golden import disagreements, twin_of
+from tests.golden.golden_run import (
+    STEP,
+    disagreements,
+    golden_config,
+    run_step,
+    teacher_states,
+    twin_of,
+    twin_settings,
+)
 
 EOS = 1
 TASK = '''

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.config.sections import LoraSection
-from pipeline.errors import PolicyError
+from pipeline.errors import PolicyError, StoreError
 from pipeline.forward.packing import TokenSequence
 from pipeline.forward.projection import logits_NV
 from pipeline.forward.scoring import response_hidden_ND
@@ -251,8 +251,24 @@ def test_a_base_that_changed_is_refused(folder: Path, tmp_path: Path) -> None:
     policy = open_on_cpu(folder, lora=LORA)
     save_snapshot(policy, tmp_path / "000000", 0)
     write_tiny_policy(folder, 1, LOWERCASE)
-    with pytest.raises(Exception, match=r"model.safetensors: expected SHA-256 .* found"):
+    with pytest.raises(StoreError, match=r"model.safetensors: expected SHA-256 .* found"):
         load_snapshot(tmp_path / "000000", policy._settings, policy.teacher)
+
+
+def test_a_base_is_found_where_it_was_or_said_to_be_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative model.path, and a command given in another folder; then the model is removed."""
+    monkeypatch.chdir(tmp_path)
+    policy = open_on_cpu(Path("./base"), lora=LORA)
+    save_snapshot(policy, tmp_path / "run" / "000000", 0)
+    snapshot = (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.chdir(snapshot)
+    settings = policy._settings
+    assert load_snapshot(snapshot / "000000", settings, policy.teacher).version == policy.version
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"adapters on a model that is gone: it was in .*/base, "):
+        load_snapshot(snapshot / "000000", settings, policy.teacher)
 
 
 def test_versions_tell_starts_apart(folder: Path) -> None:
