@@ -1,13 +1,11 @@
 """Flows of one stage, evaluation or replay, for deployments: scheduled, or on another machine."""
 
-import contextlib
 from typing import Any
 
 from prefect import flow
 
 from flows.reruns.evaluate import evaluate_now
 from flows.reruns.replay import Plan, replay
-from flows.session.failed_start import removing_failed_start
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from flows.training.loop import Call, Reference, Watcher
@@ -16,6 +14,7 @@ from flows.workers.runner_spec import RunnerSpec
 from flows.workers.worker_pool import optional_pool
 from pipeline.errors import ConfigError
 from pipeline.remote.mirror_paths import run_path
+from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 
 
@@ -42,12 +41,13 @@ def stage_flow(
     root = run_path(run)
     if fork is None and overrides:
         raise ConfigError("other settings need a fork: a run's own tables are never overwritten")
-    with contextlib.ExitStack() as stack:
-        if fork is not None:
-            parent, root = Run.open(root), run_path(fork)
-            stack.enter_context(removing_failed_start(root))
-            fork_run(parent, root, name, step, step + 1, overrides or [])
-        session = stack.enter_context(contextlib.closing(Session.resume(root)))
+    if fork is None:
+        opened = Session.resume(root)
+    else:
+        parent, root = Run.open(root), run_path(fork)
+        with RunLock(root):
+            opened = Session(fork_run(parent, root, name, step, step + 1, overrides or []))
+    with opened as session:
         with optional_pool(spec, session.config.run.stall_seconds) as worker_pool:
             session.stages.spread_over(worker_pool)
             reference = StageTasks(session, [Watcher()])(name, step)
@@ -104,7 +104,7 @@ def evaluate_flow(
     """
     spec = RunnerSpec.parse(runner) if runner else None
     with (
-        contextlib.closing(Session.resume(run_path(run))) as session,
+        Session.resume(run_path(run)) as session,
         optional_pool(spec, session.config.run.stall_seconds) as worker_pool,
     ):
         return evaluate_now(session, steps_done, overrides or [], worker_pool=worker_pool)

@@ -38,7 +38,6 @@ def evaluate(
     settings = None if is_run(run) else model_config(state, chosen)  # first: what follows is heavy
 
     from flows.reruns.evaluate import evaluate_now
-    from flows.session.failed_start import removing_failed_start
     from flows.session.questions import left_out
     from flows.session.session import Session
     from flows.training.progress import evaluation_line
@@ -48,13 +47,11 @@ def evaluate(
     names = ("policy, by replaying updates", "evaluate")
     with contextlib.ExitStack() as stack:
         if settings is None:
-            session = Session.resume(run)
+            session = stack.enter_context(Session.resume(run))
         else:
             run, step, chosen = default_run_dir("evaluate", RUNS), 0, []
-            stack.enter_context(removing_failed_start(run))
-            session = Session.create(run, settings, keep_start=False)
+            session = stack.enter_context(Session.create(run, settings, keep_start=False))
             print_warnings(left_out(settings, session.questions))
-        stack.enter_context(contextlib.closing(session))
         worker_pool = stack.enter_context(command_pool(runner, run.parent))
         replayed, own = stack.enter_context(bars(*names))
         steps_done = session.next_step() if step is None else step

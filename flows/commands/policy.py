@@ -1,6 +1,5 @@
 """`srpo policy`: the policy of any step, rebuilt from the event log."""
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,7 @@ def policy(
         raise ConfigError(f"{state}: which state? Give RUN@STEP, for example {state}@10")
     if out.exists():
         raise StoreError(f"{out}: there is something already; choose another folder")
-    with contextlib.closing(Session.resume(run, writes=False)) as session:
+    with Session.resume(run, writes=False) as session:
         if adapter and session.config.model.lora is None:
             raise ConfigError(f"{run}: --adapter is for runs with model.lora; leave it out")
         start = max((s for s in session.run.snapshots() if s <= step), default=0)

@@ -91,7 +91,7 @@ def restore(
                 from_archive(opened, *piece, archive_path(place, *piece))
             progress(number + 1, len(gone))
     if anew:
-        with contextlib.closing(Session.resume(run)) as session, bars("computing") as (progress,):
+        with Session.resume(run) as session, bars("computing") as (progress,):
             for number, step in enumerate(sorted(anew)):
                 for name in ("route", "weigh", "update"):
                     session.run_stage(name, step)

@@ -1,6 +1,5 @@
 """`srpo replay`: other settings over saved rollouts; sweeps make one fork each."""
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +81,7 @@ def replay(
                 session = replay_run(
                     parent, folder, plan, chosen, progress, worker_pool=worker_pool
                 )
-            with contextlib.closing(session):
+            with session:
                 found = diff_runs(parent, session.run)
                 rows.append(_row(session, found, plan, time.monotonic() - started))
                 print(f"{folder.name}: {found.sentence}")

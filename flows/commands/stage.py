@@ -55,7 +55,6 @@ def stage(
     if name not in STAGES:
         raise SrpoError(f"no stage {name}; there are {', '.join(STAGES)}")
     parent = Run.open(run)
-    root = run
     if fork is None and not overrides:
         with RunLock(run):
             for path in set_aside_damage(parent, STAGES[name], step):
@@ -68,10 +67,11 @@ def stage(
         )
     names = (f"policy after {step} steps, by replaying updates", name)
     with contextlib.ExitStack() as stack:
-        if name != "evaluate":
-            root = _fork_if_needed(parent, fork, name, step, overrides or [], stack)
-        worker_pool = stack.enter_context(command_pool(runner, root.parent))
-        session = stack.enter_context(contextlib.closing(Session.resume(root)))
+        forked = None if name == "evaluate" else _forked(parent, fork, name, step, overrides or [])
+        session = stack.enter_context(Session.resume(run) if forked is None else forked)
+        if forked is not None:
+            _print_fork(parent, session.run, name, step)
+        worker_pool = stack.enter_context(command_pool(runner, session.run.root.parent))
         replayed, own = stack.enter_context(bars(*names))
         session.stages.spread_over(worker_pool)
         reference = session.run_stage(name, step, own, replayed, decisions)
@@ -80,36 +80,31 @@ def stage(
         _report(session, reference, decisions)
 
 
-def _fork_if_needed(
-    parent: "Run",
-    fork: Path | None,
-    name: str,
-    step: int,
-    overrides: Sequence[str],
-    stack: contextlib.ExitStack,
-) -> Path:
-    """Return the folder to work in: the run itself, or a new fork of it.
-
-    Args:
-        stack: the command's; a fork in which it makes nothing goes when it ends by an error.
-    """
-    from flows.session.failed_start import removing_failed_start
+def _forked(
+    parent: "Run", fork: Path | None, name: str, step: int, overrides: Sequence[str]
+) -> "Session | None":
+    """Open a fork of the run to work in; None: the run itself will do."""
     from flows.session.fork_run import code_changes, fork_run, free_name
+    from flows.session.session import Session
     from flows.session.stage_runner import STAGES
+    from pipeline.run.lock import RunLock
 
     changed_code = code_changes(parent, STAGES[name], step)
     if fork is None and not overrides and not changed_code:
-        return parent.root
+        return None
     for change in changed_code:
         print(f"changed code: {change}")
     root = fork or free_name(parent.root)
-    stack.enter_context(removing_failed_start(root))
-    made = fork_run(parent, root, name, step, step + 1, overrides)
+    with RunLock(root):
+        return Session(fork_run(parent, root, name, step, step + 1, overrides))
+
+
+def _print_fork(parent: "Run", made: "Run", name: str, step: int) -> None:
+    """Print where a fork is, and what it changes."""
     print(f"fork of {parent.root} at step {step}, stage {name}: {made.root}")
     if made.fork is not None:
         for key, (old, new) in made.fork.changed.items():
             print(f"  {key}: {old} → {new}")
-    return made.root
 
 
 def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> None:

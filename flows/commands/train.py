@@ -97,17 +97,16 @@ def _train_here(
 ) -> int:
     """Train in this process; return the command's exit code."""
     from flows.prefect_api.server import open_server
-    from flows.session.failed_start import removing_failed_start
-    from flows.session.open_run import checked_config, open_session
+    from flows.session.open_run import checked_start, open_session
     from flows.training.summary import print_summary
     from flows.workers.runner_spec import RunnerSpec
     from pipeline.text import go_on
 
     spec = RunnerSpec.parse(runner) if runner else None
-    settings = checked_config(config, run, overrides, resume)
+    start = checked_start(config, run, overrides, resume)
     console = open_console()
     # It starts in the background, while the model loads.
-    server = open_server(run.parent, settings.run.prefect_seconds)
+    server = open_server(run.parent, start.config.run.prefect_seconds)
     try:
         if not server.own:
             server.wait()  # somebody else's server: before anything is written
@@ -124,12 +123,11 @@ def _train_here(
             print_summary(console, session, outcome)
             return outcome
 
-        with removing_failed_start(run):
-            with status(console, f"{run}: opening the policy, starting Prefect"):
-                opened = open_session(settings, run, resume)
-                from flows.training.alarm_fork import train_with_recovery
+        with status(console, f"{run}: opening the policy, starting Prefect"):
+            from flows.training.alarm_fork import train_with_recovery
 
-            outcome = train_with_recovery(opened, train_session)
+            opened = open_session(start)
+        outcome = train_with_recovery(opened, train_session)
     except OSError as error:
         begun = (run / "run.json").exists()
         on = f"then go on: {go_on(run)}" if begun else "then run the same command again"

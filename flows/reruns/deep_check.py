@@ -1,6 +1,5 @@
 """Driving `srpo check --deep`: rebuild the policies of a step, then hand them to the twin."""
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -40,7 +39,7 @@ def check_step(
     routes = run.read("routes", step)
     scorer = run.owner("teacher" if run.has("teacher", step) else "rollouts", step)
     with tempfile.TemporaryDirectory(prefix="srpo-deep-") as folder:
-        with contextlib.closing(Session.resume(scorer.root, writes=False)) as session:
+        with Session.resume(scorer.root, writes=False) as session:
             policy = session.prepare(step, replayed)
             _expect_small(run, step, policy)
             start = _starting_state(policy, Path(folder) / "policy", step)
@@ -74,7 +73,7 @@ def _before_updates(root: Path, step: int, batches: int, replayed: Progress) -> 
     Updates of another version of the stage are not replayed: there is only the first.
     """
     found: dict[int, State] = {}
-    with contextlib.closing(Session.resume(root, writes=False)) as session:
+    with Session.resume(root, writes=False) as session:
         policy = session.prepare(step, replayed)
         made = session.run.manifest("updates", step).origin.stage_version
         if batches == 1 or made != STAGES["update"].version:

@@ -1,10 +1,8 @@
 """Evaluating a state of a run on demand, by its own settings or by others."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.session.failed_start import removing_failed_start
 from flows.session.question_loading import load_questions
 from flows.session.questions import expect_evaluation_context, fitting, left_out, positions_of
 from flows.session.session import Session
@@ -14,6 +12,7 @@ from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
 from pipeline.files.durable import digest_of
 from pipeline.remote.mirror_sync import is_run
+from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.stage.contract import Progress
 from pipeline.text import print_warnings
@@ -55,12 +54,13 @@ def evaluate_now(
         "parent": session.run.record["digest"],
         "task_digest": code_digest(wanted.data),
     }
-    with removing_failed_start(root):
+    with RunLock(root):
         run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)
-        with contextlib.closing(Session(run, questions, policy)) as other:
-            other.stages.spread_over(worker_pool)
-            other.run_stage("evaluate", steps_done, progress)
-            return other.evaluation_summary(steps_done)
+        opened = Session(run, questions, policy)
+    with opened as other:
+        other.stages.spread_over(worker_pool)
+        other.run_stage("evaluate", steps_done, progress)
+        return other.evaluation_summary(steps_done)
 
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:

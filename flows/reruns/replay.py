@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.session.failed_start import removing_failed_start
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from flows.training.loop import Call, Reference
 from pipeline.errors import ConfigError
 from pipeline.remote.mirror_paths import is_mirrored, run_path
+from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES, stages_from
 from pipeline.stage.contract import Progress, silent
@@ -121,7 +121,7 @@ def fork_folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:
 
 def replay_step(root: str, step: int, names: list[str], decisions: bool) -> None:
     """Run stages of one step of a fork, on a worker, for the one who holds the fork's lock."""
-    with contextlib.closing(Session.resume(run_path(root), writes=False)) as session:
+    with Session.resume(run_path(root), writes=False) as session:
         for name in names:
             session.run_stage(name, step, decisions_only=decisions and name == "route")
 
@@ -188,14 +188,14 @@ def replay(
     """
     if worker_pool is not None:
         expect_local(root)
-    with removing_failed_start(root):
-        fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, plan.last == "update")
-        session = Session.resume(root)
-        try:
-            _recompute(session, plan, progress, runner, worker_pool)
-        except BaseException:
-            session.close()
-            raise
+    updates = plan.last == "update"
+    with RunLock(root):
+        fork = fork_run(parent, root, plan.stage, plan.start, plan.end, overrides, updates)
+        opened = Session(fork)
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(opened)
+        _recompute(session, plan, progress, runner, worker_pool)
+        stack.pop_all()
     return session
 
 

@@ -15,20 +15,29 @@ _FOLDERS = ("tokenizer", "policy", "steps", "evaluations")
 _TEMPORARY = (".run.json.tmp", ".tokenizer.tmp", ".*.old")
 
 
+def remove_failed_start(root: Path, error: BaseException) -> None:
+    """Remove the run that began in a folder, if it ends by an error before it has made anything.
+
+    Call it with the folder's lock held, whose release removes the folder. The error then says so:
+    until there is a table, a run can't be gone on with by other settings, so all that it would do
+    is stand in the way of the next try.
+    """
+    with contextlib.suppress(StoreError, OSError):  # the disk or the store failed
+        if not _has_work(root) and _remove_start(root) and isinstance(error, SrpoError):
+            error.args = (f"{error}; nothing was made yet, so {root} was removed",)
+
+
 @contextlib.contextmanager
 def removing_failed_start(root: Path) -> Iterator[None]:
-    """Remove the run that a block began, if the block fails before the run has made anything.
-
-    The error then says so: until there is a table, a run can't be gone on with by other settings,
-    so all that it would do is stand in the way of the next try.
-    """
-    began_here = not is_taken(root)
+    """Remove the run that other processes began while a block waited for them, if they failed."""
+    began = not is_taken(root)
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         yield
     except BaseException as error:
-        if began_here and _remove_start(root) and isinstance(error, SrpoError):
-            error.args = (f"{error}; nothing was made yet, so {root} was removed",)
+        if began and root.is_dir() and not _has_work(root):
+            with contextlib.suppress(StoreError, OSError), RunLock(root):  # not another command's
+                remove_failed_start(root, error)
         with contextlib.suppress(OSError):  # not empty
             for folder in missing:
                 if folder.exists():
@@ -37,19 +46,7 @@ def removing_failed_start(root: Path) -> Iterator[None]:
 
 
 def _remove_start(root: Path) -> bool:
-    """Remove what a failed start wrote, if that is all there is; tell whether a run went."""
-    if not root.is_dir() or _has_work(root):
-        return False
-    try:
-        with RunLock(root):
-            return _remove_unless_used(root)
-    except (StoreError, OSError):  # another command took it over, or the disk failed
-        return False
-
-
-def _remove_unless_used(root: Path) -> bool:
-    if _has_work(root):
-        return False
+    """Remove what a start wrote; tell whether it was a run already."""
     was_run = (root / _RECORD).exists()
     if was_run:
         remove_file(root / _RECORD)  # first: the rest is then no run to any reader

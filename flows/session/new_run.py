@@ -10,6 +10,7 @@ import torch
 
 from data.random_policy import write_random_policy
 from flows.session.disk_check import expect_disk_space, facts_of
+from flows.session.failed_start import remove_failed_start
 from flows.session.question_loading import load_questions
 from flows.session.questions import (
     Questions,
@@ -29,6 +30,7 @@ from pipeline.policy.gguf_model import gguf_source
 from pipeline.policy.model_folder import gguf_file, is_on_this_machine, model_folder
 from pipeline.policy.policy import Policy, TeacherSettings, resolve_device
 from pipeline.policy.snapshots import keep_tokenizer, open_policy, save_snapshot
+from pipeline.run.folder import RunFolder
 from pipeline.run.run import Run, is_taken
 from pipeline.vllm.launch import expect_installed
 
@@ -45,25 +47,28 @@ _PACKAGES = (
 )
 
 
-class RunStart(NamedTuple):
-    """Everything that a new run begins with; nothing of it is written yet."""
+class NewRun(NamedTuple):
+    """Everything that a run in `root` begins with; nothing of it is written yet.
 
+    Attributes:
+        keeps_start: whether it takes snapshot 0, from which a run can be resumed.
+    """
+
+    root: Path
     config: Config
     questions: Questions
     policy: Policy
     facts: dict[str, Any]
+    keeps_start: bool
 
 
-def prepare_run(run_dir: Path, config: Config, keep_start: bool) -> RunStart:
-    """Return what a run in `run_dir` begins with; everything that can be wrong is found here.
+def prepare_run(root: Path, config: Config, keep_start: bool) -> NewRun:
+    """Return what a run in `root` begins with; everything that can be wrong is found here.
 
     Nothing is written. What needs no model is looked at first.
-
-    Args:
-        keep_start: take snapshot 0, from which a run can be resumed.
     """
     configure_process(config.run.threads)
-    _expect_possible(config, run_dir, keep_start)
+    _expect_possible(config, root, keep_start)
     loaded = load_questions(config)
     policy = initial_policy(config, loaded)
     config = with_prompt_time(config, policy)
@@ -79,35 +84,39 @@ def prepare_run(run_dir: Path, config: Config, keep_start: bool) -> RunStart:
     if (file := gguf_file(config.model.path)) is not None:
         facts["gguf"] = {"file": str(file), **gguf_source(Path(policy.model.name_or_path))}
     if keep_start:
-        expect_disk_space(config, facts_of(policy, config, questions), run_dir)
-    return RunStart(config, questions, policy, facts)
+        expect_disk_space(config, facts_of(policy, config, questions), root)
+    return NewRun(root, config, questions, policy, facts, keep_start)
 
 
-def write_run(start: RunStart, run_dir: Path, keep_start: bool) -> Run:
-    """Write a run's folder; call it with the folder's lock held.
+def write_run(new: NewRun) -> Run:
+    """Write a run's folder, or leave nothing in it; call it with the folder's lock held.
 
     Raises:
         StoreError: something is there already.
     """
-    if is_taken(run_dir):
-        raise StoreError(f"{run_dir}: there is something already; choose another --run")
-    remove_leftovers(run_dir / "policy")
-    tokenizer_sha256 = keep_tokenizer(start.policy, run_dir / "tokenizer")
-    if keep_start:
-        snapshot = run_dir / "policy" / "000000"
-        if snapshot.exists():  # of a command cut short, perhaps with another model
-            remove_folder(snapshot)
-        save_snapshot(start.policy, snapshot, 0)
-    return Run.create(run_dir, start.config, {**start.facts, "tokenizer_sha256": tokenizer_sha256})
+    if is_taken(new.root):
+        raise StoreError(f"{new.root}: there is something already; choose another --run")
+    try:
+        remove_leftovers(new.root / "policy")
+        tokenizer_sha256 = keep_tokenizer(new.policy, new.root / "tokenizer")
+        if new.keeps_start:
+            snapshot = RunFolder(new.root).own_snapshot_path(0)
+            if snapshot.exists():  # of a command cut short, perhaps with another model
+                remove_folder(snapshot)
+            save_snapshot(new.policy, snapshot, 0)
+        return Run.create(new.root, new.config, {**new.facts, "tokenizer_sha256": tokenizer_sha256})
+    except BaseException as error:
+        remove_failed_start(new.root, error)
+        raise
 
 
-def _expect_possible(config: Config, run_dir: Path, training: bool) -> None:
+def _expect_possible(config: Config, root: Path, training: bool) -> None:
     """Refuse what this machine can't do, or the model can't hold, before a model is opened.
 
     Raises:
         SrpoError: no GPU, no vLLM, limits over the model's positions, a folder that can't be made.
     """
-    expect_makeable(run_dir)
+    expect_makeable(root)
     resolve_device(config.model.device)
     engines = {config.evaluate.engine, config.generate.engine if training else None}
     if "vllm" in engines and not config.vllm.urls:

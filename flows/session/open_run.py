@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.session.rule_check import expect_same_rules
 from pipeline.config.load import apply_override, load_config, validate_config
@@ -30,27 +30,38 @@ def default_run_dir(source: str, parent: Path = Path("runs")) -> Path:
     return parent / f"{stem}-{taken}"
 
 
-def checked_config(
-    source: str | None, run_dir: Path, overrides: Sequence[str], resume: bool
-) -> Config:
-    """Return the configuration of a run that may begin, or go on, in `run_dir`; writes nothing.
+class Start(NamedTuple):
+    """A training that may begin, or go on, in a folder; nothing of it is written yet.
+
+    Attributes:
+        config: the settings to train with.
+        run: the run to go on with, as it stands; None: a new one.
+    """
+
+    root: Path
+    config: Config
+    run: Run | None
+
+
+def checked_start(source: str | None, root: Path, overrides: Sequence[str], resume: bool) -> Start:
+    """Return what the user asked for, once it is known that it may begin, or go on, in `root`.
 
     Raises:
         SrpoError: the configuration can't be used; the folder is taken, or there is nothing to
             resume; the run was made with other settings.
     """
     if resume:
-        return resumed_config(Run.open(run_dir), source, overrides)
+        run = Run.open(root)
+        return Start(root, resumed_config(run, source, overrides), run)
     if source is None:
         raise ConfigError("which configuration? Give a TOML file or a preset, or --resume --run")
     config = load_config(source, overrides)
-    if is_taken(run_dir):
+    if is_taken(root):
         raise StoreError(
-            f"{run_dir} is there already: go on with it by {go_on(run_dir)}, or choose another "
-            "--run"
+            f"{root} is there already: go on with it by {go_on(root)}, or choose another --run"
         )
     expect_model(config.model.path)
-    return config
+    return Start(root, config, None)
 
 
 def expect_model(path: str) -> None:
@@ -63,7 +74,7 @@ def expect_model(path: str) -> None:
         model_folder(path)
 
 
-def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
+def open_session(start: Start) -> "Session":
     """Open a new run, or go on with one, whose limits may have grown.
 
     Raises:
@@ -71,12 +82,12 @@ def open_session(config: Config, run_dir: Path, resume: bool) -> "Session":
     """
     from flows.session.session import Session
 
-    if not resume:
-        return Session.create(run_dir, config)
-    expect_same_rules(Run.open(run_dir), config)
-    session = Session.resume(run_dir)
-    if config != session.config:
-        session.run.extend(config)
+    if start.run is None:
+        return Session.create(start.root, start.config)
+    expect_same_rules(start.run, start.config)
+    session = Session.resume(start.root)  # which opens it anew, now that nobody else changes it
+    if start.config != session.config:
+        session.run.extend(start.config)
     _ = session.questions  # what is wrong with them is found before anything is sampled
     return session
 

@@ -2,11 +2,12 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from flows.session.disk_check import evaluation_answers
 from flows.session.engines import policy_notes
-from flows.session.failed_start import removing_failed_start
+from flows.session.failed_start import remove_failed_start
 from flows.session.new_run import prepare_run, write_run
 from flows.session.questions import Questions, special_texts, warnings_of
 from flows.session.resident_policy import ResidentPolicy
@@ -25,7 +26,12 @@ from pipeline.stage.contract import Progress, silent
 
 
 class Session:
-    """One process's work on one run.
+    """One process's work on one run; a block that fails removes a run that has only just begun.
+
+    Args:
+        run: if it is new, its lock is to be held until the session has its own.
+        questions, policy: what is open already; the rest is opened when a stage needs it.
+        writes: be the run's one writer; False: nothing is made but policies, by replay.
 
     Attributes:
         resident: the policy in memory, which stages share.
@@ -33,8 +39,13 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, questions: Questions | None, policy: Policy | None, writes: bool = True
+        self,
+        run: Run,
+        questions: Questions | None = None,
+        policy: Policy | None = None,
+        writes: bool = True,
     ) -> None:
+        configure_process(run.config.run.threads)
         self.run = run
         self.resident = ResidentPolicy(run, policy)
         self.stages = StageRunner(run, self.resident, questions)
@@ -42,29 +53,40 @@ class Session:
         self._lock = RunLock(run.root) if writes else None
 
     @classmethod
-    def create(cls, run_dir: Path, config: Config, keep_start: bool = True) -> "Session":
+    def create(cls, root: Path, config: Config, keep_start: bool = True) -> Self:
         """Start a run. Everything that can be wrong is found before its folder is made.
 
         Args:
             keep_start: take snapshot 0, from which a run can be resumed.
         """
         # A folder that is there may be another command's: it is said at once who writes to it.
-        with RunLock(run_dir) if run_dir.exists() else nullcontext():
-            start = prepare_run(run_dir, config, keep_start)
-        with RunLock(run_dir), removing_failed_start(run_dir):
-            return cls(write_run(start, run_dir, keep_start), start.questions, start.policy)
+        with RunLock(root) if root.exists() else nullcontext():
+            new = prepare_run(root, config, keep_start)
+        with RunLock(root):
+            return cls(write_run(new), new.questions, new.policy)
 
     @classmethod
-    def resume(cls, run_dir: Path, writes: bool = True) -> "Session":
-        """Open a run where it stands. Questions and policy are opened when a stage needs them.
+    def resume(cls, root: Path, writes: bool = True) -> Self:
+        """Open a run where it stands."""
+        with RunLock(root) if writes else nullcontext():
+            return cls(Run.open(root), writes=writes)
 
-        Args:
-            writes: be its one writer; False: nothing is made but policies, by replay.
-        """
-        with RunLock(run_dir) if writes else nullcontext():
-            run = Run.open(run_dir)
-            configure_process(run.config.run.threads)
-            return cls(run, None, None, writes)
+    def __enter__(self) -> Self:
+        """Work in a block."""
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Close it; a run that it began, and has made nothing of, goes if the block failed."""
+        self.stages.close()
+        if self.run.is_new and error is not None:
+            remove_failed_start(self.run.root, error)
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def questions(self) -> Questions:
@@ -172,6 +194,4 @@ class Session:
 
     def close(self) -> None:
         """End the verifiers' child processes and the engines; others may write then."""
-        self.stages.close()
-        if self._lock is not None:
-            self._lock.release()
+        self.__exit__(None, None, None)

@@ -1,6 +1,5 @@
 """After a severe alarm: a fork from the last healthy snapshot, with a lower learning rate."""
 
-import contextlib
 from collections.abc import Callable
 
 from flows.session.fork_run import fork_run, free_name
@@ -21,7 +20,7 @@ def train_with_recovery(session: Session, train: Callable[[Session], Outcome]) -
     """
     following: Session | None = session
     while following is not None:
-        with contextlib.closing(following) as current:
+        with following as current:
             outcome = train(current)
             following = session_after_alarm(current, outcome)
     return outcome

@@ -21,8 +21,7 @@ from prefect.settings import temporary_settings
 from prefect.states import Cancelled
 
 from flows.prefect_api.calls import ApiError, calling, client_settings, unrecorded
-from flows.session.failed_start import removing_failed_start
-from flows.session.open_run import checked_config, open_session
+from flows.session.open_run import checked_start, open_session
 from flows.session.questions import stop_line
 from flows.training.artifacts import Artifacts
 from flows.training.disk_watch import DiskSpaceWatcher, disk_space_warnings
@@ -170,7 +169,7 @@ def train_flow(
     """
     spec = RunnerSpec.parse(runner) if runner else None
     folder = run_path(run)
-    config = checked_config(source, folder, overrides or [], resume)
+    start = checked_start(source, folder, overrides or [], resume)
     from flows.training.alarm_fork import train_with_recovery
 
     trained = folder
@@ -189,8 +188,7 @@ def train_flow(
             watchers = [DiskSpaceWatcher(session), Lines(session), watchdog]
             return train_in_flow(session, StageTasks(session, watchers), watchers)
 
-    with removing_failed_start(folder):
-        outcome = train_with_recovery(open_session(config, folder, resume), train_session)
+    outcome = train_with_recovery(open_session(start), train_session)
     return _final_state(outcome, trained)
 
 

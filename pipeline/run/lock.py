@@ -62,7 +62,7 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Give up the hold; a folder in which nothing was made goes too. Twice does no harm."""
+        """Give up the hold; folders made for it that are empty go too. Twice does no harm."""
         if self._root is None:
             return
         with self._guard:
@@ -98,9 +98,13 @@ class _Holding:
     def __init__(self, root: Path) -> None:
         self.holds = 0
         self._root = root
-        self._made = not root.exists()
-        make_folder(root)
-        self._file = _locked(root / LOCK_FILE)
+        self._made = [folder for folder in (root, *root.parents) if not folder.exists()]
+        try:
+            make_folder(root)
+            self._file = _locked(root / LOCK_FILE)
+        except BaseException:
+            self._remove_empty_folders()
+            raise
         self._remote: _RemoteHolding | None = None
         record = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_SHOWN_COMMAND],
@@ -128,10 +132,15 @@ class _Holding:
             self._remote.end()
         with contextlib.suppress(OSError):  # the disk turned read-only: the next one takes it
             (self._root / LOCK_FILE).unlink(missing_ok=True)
-            if self._made and self._root.exists() and not any(self._root.iterdir()):
-                self._root.rmdir()
+        self._remove_empty_folders()
         with contextlib.suppress(OSError):  # the disk is full, so the text was not written
             self._file.close()
+
+    def _remove_empty_folders(self) -> None:
+        """Remove the folders that were made for the lock, up to the first that has something."""
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
 
 class _RemoteHolding:

@@ -49,7 +49,10 @@ class Run(RunReader):
 
     Attributes:
         config: the settings, as run.json has them.
+        is_new: whether it was made here and now, rather than opened.
     """
+
+    is_new = False
 
     def __init__(self, root: Path, record: dict[str, Any], parent: Self | None) -> None:
         super().__init__(root, record, parent)
@@ -62,7 +65,9 @@ class Run(RunReader):
             raise StoreError(f"{root}: there is something already; choose another --run, or resume")
         record = {"schema_version": SCHEMA_VERSION, "config": config.recorded(), **facts}
         record = write_sealed(root / "run.json", record)
-        return cls(root, record, cls._open_parent(root, record, ()))
+        run = cls(root, record, cls._open_parent(root, record, ()))
+        run.is_new = True
+        return run
 
     @classmethod
     def open(cls, root: Path, descendants: tuple[Path, ...] = ()) -> Self:

@@ -86,11 +86,14 @@ def test_what_a_lock_file_says_means_nothing_unless_it_is_locked(tmp_path: Path,
     RunLock(tmp_path).release()
 
 
-def test_a_folder_in_which_nothing_was_made_goes_with_the_lock(tmp_path: Path) -> None:
-    root = tmp_path / "new"
+def test_folders_in_which_nothing_was_made_go_with_the_lock(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "new"
     with RunLock(root):
         assert root.exists()
-    assert not root.exists()
+    assert not root.parent.exists()
+    with RunLock(root):
+        (root.parent / "notes.txt").write_text("keep me")
+    assert not root.exists() and (root.parent / "notes.txt").exists()
     with RunLock(root):
         (root / "run.json").write_text("{}")
     assert (root / "run.json").exists()

@@ -65,11 +65,11 @@ def _note_in(path: str) -> None:
     opened = flows.session.open_run.open_session
     journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def open_session(*arguments: Any) -> Any:
+    def open_session(start: Any) -> Any:
         from flows.session.stage_runner import STAGES
 
         STAGES.update({name: _noted(stage, journal) for name, stage in STAGES.items()})
-        return opened(*arguments)
+        return opened(start)
 
     flows.session.open_run.open_session = open_session
 

@@ -1,6 +1,5 @@
 """Run folders of every schema version that users may have: every tool reads them, they go on."""
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from flows.session.fork_run import fork_run
-from flows.session.open_run import open_session, resumed_config
+from flows.session.open_run import Start, checked_start, open_session, resumed_config
 from flows.session.session import Session
 from pipeline.audit.listing import samples
 from pipeline.audit.rollout import rollout_record
@@ -98,9 +97,10 @@ def copied(version: str, tmp_path: Path) -> Path:
 def test_older_rules_are_not_gone_on_with(version: str, tmp_path: Path) -> None:
     root = copied(version, tmp_path)
     before = sorted(root.rglob("*"))
-    config = resumed_config(Run.open(root), None, ["run.steps=5"])
+    run = Run.open(root)
+    config = resumed_config(run, None, ["run.steps=5"])
     with pytest.raises(StoreError) as found:
-        open_session(config, root, resume=True)
+        open_session(Start(root, config, run))
     said = str(found.value)
     assert said.startswith(f"{root} was made by other rules") and "\n" not in said
     for stage in ("generate", "verify", "route", "update", "evaluate"):
@@ -108,20 +108,20 @@ def test_older_rules_are_not_gone_on_with(version: str, tmp_path: Path) -> None:
     assert f"now {ROUTE.version} (unjudged rollouts are left out)" in said
     assert f"srpo stage generate --run {root} --step 3 --fork NEW --set run.steps=5" in said
     assert sorted(root.rglob("*")) == before
-    open_session(Run.open(root).config, root, resume=True).close()  # it is complete
+    open_session(checked_start(None, root, [], resume=True)).close()  # it is complete
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_training_goes_on_in_a_fork(version: str, tmp_path: Path) -> None:
     root, fork = copied(version, tmp_path), tmp_path / "fork"
     fork_run(Run.open(root), fork, "generate", 3, 4, ["run.steps=5"])
-    with contextlib.closing(open_session(Run.open(fork).config, fork, resume=True)) as session:
+    with open_session(checked_start(None, fork, [], resume=True)) as session:
         assert session.next_step() == 3
         for step in (3, 4):
             for name in STEP_STAGES:
                 session.run_stage(name, step)
             session.finish_step(step)
-    with contextlib.closing(open_session(Run.open(fork).config, fork, resume=True)) as session:
+    with open_session(checked_start(None, fork, [], resume=True)) as session:
         session.snapshot(5)
     run = Run.open(fork)
     assert run.steps_done() == 5

@@ -244,7 +244,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[st
         monkeypatch.setattr(lease, "LEASE_SECONDS", 3.0)
         client._store.cache_clear()
         names = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
-        yield server.make_bucket("bucket"), boto3.client("s3", endpoint_url=server.url, **names)
+        yield server.make_bucket("starts"), boto3.client("s3", endpoint_url=server.url, **names)
         client._store.cache_clear()
 
 
@@ -261,11 +261,11 @@ def test_a_start_that_fails_leaves_nothing_in_the_bucket(
         patch.setattr(StageRunner if where == "run" else new_run, where, failing)
         code, _, error = srpo("train", "demo", "--run", f"{url}/first", *SMALL)
     assert code == 2 and "planted trouble" in error
-    assert "Contents" not in store.list_objects_v2(Bucket="bucket")
+    assert "Contents" not in store.list_objects_v2(Bucket="starts")
     if where == "run":
         code, _, error = srpo("train", "demo", "--run", f"{url}/first", *SMALL)
         assert code == 0, error
-        assert store.list_objects_v2(Bucket="bucket")["KeyCount"] > 10
+        assert store.list_objects_v2(Bucket="starts")["KeyCount"] > 10
 
 
 def test_a_folder_that_can_not_be_made_is_refused_first(tmp_path: Path) -> None:
@@ -277,6 +277,20 @@ def test_a_folder_that_can_not_be_made_is_refused_first(tmp_path: Path) -> None:
         expect_makeable(tmp_path / "r\udcff")
     expect_makeable(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_session_removes_only_a_run_that_it_began_and_made_nothing_of(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    config, run = golden_config(tmp_path / "input", {"run": {"steps": 1}}), tmp_path / "runs" / "a"
+    gone = pytest.raises(SrpoError, match=r"nothing was made yet, so .*a was removed$")
+    with gone, Session.create(run, config):
+        failing()
+    assert not run.parent.exists()
+    with Session.create(run, config):
+        pass
+    with pytest.raises(SrpoError, match=r"^planted trouble$"), Session.resume(run):
+        failing()
+    assert Run.open(run).snapshots() == [0]
 
 
 def test_only_what_the_block_began_is_removed(tmp_path: Path) -> None:
