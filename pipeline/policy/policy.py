@@ -30,7 +30,7 @@ from pipeline.errors import PolicyError
 from pipeline.forward.attention import UnsupportedAttention, install
 from pipeline.forward.packing import TokenSequence
 from pipeline.forward.projection import logits_NV
-from pipeline.forward.scoring import Component, Forward, response_hidden_ND
+from pipeline.forward.scoring import Component, Forward, enough_tokens, response_hidden_ND
 from pipeline.policy.adapters import sharing_base, stirred, trainable
 from pipeline.policy.prompts import Prompts, encode_prompt, special_tags
 from pipeline.policy.stop_tokens import stop_tokens
@@ -250,7 +250,8 @@ class Policy:
     def forward(self, megabytes: float) -> Forward:
         """Return how forward passes of this policy run, with `megabytes` of memory for logits."""
         bfloat16 = self._settings.precision == "bfloat16"
-        return Forward(self.device, bfloat16, not self.unshared, megabytes)
+        enough = enough_tokens(self.model, self.device)
+        return Forward(self.device, bfloat16, not self.unshared, megabytes, enough)
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """Return the prompt text and ids: the chat template with its header for the answer."""

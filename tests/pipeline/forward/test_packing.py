@@ -23,7 +23,7 @@ from transformers import (
 
 from pipeline.forward.attention import UnsupportedAttention, install
 from pipeline.forward.packing import TokenSequence, pack_shared, packed_row, packed_tokens
-from pipeline.forward.scoring import Forward, response_hidden_ND
+from pipeline.forward.scoring import Forward, enough_tokens, response_hidden_ND
 from pipeline.policy.policy import _why_not_shared
 
 CPU = torch.device("cpu")
@@ -228,3 +228,14 @@ def test_a_prompt_is_encoded_once_if_its_rollouts_fit_a_row() -> None:
     # Enough is enough between prompts, never within one.
     assert pack_shared(batch, 30, 20) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert pack_shared(batch, 30, 5) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize(("wide", "tokens"), [(32, 2048), (3000, 687), (30_000, 512)])
+def test_a_larger_model_has_enough_in_fewer_tokens(wide: int, tokens: int) -> None:
+    config = Qwen3Config(**{**SIZE, "hidden_size": 4000, "intermediate_size": wide})
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config)
+    # 3 layers of q and o 4000 x 32, k and v 4000 x 16, and three of 4000 x wide; 2 operations
+    # each: at 3,000, 218.3 million a token, so that 687 tokens take 150 billion.
+    assert enough_tokens(model, CPU) == tokens
+    assert enough_tokens(model, torch.device("cuda")) is None
