@@ -95,7 +95,7 @@ class Row(NamedTuple):
         )
 
     def ours(self, plan: Plan) -> dict[str, str | int]:
-        """Return the options of our worker."""
+        """Return the options of our worker; a flag's value is empty."""
         return {
             "mode": {"small": "memory", "beyond": "update"}.get(self.mode, self.mode),
             "method": self.method,
@@ -104,6 +104,7 @@ class Row(NamedTuple):
             "warmup": plan.warmup,
             "threads": plan.threads,
             **({"micro-batch-tokens": SMALL} if self.mode == "small" else {}),
+            **({"lora": ""} if self.lora else {}),
         }
 
 
@@ -124,6 +125,10 @@ ROWS = [
     Row("step", "R", 256, 2.2, response=64),
     Row("update", "R", 256, 4.0, precision="bfloat16", response=64),
     Row("beyond", "R", 256, 3.0, precision="bfloat16", response=64),
+    Row("update", "R", 256, 3.5, response=64, lora=True),
+    Row("beyond", "R", 256, 3.0, response=64, lora=True),
+    Row("update", "R", 256, 3.5, precision="bfloat16", response=64, lora=True),
+    Row("beyond", "R", 256, 3.0, precision="bfloat16", response=64, lora=True),
 ]
 
 MEMORY = ("memory", "small", "beyond")
@@ -141,7 +146,8 @@ class Results:
         self, side: str, options: Mapping[str, object], measure: Callable[[], Figures]
     ) -> Figures:
         """Return the figures of a process with these options, measured on first use."""
-        path = self.folder / f"{side}-{'-'.join(map(str, options.values()))}.json"
+        named = "-".join(str(value) or name for name, value in options.items())
+        path = self.folder / f"{side}-{named}.json"
         if not path.exists():
             text = json.dumps({"options": options, **measure()}, indent=1)
             path.with_suffix(".part").write_text(text, encoding="utf-8")
@@ -182,7 +188,7 @@ def state_mb(row: Row) -> float:
 
 def measure_ours(fixture: Path, options: Mapping[str, str | int], plan: Plan) -> Figures:
     """Run our worker in a fresh process."""
-    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    given = [t for name, value in options.items() for t in (f"--{name}", str(value)) if t]
     printed = run([sys.executable, "-m", "benchmarks.ours", str(fixture), *given], plan.threads)
     found: Figures = json.loads(printed.splitlines()[-1])
     return found
@@ -283,6 +289,8 @@ def notes_of(quick: bool, plan: Plan) -> list[str]:
         "after warm-up.",
         "TRL's update: student and teacher forward, loss, backward, clipping, optimizer, EMA. "
         "Ours: these, and decisions, teacher prompts, tables, checksum.",
+        f"LoRA: rank {RANK} in all seven linear layers on both sides (TRL through peft), a float32 "
+        "base; in bfloat16, both compute under autocast.",
         "By FLOPs: the ratio of the operations that both sides need, and in brackets the seconds "
         "that ours would take at the rate of a large matrix product on this machine.",
         "Ratios are of medians; in brackets the least and the largest of a round. Stalled: share "

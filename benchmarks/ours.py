@@ -1,7 +1,7 @@
 """Our side of a measurement: one fresh process that prints one line of JSON.
 
     python -m benchmarks.ours FIXTURE --mode update|memory|sample|step [--method srpo|grpo]
-        [--precision float32|bfloat16] [--steps 3] [--warmup 1] [--threads 2]
+        [--precision float32|bfloat16] [--lora] [--steps 3] [--warmup 1] [--threads 2]
         [--micro-batch-tokens N]
 
     update   route + weigh + update through `Stage.run`, on canned rollouts
@@ -64,6 +64,7 @@ class Job(NamedTuple):
     Attributes:
         questions: questions per step.
         micro_batch_tokens: budget of a pass; None: the configuration's default.
+        lora: train adapters of the default rank on a float32 base.
     """
 
     fixture: Path
@@ -75,6 +76,7 @@ class Job(NamedTuple):
     threads: int = 2
     questions: int = 8
     micro_batch_tokens: int | None = None
+    lora: bool = False
 
 
 class Bench:
@@ -147,7 +149,12 @@ def config_of(job: Job, fixture: Fixture) -> Config:
         {
             "run": {"threads": job.threads},
             "data": {"task": "benchmark"},
-            "model": {"path": str(job.fixture), "device": "cpu", "precision": job.precision},
+            "model": {
+                "path": str(job.fixture),
+                "device": "cpu",
+                "precision": job.precision,
+                **({"lora": {}} if job.lora else {}),
+            },
             "generate": {
                 "questions": job.questions,
                 "rollouts": group,
@@ -266,6 +273,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--method", default="srpo", choices=("srpo", "grpo"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--lora", action="store_true", help="train adapters (model.lora)")
     for name, default in (("steps", 3), ("warmup", 1), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--micro-batch-tokens", type=int, help="budget of a pass")

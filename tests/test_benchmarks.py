@@ -83,6 +83,13 @@ def test_grpo_asks_no_teacher(fixture: Path) -> None:
     assert [step["computed"] for step in found["by_step"]] == [8, 8]
 
 
+def test_adapters_do_the_same_work(fixture: Path) -> None:
+    found = measure(job(fixture, "update")._replace(lora=True))
+    assert [step["sdpo"] for step in found["by_step"]] == [4, 4]
+    assert found["by_step"][0]["grad_norm"][0] > 0
+    assert found["by_step"][0]["largest_tis_gap"] < 1e-5
+
+
 def test_operations_by_hand() -> None:
     # A prompt of 2 once, two responses of 3 whose last token is not fed: 2 + 2 x 2 tokens.
     # Pairs: 1 + 2 in the prompt, 3 + 4 in each response. Scored: 3 + 3.
