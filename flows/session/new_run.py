@@ -81,6 +81,8 @@ def prepare_run(root: Path, config: Config, keep_start: bool) -> NewRun:
         "initial_policy_version": policy.version,
         "stop_tokens": policy.stops.record(),
     }
+    if policy.lora is not None:
+        facts["trained"] = policy.trained_part
     if (file := gguf_file(config.model.path)) is not None:
         facts["gguf"] = {"file": str(file), **gguf_source(Path(policy.model.name_or_path))}
     if keep_start:

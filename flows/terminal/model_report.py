@@ -86,6 +86,8 @@ def _rows(policy: Policy, config: Config) -> Iterator[Row]:
         FINE,
     )
     yield "opened from", _origin(config.model.path, Path(model.name_or_path)), FINE
+    if policy.lora is not None:
+        yield "trained", f"{policy.trained_part}; the rest in {config.model.base_dtype}", FINE
     prompt = [*_prompt_rows(policy, config)]
     yield from prompt
     yield "stop tokens", policy.stops.line, FINE

@@ -137,6 +137,14 @@ class Policy:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
+    def trained_part(self) -> str:
+        """Say how many of the parameters adapters are, for who uses them."""
+        assert self.lora is not None
+        own = sum(p.numel() for p in self.trainable().values())
+        total = sum(p.numel() for p in self.model.parameters())
+        return f"adapters of rank {self.lora.rank}: {own:,} of {total:,} parameters"
+
+    @property
     def teacher_version(self) -> str:
         """Return kind and source of the teacher that scores the step that starts here."""
         kind = self.teacher.kind

@@ -1,10 +1,12 @@
 """What a run was made with: settings that are not the defaults, versions, hardware, policies."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from pipeline.config.field_types import Section
 from pipeline.config.sections import Config
 from pipeline.run.run import Run
 from pipeline.tables.manifest import flat
@@ -21,18 +23,29 @@ class Setting:
 
 
 def changed_settings(config: Config) -> list[Setting]:
-    """Return the settings that differ from the defaults, and those that have none."""
+    """Return the settings that differ from the defaults, and those that have none.
+
+    Of a section inside a section, which is there or not, they are all of its settings.
+    """
     found = []
-    for section in type(config).model_fields:
-        values = getattr(config, section)
-        for name, field in type(values).model_fields.items():
-            value, default = getattr(values, name), field.get_default(call_default_factory=True)
-            if value != default:
-                shown = None if default is PydanticUndefined else written(default)
-                text = field.description or ""
-                stored = values.model_dump()[name]
-                found.append(Setting(f"{section}.{name}", written(stored), shown, text))
+    for name in type(config).model_fields:
+        section: Section = getattr(config, name)
+        for setting, value, default in _settings(name, section):
+            if isinstance(value, Section):
+                found += [inner for inner, *_ in _settings(setting.key, value)]
+            elif value != default:
+                found.append(setting)
     return found
+
+
+def _settings(name: str, section: Section) -> Iterator[tuple[Setting, Any, Any]]:
+    """Yield all settings of a section, each with value and default."""
+    stored = section.model_dump()
+    for key, field in type(section).model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = None if default is PydanticUndefined else written(default)
+        setting = Setting(f"{name}.{key}", written(stored[key]), shown, field.description or "")
+        yield setting, getattr(section, key), default
 
 
 def written(value: Any) -> str:
@@ -50,8 +63,13 @@ def origins(run: Run) -> list[tuple[str, str]]:
 
 
 def policies(run: Run, steps: list[int]) -> list[tuple[str, str]]:
-    """Return the policy and teacher versions of the run's first and newest step, and snapshots."""
+    """Return the policy and teacher versions of the run's first and newest step, and snapshots.
+
+    With adapters, also what of the model is trained.
+    """
     pairs = [("first policy", str(run.record.get("initial_policy_version", "-")))]
+    if trained := run.record.get("trained"):
+        pairs.append(("trained", str(trained)))
     routed = [step for step in steps if run.has("routes", step)]
     if routed:
         origin = run.manifest("routes", routed[-1]).origin

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.check.check_run import check_run
 from pipeline.run.run import Run
+from pipeline.viewer.run_settings import policies
 from tests.faults.train_kills import fingerprint
 from tests.faults.train_until_killed import train
 from tests.paths import PROJECT
@@ -41,3 +42,10 @@ def test_a_killed_run_has_the_files_of_an_undisturbed_one(
     assert found == fingerprint(undisturbed)
     assert "policy/000003/adapter_model.safetensors" in found
     assert not check_run(Run.open(run)).findings
+
+
+def test_its_page_says_what_is_trained(undisturbed: Path) -> None:
+    run = Run.open(undisturbed)
+    assert dict(policies(run, run.steps_of("rollouts")))["trained"].startswith(
+        "adapters of rank 4: "
+    )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_a_model_that_can_be_used(tmp_path: Path) -> None:
         "<|im_start|>user\nWhat is two plus two?<|im_end|>\n<|im_start|>assistant\n|\n",
     ):
         assert said in page, said
+
+
+def test_how_much_of_it_adapters_are(tmp_path: Path) -> None:
+    folder = model(tmp_path, FAMILIES["chatml"])
+    page, _ = report(folder, "model.lora.rank=2", 'model.lora.targets=["o_proj"]')
+    # o_proj is [32, 32] in each of two layers: 2 * (2 * 32 + 32 * 2) = 256
+    assert re.search(
+        r"trained +adapters of rank 2: 256 of [\d,]+ parameters; the rest in float32", page
+    )
+    assert "adapters of rank" not in report(folder)[0]
 
 
 def test_a_model_without_system_turn(tmp_path: Path) -> None:

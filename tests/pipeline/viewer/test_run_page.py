@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from pipeline.config.load import validate_config
 from pipeline.files.durable import digest_of, write_json
 from pipeline.run.run import Run
 from pipeline.viewer.chart_series import CHARTS, last_text, run_series, smoothed
@@ -85,6 +86,18 @@ def test_settings_that_differ_are_named_with_their_defaults(trained: Run) -> Non
     assert (found["run.steps"].value, found["run.steps"].default) == ("7", "100")
     assert (found["data.task"].value, found["model.path"].default) == ("arithmetic", None)
     assert "weigh.beta" in found or "update.clip_low" not in found
+
+
+def test_the_settings_of_adapters_are_named_one_by_one() -> None:
+    values = {
+        "data": {"task": "arithmetic"},
+        "model": {"path": "demo", "lora": {"rank": 8}},
+    }
+    found = {s.key: s for s in changed_settings(validate_config(values, "test"))}
+    lora = {key: (s.value, s.default) for key, s in found.items() if "lora" in key}
+    assert lora["model.lora.rank"] == ("8", "16")
+    assert lora["model.lora.adapter"] == ("unset", "unset")
+    assert "model.lora" not in lora and found["run.snapshot_every"].value == "1"
 
 
 def test_the_page_says_plainly_what_a_fork_is(trained: Run, fork: Run) -> None:
