@@ -120,7 +120,7 @@ def _is_off_policy(parent: Run, step: int) -> bool:
     return parent.fork is not None and since is not None and since <= step < parent.fork.end
 
 
-_INHERITED_FACTS = ("hardware", "initial_policy_version", "stop_tokens", "trained")
+_INHERITED_FACTS = ("hardware", "initial_policy_version", "stop_tokens", "trained", "gguf")
 
 
 def code_changes(run: Run, stage: Stage, step: int) -> list[str]:
