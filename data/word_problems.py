@@ -3,9 +3,9 @@
 Idea: a problem is a chain of calculations that is told (`data/word_stories`), so its worked
 solution is a line for each step, and no result is negative or a fraction.
 
-    level-1   two steps, mostly below 100
-    level-2   three steps, a product of a number below 10 with one to 12, sums to 200
-    level-3   four steps, products to 171, sums to 500
+    level-1   two steps, most numbers below 30
+    level-2   three steps, most numbers below 100
+    level-3   four steps, sums and products of some hundreds
 
 `data.path` names the level. No file is read: candidate n of a level is drawn from a hash of both,
 the same on every machine and in every Python version. A hash of what is calculated, names and

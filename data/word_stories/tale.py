@@ -93,15 +93,15 @@ class Tale:
 
     def count(self) -> int:
         """Return a number of things, as large as the level has them."""
-        return self.draws.between(*((6, 40), (15, 80), (30, 150))[self.level])
+        return self.draws.between(*((3, 25), (5, 30), (15, 80))[self.level])
 
     def few(self) -> int:
         """Return a number of groups, hours or days."""
-        return self.draws.between(*((2, 5), (3, 8), (3, 9))[self.level])
+        return self.draws.between(*((2, 4), (2, 5), (3, 8))[self.level])
 
     def some(self) -> int:
         """Return a number of things in a group, or a price."""
-        return self.draws.between(*((3, 9), (4, 12), (6, 19))[self.level])
+        return self.draws.between(*((2, 8), (3, 9), (4, 12))[self.level])
 
     def say(self, choices: Sequence[str], **blanks: object) -> None:
         """Add one of several sentences, with its blanks filled in."""

@@ -15,28 +15,30 @@ from pipeline.errors import DataError
 from pipeline.task import Question
 
 CALCULATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-PINNED = ["level-1-6", "level-1-35", "level-1-39", "level-1-74"]
+PINNED = ["level-1-1", "level-1-16", "level-1-41", "level-1-55"]
 READ = {
-    "level-1-0": 24 + 22 - 13,
-    "level-1-3": 2 * 8 // 8,
-    "level-1-4": 15 + 37 - 20,
-    "level-1-5": 58 - 3 * 8,
-    "level-1-8": 51 - 5 * 9,
-    "level-1-12": 50 - 5 * 4,
-    "level-2-0": 36 - 3 * 10 - 3,
-    "level-2-2": 3 * 7 - 7 - 12,
-    "level-2-5": 154 - 8 * 8 - 34,
-    "level-2-6": 100 - 6 * 6 - 21,
-    "level-2-12": (48 + 6 * 6) // 6,
-    "level-2-14": 143 - 5 * 4 - 72,
-    "level-3-1": 108 + (108 - 102) + 3 * (108 - 102),
-    "level-3-3": 6 * 13 + 7 * 12 - 65,
-    "level-3-9": (8 * 15 - 8 - 7) * 9,
-    "level-3-10": 300 - 6 * 18 - 7 * 16,
-    "level-3-11": 36 + 121 + 147 - 4 * 18,
-    "level-3-13": 59 - 16 + 4 * 19 - 13,
-    "level-3-15": 145 + (145 + 93) + 4 * (145 + 93),
-    "level-3-17": 85 + 98 + 8 * 13 - 6,
+    "level-1-0": 18 - 15 + 22,
+    "level-1-2": 10 + 10 + 7,
+    "level-1-4": 17 + 4 * 6,
+    "level-1-5": 18 - 2 * 2,
+    "level-1-8": 12 - 2 * 4,
+    "level-1-12": 20 - 2 * 2,
+    "level-1-14": 4 * 7 - 15,
+    "level-2-0": 26 + 6 + 4 * 7,
+    "level-2-2": 4 * 5 - 8 - 10,
+    "level-2-5": 78 - 5 * 8 - 26,
+    "level-2-6": 100 - 5 * 9 - 20,
+    "level-2-7": (5 * 3 + 27) // 2,
+    "level-2-14": 51 - 2 * 3 - 17,
+    "level-2-16": 30 - 12 + 22 - 13,
+    "level-3-1": 60 + (60 + 65) + 2 * (60 + 65),
+    "level-3-3": 7 * 11 + 3 * 8 - 93,
+    "level-3-6": 54 - 3 * 10 - 12 + 24,
+    "level-3-9": (3 * 8 - 12 - 10) * 6,
+    "level-3-10": 100 - 4 * 10 - 6 * 9,
+    "level-3-11": 21 - 8 + 62 + 55 + 79,
+    "level-3-13": 77 - 7 * 9 - 4 + 56,
+    "level-3-17": 48 + 54 - 7 * 4 + 48,
 }
 """What a reader of these stories calculates."""
 
@@ -139,7 +141,7 @@ def test_a_problem_depends_on_its_level_and_number_alone() -> None:
     # Written down once: these must not depend on the machine or the version of Python.
     assert [q.prompt_id for q in load("level-1", "test")[:4]] == PINNED
     assert load("level-1", "test")[0].solution == (
-        "Dollars earned: 5 * 4 = 20\nDollars left: 20 - 17 = 3\n<answer>3</answer>"
+        "To begin 2 * 7 = 14.\nSo 14 - 2 = 12.\n<answer>12</answer>"
     )
     assert load("level-2", "train") == load("level-2", "train")
     assert load(None, "test") == load("level-1", "test")
