@@ -17,8 +17,9 @@ from pipeline.config.sections import Config, UpdateSection
 from pipeline.distributed.ranks import FirstError, exchanged, size, together, turns
 from pipeline.distributed.sharding import sum_replicated
 from pipeline.errors import NumericalError
-from pipeline.forward.scoring import Forward, fair_budget, idle_pass, response_hidden_ND
-from pipeline.machine.flops import backward_flops, forward_flops, projection_training_flops
+from pipeline.forward.backward import add_gradient
+from pipeline.forward.projection import Head
+from pipeline.forward.scoring import Forward, fair_budget, idle_pass
 from pipeline.machine.phases import phase
 from pipeline.policy.policy import Policy
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Stage
@@ -214,26 +215,15 @@ def _of_all_ranks(mine: Accumulated, expected: int) -> Accumulated:
 def _backward(
     policy: Policy, batch: FlatBatch, tokens: int, settings: UpdateSection, forward: Forward
 ) -> TokenLosses:
-    """Add a micro-batch's gradient to the parameters' and return its losses.
+    """Add a micro-batch's gradient to the parameters' and return its losses."""
 
-    The projection's forward and backward passes take turns, a chunk of tokens at a time, so that
-    logits are neither kept nor computed twice; the network's backward pass follows.
-    """
-    model, sequences = policy.model, [r.sequence for r in batch.rollouts]
-    positions, targets = forward.tokens(sequences), len(batch.targets_N)
-    with phase("forward", positions, forward_flops(model, positions)):
-        hidden_ND = response_hidden_ND(model, sequences, forward)
-    head = forward.head(model)
-    parts, gradients = [], []
-    with phase("projection and losses", targets, projection_training_flops(model, targets)):
-        for part in head.chunks(targets):
-            leaf_ND = hidden_ND.detach()[part].requires_grad_()  # [n, D]: where this graph ends
-            losses = token_losses(head, leaf_ND, batch.narrow(part), settings)
-            torch.autograd.backward(losses.loss_N.sum() / tokens)  # by the mini-batch's one N
-            parts.append(TokenLosses(*[column.detach() for column in losses]))
-            gradients.append(leaf_ND.grad)
-    with phase("backward", positions, backward_flops(model, positions)):
-        torch.autograd.backward(hidden_ND, torch.cat([g for g in gradients if g is not None]))
+    def chunk_loss(head: Head, hidden_ND: Tensor, part: slice) -> tuple[Tensor, TokenLosses]:
+        losses = token_losses(head, hidden_ND, batch.narrow(part), settings)
+        kept = TokenLosses(*[column.detach() for column in losses])
+        return losses.loss_N.sum() / tokens, kept  # by the mini-batch's one N
+
+    sequences = [r.sequence for r in batch.rollouts]
+    parts = add_gradient(policy.model, sequences, forward, chunk_loss)
     return TokenLosses(*[torch.cat(column) for column in zip(*parts, strict=True)])
 
 
@@ -262,19 +252,32 @@ def _optimize(
     tokens, positions, statistics = accumulate_gradient(
         policy, rollouts, kept, settings, report, max_gap
     )
+    ids = ", ".join(list(statistics)[:5])
+    norm = take_step(policy, settings.max_grad_norm, f"rollouts {ids}, …")
+    loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
+    return MiniBatchResult(tokens, positions, loss, norm, statistics)
+
+
+def take_step(policy: Policy, max_grad_norm: float, source: str) -> float:
+    """Clip the gradient, let the optimizer use it, and drop it; return its norm before clipping.
+
+    Args:
+        source: what it was computed from, for errors.
+
+    Raises:
+        NumericalError: it is not finite; the weights are then as they were.
+    """
     with phase("clip"):
-        norm = clip_gradients(policy.trainable().values(), settings.max_grad_norm)
+        norm = clip_gradients(policy.trainable().values(), max_grad_norm)
     if not norm <= _LARGEST_NORM:
-        ids = ", ".join(list(statistics)[:5])
         raise NumericalError(
-            f"the gradient is not finite; computed from rollouts {ids}, … (its norm is {norm:.3g}, "
+            f"the gradient is not finite; computed from {source} (its norm is {norm:.3g}, "
             "and Adam squares it in float32)"
         )
     with phase("optimizer"):
         policy.optimizer.step()
         policy.optimizer.zero_grad(set_to_none=True)
-    loss = sum(s.loss_sum for s in statistics.values()) / max(tokens, 1)
-    return MiniBatchResult(tokens, positions, loss, norm, statistics)
+    return norm
 
 
 def _mismatch(gap_T: Tensor, tis_clip: float) -> dict[str, float | None]:
