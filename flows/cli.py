@@ -24,6 +24,7 @@ from flows.commands.runs import runs
 from flows.commands.stage import stage
 from flows.commands.train import train
 from flows.commands.view import view
+from flows.commands.warmstart import warmstart
 from flows.terminal.console import show_on_any_terminal
 from pipeline.errors import SrpoError
 from pipeline.machine.disk import is_trouble, os_error_line
@@ -93,6 +94,7 @@ def _text(error: Exception) -> str:
 
 
 app.command()(train)
+app.command()(warmstart)
 app.command()(evaluate)
 app.command()(tasks)
 app.command()(presets)

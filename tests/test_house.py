@@ -45,7 +45,17 @@ ROOMS = {
         *("compare", "check", "housekeeping", "viewer"),
     ),
     "flows": (
-        *("prefect_api", "workers", "session", "training", "reruns", "terminal", "commands", FLAT),
+        *(
+            "prefect_api",
+            "workers",
+            "session",
+            "warmstart",
+            "training",
+            "reruns",
+            "terminal",
+            "commands",
+            FLAT,
+        ),
     ),
 }
 """The rooms of a package from low to high: a room imports from those before it only."""

@@ -106,18 +106,22 @@ class Questions:
         return digest_of([[q.recorded() for q in split] for split in (self.train, self.test)])
 
     def of_step(self, config: Config, step: int) -> SelectedQuestions:
-        """Return the questions of a training step: the next ones of each task's seeded epochs.
+        """Return the questions of a training step: the next ones of each task's seeded epochs."""
+        count = config.generate.questions
+        return self.stretch(config, "epoch", step * count, count)
+
+    def stretch(self, config: Config, purpose: str, start: int, count: int) -> SelectedQuestions:
+        """Return `count` training questions from `start` on, of a purpose's own seeded epochs.
 
         How many are a task's, its weight says.
         """
-        count, seed = config.generate.questions, config.run.seed
         weights = {name: entry.weight for name, entry in config.data.sources.items()}
-        names, before = deal(weights, step * count, count)
+        names, before = deal(weights, start, count)
         own = {}
         for name, questions in self.of_tasks.items():
-            purpose = f"epoch/{name}" if config.data.mixed else "epoch"
+            stream = f"{purpose}/{name}" if config.data.mixed else purpose
             size, number = len(questions.train), names.count(name)
-            positions = stream_positions(seed, purpose, size, before[name], number)
+            positions = stream_positions(config.run.seed, stream, size, before[name], number)
             own[name] = iter([questions.train[position] for position in positions])
         return SelectedQuestions(names, [next(own[name]) for name in names])
 

@@ -312,6 +312,25 @@ class EvaluateSection(Section):
     batch_size: PositiveInt = Field(256, description="answers sampled side by side")
 
 
+class WarmstartSection(Section):
+    """A supervised start from a task's own worked solutions (`srpo warmstart`); runs don't read it.
+
+    What is not here, AdamW's other numbers and the gradient's norm among it, is update's.
+    """
+
+    steps: Count = Field(30, description="optimizer steps")
+    examples: Count = Field(16, description="worked solutions per step")
+    learning_rate: PositiveFloat = Field(1e-4, description="AdamW, constant")
+    teacher_share: Probability = Field(
+        0.3,
+        description="share of the examples that stand behind the teacher's prompt, with the "
+        "question's demonstration in it",
+    )
+    micro_batch_tokens: PositiveInt = Field(
+        4096, description="tokens of one forward and backward pass at most"
+    )
+
+
 class Config(Section):
     """A whole run. Sections are what stages depend on; nothing crosses them but what is stored."""
 
@@ -325,6 +344,7 @@ class Config(Section):
     weigh: WeighSection = WeighSection()
     update: UpdateSection = UpdateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    warmstart: Later[WarmstartSection] = WarmstartSection()
 
     @classmethod
     def section_type(cls, name: str) -> type[Section]:

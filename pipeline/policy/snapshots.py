@@ -161,11 +161,16 @@ def _write_merged(policy: Policy, folder: Path) -> None:
     save_merged_model(policy.model, folder, policy.base_dtype)
 
 
-def _write_parts(policy: Policy, folder: Path) -> None:
+def write_weights(policy: Policy, folder: Path) -> None:
+    """Write the model, or with `model.lora` its adapters; every rank must call it."""
     if policy.base is None or policy.lora is None:
         save_model(policy.model, folder)
     else:
         save_adapters(policy.model, policy.lora, policy.base.path, folder)
+
+
+def _write_parts(policy: Policy, folder: Path) -> None:
+    write_weights(policy, folder)
     if policy.teacher_model is not None:
         teacher = trainable(policy.teacher_model)
         checkpoint.save(teacher, lay_out(teacher, "teacher"), folder)

@@ -52,6 +52,15 @@ class StopTokens:
     note: str = ""
 
     @property
+    def closing(self) -> int:
+        """Return the one that a worked solution ends with: as the chat template closes a turn."""
+        for source in (TEMPLATE, TOKENIZER):
+            for token, sources in self.sources.items():
+                if source in sources:
+                    return token
+        return next(iter(self.sources))
+
+    @property
     def line(self) -> str:
         """Say in one line what they are, and who says so."""
         return ", ".join(
