@@ -6,6 +6,8 @@ killed     the same, but rank 1 is killed while it writes
 alone      the same, but rank 1 can't reach the store at first, and sees no file in any folder
 adopt      open the snapshot FROM, and keep it as TO with the teacher that FIRST, a snapshot
            beside it, has as its policy
+
+`start lora` and so on: with adapters on MODEL, the model folder beside FROM.
 """
 
 import errno
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.sections import ModelSection
+from pipeline.config.sections import LoraSection, ModelSection
 from pipeline.distributed import ranks
 from pipeline.errors import PolicyError, StoreError
 from pipeline.policy import checkpoint, snapshots
@@ -74,24 +76,33 @@ def lose_the_store(_: Policy) -> None:
         Path.iterdir = lambda folder: iter(())  # as NFS may for some seconds
 
 
+def section_of(model: Path, lora: bool) -> ModelSection:
+    """Return the settings of a model, or of adapters on it."""
+    if not lora:
+        return SECTION
+    return SECTION.model_copy(update={"path": str(model), "lora": LoraSection(rank=2)})
+
+
 def work(task: str, source: Path, target: Path) -> None:
     """Do a task, as rank 0."""
+    task, _, kind = task.partition(" ")
+    section = section_of(source.with_name("model"), kind == "lora")
     if task == "start":
-        save_snapshot(open_policy(str(source), SECTION, EMA), target, 0)
+        save_snapshot(open_policy(str(source), section, EMA), target, 0)
         return
     if task == "refused":
         try:
-            open_policy(str(source), SECTION, EMA)
+            open_policy(str(source), section, EMA)
         except PolicyError as error:
             target.write_text(str(error))
         return
     if task == "alone":
         ranks.together(lose_the_store, None)
         try:
-            load_snapshot(source, SECTION, EMA)
+            load_snapshot(source, section, EMA)
         except StoreError as error:
             target.with_suffix(".said").write_text(str(error))
-    policy = load_snapshot(source, SECTION, EMA)
+    policy = load_snapshot(source, section, EMA)
     if task == "killed":
         ranks.together(die_while_writing, policy)
     if task == "full":
@@ -103,7 +114,7 @@ def work(task: str, source: Path, target: Path) -> None:
             raise
     if task == "adopt":
         first = source.with_name("first")
-        initial = partial(initial_model, folder=first, settings=SECTION, teacher=EMA)
+        initial = partial(initial_model, folder=first, settings=section, teacher=EMA)
         ranks.together(Policy.adopt_teacher, policy, FROZEN, initial)
     save_snapshot(policy, target, 2)
 

@@ -61,6 +61,21 @@ def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
         ).read_bytes()
 
 
+def test_adapters_go_from_two_ranks_to_one_and_back(
+    folder: Path, prefect_api: dict[str, str]
+) -> None:
+    """On a base in bfloat16; the tables are those of one rank."""
+    settings = ("model.lora.rank=8", "model.base_dtype=bfloat16")
+    one = trained_here(folder / "lora-one", *settings)
+    run = folder / "lora"
+    first = [part for setting in settings for part in ("--set", setting)]
+    trained(run, "--ranks", "2", *first, steps=1, api=prefect_api)
+    trained(run, "--ranks", "1", steps=2, api=prefect_api)
+    trained(run, "--ranks", "2", api=prefect_api)
+    compare_runs(one, run, STEPS)
+    assert not check_run(Run.open(run)).findings
+
+
 def test_a_rank_may_have_no_group_to_sample(folder: Path, prefect_api: dict[str, str]) -> None:
     """One test question and one training question: the second rank has neither."""
     single = ("--set", "evaluate.questions=1", "--set", "generate.questions=1")

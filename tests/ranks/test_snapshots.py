@@ -17,18 +17,19 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from pipeline.config.sections import ModelSection
 from pipeline.distributed.ranks import LOST
 from pipeline.policy.policy import Policy
 from pipeline.policy.snapshots import open_policy, save_snapshot
 from tests.ranks.launcher import launch
-from tests.ranks.run_snapshots import EMA, FROZEN, SECTION, work
+from tests.ranks.run_snapshots import EMA, FROZEN, SECTION, section_of, work
 
 pytestmark = pytest.mark.slow
 
 
-def trained(folder: Path) -> Policy:
+def trained(folder: Path, section: ModelSection = SECTION) -> Policy:
     """Return a policy whose weights, teacher and optimizer have all moved."""
-    policy = open_policy(str(folder), SECTION, EMA)
+    policy = open_policy(str(folder), section, EMA)
     policy.optimizer.param_groups[0]["lr"] = 1e-2
     for step in range(2):
         policy.begin_update()
@@ -102,6 +103,30 @@ def test_every_number_of_ranks_opens_and_writes_the_same_bytes(
     on_ranks(count, tmp_path, *tasks)
     for target, same in expected.items():
         assert files(target) == files(same), target.name
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_so_it_is_with_adapters(folders: dict[str, Path], tmp_path: Path, count: int) -> None:
+    """Also when a fork takes the first snapshot's for its teacher."""
+    model, first, second = (tmp_path / name for name in ("model", "first", "second"))
+    shutil.copytree(folders["untied"] / "model", model)
+    work("start lora", model, first)
+    save_snapshot(trained(model, section_of(model, lora=True)), second, 2)
+    work("adopt lora", second, tmp_path / "third")
+    tasks = [("start", model, first), ("again", second, second)]
+    tasks += [("adopt", second, tmp_path / "third")]
+    on_ranks(
+        count,
+        tmp_path,
+        *((f"{task} lora", source, same.with_suffix(".ranks")) for task, source, same in tasks),
+    )
+    for _, _, same in tasks:
+        assert files(same.with_suffix(".ranks")) == files(same), same.name
+    teacher = load_file(tmp_path / "third/teacher.safetensors")
+    initial = load_file(first / "adapter_model.safetensors")
+    assert len(teacher) == len(initial) > 0
+    for name, tensor in teacher.items():
+        assert initial[f"base_model.model.{name}.weight"].equal(tensor), name
 
 
 def test_other_kinds_of_models(tiny_folder: Path, tmp_path: Path) -> None:

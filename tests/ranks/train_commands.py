@@ -65,9 +65,9 @@ def trained(
     return run
 
 
-def trained_here(run: Path) -> Path:
-    """Train to the end in this process, without Prefect, and return the run."""
-    settings = [*SMALL, f"run.steps={STEPS}"]
+def trained_here(run: Path, *more: str) -> Path:
+    """Train to the end in this process, without Prefect and with more settings; return the run."""
+    settings = [*SMALL, f"run.steps={STEPS}", *more]
     with closing(Session.create(run, load_config("demo", settings))) as session:
         loop.train(session, session.run_stage, [], lambda: False)
     return run
