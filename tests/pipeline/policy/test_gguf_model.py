@@ -1,7 +1,10 @@
 """GGUF files become model folders: the weights they hold, the same bytes each time, or one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from pipeline.policy.model_folder import model_folder
 from pipeline.policy.model_loading import load_pretrained
 from pipeline.policy.tokenizer_loading import PROBE
 from tests.builders.gguf_files import HEADS, TOKENS, tiny_llama, write_gguf
+from tests.conftest import Srpo
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 
@@ -148,6 +153,45 @@ def test_what_a_killed_conversion_left_is_replaced(
     (left / "half.safetensors").write_bytes(b"half")
     module._dequantised.cache_clear()
     assert not (model_folder(str(file)) / "half.safetensors").exists() and not left.exists()
+
+
+@pytest.mark.slow
+def test_processes_that_need_it_at_once_wait_for_the_first(
+    write: Callable[..., Path], cached: Path
+) -> None:
+    file = write()
+    code = (
+        "import sys; from pipeline.policy.model_folder import model_folder; "
+        "print(model_folder(sys.argv[1]))"
+    )
+    environment = {**os.environ, "SRPO_CACHE": str(cached.parent)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(file)],
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    ended = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], ended
+    assert len({out for out, _ in ended}) == 1
+    assert sum("dequantising it once" in err for _, err in ended) == 1
+    assert {path.name for path in cached.iterdir()} == {".lock", Path(ended[0][0].strip()).name}
+
+
+def test_doctor_says_what_a_gguf_file_holds(write: Callable[..., Path], srpo: Srpo) -> None:
+    file = write(quantised=True)
+    code, out, _ = srpo("doctor", file)
+    told = " ".join(out.split())
+    assert code == 0 and "tensors: 5 F32, 15 Q8_0), in float32 in" in told
+    code, _, err = srpo("doctor", write({"split.count": 2}))
+    assert (
+        code == 2 and err.count("\n") <= 3 and "one of 2 files of a model" in " ".join(err.split())
+    )
 
 
 def test_the_tokenizer_gives_texts_back_and_ends_turns(write: Callable[..., Path]) -> None:
