@@ -48,6 +48,12 @@ def test_weights_of_two_ranks_reach_two_servers_at_every_step(tmp_path: Path, on
     expect_in_step(Run.open(trained(tmp_path / "two", *options)), one)
 
 
+def test_adapters_of_two_ranks_reach_an_engine_beside_each(tmp_path: Path) -> None:
+    lora = (*ENGINE, "--set", "model.lora.rank=4", "--set", "model.base_dtype=bfloat16")
+    one = Run.open(trained(tmp_path / "one", *lora, steps=1))
+    expect_in_step(Run.open(trained(tmp_path / "two", "--ranks", "2", *lora)), one)
+
+
 def left(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Wait for the end of processes; return those that did not come to it."""
     return [p for p in psutil.wait_procs(processes, seconds)[1] if p.status() != "zombie"]
