@@ -5,6 +5,7 @@ peak rates and the shares of them that are reached. Terms are added up although 
 some of them, so times are upper estimates.
 """
 
+from collections.abc import Mapping
 from math import ceil, exp, lgamma
 from typing import NamedTuple
 
@@ -13,11 +14,11 @@ from benchmarks.flops import TEMPLATE_TOKENS, Network, apart, network, shared
 RECOMPUTED = 4
 """Forward passes that an update costs with activation checkpointing: one more than without."""
 STATE = 20
-"""Bytes per parameter while training: weights, EMA teacher, gradients 4 each, AdamW 8."""
+"""Bytes per trained parameter: weights, EMA teacher, gradients 4 each, AdamW 8."""
 COPY = 2
 """Bytes per parameter of the copy that samples and of weights gathered for a pass: bfloat16."""
 SNAPSHOT = 16
-"""Bytes per parameter of a snapshot: weights, EMA teacher, AdamW's two moments."""
+"""Bytes per trained parameter of a snapshot: weights, EMA teacher, AdamW's two moments."""
 USABLE = 0.9
 """Share of a GPU's memory that plans may use."""
 SPREAD = 2.0
@@ -239,10 +240,31 @@ class Memory(NamedTuple):
     left: float
 
 
-def memory(model: Model, gpus: Gpus) -> Memory:
-    """Return what a GPU holds while it samples, with the training state spread over all."""
+def memory(model: Model, gpus: Gpus, base: int = COPY) -> Memory:
+    """Return what a GPU holds while it samples: training state, and the copy that samples.
+
+    The state is spread over all GPUs. With adapters each holds all of it: the frozen base once,
+    in `base` bytes a parameter, and what is trained.
+    """
     state, copy = STATE * model.parameters / gpus.number, float(COPY * model.parameters)
+    if adapters := model.network.adapters:
+        state = float(base * model.parameters + STATE * adapters)
     return Memory(state, copy, USABLE * gpus.memory - state - copy)
+
+
+def activations(sizes: Mapping[str, int], tokens: float, checkpointing: bool) -> float:
+    """Return the bytes that a pass in float32 keeps for its backward pass.
+
+    4 T L (4 D + 3 H + 2 K + 4 I)      T tokens, L layers; D hidden, I inside, H of all queries,
+                                       K of all keys: inputs of norms and products, attention's
+                                       queries, keys, values and output
+    4 T (L D + the same of a layer)    with checkpointing, which keeps each layer's input
+    """
+    hidden, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    queries = sizes["num_attention_heads"] * sizes["head_dim"]
+    keys = sizes["num_key_value_heads"] * sizes["head_dim"]
+    layer = 4 * hidden + 3 * queries + 2 * keys + 4 * sizes["intermediate_size"]
+    return 4 * tokens * (layers * hidden + layer if checkpointing else layers * layer)
 
 
 def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> Model:

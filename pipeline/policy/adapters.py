@@ -25,6 +25,23 @@ _STIRRED = 0.1
 _SHOWN = 12
 
 
+class _Product(torch.autograd.Function):
+    """W x + b with frozen W and b, in the precision of x; the copy of W in it is not kept.
+
+    By autograd's own rule the backward pass would keep such a copy of every layer's weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.to(gradient.dtype), None, None
+
+
 class FrozenLinear(nn.Linear):
     """A linear layer whose weight may be stored in bfloat16: it computes in its input's precision.
 
@@ -34,8 +51,8 @@ class FrozenLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return W x + b, [..., out] of x [..., in]."""
         x = _rounded_by_autocast(input)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(x, self.weight.to(x.dtype), bias)
+        product: Tensor = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product
 
 
 class FrozenEmbedding(nn.Embedding):
@@ -69,7 +86,7 @@ class AdaptedLinear(FrozenLinear):
         """Return W x + b + (a/r) B (A x), [..., out] of x [..., in]."""
         x = _rounded_by_autocast(input)
         reduced = linear(x, self.lora_A.to(x.dtype)) * self.lora_scale  # [..., r]
-        return super().forward(x).add_(linear(reduced, self.lora_B.to(x.dtype)))
+        return linear(reduced, self.lora_B.to(x.dtype)).add_(super().forward(x))
 
     def merged(self) -> Tensor:
         """Return W + (a/r) B A, [out, in], float32."""

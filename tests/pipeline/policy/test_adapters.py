@@ -16,6 +16,7 @@ from pipeline.forward.projection import logits_NV
 from pipeline.forward.scoring import response_hidden_ND
 from pipeline.policy.adapters import (
     AdaptedLinear,
+    FrozenLinear,
     draw_adapters,
     plain_weights,
     stirred,
@@ -75,6 +76,32 @@ def test_a_layer_by_hand() -> None:
     # W x = (-1, -1); A x = 3, halved 1.5; B of it (3, 4.5)
     assert layer(torch.tensor([1.0, -2.0])).tolist() == [-3 + 3 + 0.5, -5 + 4.5 - 0.5]
     assert layer.merged().tolist() == [[2.0, 1.0], [4.5, 2.5]]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_frozen_product_keeps_no_copy_of_its_weight(stored: torch.dtype, autocast: bool) -> None:
+    layer = torch.nn.Linear(3, 2).requires_grad_(False)
+    layer.__class__ = FrozenLinear
+    layer.weight.data = layer.weight.data.to(stored)
+    x, kept = torch.randn(4, 3, requires_grad=True), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        y = layer(x)
+    assert [tensor.data_ptr() for tensor in kept] == [layer.weight.data_ptr()]
+    assert y.dtype == (torch.bfloat16 if autocast else torch.float32)
+    gradient = torch.randn(4, 2).to(y.dtype)
+    y.backward(gradient)
+    expected = gradient.double() @ layer.weight.to(y.dtype).double()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.double(), expected, rtol=0, atol=0.02 if autocast else 1e-6)
 
 
 def test_new_adapters_change_nothing(folder: Path) -> None:
