@@ -267,7 +267,7 @@ def activations(sizes: Mapping[str, int], tokens: float, checkpointing: bool) ->
     return 4 * tokens * (layers * hidden + layer if checkpointing else layers * layer)
 
 
-def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> Model:
+def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool, rank: int = 0) -> Model:
     sizes = {
         "vocab_size": 151_936,
         "hidden_size": hidden,
@@ -277,7 +277,7 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> Mode
         "num_key_value_heads": 8,
         "head_dim": 128,
     }
-    net = network(sizes)
+    net = network(sizes, rank)
     embeddings = net.projection if tied else 2 * net.projection
     return Model(net, net.body + embeddings, cache=COPY * 2 * layers * 8 * 128)
 
@@ -287,3 +287,5 @@ MODELS = {
     "Qwen3-8B": _qwen3(4096, 12_288, 36, 32, tied=False),
     "Qwen3-32B": _qwen3(5120, 25_600, 64, 64, tied=False),
 }
+ADAPTED = _qwen3(4096, 12_288, 36, 32, tied=False, rank=16)
+"""Qwen3-8B with adapters of rank 16 on the seven linear layers of each block."""

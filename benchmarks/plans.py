@@ -7,7 +7,19 @@ Tables of docs/SCALING.md, printed by `benchmarks.step_times`. Settings are thos
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.cost import MODELS, SNAPSHOT, Gpus, Load, Step, memory, our_step, sampling, shares
+from benchmarks.cost import (
+    ADAPTED,
+    MODELS,
+    SNAPSHOT,
+    STATE,
+    Gpus,
+    Load,
+    Step,
+    memory,
+    our_step,
+    sampling,
+    shares,
+)
 from benchmarks.report import Sheet
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
@@ -98,6 +110,12 @@ def plans(response: float) -> list[Sheet]:
             [_memory_row(name, number) for name, number in each],
         ),
         Sheet(
+            "Qwen3-8B with adapters of rank 16 on one GPU, GB",
+            ("GPU", "base", "frozen base", "adapters", "whole copy", "left of 90%", "fits",
+             "a snapshot"),
+            [_adapted_row(size, base) for size in (80e9, 141e9) for base in (2, 4)],
+        ),
+        Sheet(
             f"An SRPO step of ours, s, mean response {response:,.0f}",
             (
                 "model", "GPUs", "sample", "score", "update", "gather", "write", "send", "step",
@@ -133,6 +151,21 @@ def _memory_row(name: str, number: int) -> Sequence[str]:
     sizes = (f"{size / 1e9:,.1f}" for size in memory(model, h200(number)))
     fits = "yes" if _fits(name, number) else "no"
     return name, str(number), *sizes, fits, f"{SNAPSHOT * model.parameters / 1e9:,.0f}"
+
+
+def _adapted_row(size: float, base: int) -> Sequence[str]:
+    """Return a row for a base of 2 or 4 bytes a parameter."""
+    adapters = ADAPTED.network.adapters
+    state, copy, left = memory(ADAPTED, h200(1)._replace(memory=size), base)
+    trained = STATE * adapters
+    sizes = (state - trained, trained, copy, left)
+    return (
+        f"{size / 1e9:.0f}",
+        "bfloat16" if base == 2 else "float32",
+        *(f"{size / 1e9:,.1f}" for size in sizes),
+        "yes" if left >= ROOM else "no",
+        f"{SNAPSHOT * adapters / 1e9:,.1f}",
+    )
 
 
 def pace(name: str, number: int, config: Config, load: Load) -> Pace:

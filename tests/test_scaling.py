@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cost import (
+    ADAPTED,
     MODELS,
     Gpus,
     Load,
     Model,
+    activations,
     memory,
     our_step,
     reference_step,
@@ -109,6 +111,35 @@ def test_models_have_their_published_parameters() -> None:
 def test_memory_by_hand() -> None:
     # 4 parameters: 80 bytes of state over two GPUs, a copy of 8, 90% of 100 in all.
     assert memory(UNIT, SLOW._replace(memory=100)) == pytest.approx((40, 8, 42))
+
+
+def test_memory_of_adapters_by_hand() -> None:
+    # Each GPU: 4 frozen parameters of 2 or 4 bytes, 20 bytes for each of 3 adapters', a copy of 8.
+    adapted = UNIT._replace(network=UNIT.network._replace(adapters=3))
+    two = SLOW._replace(memory=100)
+    assert memory(adapted, two) == pytest.approx((8 + 60, 8, 14))
+    assert memory(adapted, two, base=4) == pytest.approx((16 + 60, 8, 6))
+
+
+def test_adapters_of_qwen3_8b_by_hand() -> None:
+    # Rank 16, 36 blocks: q and o, k and v, gate and up and down, the sum of in and out of each.
+    each = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12_288)
+    assert ADAPTED.network.adapters == 36 * 16 * each == 43_646_976
+    assert memory(ADAPTED, Gpus(1, 1, 1, memory=80e9)).left == pytest.approx(38.4e9, rel=0.01)
+
+
+def test_activations_by_hand() -> None:
+    sizes = {
+        "hidden_size": 2,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "intermediate_size": 5,
+    }
+    layer = 4 * 2 + 3 * 8 + 2 * 4 + 4 * 5
+    assert activations(sizes, 10, checkpointing=False) == 4 * 10 * 3 * layer
+    assert activations(sizes, 10, checkpointing=True) == 4 * 10 * (3 * 2 + layer)
 
 
 def test_bytes_of_a_taught_token_are_those_of_the_tables() -> None:

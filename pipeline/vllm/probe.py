@@ -21,8 +21,9 @@ from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.vllm.replica import EngineError, Group, GroupQueue, Replica, SamplingRequest
 
 BOUND = {"float32": 1e-4, "bfloat16": 0.2}
-"""Largest difference of a log-probability that rounding explains, nats. Measured: 6e-6 in float32,
-0.04 to 0.09 in bfloat16."""
+"""Difference of log-probabilities that rounding explains, nats: of each in float32 (measured:
+6e-6), of their mean in bfloat16. There one unlikely token of a right engine may be off by more: of
+SmolLM2's by 0.24 (docs/vllm.md)."""
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 4, 272, 8
 _TEMPERATURE = 0.75
@@ -36,11 +37,13 @@ class Gap(NamedTuple):
 
     Attributes:
         nats: the absolute difference.
+        mean: of the absolute differences of all tokens.
         prompt, position: the probe prompt, and the token of its answer.
         engine, policy: the two log-probabilities.
     """
 
     nats: float
+    mean: float
     prompt: int
     position: int
     engine: float
@@ -88,7 +91,7 @@ def largest_gap(
         probes: those of this rank's replicas.
 
     Raises:
-        EngineError: a log-probability differs by more than its dtype explains.
+        EngineError: log-probabilities differ by more than their dtype explains.
     """
     groups = probe_groups(policy.vocabulary, length)
     all_probes, first, worst = ranks.exchanged(probes), ranks.FirstError(), 0.0
@@ -107,13 +110,14 @@ def largest_gap(
 def _expect_explained(
     gap: Gap, dtype: Literal["float32", "bfloat16"], label: str, version: str
 ) -> None:
-    if not gap.nats <= BOUND[dtype]:
+    if not (gap.mean if dtype == "bfloat16" else gap.nats) <= BOUND[dtype]:
+        allowed = f"{dtype} allows {BOUND[dtype]:g}" + " on average" * (dtype == "bfloat16")
         raise EngineError(
             f"{label} does not sample from policy {version}: log-probability "
             f"{gap.engine:.6g} of token {gap.position} after probe prompt {gap.prompt} where the "
-            f"policy has {gap.policy:.6g} (they differ by {gap.nats:.3g} nats, {dtype} allows "
-            f"{BOUND[dtype]:g}); its weights, its copy of a tied projection or its prefix cache "
-            "are not the policy's"
+            f"policy has {gap.policy:.6g} (they differ by {gap.nats:.3g} nats, all by "
+            f"{gap.mean:.3g} on average; {allowed}); its weights, its copy of a tied projection "
+            "or its prefix cache are not the policy's"
         )
 
 
@@ -135,8 +139,10 @@ def _gap(policy: Policy, groups: Sequence[Group], answers: Sequence[Sample]) -> 
     ]
     found = _logprobs(policy, sequences)
     places = [(g, t) for g, answer in enumerate(answers) for t in range(len(answer.response_ids))]
+    engine = [answers[g].logprobs[t] for g, t in places]
+    mean = float(np.abs(np.subtract(engine, found)).mean())
     gaps = [
-        Gap(abs(value - answers[g].logprobs[t]), g, t, answers[g].logprobs[t], value)
-        for (g, t), value in zip(places, found, strict=True)
+        Gap(abs(value - theirs), mean, g, t, theirs, value)
+        for (g, t), theirs, value in zip(places, engine, found, strict=True)
     ]
     return max(gaps, key=lambda gap: gap.nats if gap.nats == gap.nats else float("inf"))  # NaN
