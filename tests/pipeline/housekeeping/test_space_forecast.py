@@ -91,6 +91,14 @@ def test_teacher_tables_kept(keep: Any, held: int) -> None:
     assert needed(config(*overrides), FACTS).teacher_steps == held
 
 
+def test_adapters_of_every_step() -> None:
+    """Snapshots of what is trained after each of 12 steps: start, best, kept ones, a new one."""
+    overrides = [s for s in SETTINGS if not s.startswith("run.snapshot_every")]
+    adapted = load_config("smoke-science-qa", [*overrides, "model.path=x", "model.lora.rank=4"])
+    assert adapted.run.snapshot_every == 1
+    assert needed(adapted, FACTS).snapshots.most == 28_000 + 5 * 36_000
+
+
 def test_few_snapshots_kept() -> None:
     one = needed(config("run.keep_snapshots=1", "run.snapshot_every=1"), FACTS)
     assert one.snapshots.most == 28_000 + 3 * 36_000  # start; best, newest, one being written
