@@ -17,6 +17,7 @@ from pipeline.config.sections import LoraSection
 from pipeline.forward.scoring import Component
 from pipeline.policy.adapters import AdaptedLinear
 from pipeline.policy.policy import Policy
+from pipeline.twin import merging
 from pipeline.twin.inputs import StepTwin
 from tests.golden.golden_run import disagreements, make_run, run_step, twin_of
 from tests.stages.steps import config_of, open_tiny, updated
@@ -37,6 +38,19 @@ VARIANTS: dict[str, Mapping[str, Mapping[str, object]]] = {
         "update": {"divergence": "forward_kl"},
     },
 }
+
+
+def test_the_twins_merging_and_chain_rule_by_hand() -> None:
+    base = {"l.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()}
+    state = {"l.lora_A": torch.tensor([[1.0, -1.0]]), "l.lora_B": torch.tensor([[2.0], [3.0]])}
+    # B A = [[2, -2], [3, -3]], halved
+    assert merging.merged(base, state, 0.5)["l.weight"].tolist() == [[2.0, 1.0], [4.5, 2.5]]
+    whole = {"l.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]]).double()}
+    found = merging.gradient_of_adapters(state, whole, 0.5)
+    assert found["l.lora_A"].tolist() == [[1.0, 3.0]]  # B^T dW = (2, 6)
+    assert found["l.lora_B"].tolist() == [[0.5], [-1.0]]  # dW A^T = (1, -2)
+    with pytest.raises(ValueError, match="without"):
+        merging.adapted({"l.lora_A": state["l.lora_A"]})
 
 
 @pytest.mark.parametrize("name", VARIANTS)
