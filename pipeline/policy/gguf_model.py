@@ -11,6 +11,7 @@ computes with (a tensor, a setting, how text is cut before it is encoded), the f
 import fcntl
 import importlib.util
 import io
+import json
 import shutil
 import sys
 import tempfile
@@ -40,7 +41,7 @@ from pipeline.remote.mirror_paths import cache_folder
 from pipeline.text import one_line, size
 
 SEAL = "gguf.json"
-_RULES = 1
+_RULES = 2
 """Raise it with any change of what a file is turned into."""
 _OTHER_BYTES = 100_000_000
 """Room for all files but the weights, and to spare."""
@@ -129,11 +130,20 @@ def _write(file: Path, header: Any, folder: Path) -> None:
             ) from None
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        _drop_version(folder / name)
     try:
         load_tokenizer(folder)
     except PolicyError as error:
         reason = str(error).replace(f"{folder}", "what was made of it")
         raise PolicyError(f"model.path {file}: no tokenizer can be made of it: {reason}") from None
+
+
+def _drop_version(path: Path) -> None:
+    """Leave out the version that wrote a file: another would make a folder of other digests."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    del entries["transformers_version"]
+    path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(link: Path, header: Any) -> Any:
