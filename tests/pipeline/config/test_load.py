@@ -12,7 +12,7 @@ from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
 
 SHIPPED = {f"{method}-paper" for method in ("srpo", "grpo", "sdpo")}
-SHIPPED |= {"demo", "demo-grpo", "demo-sdpo", "smoke-science-qa", "smoke-tool-use"}
+SHIPPED |= {"demo", "demo-grpo", "demo-sdpo", "smollm2", "smoke-science-qa", "smoke-tool-use"}
 MINIMAL = '[data]\ntask = "arithmetic"\n[model]\npath = "demo"\n'
 
 
