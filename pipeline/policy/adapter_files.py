@@ -23,7 +23,7 @@ from pipeline.errors import PolicyError
 from pipeline.policy import checkpoint
 from pipeline.policy.adapters import plain_weights, trainable
 from pipeline.policy.model_loading import save_model
-from pipeline.policy.safetensors_layout import find_tensors, lay_out
+from pipeline.policy.safetensors_layout import find_tensors, lay_out, tensor_files
 from pipeline.text import one_line, printable
 
 CONFIG = "adapter_config.json"
@@ -43,6 +43,7 @@ _WITHOUT_EFFECT: dict[str, list[Any]] = {
     "peft_type": ["LORA"],
 }
 """Values of others with which they don't; of all others, false, null and empty ones."""
+_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def peft_config(lora: LoraSection, base: str) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def peft_config(lora: LoraSection, base: str) -> dict[str, Any]:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": lora.rank,
-        "target_modules": sorted(lora.targets),
+        "target_modules": sorted(set(lora.targets)),
         "task_type": "CAUSAL_LM",
     }
 
@@ -85,11 +86,8 @@ def expect_adapters(model: Any, lora: LoraSection, folder: Path) -> None:
             say, or hold values that are not finite.
     """
     _expect_same_kind(lora, folder)
+    stored = _read_tensors(folder)
     path = folder / f"{STEM}.safetensors"
-    try:
-        stored = load_file(path) if path.is_file() else {}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PolicyError(f"{path}: can't be read: {one_line(error)}") from None
     expected = _by_peft_name(model)
     for name, tensor in expected.items():
         found = stored.get(name)
@@ -99,6 +97,11 @@ def expect_adapters(model: Any, lora: LoraSection, folder: Path) -> None:
                 f"{path}: expected a tensor {printable(name, 200)} of {list(tensor.shape)}, found "
                 f"{has}; give the adapter's own model as model.path"
             )
+        if found.dtype not in _TYPES:
+            raise PolicyError(
+                f"{path}: {printable(name, 200)} is stored as {str(found.dtype)[6:]}; adapters are "
+                "in float32, float64, float16 or bfloat16"
+            )
         if not bool(found.isfinite().all()):
             raise PolicyError(f"{path}: {printable(name, 200)} holds values that are not finite")
     if unread := sorted(stored.keys() - expected.keys()):
@@ -106,6 +109,21 @@ def expect_adapters(model: Any, lora: LoraSection, folder: Path) -> None:
             f"{path}: {len(unread)} tensors belong to no adapter of this model, first "
             f"{printable(unread[0], 200)}; give the adapter's own model as model.path"
         )
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for path in tensor_files(folder, STEM):
+        try:
+            stored |= load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise PolicyError(f"{path}: can't be read: {one_line(error)}") from None
+    if not stored:
+        raise PolicyError(
+            f"{folder}: no tensors in {STEM}.safetensors; an {STEM}.bin is never opened, so save "
+            "the adapter once more as safetensors"
+        )
+    return stored
 
 
 def config_file(folder: Path) -> Path:

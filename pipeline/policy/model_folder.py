@@ -8,6 +8,7 @@ import threading
 from functools import cache
 from importlib import metadata
 from importlib.resources import files
+from os.path import expanduser
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -49,7 +50,7 @@ def model_folder(path: str) -> Path:
         return dequantised(file)
     if path == SMOLLM2:
         return _smollm2_of_hub()
-    folder = Path(path).expanduser()
+    folder = Path(expanduser(path))
     if folder.is_dir():
         return folder
     shown = printable(path, 200)
@@ -73,7 +74,7 @@ def gguf_file(path: str) -> Path | None:
     imported: that would take what it asks for, a compiled llama.cpp.
     """
     if path != SMOLLM2:
-        file = Path(path).expanduser()
+        file = Path(expanduser(path))
         return file if file.is_file() and is_gguf(file) else None
     try:
         files = metadata.files(_SMOLLM2_PACKAGE) or []
@@ -85,7 +86,7 @@ def gguf_file(path: str) -> Path | None:
 
 def is_on_this_machine(path: str) -> bool:
     """Tell whether `model.path` names files here, rather than a model of the hub by its name."""
-    return path in ("demo", SMOLLM2) or Path(path).expanduser().exists()
+    return path in ("demo", SMOLLM2) or Path(expanduser(path)).exists()
 
 
 def _smollm2_of_hub() -> Path:

@@ -106,8 +106,14 @@ def find_tensors(folder: Path, stem: str) -> dict[str, TensorLocation]:
     Raises:
         OSError: a file can't be read.
     """
+    paths = tensor_files(folder, stem)
+    return {name: location for path in paths for name, location in _locations_in_file(path)}
+
+
+def tensor_files(folder: Path, stem: str) -> list[Path]:
+    """Return the files that `lay_out` may have made for a stem, in order."""
     paths = [*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*-of-*.safetensors")]
-    return {name: location for path in sorted(paths) for name, location in _locations_in_file(path)}
+    return sorted(paths)
 
 
 def write_at(descriptor: int, start: int, tensor: Tensor) -> None:

@@ -10,6 +10,7 @@ teacher-00001-of-00008.safetensors and so on.
 
 import shutil
 from collections.abc import Set
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from pipeline.policy.generation_config import sampling_note
 from pipeline.policy.model_folder import is_on_this_machine, model_folder
 from pipeline.policy.model_loading import load_pretrained, open_tokenizer, save_model
 from pipeline.policy.policy import FrozenBase, Policy, TeacherSettings, spreading
-from pipeline.policy.safetensors_layout import find_tensors, lay_out
+from pipeline.policy.safetensors_layout import find_tensors, lay_out, tensor_files
 from pipeline.policy.tokenizer_loading import tokenizer_notes
 from pipeline.remote.mirror_files import fetch_anew, fetch_folder
 from pipeline.text import one_line
@@ -68,16 +69,13 @@ def _open_policy(path: str, settings: ModelSection, teacher: TeacherSettings, se
     bfloat16 = settings.base_dtype == "bfloat16"
     model, tokenizer = load_pretrained(path, spread, settings.chat_template, bfloat16)
     folder = Path(model.name_or_path)
-    identity: Any = (
-        _digests(_model_files(folder))
-        if is_on_this_machine(path)
-        else [path, model.config._commit_hash]
-    )
-    base = None
-    if settings.lora is not None:
-        with agreed():
-            base_folder = model_folder(path).resolve()
-        base = _frozen_base(base_folder)
+    base = None if settings.lora is None else _frozen_base(folder.resolve())
+    identity: Any
+    if not is_on_this_machine(path):
+        identity = [path, model.config._commit_hash]
+    else:
+        identity = _digests(_model_files(folder)) if base is None else base.sha256
+    if base is not None:
         identity = [identity, _start_adapters(model, settings, seed)]
     numerics = {k: v for k, v in settings.recorded().items() if k not in _NOT_NUMERIC}
     version = f"000000-{digest_of([identity, numerics, teacher.recorded()])[:12]}"
@@ -100,12 +98,12 @@ def _start_adapters(model: Any, settings: ModelSection, seed: int) -> Any:
     kind = lora.model_dump(exclude={"adapter"})
     if lora.adapter is None:
         return [kind, seed]
-    folder = Path(lora.adapter).expanduser()
+    folder = Path(expanduser(lora.adapter))
     with checkpoint.unwrap_rank_errors(), agreed():
         expect_adapters(model, lora, folder)
     with checkpoint.unwrap_rank_errors():
         load_adapters(model, folder)
-    return [kind, _digests([folder / f"{STEM}.safetensors"])]
+    return [kind, _digests(tensor_files(folder, STEM))]
 
 
 def _model_files(folder: Path) -> list[Path]:
@@ -273,7 +271,8 @@ def _read_snapshot(folder: Path, teacher: TeacherSettings) -> dict[str, Any]:
 def _same_base(folder: Path, state: dict[str, Any], path: str) -> FrozenBase:
     """Return the model under a snapshot's adapters, which must still be what it was.
 
-    It is where `model.path` says; from another folder that may say nothing, and it is where it was.
+    It is where `model.path` says, if that is on this machine; else it is where it was. The hub is
+    asked last: it may have another version by now.
 
     Raises:
         StoreError: it is not there, or not what it was.
@@ -282,15 +281,16 @@ def _same_base(folder: Path, state: dict[str, Any], path: str) -> FrozenBase:
         if not isinstance(recorded := state.get("base"), dict):
             raise StoreError(f"{folder}: a snapshot without adapters, wanted one of model.lora")
         wanted: dict[str, str] = recorded["sha256"]
-        try:
-            found_in = model_folder(path).resolve()
-        except PolicyError as error:
-            found_in = Path(recorded["path"])
-            if not found_in.is_dir():
-                raise StoreError(
-                    f"{folder}: adapters on a model that is gone: it was in {found_in}, and "
-                    f"{one_line(error)}; put it back there"
-                ) from None
+        found_in = Path(recorded["path"])
+        if is_on_this_machine(path) or not found_in.is_dir():
+            try:
+                found_in = model_folder(path).resolve()
+            except PolicyError as error:
+                if not found_in.is_dir():
+                    raise StoreError(
+                        f"{folder}: adapters on a model that is gone: it was in {found_in}, and "
+                        f"{one_line(error)}; put it back there"
+                    ) from None
     base = _frozen_base(found_in)
     with agreed():
         for name in sorted(wanted.keys() | base.sha256.keys()):

@@ -141,14 +141,15 @@ def expect_refused(policy: Policy, saved: Path, message: str) -> None:
 
 def test_missing_and_broken_files(policy: Policy, saved: Path, tmp_path: Path) -> None:
     expect_refused(policy, tmp_path / "nothing", "no adapter_config.json there")
+    expect_refused(policy, Path("~nobody-of-that-name/a"), "no adapter_config.json there")
     path = saved / "adapter_model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     expect_refused(policy, saved, "adapter_model.safetensors: can't be read")
     path.write_bytes(b"\xff" * 100)
     expect_refused(policy, saved, "adapter_model.safetensors")
-    path.unlink()
-    expect_refused(policy, saved, "expected a tensor base_model.model.model.layers.0")
+    path.rename(path.with_suffix(".bin"))
+    expect_refused(policy, saved, r"no tensors in adapter_model.safetensors; an adapter_model.bin")
     (saved / "adapter_config.json").write_text("[]")
     expect_refused(policy, saved, "no JSON object")
     (saved / "adapter_config.json").write_text("{")
@@ -167,3 +168,23 @@ def test_tensors_of_another_model(policy: Policy, saved: Path) -> None:
     expect_refused(policy, saved, "1 tensors belong to no adapter")
     save_file(tensors | {name: tensors[name] * float("nan")}, path)
     expect_refused(policy, saved, "not finite")
+    for kind in (torch.int32, torch.float8_e4m3fn, torch.complex64):
+        save_file(tensors | {name: tensors[name].to(kind)}, path)
+        expect_refused(policy, saved, f"is stored as {str(kind)[6:]}; adapters are in float32")
+
+
+def test_an_adapter_in_another_type_or_in_several_files(policy: Policy, saved: Path) -> None:
+    path = saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    lora = LORA.model_copy(update={"adapter": str(saved), "targets": [*LORA.targets, "q_proj"]})
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        save_file({name: tensor.to(kind) for name, tensor in tensors.items()}, path)
+        for name, tensor in open_on_cpu(base_of(policy), lora=lora).trainable().items():
+            stored = tensors[f"base_model.model.{name}.weight"].to(kind).float()
+            assert torch.equal(tensor, stored)
+    names = list(tensors)
+    for number, part in enumerate((names[:3], names[3:]), start=1):
+        file = saved / f"adapter_model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, file)
+    path.unlink()
+    assert torch.equal(logits(open_on_cpu(base_of(policy), lora=lora).model), logits(policy.model))

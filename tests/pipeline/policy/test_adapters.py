@@ -14,6 +14,7 @@ from pipeline.errors import PolicyError, StoreError
 from pipeline.forward.packing import TokenSequence
 from pipeline.forward.projection import logits_NV
 from pipeline.forward.scoring import response_hidden_ND
+from pipeline.policy import model_folder
 from pipeline.policy.adapters import (
     AdaptedLinear,
     FrozenLinear,
@@ -296,6 +297,27 @@ def test_a_base_is_found_where_it_was_or_said_to_be_gone(
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"adapters on a model that is gone: it was in .*/base, "):
         load_snapshot(snapshot / "000000", settings, policy.teacher)
+
+
+def test_the_hub_is_not_asked_for_a_base_that_is_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By now it may have another version of the model."""
+    policy = open_on_cpu(folder, lora=LORA)
+    save_snapshot(policy, tmp_path / "000000", 0)
+    asked: list[str] = []
+
+    def copy_of_hub(name: str) -> Path:
+        asked.append(name)
+        return tmp_path / "of_hub"
+
+    monkeypatch.setattr(model_folder, "_copy_of_hub", copy_of_hub)
+    settings = policy._settings.model_copy(update={"path": "org/name"})
+    load_snapshot(tmp_path / "000000", settings, policy.teacher)
+    assert not asked
+    folder.rename(tmp_path / "of_hub")
+    load_snapshot(tmp_path / "000000", settings, policy.teacher)
+    assert asked == ["org/name"]
 
 
 def test_versions_tell_starts_apart(folder: Path) -> None:
