@@ -5,6 +5,7 @@ adapter_model.safetensors holds A and B of each layer as base_model.model.LAYER.
 .lora_B.weight.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,7 +142,9 @@ def save_merged_model(model: Any, folder: Path, dtype: torch.dtype) -> None:
     Sums are made in float32 and rounded once, to `dtype`; every rank must call it.
     """
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+        plain = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.config), trust_remote_code=False
+        )
     for name, weight in plain_weights(model, dtype):
         put_tensor(plain, name, nn.Parameter(weight.to(dtype), requires_grad=False))
     for name, buffer in model.named_buffers(remove_duplicate=False):

@@ -99,8 +99,8 @@ def adapt(model: Any, settings: ModelSection) -> None:
     Matrices of the base are stored in `model.base_dtype`, vectors (norms, biases) in float32.
 
     Raises:
-        PolicyError: a target names no layer, or one that can't have an adapter; a weight can't be
-            stored in bfloat16.
+        PolicyError: a target names no layer, or one that can't have an adapter of that rank; a
+            weight can't be stored in bfloat16.
     """
     lora = settings.lora
     assert lora is not None
@@ -247,6 +247,13 @@ def _targets(model: Any, lora: LoraSection) -> list[Any]:
             f"model.lora.targets: {sorted(tied)[0]} of {name_of_model} shares its weight with "
             "another layer; only layers with a weight of their own can have adapters"
         )
+    for name, layer in found.items():
+        if lora.rank > max(layer.weight.shape):
+            rows, columns = layer.weight.shape
+            raise PolicyError(
+                f"model.lora.rank is {lora.rank}: more than both sides of {name} of "
+                f"{name_of_model}, {rows} by {columns}, whose changes have no such rank; lower it"
+            )
     return list(found.values())
 
 

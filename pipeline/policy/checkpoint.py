@@ -2,9 +2,9 @@
 
 Its planners find out which rank holds which rows of which tensor, see to it that all of every
 tensor is written, and once, and tell every rank of an error of any. Files are ours: a rank writes
-x, and reads them from there, so files are the same whatever
-the number of ranks, and nobody ever holds more than its rows. torch's own writers would leave a
-file per rank, and a pickle.
+its rows to their place in a safetensors file, and reads them from there, so files are the same
+whatever the number of ranks, and nobody ever holds more than its rows. torch's own writers would
+leave a file per rank, and a pickle.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The policy: network, tokenizer, teacher and optimizer, resident or opened from a snapshot.
 
-Weights, teacher and optimizer state are float32, whatever precision forward passes run in. The
-teacher of a step is fixed when the step starts; it moves in `advance_teacher`, once per step.
+Weights, teacher and optimizer state are float32, whatever precision forward passes run in; only a
+frozen base may be stored in bfloat16. The teacher of a step is fixed when the step starts; it moves
+in `advance_teacher`, once per step.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -18,6 +18,7 @@ from pipeline.forward.projection import logits_NV
 from pipeline.forward.scoring import response_hidden_ND
 from pipeline.policy.adapters import plain_weights, stirred, trainable
 from pipeline.policy.policy import Policy
+from pipeline.policy.snapshots import save_merged
 from stages.update import STAGE as UPDATE
 from tests.builders.policies import LOWERCASE, open_on_cpu, tokenizer_of
 from tests.stages.steps import Group, config_of, routed, run_one
@@ -37,6 +38,7 @@ ARCHITECTURES = {
     "llama": Architecture("llama"),
     "mistral, windows": Architecture("mistral", {"sliding_window": 4}),
     "qwen2, biases": Architecture("qwen2"),
+    "qwen2, tied": Architecture("qwen2", {"tie_word_embeddings": True}),
     "qwen3": Architecture("qwen3", {"head_dim": 16}),
     "gemma": Architecture("gemma", {"head_dim": 16}),
     "gemma2": Architecture(
@@ -161,6 +163,25 @@ def test_a_step_is_that_of_the_merged_model(
         for column in ("loss_sum", "mean_divergence"):  # no divergence where nothing is taught
             found_in = [row[column] or 0.0 for row in (ours, theirs)]
             assert found_in[0] == pytest.approx(found_in[1], rel=1e-3, abs=1e-5), column
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+def test_an_exported_model_is_the_merged_one(
+    tmp_path: Path, found: Architecture, base_dtype: torch.dtype
+) -> None:
+    lora = write(tmp_path / "base", found)
+    policy = open_on_cpu(tmp_path / "base", lora=lora, base_dtype=str(base_dtype)[6:])
+    with stirred(policy.model):
+        before = policy.model.config.to_dict()
+        save_merged(policy, tmp_path / "merged")
+        assert policy.model.config.to_dict() == before
+        expected = dict(plain_weights(policy.model, base_dtype))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    named = dict(exported.named_parameters(remove_duplicate=False))
+    assert named.keys() == expected.keys()
+    for name, weight in named.items():
+        assert weight.dtype == base_dtype
+        assert torch.equal(weight, expected[name].to(base_dtype)), name
 
 
 def test_experts_in_one_tensor_cannot_be_kept_in_bfloat16(tmp_path: Path) -> None:

@@ -243,6 +243,13 @@ def test_targets_that_can_have_no_adapter(folder: Path, targets: list[str], mess
         open_on_cpu(folder, lora=LoraSection(targets=targets))
 
 
+def test_a_rank_that_no_change_of_a_layer_has(folder: Path) -> None:
+    open_on_cpu(folder, lora=LoraSection(rank=32, targets=["k_proj"]))
+    message = r"model.lora.rank is 33: more than both sides of .*k_proj of .*, 16 by 32, whose"
+    with pytest.raises(PolicyError, match=message):
+        open_on_cpu(folder, lora=LoraSection(rank=33, targets=["up_proj", "k_proj"]))
+
+
 def test_layers_that_are_not_linear_modules(tmp_path: Path) -> None:
     write_tiny_policy(tmp_path / "base", 0, LOWERCASE)
     (tmp_path / "base" / "model.safetensors").unlink()
