@@ -86,6 +86,8 @@ def warm_start(config: Config, out: Path, on_step: OnStep) -> Outcome:
         SrpoError: it can't begin or go on; `out` is taken; a solution can't be learned.
     """
     configure_process(config.run.threads)
+    if not out.name:  # a root, or where the command was given
+        raise _taken(out)
     work = out.with_name(f"{out.name}.unfinished")
     expect_makeable(work)
     with RunLock(work):
@@ -129,10 +131,14 @@ def _finished(config: Config, out: Path, work: Path) -> Outcome:
     except (FileNotFoundError, NotADirectoryError):
         record = None
     if record is None or not leftover:
-        raise StoreError(f"{out}: there is something already; choose another --out")
+        raise _taken(out)
     _same_settings(config, record, out)
     remove_folder(work)
     return _outcome(record)
+
+
+def _taken(out: Path) -> StoreError:
+    return StoreError(f"{out}: there is something already; choose another --out")
 
 
 def _outcome(record: dict[str, Any]) -> Outcome:

@@ -179,6 +179,9 @@ def test_a_taken_folder_and_a_task_without_solutions_are_refused(tmp_path: Path)
     out.mkdir()
     with pytest.raises(StoreError, match="policy: there is something already; choose another"):
         warm_start(small_config(), out, quiet)
+    for unnamed in (Path("."), Path("/"), Path("..")):
+        with pytest.raises(StoreError, match=r"^[./]+: there is something already"):
+            warm_start(small_config(), unnamed, quiet)
     out.rmdir()
     with pytest.raises(DataError, match="none of its 2,048 training questions has a worked"):
         warm_start(small_config("data.task=arithmetic", "data.path=none"), out, quiet)
