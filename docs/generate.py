@@ -255,6 +255,8 @@ def _type(annotation: Any) -> str:
         return _type(get_args(annotation)[0])
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
+    if origin is list:
+        return f"list of {_type(get_args(annotation)[0])}"
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     if annotation is type(None):
         return "none"
@@ -289,9 +291,9 @@ def _bounds(parts: Sequence[Any]) -> Iterator[tuple[str, float]]:
 def _presets() -> Iterator[str]:
     for name in preset_names():
         text = preset_text(name)
-        first = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
+        above = [line[1:].removeprefix(" ") for line in text.splitlines() if line.startswith("#")]
         yield f"### {name}"
-        yield " ".join(first)
+        yield "\n".join(above)
         rows = [
             (f"`{section}.{key}`", f"`{json.dumps(value)}`")
             for section, values in tomllib.loads(text).items()
