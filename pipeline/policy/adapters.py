@@ -220,9 +220,10 @@ def _targets(model: Any, lora: LoraSection) -> list[Any]:
                     if type(module) is nn.Linear and module is not head
                 }
             )
+            called = f"its linear layers are called {', '.join(linear_layers[:_SHOWN])}"
             raise PolicyError(
-                f"model.lora.targets: {name_of_model} has no layer {target}; its linear layers are "
-                f"called {', '.join(linear_layers[:_SHOWN])}"
+                f"model.lora.targets: {name_of_model} has no layer {target}; "
+                f"{called if linear_layers else 'it has no plain linear layers'}"
             )
         for name, module in layers.items():
             if module is head or name.endswith("lm_head"):

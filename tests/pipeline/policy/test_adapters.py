@@ -257,6 +257,8 @@ def test_layers_that_are_not_linear_modules(tmp_path: Path) -> None:
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     with pytest.raises(PolicyError, match=r"transformer.h.0.attn.c_attn of .* is a Conv1D"):
         open_on_cpu(tmp_path / "base", lora=LoraSection(targets=["c_attn"]))
+    with pytest.raises(PolicyError, match=r"no layer q_proj; it has no plain linear layers"):
+        open_on_cpu(tmp_path / "base", lora=LORA)
 
 
 def test_a_target_may_be_a_whole_name(folder: Path) -> None:
