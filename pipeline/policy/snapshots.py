@@ -271,9 +271,6 @@ def _read_snapshot(folder: Path, teacher: TeacherSettings) -> dict[str, Any]:
 def _same_base(folder: Path, state: dict[str, Any], path: str) -> FrozenBase:
     """Return the model under a snapshot's adapters, which must still be what it was.
 
-    It is where `model.path` says, if that is on this machine; else it is where it was. The hub is
-    asked last: it may have another version by now.
-
     Raises:
         StoreError: it is not there, or not what it was.
     """
@@ -281,27 +278,43 @@ def _same_base(folder: Path, state: dict[str, Any], path: str) -> FrozenBase:
         if not isinstance(recorded := state.get("base"), dict):
             raise StoreError(f"{folder}: a snapshot without adapters, wanted one of model.lora")
         wanted: dict[str, str] = recorded["sha256"]
-        found_in = Path(recorded["path"])
-        if is_on_this_machine(path) or not found_in.is_dir():
-            try:
-                found_in = model_folder(path).resolve()
-            except PolicyError as error:
-                if not found_in.is_dir():
-                    raise StoreError(
-                        f"{folder}: adapters on a model that is gone: it was in {found_in}, and "
-                        f"{one_line(error)}; put it back there"
-                    ) from None
-    base = _frozen_base(found_in)
+        places = _places_of_base(folder, Path(recorded["path"]), path)
+    places = exchanged(places)[0]  # ranks look at the same ones
+    found = []
+    for place in places:
+        found.append(_frozen_base(place))
+        if found[-1].sha256 == wanted:
+            return found[-1]
+    first = found[0].sha256
+    name = min(n for n in wanted.keys() | first.keys() if wanted.get(n) != first.get(n))
     with agreed():
-        for name in sorted(wanted.keys() | base.sha256.keys()):
-            expected, found = wanted.get(name), base.sha256.get(name)
-            if expected != found:
+        raise StoreError(
+            f"{places[0] / name}: expected SHA-256 {_short(wanted.get(name))}, under which the "
+            f"adapters of {folder} were trained, found {_short(first.get(name))}; restore the "
+            "model's folder as it was"
+        )
+
+
+def _places_of_base(folder: Path, former: Path, path: str) -> list[Path]:
+    """Return where a snapshot's base may be: where `model.path` says, and where it was.
+
+    `model.path` may name another model by now: in another working folder, or after an installation.
+    The hub is asked last.
+
+    Raises:
+        StoreError: neither is there.
+    """
+    places = [former] if former.is_dir() else []
+    if is_on_this_machine(path) or not places:
+        try:
+            places = [model_folder(path).resolve(), *places]
+        except PolicyError as error:
+            if not places:
                 raise StoreError(
-                    f"{Path(base.path) / name}: expected SHA-256 {_short(expected)}, under which "
-                    f"the adapters of {folder} were trained, found {_short(found)}; restore the "
-                    "model's folder as it was"
-                )
-    return base
+                    f"{folder}: adapters on a model that is gone: it was in {former}, and "
+                    f"{one_line(error)}; put it back there"
+                ) from None
+    return list(dict.fromkeys(places))
 
 
 def _short(digest: str | None) -> str:

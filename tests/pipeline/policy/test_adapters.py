@@ -308,6 +308,22 @@ def test_a_base_is_found_where_it_was_or_said_to_be_gone(
         load_snapshot(snapshot / "000000", settings, policy.teacher)
 
 
+def test_a_base_is_found_though_its_name_stands_for_another_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen from another folder; or of `smollm2`, once its package is installed or gone."""
+    monkeypatch.chdir(tmp_path)
+    policy = open_on_cpu(Path("./base"), lora=LORA)
+    save_snapshot(policy, tmp_path / "000000", 0)
+    write_tiny_policy(tmp_path / "elsewhere" / "base", 1, LOWERCASE)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    opened = load_snapshot(tmp_path / "000000", policy._settings, policy.teacher)
+    assert opened.base == policy.base
+    write_tiny_policy(folder, 2, LOWERCASE)
+    with pytest.raises(StoreError, match=r"elsewhere/base/model.safetensors: expected SHA-256"):
+        load_snapshot(tmp_path / "000000", policy._settings, policy.teacher)
+
+
 def test_the_hub_is_not_asked_for_a_base_that_is_there(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
