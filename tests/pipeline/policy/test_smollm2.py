@@ -86,7 +86,7 @@ def test_its_package_is_not_imported() -> None:
 
 
 def test_it_is_the_model_that_it_is_called(opened: Policy) -> None:
-    parameters = sum(weight.numel() for _, weight in opened.named_parameters())
+    parameters = sum(weight.numel() for weight in opened.trainable().values())
     assert (parameters, opened.vocabulary) == (134_515_008, 49_152)
     assert opened.unshared == "" and opened.notes == []
     ids = torch.tensor([opened.encode("The capital of France is the city of")])
