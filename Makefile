@@ -1,5 +1,5 @@
 # make run     train the demo policy by SRPO (sets everything up on a fresh machine)
-# make real    teach SmolLM2-135M word problems by SRPO with adapters, in 40 minutes (sets everything up too)
+# make real    teach SmolLM2-135M word problems by SRPO with adapters (sets everything up too)
 # make test    all tests but the campaigns (sets everything up too); make quick leaves out the slow ones
 # make campaigns     the tests that kill, break and collapse runs for minutes
 # make check   what must be clean before a change lands: lint, format, types, tests

@@ -11,7 +11,6 @@ the end: a Hugging Face folder, or with model.lora an adapter in peft's format. 
 holds what begun.json does, every step's loss, and the SHA-256 of each file.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,6 @@ from pipeline.config.sections import Config
 from pipeline.distributed.process_setup import configure_process
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import (
-    atomic_path,
     digest_of,
     file_digest,
     remove_file,
@@ -46,9 +44,14 @@ from pipeline.files.durable import (
     remove_leftovers,
 )
 from pipeline.files.sealed_json import read_sealed, write_sealed
-from pipeline.machine.disk import errors_naming, expect_makeable
+from pipeline.machine.disk import expect_makeable
 from pipeline.policy.policy import Policy, TeacherSettings
-from pipeline.policy.snapshots import load_snapshot, save_snapshot, write_weights
+from pipeline.policy.snapshots import (
+    folder_with_tokenizer,
+    load_snapshot,
+    save_snapshot,
+    write_weights,
+)
 from pipeline.run.lock import RunLock
 from pipeline.tables.manifest import flat
 from pipeline.text import print_warnings
@@ -238,10 +241,7 @@ def _write(
     policy: Policy, out: Path, facts: dict[str, Any], results: Sequence[StepResult]
 ) -> dict[str, Any]:
     """Write the policy with its record as a folder that appears whole; return the record."""
-    with atomic_path(out) as folder, errors_naming(out):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        policy.tokenizer.save_pretrained(folder)
+    with folder_with_tokenizer(policy, out) as folder:
         write_weights(policy, folder)
         record = {
             **facts,

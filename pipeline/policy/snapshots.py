@@ -9,7 +9,8 @@ teacher-00001-of-00008.safetensors and so on.
 """
 
 import shutil
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,7 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
     """
     if target.exists():
         return
-    with atomic_path(target) as folder, errors_naming(target):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        policy.tokenizer.save_pretrained(folder)
+    with folder_with_tokenizer(policy, target) as folder:
         with checkpoint.unwrap_rank_errors():
             together(_write_parts, policy, folder)
         state: dict[str, Any] = {
@@ -147,12 +145,18 @@ def save_merged(policy: Policy, target: Path) -> None:
 
     It has neither teacher nor optimizer, and is in the precision in which the base is stored.
     """
+    with folder_with_tokenizer(policy, target) as folder, checkpoint.unwrap_rank_errors():
+        together(_write_merged, policy, folder)
+
+
+@contextmanager
+def folder_with_tokenizer(policy: Policy, target: Path) -> Iterator[Path]:
+    """Yield a new folder with the tokenizer in it; after the block it stands whole at `target`."""
     with atomic_path(target) as folder, errors_naming(target):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         policy.tokenizer.save_pretrained(folder)
-        with checkpoint.unwrap_rank_errors():
-            together(_write_merged, policy, folder)
+        yield folder
 
 
 def _write_merged(policy: Policy, folder: Path) -> None:
