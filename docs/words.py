@@ -208,7 +208,7 @@ In a run of several tasks, some of these are also given for each task's own roll
 `verifier_errors/NAME`, `truncated_share/NAME`, `response_tokens_mean/NAME`, `share_sdpo/NAME`
 and `teacher_available/NAME`. In a step without questions of that task, counts are 0 and the rest
 is null. The record of an evaluation, which commands and pages compute from its table, has all its
-numbers for each task: `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_k/NAME`,
+numbers for each task: `accuracy/NAME`, `low/NAME`, `high/NAME`, `pass_at_4/NAME`,
 `questions/NAME` and so on."""
 
 PLANTED_ALARM = """\

@@ -2,13 +2,12 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import RUN
+from flows.commands.options import RUN, Output, OutputFormat
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
 _SECONDS_PER_HOUR = 3600
 _LONGEST_NAME = 16
 """Longer labels stand above the tables, not in them: 80 columns must do."""
-
-
-class CompareFormat(StrEnum):
-    """How `srpo compare` writes."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def compare(
@@ -38,9 +30,7 @@ def compare(
     tokens: Annotated[
         str | None, typer.Option(metavar="N,…", help="Budgets of sampled tokens.")
     ] = None,
-    output: Annotated[CompareFormat, typer.Option("--format", help="table or json.")] = (
-        CompareFormat.TABLE
-    ),
+    output: Output = OutputFormat.TABLE,
 ) -> None:
     """Compare runs as the paper's Table 1 does: best avg@k within budgets, over seeds.
 
@@ -61,7 +51,7 @@ def compare(
     found = compare_runs([Run.open(path) for path in runs], limits)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if output is CompareFormat.JSON:
+    if output is OutputFormat.JSON:
         print(json.dumps(record_of(found), indent=1))
     else:
         _print(found)

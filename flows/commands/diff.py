@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.options import Output, OutputFormat
 from pipeline.remote.mirror_paths import run_path
 from pipeline.text import count, number, printable
 
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 _WIDTH = 60
 
 
-class DiffFormat(StrEnum):
-    """How `srpo diff` writes."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
 def diff(
     run_a: Annotated[
         Path, typer.Argument(metavar="RUN_A", parser=run_path, help="Folder or URL of a run.")
@@ -33,9 +26,7 @@ def diff(
     run_b: Annotated[
         Path, typer.Argument(metavar="RUN_B", parser=run_path, help="Another one, or its fork.")
     ],
-    output: Annotated[DiffFormat, typer.Option("--format", help="table or json.")] = (
-        DiffFormat.TABLE
-    ),
+    output: Output = OutputFormat.TABLE,
     limit: Annotated[int, typer.Option(min=0, help="Changed decisions shown of each kind.")] = 20,
 ) -> None:
     """Say where two runs differ first, in which tables, and which decisions changed.
@@ -49,7 +40,7 @@ def diff(
     from pipeline.run.run import Run
 
     found = diff_runs(Run.open(run_a), Run.open(run_b))
-    if output is DiffFormat.JSON:
+    if output is OutputFormat.JSON:
         print(json.dumps(_record(found, limit), indent=1))
     else:
         _print(found, limit, open_console())

@@ -1,12 +1,14 @@
 """`srpo evaluate`: how good a policy is on the test questions."""
 
 import contextlib
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from flows.commands.completion import tasks_starting_with
-from flows.commands.options import RUNS, Runner, Set
+from flows.commands.options import RUNS, Output, OutputFormat, Runner, Set
 from flows.terminal.progress_bars import bars
 
 
@@ -23,10 +25,12 @@ def evaluate(
     ] = None,
     overrides: Set = None,
     runner: Runner = None,
+    output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Measure a policy on the test questions: avg@k with its interval, pass@k, maj@k.
+    """Measure a policy on the test questions: avg@k, maj@k, and pass@k for each k, with intervals.
 
     A model is a Hugging Face folder or name; its answers are kept in a run folder of their own.
+    JSON has all numbers, also those of each task of a mixture.
 
     Example: srpo evaluate runs/first@20 --set evaluate.rollouts=4
     """
@@ -56,5 +60,27 @@ def evaluate(
         replayed, own = stack.enter_context(bars(*names))
         steps_done = session.next_step() if step is None else step
         summary = evaluate_now(session, steps_done, chosen, own, replayed, worker_pool)
+    if output is OutputFormat.JSON:
+        print(json.dumps({"run": f"{run}", **summary}, indent=1))
+        return
     print(evaluation_line(steps_done, summary))
+    _print_passes(summary)
     print(f"{summary['questions']} questions, {summary['rollouts']} answers each, in {run}")
+
+
+def _print_passes(summary: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    from flows.terminal.console import open_console
+    from pipeline.run.pass_at_k import ks_of
+    from pipeline.text import percent
+
+    table = Table(box=None)
+    for heading in ("k", "pass@k", "95% interval"):
+        table.add_column(heading, justify="right")
+    for k in ks_of(summary):
+        mean, low, high = (percent(summary[f"pass_at_{k}{end}"]) for end in ("", "_low", "_high"))
+        table.add_row(f"{k}", mean, f"{low} to {high}")
+    open_console().print(table, highlight=False)
+    mean, low, high = (f"{summary[f'distinct_answers{end}']:.2f}" for end in ("", "_low", "_high"))
+    print(f"{mean} distinct answers to a question ({low} to {high})")

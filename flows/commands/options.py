@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,16 @@ RUN: dict[str, Any] = {"parser": run_path, "metavar": "RUN"}
 """How a command takes a run: by its folder or its URL."""
 FOLDER: dict[str, Any] = {"parser": run_path, "metavar": "FOLDER"}
 """How a command takes the folder of a new run, or one that holds runs."""
+
+
+class OutputFormat(StrEnum):
+    """How a command writes what it found."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Output = Annotated[OutputFormat, typer.Option("--format", help="table or json.")]
 
 Set = Annotated[
     list[str] | None,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.run.pass_at_k import ks_up_to, pass_at_k
 from pipeline.seeds import derive_seed
 from pipeline.tables.manifest import Manifest
 from pipeline.tables.rule_changes import unjudged_left_out
 
 Mask = npt.NDArray[np.bool_]
+Answers = Sequence[tuple[str, bool]]
+"""(prediction, correct) of each answer to one question; "" is no prediction."""
 
 _PER_ANSWER = ("format_ok", "finish_reason", "response_tokens")
 _RESAMPLES = 2000
@@ -61,7 +64,10 @@ def step_metrics(
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
     """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more.
 
-    An answer that could not be judged counts as wrong (section 1); `unjudged_share` says how many.
+    `pass_at_1`, `pass_at_2`, `pass_at_4` and so on end with the answers that every question has;
+    `pass_at_k` is of all that a question has. `distinct_answers` is the mean number of different
+    predictions. An answer that could not be judged counts as wrong (section 1) and predicts
+    nothing; `unjudged_share` says how many.
     Every question counts the same, whichever task it is of. Where there are several tasks, each
     has the same numbers of its own questions, as in `accuracy/NAME`.
     """
@@ -79,19 +85,25 @@ def tasks_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def _answer_metrics(evaluations: pa.Table) -> dict[str, Any]:
-    groups = _by_question(evaluations)
+    groups = list(answers_by(evaluations, "group").values())
+    tallies = [(len(group), sum(correct for _, correct in group)) for group in groups]
     answers = list(zip(*(evaluations[name].to_pylist() for name in _PER_ANSWER), strict=True))
     per_question = {
         "": [float(np.mean([c for _, c in group])) for group in groups],
         "pass_at_k": [float(any(c for _, c in group)) for group in groups],
+        **{
+            f"pass_at_{k}": [pass_at_k(n, c, k) for n, c in tallies]
+            for k in ks_up_to(min(n for n, _ in tallies))
+        },
         "maj_at_k": [majority_correct(group) for group in groups],
+        "distinct_answers": [float(len({p for p, _ in group if p})) for group in groups],
         "format_rate": _means(groups, [float(ok) for ok, _, _ in answers]),
         "truncated_share": _means(groups, [float(end == "length") for _, end, _ in answers]),
         "response_tokens": _means(groups, [float(tokens) for _, _, tokens in answers]),
     }
     record: dict[str, Any] = {}
-    for name, values in per_question.items():
-        interval = bootstrap(values)
+    intervals = _bootstrap_each(list(per_question.values()))
+    for name, interval in zip(per_question, intervals, strict=True):
         record[name or "accuracy"] = interval.mean
         record[f"{name}_low".removeprefix("_")] = interval.low
         record[f"{name}_high".removeprefix("_")] = interval.high
@@ -111,20 +123,25 @@ def _means(groups: Sequence[Sequence[object]], values: Sequence[float]) -> list[
 
 def bootstrap(values: Sequence[float]) -> Interval:
     """Return the mean and its 95% percentile interval over resampled questions (seeded)."""
-    array = np.asarray(values, dtype=np.float64)
-    generator = np.random.Generator(np.random.Philox(derive_seed(0, "bootstrap", len(array))))
-    picks = generator.integers(0, len(array), size=(_RESAMPLES, len(array)))
+    return _bootstrap_each([values])[0]
+
+
+def _bootstrap_each(measures: Sequence[Sequence[float]]) -> list[Interval]:
+    """Return the intervals of several measures of the same questions, on the same resamples."""
+    questions = len(measures[0])
+    generator = np.random.Generator(np.random.Philox(derive_seed(0, "bootstrap", questions)))
+    picks = generator.integers(0, questions, size=(_RESAMPLES, questions))
     tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
-    return Interval(float(array.mean()), float(low), float(high))
+    found = []
+    for values in measures:
+        array = np.asarray(values, dtype=np.float64)
+        low, high = np.quantile(array[picks].mean(axis=1), [tail, 1 - tail])
+        found.append(Interval(float(array.mean()), float(low), float(high)))
+    return found
 
 
-def majority_correct(answers: Sequence[tuple[str, bool]]) -> float:
-    """Return 1 if the commonest prediction is right, ties split evenly; no prediction is wrong.
-
-    Args:
-        answers: (prediction, correct) of each answer to one question; "" is no prediction.
-    """
+def majority_correct(answers: Answers) -> float:
+    """Return 1 if the commonest prediction is right, ties split evenly; no prediction is wrong."""
     counts = Counter(prediction for prediction, _ in answers if prediction)
     if not counts:
         return 0.0
@@ -134,15 +151,16 @@ def majority_correct(answers: Sequence[tuple[str, bool]]) -> float:
     return sum(prediction in right for prediction in tied) / len(tied)
 
 
-def _by_question(evaluations: pa.Table) -> list[list[tuple[str, bool]]]:
-    groups: dict[int, list[tuple[str, bool]]] = {}
-    for group, prediction, correct, error in zip(
-        *(evaluations[name].to_pylist() for name in ("group", "prediction", "correct", "error")),
+def answers_by(evaluations: pa.Table, key: Literal["group", "prompt_id"]) -> dict[Any, Answers]:
+    """Return the answers to each question, by its place in the table or by its stable name."""
+    found: dict[Any, list[tuple[str, bool]]] = {}
+    for question, prediction, correct, error in zip(
+        *(evaluations[name].to_pylist() for name in (key, "prediction", "correct", "error")),
         strict=True,
     ):
         # What could not be judged has no vote: a prediction of its own proves nothing.
-        groups.setdefault(group, []).append(("" if error is not None else prediction, correct))
-    return list(groups.values())
+        found.setdefault(question, []).append(("" if error is not None else prediction, correct))
+    return dict(found)
 
 
 def _judged(verdicts: pa.Table, left_out: bool) -> Mask:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.compare.run_diff import DecisionChange, RunDiff, diff_runs
 from pipeline.run.metrics import tasks_of
+from pipeline.run.pass_at_k import ks_of
 from pipeline.run.run import Run
 from pipeline.text import command, count, number, printable
 from pipeline.viewer.chart_series import (
@@ -119,6 +120,9 @@ def _measures(a: History, b: History) -> dict[str, Any]:
         chart = Chart("accuracy", f"avg@k after {count(evaluated)} steps", "percent")
         one, other = a.evaluations[evaluated], b.evaluations[evaluated]
         rows.append(_row(chart, one, other))
+        for k in sorted({*ks_of(one)} & {*ks_of(other)} - {1}):
+            rows.append(_row(Chart(f"pass_at_{k}", f"pass@{k}", "percent"), one, other))
+        rows.append(_row(Chart("distinct_answers", "Distinct answers", "number"), one, other))
         for task in dict.fromkeys([*tasks_of(one), *tasks_of(other)]):
             own = Chart(f"accuracy/{task}", f"{chart.title}, {task}", "percent")
             rows.append(_row(own, one, other))

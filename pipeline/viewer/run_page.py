@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import combinations, cycle
 from typing import Any
 
+from pipeline.run.pass_at_k import ks_of
 from pipeline.run.run import Run
 from pipeline.text import command
 from pipeline.viewer.chart_series import (
@@ -82,6 +83,7 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         "others": [_pair(names, name, other) for other in names if other != name],
         "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],
         "evaluations": histories[name].evaluations,
+        "ks": sorted({k for e in histories[name].evaluations.values() for k in ks_of(e)} - {1}),
         "tasks": _tasks(series[name]),
         "routes": [r for r in ROUTES if any(record.get(f"share_{r}") for record in records)],
         "settings": changed_settings(run.config),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from flows.cli import main
 from flows.session.session import Session
 from pipeline.config.sections import Config
+from pipeline.run.metrics import evaluation_metrics
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.golden_run import golden_config
@@ -181,3 +183,22 @@ def test_a_sweep_is_a_fork_for_each_value_and_one_table(
     assert same == parent.manifest("updates", 2).facts["next_policy_version"]
     note = json.loads((runs[2].root / "run.json").read_text())["fork"]["note"]
     assert note in " ".join(out.split())
+
+
+def test_an_evaluation_is_printed_with_pass_at_each_k(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    assert srpo(monkeypatch, "evaluate", f"{folder}@0") == 0
+    found = evaluation_metrics(Run.open(folder).read("evaluations", 0))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for k in (1, 2):
+        mean, low, high = (f"{found[f'pass_at_{k}{end}']:.1%}" for end in ("", "_low", "_high"))
+        assert [f"{k}", mean, low, "to", high] in lines
+    assert [f"{found['distinct_answers']:.2f}", "distinct", "answers"] in [ln[:3] for ln in lines]
+    assert srpo(monkeypatch, "evaluate", f"{folder}@0", "--format", "json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == {"run": f"{folder}", "steps_done": 0, **found, "alarms": record["alarms"]}

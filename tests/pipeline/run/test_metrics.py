@@ -1,10 +1,8 @@
 """Metrics of a step and of an evaluation, worked out by hand."""
 
 import math
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +14,7 @@ from pipeline.run.metrics import (
     step_metrics,
 )
 from pipeline.tables.manifest import Manifest
+from tests.builders.evaluations import answers
 from tests.builders.tables import COST, IDS, STEP, origin, tables, with_column
 
 FACTS = {"loss": [0.5, 0.25], "grad_norm": [2.0, 4.0], "learning_rate": 5e-6, "tokens": [6, 4]}
@@ -130,13 +129,10 @@ def test_evaluations_count_the_unjudged_as_wrong_and_report_their_share() -> Non
 
 
 def test_an_answer_that_could_not_be_judged_has_no_vote() -> None:
-    answers = tables()["evaluations"]
-    answers = with_column(answers, "prediction", ["4", "5", "5", "5"])
-    answers = with_column(answers, "correct", [True, False, False, False])
-    answers = with_column(answers, "group", [0, 0, 0, 0])
-    assert evaluation_metrics(answers)["maj_at_k"] == 0.0  # two votes for 5, one for 4
+    made = answers("4555")
+    assert evaluation_metrics(made)["maj_at_k"] == 0.0  # three votes for 5, one for 4
     errors = [None, "timed out", None, "timed out"]
-    found = evaluation_metrics(with_column(answers, "error", errors))
+    found = evaluation_metrics(with_column(made, "error", errors))
     assert found["maj_at_k"] == 0.5  # one vote each
 
 
@@ -190,22 +186,6 @@ def test_a_step_without_taught_or_computed_rollouts() -> None:
     for key in ("teacher_entropy_mean", "jsd_mean", "weight_std", "logprob_gap_max", "engine_kl"):
         assert found[key] is None
     assert found["clipped_fraction"] is None
-
-
-def answers(*groups: str) -> pa.Table:
-    """Return evaluations; each group is a text of answers: digits, "." for none; 4 is right."""
-    rows = [(group, answer) for group, text in enumerate(groups) for answer in text]
-    base = tables()["evaluations"]
-    table = base.take(pa.array([0] * len(rows)))
-    columns: dict[str, list[Any]] = {
-        "group": [group for group, _ in rows],
-        "prediction": ["" if answer == "." else answer for _, answer in rows],
-        "correct": [answer == "4" for _, answer in rows],
-        "format_ok": [answer != "." for _, answer in rows],
-    }
-    for name, values in columns.items():
-        table = with_column(table, name, values)
-    return table
 
 
 def test_an_evaluation_by_hand() -> None:

@@ -7,6 +7,7 @@ from playwright.sync_api import expect
 
 from pipeline.run.run import Run
 from pipeline.viewer.compare_page import COMPARE, context
+from pipeline.viewer.history import history
 from pipeline.viewer.page import Missing, runs_by_name
 from tests.builders.tables import COST, IDS, STEP, config, origin, tables, with_value
 from tests.pipeline.viewer.conftest import STEPS, Serve
@@ -66,6 +67,8 @@ def test_weights_of_a_fork_that_weighs_otherwise(trained: Run, fork: Run) -> Non
     assert found["measures"]["step"] == STEPS - 1
     assert measures["Mean reward"]["change"] == "0"
     assert measures["Token weights, deviation"]["change"].startswith("+")
+    assert measures["pass@2"]["a"] == f"{history(trained).evaluations[0]['pass_at_2']:.1%}"
+    assert measures["pass@2"]["change"] == "0.0%" and measures["Distinct answers"]["change"] == "0"
 
 
 def test_equal_runs_are_said_to_be_equal(trained: Run) -> None:

@@ -266,6 +266,10 @@ def test_each_task_of_a_mixture_has_its_line_and_its_column(
         assert any(line == pytest.approx(wanted, rel=1e-5) for line in lines)
     heads = page.page.locator("#evaluations-table th[scope=col]").all_inner_texts()
     assert heads[-2:] == ["avg@2 arithmetic", "avg@2 doubles"]
+    row = page.page.locator("#evaluations-table tbody tr").first.locator("td").all_inner_texts()
+    shown, pass_at_2 = dict(zip(heads[1:], row, strict=True)), found[6]["pass_at_2"]
+    assert shown["pass@2"].splitlines()[0] == f"{pass_at_2:.1%}"
+    assert shown["Distinct answers"] == f"{found[6]['distinct_answers']:.2f}"
     assert page.errors == []
     page.page.goto(page.page.url.replace("/mixed/", "/demo/"))
     assert page.page.locator("#legend-tasks").count() == 0
