@@ -236,6 +236,10 @@ def _arrow_type(kind: pa.DataType, table: str) -> str:
 
 def _keys(section: str, model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
     for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys(f"{section}.{name}", inner)
+            continue
         yield (
             f"`{section}.{name}`",
             _type(field.annotation),

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.config.sections import Config
 from pipeline.stage.contract import Handles, Output, Stage
-from pipeline.tables.schemas import WEIGHTS
+from pipeline.tables.schemas import schema_with
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,7 +56,8 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
         "raw_weight": np.exp(log_raw_N).astype(np.float32),
         "weight": normalised_weights_N(log_raw_N, mini_batch_N).astype(np.float32),
     }
-    return Output({"weights": pa.table(columns, schema=WEIGHTS)}, tokens=teacher.num_rows)
+    table = pa.table(columns, schema=schema_with("weights", columns))
+    return Output({"weights": table}, tokens=teacher.num_rows)
 
 
 STAGE = Stage(

@@ -1,7 +1,7 @@
 """Types of settings: ranges that tables and clocks can hold, texts that can be paths."""
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -55,12 +55,15 @@ TEMPLATE_NAMES = frozenset(
 """Names of arguments and variables that `chat_template_kwargs` would shadow."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What texts of several lines may not have."""
 
 
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys are errors, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    refused_characters: ClassVar[re.Pattern[str]] = _CONTROL
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings as run.json, origins, digests and snapshots have them.
@@ -95,7 +98,7 @@ class Section(BaseModel):
                 raise ValueError("an empty text; leave the setting out or name something")
             if len(text) > LONGEST_TEXT:
                 raise ValueError(f"{len(text):,} characters; at most {LONGEST_TEXT:,} are allowed")
-            if _CONTROL.search(text):
+            if cls.refused_characters.search(text):
                 raise ValueError("control characters or half a surrogate pair are not allowed")
         return value
 

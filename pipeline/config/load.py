@@ -71,7 +71,7 @@ def config_keys() -> list[str]:
 
 def _inner_keys(annotation: Any) -> list[str]:
     """Return the keys of a setting that is a section of its own, or none."""
-    kinds = [kind for kind in get_args(annotation) if isinstance(kind, type)]
+    kinds = [k for k in (annotation, *get_args(annotation)) if isinstance(k, type)]
     return [name for kind in kinds if issubclass(kind, Section) for name in kind.model_fields]
 
 

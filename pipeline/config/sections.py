@@ -4,13 +4,15 @@ Defaults are the paper's SRPO column (docs/method.md, section 10) and constants 
 each number stands here and nowhere else. Presets and user files name only what differs.
 """
 
+import re
 from datetime import date, datetime
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.data import DataSection
 from pipeline.config.field_types import (
+    CONTROL_BUT_LINES,
     LARGEST_INT,
     TEMPLATE_NAMES,
     Count,
@@ -26,11 +28,11 @@ from pipeline.config.field_types import (
     Workers,
 )
 from pipeline.config.vllm import VllmSection
+from pipeline.methods import Method
 
-Method = Literal[
-    "srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"
-]
-TeacherKind = Literal["ema", "live", "frozen", "trust_region"]
+TeacherKind = Literal["ema", "live", "frozen", "trust_region", "periodic"]
+TeacherSource = Literal["sibling", "bank", "solution", "gold"]
+Survival = Literal["off", "weight", "unnormalised", "hand_over"]
 Demonstration = Literal["first", "longest"]
 Divergence = Literal["jsd", "forward_kl", "reverse_kl", "sampled_token"]
 KeptDtype = Literal["float32", "float16"]
@@ -213,6 +215,45 @@ class VerifySection(Section):
     )
 
 
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class TemplatesSection(Section):
+    """The user message that a teacher reads, by what it is shown (docs/method.md, section 12).
+
+    Placeholders are filled in one pass: what is filled in is never searched for placeholders.
+    """
+
+    refused_characters = CONTROL_BUT_LINES
+
+    solution: str = Field(
+        "{question}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question.",
+        description="with a solution: {question} and {solution}",
+    )
+    feedback: str = Field(
+        "{question}\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+        "{feedback}\n\nCorrectly solve the original question.",
+        description="with feedback alone: {question} and {feedback}",
+    )
+    both: str = Field(
+        "{question}\nCorrect solution:\n\n{solution}\nThe following is feedback from your "
+        "unsuccessful earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question.",
+        description="with a solution and feedback: {question}, {solution} and {feedback}",
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _has_placeholders(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse a text without one of its placeholders, or with one that is not filled."""
+        name = str(info.field_name)
+        needed = ["question", *(("solution", "feedback") if name == "both" else (name,))]
+        found = _PLACEHOLDER.findall(value)
+        if sorted(found) != sorted(needed):
+            wanted, shown = (", ".join(f"{{{key}}}" for key in keys) for keys in (needed, found))
+            raise ValueError(f"expected the placeholders {wanted}, once each; found {shown or 0}")
+        return value
+
+
 class RouteSection(Section):
     """Routing, demonstrations and the teacher's scores."""
 
@@ -225,8 +266,23 @@ class RouteSection(Section):
         description="which correct sibling becomes the demonstration: the first of the group, or "
         "the longest (the first of equals)",
     )
+    sources: Later[list[TeacherSource]] = Field(
+        default_factory=lambda: list[TeacherSource](["sibling"]),
+        description="where a teacher's solution comes from, the first that has one: a correct "
+        "sibling; the bank, an earlier correct rollout of the same question; the task's worked "
+        "solution; the gold answer alone",
+    )
+    bank_max_age: Later[PositiveInt | None] = Field(
+        None, description="steps after which a banked rollout is too old; unset: never"
+    )
     feedback: bool = Field(
         False, description="put the verifier's feedback into the teacher prompt (may leak gold)"
+    )
+    feedback_alone: Later[bool] = Field(
+        False, description="teach by feedback also where no source has a solution"
+    )
+    templates: Later[TemplatesSection] = Field(
+        TemplatesSection(), description="the user message that a teacher reads"
     )
     max_teacher_prompt_length: PositiveInt = Field(10240, description="teacher prompt tokens")
     mini_batch: PositiveInt | None = Field(
@@ -249,6 +305,15 @@ class RouteSection(Section):
     trust_region_mix: Probability = Field(
         0.05, description="trust region: share of the live policy's logits"
     )
+    teacher_period: Later[PositiveInt] = Field(
+        20, description="periodic: steps between copies of the policy"
+    )
+    credit_lambda: Later[Probability] = Field(
+        0.5, description="rlsd: share of the advantage that the teacher distributes at step 0"
+    )
+    credit_steps: Later[PositiveInt] = Field(
+        50, description="rlsd: steps in which that share falls to 0"
+    )
     micro_batch_tokens: PositiveInt = Field(
         16384, description="tokens of one scoring forward pass at most, shared prompts counted once"
     )
@@ -258,10 +323,19 @@ class RouteSection(Section):
 
 
 class WeighSection(Section):
-    """Entropy-aware weights."""
+    """What each token counts: entropy-aware weights, prefix survival, credit of rlsd."""
 
     beta: NonNegativeFloat | None = Field(
         None, description="sharpness; unset: 1 for srpo, 0 (weights of 1) for every other method"
+    )
+    survival: Later[Survival] = Field(
+        "off",
+        description="srpo: hear a teacher only where it, too, would have come: off; weight; "
+        "unnormalised: what is off its path is lost; hand_over: it learns from its advantage there "
+        "(docs/method.md, section 15)",
+    )
+    credit_clip: Later[Probability] = Field(
+        0.2, description="rlsd: a token's credit is clipped to 1 - this and 1 + this"
     )
 
 
@@ -419,6 +493,20 @@ class Config(Section):
                 f"generate.rollouts is 1 but route.method {method} needs siblings in a group: "
                 "use at least 2, or route.method = 'grpo'"
             )
+        if method != "srpo" and self.weigh.survival != "off":
+            raise ValueError(
+                f"weigh.survival is {self.weigh.survival} but route.method is {method}: only srpo "
+                "weighs tokens; leave weigh.survival unset"
+            )
+        if len(set(self.route.sources)) < len(self.route.sources):
+            raise ValueError(f"route.sources names one twice: {', '.join(self.route.sources)}")
+        if not self.route.sources and not self.route.feedback_alone and method != "grpo":
+            raise ValueError(
+                f"route.sources is empty, so {method} has no teacher: name a source (sibling), or "
+                "set route.feedback_alone"
+            )
+        if self.route.bank_max_age is not None and "bank" not in self.route.sources:
+            raise ValueError("route.bank_max_age is set, but route.sources has no bank")
         if self.route.mini_batch is not None and self.route.mini_batch > self.generate.questions:
             raise ValueError(
                 f"route.mini_batch is {self.route.mini_batch} questions, more than "

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
+from pipeline.methods import asks_teacher
 from pipeline.tables.rollout_index import RolloutSpans
+from pipeline.tables.schemas import CREDIT_LAMBDA
 
 Tables = Mapping[str, pa.Table]
 Mask = npt.NDArray[np.bool_]
@@ -83,9 +85,14 @@ def in_group(keys: Sequence[object] | npt.NDArray[np.generic]) -> npt.NDArray[np
 def taught_rollouts(rollouts: pa.Table, routes: pa.Table) -> list[tuple[str, int]]:
     """Return (rollout_id, response tokens) of the rollouts that the teacher must have scored."""
     lengths = pc.list_value_length(rollouts.column("response_ids")).to_pylist()
-    columns = ("rollout_id", "route", "teacher_available")
-    rows = zip(*(routes.column(name).to_pylist() for name in columns), lengths, strict=True)
-    return [(i, n) for i, route, m, n in rows if m and route in ("sdpo", "mix") and n]
+    columns = [
+        *(routes.column(name).to_pylist() for name in ("rollout_id", "teacher_available")),
+        *(routes.column(name).to_pylist() for name in ("route", "advantage")),
+    ]
+    rlsd = CREDIT_LAMBDA in routes.column_names
+    credit = routes.column(CREDIT_LAMBDA).to_pylist() if rlsd else [0.0] * routes.num_rows
+    rows = zip(*columns, credit, lengths, strict=True)
+    return [(i, n) for i, m, *asked, n in rows if m and n and asks_teacher(*asked)]
 
 
 def _rollouts(tables: Tables) -> Iterator[Broken]:
@@ -125,6 +132,17 @@ def _verdicts(tables: Tables) -> Iterator[Broken]:
         return
     ids = table.column("rollout_id").to_pylist()
     yield from require("verdicts", "rewards in [0, 1]", ids, _in_unit(table.column("reward")))
+
+
+def _bank(tables: Tables) -> Iterator[Broken]:
+    table, rollouts = tables["bank"], tables["rollouts"]
+    ids = table.column("rollout_id").to_pylist()
+    yield from require("bank", "rollout_id is unique", ids, [len(set(ids)) == len(ids)] * len(ids))
+    asked = set(zip(*(rollouts.column(c).to_pylist() for c in ("task", "prompt_id")), strict=True))
+    kept = zip(*(table.column(c).to_pylist() for c in ("task", "prompt_id")), strict=True)
+    yield from require("bank", "its questions are the step's", ids, [key in asked for key in kept])
+    steps, now = table.column("step").to_numpy(), rollouts.column("step").to_numpy()
+    yield from require("bank", "its steps are earlier ones", ids, steps < now[:1].repeat(len(ids)))
 
 
 def _routes(tables: Tables) -> Iterator[Broken]:
@@ -264,6 +282,7 @@ def _constant(values: npt.NDArray[np.generic], places: npt.NDArray[np.int64]) ->
 _CHECKS: dict[str, Callable[[Tables], Iterator[Broken]]] = {
     "rollouts": _rollouts,
     "verdicts": _verdicts,
+    "bank": _bank,
     "routes": _routes,
     "scores": _scores,
     "teacher": _teacher,
@@ -274,6 +293,7 @@ _CHECKS: dict[str, Callable[[Tables], Iterator[Broken]]] = {
 NEEDS = {
     "rollouts": (),
     "verdicts": ("rollouts",),
+    "bank": ("rollouts",),
     "routes": ("rollouts", "verdicts"),
     "scores": ("rollouts", "routes"),
     "teacher": ("rollouts", "routes", "scores"),

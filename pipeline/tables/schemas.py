@@ -22,6 +22,12 @@ TOKEN_TABLES = ("teacher", "weights")
 STUDENT_LOGPROBS = "student_logprobs"
 """The column of `teacher` that `route.keep_student_logprobs` leaves out."""
 
+TEACHER_STEP, CREDIT_LAMBDA = "teacher_step", "credit_lambda"
+"""Columns of `routes` for banked demonstrations and for rlsd."""
+
+SURVIVAL, REWARD_WEIGHT = "survival", "reward_weight"
+"""Columns of `weights` that `weigh.survival` adds."""
+
 UNCLOSED_THINKING = "unclosed_thinking"
 """The column of `rollouts` and `evaluations` that only policies have whose chat template thinks."""
 
@@ -107,13 +113,37 @@ ROUTES = pa.schema(
         _column("group_mean", pa.float32(), "mean reward of the group"),
         _column("group_std", pa.float32(), "deviation of the group's rewards, with n - 1"),
         _column("teacher_available", pa.bool_(), "m_i: there is a demonstration that fits"),
-        _column("teacher_source", pa.string(), "none or sibling"),
-        _column("teacher_rollout_id", pa.string(), "the demonstrating sibling", nullable=True),
+        _column(
+            "teacher_source", pa.string(), "none, sibling, bank, solution, gold or feedback (alone)"
+        ),
+        _column("teacher_rollout_id", pa.string(), "the demonstrating rollout", nullable=True),
+        _column(
+            TEACHER_STEP,
+            pa.int32(),
+            "step that rollout is of; only where `route.sources` has the bank",
+            nullable=True,
+        ),
         _column("teacher_prompt_text", pa.string(), "rendered teacher prompt", nullable=True),
         _column("teacher_prompt_ids", _tokens(pa.int32()), "its token ids; empty without teacher"),
         _column("route", pa.string(), "grpo, sdpo, mix or none"),
         _column("mini_batch", pa.int32(), "optimizer update of the step the rollout belongs to"),
         _column("reason", pa.string(), "why this route, and what happened on the way"),
+        _column(
+            CREDIT_LAMBDA,
+            pa.float32(),
+            "share of the advantage that the teacher distributes over tokens; rlsd only",
+        ),
+    ]
+)
+
+BANK = pa.schema(
+    [
+        _column("rollout_id", pa.string(), "key of the earlier rollout"),
+        _column("task", pa.string(), "task the question belongs to"),
+        _column("prompt_id", pa.string(), "its question, which this step has again"),
+        _column("step", pa.int32(), "the step it was sampled in"),
+        _column("response_text", pa.string(), "response decoded without special tokens"),
+        _column("response_tokens", pa.int32(), "length of the response"),
     ]
 )
 
@@ -164,8 +194,22 @@ WEIGHTS = pa.schema(
         _ROLLOUT_ID,
         _POSITION,
         _column("entropy", pa.float32(), "H of the teacher, nats"),
-        _column("raw_weight", pa.float32(), "exp(-beta * H)"),
-        _column("weight", pa.float32(), "raw weight over its mean in the mini-batch"),
+        _column("raw_weight", pa.float32(), "exp(-beta * H); rlsd: exp(sign(A) * log(q / s))"),
+        _column(
+            "weight",
+            pa.float32(),
+            "raw weight over its mean in the mini-batch; rlsd: the token's factor of A",
+        ),
+        _column(
+            SURVIVAL,
+            pa.float32(),
+            "S: how far the teacher, too, would have come here; only with weigh.survival",
+        ),
+        _column(
+            REWARD_WEIGHT,
+            pa.float32(),
+            "1 - S: weight of the token's GRPO loss; only with weigh.survival = hand_over",
+        ),
     ]
 )
 
@@ -218,6 +262,7 @@ EVALUATIONS = pa.schema(
 SCHEMAS: dict[str, pa.Schema | None] = {
     "rollouts": ROLLOUTS,
     "verdicts": VERDICTS,
+    "bank": BANK,
     "routes": ROUTES,
     "scores": SCORES,
     "teacher": None,
@@ -231,6 +276,8 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "teacher": frozenset({STUDENT_LOGPROBS}),
     "rollouts": frozenset({UNCLOSED_THINKING}),
     "evaluations": frozenset({UNCLOSED_THINKING}),
+    "routes": frozenset({TEACHER_STEP, CREDIT_LAMBDA}),
+    "weights": frozenset({SURVIVAL, REWARD_WEIGHT}),
 }
 """Columns that a table may lack: a setting leaves them out, or they are younger than the table.
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config.sections import Demonstration, Method
+from pipeline.config.sections import Demonstration
+from pipeline.methods import METHODS, Method, Route
 from pipeline.seeds import permutation
 
 _STD_FLOOR = 1e-6
@@ -59,39 +60,27 @@ def demonstrating_sibling(
     return next(iter(candidates), None)
 
 
-def teacher_available(method: Method, sibling: bool, prompt_fits: bool) -> bool:
+def teacher_available(method: Method, shown: bool, prompt_fits: bool) -> bool:
     """Return m_i: whether a teacher has something to be shown about a rollout (section 2).
 
     Args:
-        sibling: a correct sibling demonstrates.
+        shown: there is a solution or feedback for it.
         prompt_fits: the teacher prompt with it could be made within the limit. `grpo` makes none,
-            and only records that a sibling is there.
+            and only records that there would be something.
     """
-    return sibling and (prompt_fits or method == "grpo")
+    return shown and (prompt_fits or not METHODS[method].has_teacher)
 
 
-def route_of(method: Method, correct: bool, available: bool, judged: bool = True) -> str:
-    """Return a rollout's route: grpo, sdpo, mix or none.
+def route_of(method: Method, correct: bool, available: bool, judged: bool = True) -> Route:
+    """Return a rollout's route: that of its method; none where nobody could judge it (section 1).
 
-    One that could not be judged has none, whatever the method (section 1).
-    srpo: z^SDPO = (1 - c) m, all others GRPO (Table 7). sdpo: z = m, the others drop out.
-    sdpo_incorrect_only and sdpo_correct_only: also those of the other kind drop out.
-    advantage_mix: every rollout is mixed; without a teacher its SDPO part is 0.
+    srpo: z^SDPO = (1 - c) m, all others GRPO (Table 7).
     """
-    if not judged:
-        return "none"
-    if method == "grpo":
-        return "grpo"
-    if method == "advantage_mix":
-        return "mix"
-    if method == "srpo":
-        return "sdpo" if available and not correct else "grpo"
-    excluded = {"sdpo": None, "sdpo_incorrect_only": True, "sdpo_correct_only": False}[method]
-    return "sdpo" if available and correct is not excluded else "none"
+    return METHODS[method].route(correct, available) if judged else "none"
 
 
 def reason_of(
-    route: str, correct: bool, available: bool, notes: Sequence[str], judged: bool = True
+    route: Route, correct: bool, available: bool, notes: Sequence[str], judged: bool = True
 ) -> str:
     """Say in words why a rollout has its route, and what happened on the way."""
     if not judged:

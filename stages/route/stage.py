@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from pipeline.config.sections import Config, RouteSection
 from pipeline.forward.packing import TokenSequence
+from pipeline.methods import METHODS
 from pipeline.policy.policy import Policy
 from pipeline.stage.answer_columns import unfinished
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Render, Stage
-from pipeline.tables.schemas import ROUTES, SCORES, STUDENT_LOGPROBS, Row, teacher_schema
+from pipeline.tables.schemas import SCORES, STUDENT_LOGPROBS, Row, schema_with, teacher_schema
 from pipeline.task import Message
 from pipeline.text import printable
 from stages.route.decisions import (
@@ -43,7 +44,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     settings = config.route
     rollouts = _joined(tables["rollouts"], tables["verdicts"])
     routes = decide(rollouts, settings, handles)
-    decisions = pa.Table.from_pylist(routes, schema=ROUTES)
+    decisions = pa.Table.from_pylist(routes, schema=schema_with("routes", routes[0]))
     if handles.policy is None:
         return Output({"routes": decisions})
     policy = handles.policy
@@ -123,7 +124,7 @@ def _decide_group(
         sibling = sibling if judged else None
         prompt: TeacherPrompt | None = None
         notes: list[str] = []
-        if sibling is not None and settings.method != "grpo":
+        if sibling is not None and METHODS[settings.method].has_teacher:
             prompt, notes = _teach(row, members[sibling], settings, render)
         available = teacher_available(settings.method, sibling is not None, prompt is not None)
         route = route_of(settings.method, correct, available, judged)
@@ -221,7 +222,7 @@ def _scoring_jobs(
 
 def _naive_tokens(rollouts: Sequence[Row], routes: Sequence[Row], settings: RouteSection) -> int:
     """Count what scoring would push through if every rollout went alone, by student and teacher."""
-    passes = 1 if settings.method == "grpo" else 2
+    passes = 2 if METHODS[settings.method].has_teacher else 1
     alone = [len(row["prompt_ids"]) + len(row["response_ids"]) for row in rollouts]
     longer = [
         max(len(route["teacher_prompt_ids"]) - len(row["prompt_ids"]), 0)

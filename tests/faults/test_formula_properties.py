@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config.sections import Method
 from pipeline.forward.distributions import buckets_NC, cool_, entropy_N, log_tail_N
+from pipeline.methods import Method
 from stages.route.decisions import demonstrating_sibling, group_statistics, route_of
 from stages.update.losses import (
     divergence_N,

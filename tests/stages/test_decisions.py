@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.sections import Method
+from pipeline.methods import Method
 from pipeline.twin.routing import group_advantages
 from stages.route.decisions import (
     demonstrating_sibling,

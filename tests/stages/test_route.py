@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config.sections import Method
+from pipeline.methods import Method
 from pipeline.policy.policy import Policy
 from pipeline.tables.schemas import teacher_schema
 from stages.route import STAGE as ROUTE

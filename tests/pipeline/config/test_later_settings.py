@@ -77,10 +77,17 @@ def test_todays_settings_stay_in_records() -> None:
         *("base_dtype", "chat_template", "extra_stop_tokens", "lora", "prompt_time"),
         *("stop_tokens", "system_role"),
     )
+    of_route = (
+        *("sources", "bank_max_age", "feedback_alone", "templates", "teacher_period"),
+        *("credit_lambda", "credit_steps"),
+    )
     assert left_out == {
         *(f"model.{key}" for key in of_model),
         "data.mixture",
         "data.on_bad_row",
         "data.drop_test_duplicates",
         "verify.unfinished_thinking",
+        *(f"route.{key}" for key in of_route),
+        "weigh.survival",
+        "weigh.credit_clip",
     }

@@ -113,7 +113,8 @@ def field_of(key: str) -> FieldInfo:
     field = Config.section_type(section).model_fields[name]
     if not inner:
         return field
-    (kind,) = [k for k in get_args(field.annotation) if issubclass(k, Section)]
+    kinds = [field.annotation, *get_args(field.annotation)]
+    (kind,) = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
     found: FieldInfo = kind.model_fields[inner[0]]
     return found
 
@@ -132,6 +133,7 @@ def test_every_setting_is_described(key: str) -> None:
         ("sdpo_incorrect_only", 0.0),
         ("sdpo_correct_only", 0.0),
         ("advantage_mix", 0.0),
+        ("rlsd", 0.0),
     ],
 )
 def test_unset_beta_is_the_methods_own(method: str, beta: float) -> None:

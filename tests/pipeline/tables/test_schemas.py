@@ -13,12 +13,13 @@ COLUMNS = {
     "policy_version engine unclosed_thinking",
     "verdicts": "rollout_id reward correct format_ok prediction feedback? verifier error?",
     "routes": "rollout_id group reward correct advantage group_mean group_std teacher_available "
-    "teacher_source teacher_rollout_id? teacher_prompt_text? teacher_prompt_ids route mini_batch "
-    "reason",
+    "teacher_source teacher_rollout_id? teacher_step? teacher_prompt_text? teacher_prompt_ids "
+    "route mini_batch reason credit_lambda",
+    "bank": "rollout_id task prompt_id step response_text response_tokens",
     "scores": "rollout_id old_logprobs student_entropy",
     "teacher": "rollout_id position topk_ids teacher_logprobs student_logprobs teacher_tail "
     "student_tail entropy teacher_logprob student_logprob jsd",
-    "weights": "rollout_id position entropy raw_weight weight",
+    "weights": "rollout_id position entropy raw_weight weight survival reward_weight",
     "updates": "rollout_id route mini_batch tokens computed old_source loss_sum share mean_ratio? "
     "clipped_fraction? mean_tis? max_logprob_gap? mean_logprob_gap? engine_kl? "
     "tis_cut_fraction? mean_divergence?",
@@ -138,17 +139,17 @@ def test_token_tables() -> None:
 
 def test_a_column_that_is_added_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of before are read as they are; other columns are as strict as ever."""
-    today = SCHEMAS["weights"]
+    today = SCHEMAS["scores"]
     assert today is not None
-    survival = pa.field("survival", pa.float32(), nullable=False)
-    more = today.insert(3, survival)
-    monkeypatch.setitem(SCHEMAS, "weights", more)
-    monkeypatch.setitem(OPTIONAL, "weights", frozenset({"survival"}))
-    assert schema_of("weights", today).equals(today)
-    assert schema_of("weights", more).equals(more)
+    added = pa.field("added", pa.float32(), nullable=False)
+    more = today.insert(2, added)
+    monkeypatch.setitem(SCHEMAS, "scores", more)
+    monkeypatch.setitem(OPTIONAL, "scores", frozenset({"added"}))
+    assert schema_of("scores", today).equals(today)
+    assert schema_of("scores", more).equals(more)
     for found in (
-        today.append(survival),
+        today.append(added),
         more.remove(0),
-        today.insert(3, survival.with_type(pa.float64())),
+        today.insert(2, added.with_type(pa.float64())),
     ):
-        assert not schema_of("weights", found).equals(found)
+        assert not schema_of("scores", found).equals(found)
