@@ -2,7 +2,8 @@
 
 `SharedPromptDecoder` keeps each prompt's keys and values once for all of its responses, and the
 responses' own in buffers that are written in place. `PaddedDecoder` is for models that can't share
-prompts: it copies transformers' cache of the prompt to every response.
+prompts: it copies transformers' cache of the prompt to every response. `MixedDecoder` is for a
+teacher that mixes the logits of two models.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pipeline.distributed.sharding import encoder_of
 from pipeline.forward.attention import Layout, laid_out_hidden
 from pipeline.forward.packing import TokenSequence, packed_row
 from pipeline.forward.projection import logits_NV
+from pipeline.forward.scoring import Component
 from pipeline.policy.policy import Policy
 
 _GROWTH = 128
@@ -36,12 +38,50 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int], longest: int
+    policy: Policy,
+    components: Sequence[Component],
+    prompts: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    longest: int,
 ) -> Decoder:
-    """Return a decoder for `sizes[i]` responses to prompt i, of at most `longest` tokens."""
-    if policy.unshared:
-        return PaddedDecoder(policy, prompts, sizes)
-    return SharedPromptDecoder(policy, prompts, sizes, longest)
+    """Return a decoder for `sizes[i]` responses to prompt i, of at most `longest` tokens.
+
+    Args:
+        components: of the policy's models those that speak; several mix their logits.
+    """
+    decoders = [
+        PaddedDecoder(policy, model, prompts, sizes)
+        if policy.unshared
+        else SharedPromptDecoder(policy, model, prompts, sizes, longest)
+        for model, _ in components
+    ]
+    if len(decoders) == 1:
+        return decoders[0]
+    return MixedDecoder(decoders, [coefficient for _, coefficient in components])
+
+
+class MixedDecoder:
+    """Responses of several models together: their logits, summed with coefficients."""
+
+    def __init__(self, decoders: Sequence[Decoder], coefficients: Sequence[float]) -> None:
+        self._decoders, self._coefficients = decoders, coefficients
+
+    def start(self) -> Tensor:
+        """Encode the prompts with every model; return their mixed logits."""
+        return self._mixed([decoder.start() for decoder in self._decoders])
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Append a token to each response and return the next mixed logits."""
+        return self._mixed([decoder.step(tokens_B) for decoder in self._decoders])
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Drop all rows but these."""
+        for decoder in self._decoders:
+            decoder.keep(rows_B)
+
+    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
+        pairs = zip(self._coefficients, logits, strict=True)
+        return torch.stack([coefficient * found for coefficient, found in pairs]).sum(0)
 
 
 class SharedPromptDecoder:
@@ -57,9 +97,14 @@ class SharedPromptDecoder:
     """
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int], longest: int
+        self,
+        policy: Policy,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        sizes: Sequence[int],
+        longest: int,
     ) -> None:
-        self._model, self._longest = policy.model, longest
+        self._model, self._longest = model, longest
         self._forward = policy.forward(megabytes=1)
         self._device = policy.device
         self._prompts = [list(p) for p in prompts]
@@ -286,10 +331,15 @@ class PaddedDecoder:
     """Responses with their own copy of their prompt's cache, as transformers keeps it."""
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[Sequence[int]], sizes: Sequence[int]
+        self,
+        policy: Policy,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        sizes: Sequence[int],
     ) -> None:
-        self._policy, self._prompts, self._sizes = policy, prompts, sizes
-        self._cache: Any = DynamicCache(config=policy.model.config)
+        self._policy, self._model = policy, model
+        self._prompts, self._sizes = prompts, sizes
+        self._cache: Any = DynamicCache(config=model.config)
         self._mask_BS = torch.empty(0)
 
     def start(self) -> Tensor:
@@ -324,7 +374,7 @@ class PaddedDecoder:
         # all S positions of the cache, the ids only the L new ones.
         positions_BL = (self._mask_BS.cumsum(-1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
         with self._policy.forward(megabytes=1).autocast():
-            output = self._policy.model(
+            output = self._model(
                 input_ids=ids_BL,
                 attention_mask=self._mask_BS,
                 position_ids=positions_BL,

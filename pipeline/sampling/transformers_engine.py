@@ -5,6 +5,7 @@ distribution with it. So it does not depend on the responses that share its batc
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from pipeline.distributed import ranks
 from pipeline.distributed.sharding import gathered
 from pipeline.forward.distributions import cool_
+from pipeline.forward.scoring import Component
 from pipeline.machine.flops import forward_flops, projection_flops
 from pipeline.machine.phases import phase
 from pipeline.policy.policy import Policy
@@ -27,12 +29,16 @@ _DROP_BELOW = 0.75
 
 
 class TransformersEngine:
-    """The resident policy itself as an engine; no weights have to be sent."""
+    """The resident policy itself as an engine; no weights have to be sent.
+
+    Args:
+        teacher: sample from the policy's teacher instead.
+    """
 
     name = "transformers"
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, teacher: bool = False) -> None:
+        self._policy, self._teacher = policy, teacher
         self.facts: Mapping[str, Any] = {}
 
     def sample(
@@ -44,7 +50,13 @@ class TransformersEngine:
     ) -> list[list[Sample]]:
         """Sample responses, whole groups at a time, on all ranks (see `Engine.sample`)."""
         parts = ranks.together(
-            _sample_part, self._policy, prompts, seeds, settings, progress=progress
+            _sample_part,
+            self._policy,
+            prompts,
+            seeds,
+            settings,
+            self._teacher,
+            progress=progress,
         )
         return [parts[group % len(parts)][group // len(parts)] for group in range(len(prompts))]
 
@@ -54,15 +66,20 @@ def _sample_part(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[Sequence[int]],
     settings: SamplingSettings,
+    teacher: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Sample]]:
     """Sample this rank's groups, one of every `size()`, with the whole model gathered."""
+    components = policy.teacher_components() if teacher else [Component(policy.model, 1.0)]
     prompts, seeds = prompts[ranks.rank() :: ranks.size()], seeds[ranks.rank() :: ranks.size()]
     total, done = sum(map(len, seeds)), 0
     samples: list[list[Sample]] = []
-    with gathered(policy.model):
+    with ExitStack() as stack:
+        for model, _ in components:
+            stack.enter_context(gathered(model))
         for part in _batches([len(s) for s in seeds], settings.batch_size):
-            samples.extend(_Batch(policy, prompts[part], seeds[part], settings).run())
+            batch = _Batch(policy, components, prompts[part], seeds[part], settings)
+            samples.extend(batch.run())
             done += sum(map(len, seeds[part]))
             progress(done, total)
     return samples
@@ -147,11 +164,12 @@ class _Batch:
     def __init__(
         self,
         policy: Policy,
+        components: Sequence[Component],
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[Sequence[int]],
         settings: SamplingSettings,
     ) -> None:
-        self._policy, self._settings = policy, settings
+        self._policy, self._components, self._settings = policy, components, settings
         self._prompts, self._sizes = prompts, [len(s) for s in seeds]
         length = settings.max_response_length
         rows = [
@@ -163,14 +181,15 @@ class _Batch:
         self._ids: list[list[int]] = [[] for _ in rows]
         self._logprobs: list[list[float]] = [[] for _ in rows]
         self._stopped = [False] * len(rows)
-        model = policy.model
-        self._flops_per_token = forward_flops(model, 1) + projection_flops(model, 1)
+        self._flops_per_token = sum(
+            forward_flops(model, 1) + projection_flops(model, 1) for model, _ in components
+        )
 
     @torch.no_grad()
     def run(self) -> list[list[Sample]]:
         """Decode and return the samples by group."""
         limit = self._settings.max_response_length
-        decoder = make_decoder(self._policy, self._prompts, self._sizes, limit)
+        decoder = make_decoder(self._policy, self._components, self._prompts, self._sizes, limit)
         rows_B = torch.arange(len(self._ids), device=self._policy.device)
         # One autocast context for all steps: weights are cast once, not at every step.
         with self._policy.forward(megabytes=1).autocast():

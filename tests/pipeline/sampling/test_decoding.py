@@ -15,13 +15,11 @@ from tests.pipeline.forward.test_packing import CPU, MODELS, PACKED, PLAIN, buil
 def decoder(kind: str, model: Any, prompts: list[list[int]], sizes: list[int]) -> Decoder:
     """Return a decoder over a bare model; of a policy they need no more than this."""
     shares = kind == "branches"
-    policy: Any = SimpleNamespace(
-        model=model, device=CPU, forward=lambda megabytes: PACKED if shares else PLAIN
-    )
+    policy: Any = SimpleNamespace(device=CPU, forward=lambda megabytes: PACKED if shares else PLAIN)
     return (
-        SharedPromptDecoder(policy, prompts, sizes, 200)
+        SharedPromptDecoder(policy, model, prompts, sizes, 200)
         if shares
-        else PaddedDecoder(policy, prompts, sizes)
+        else PaddedDecoder(policy, model, prompts, sizes)
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.config.sections import TeacherKind
 from pipeline.forward.packing import TokenSequence
 from pipeline.forward.scoring import score_student
 from pipeline.policy.policy import Policy
@@ -221,6 +222,53 @@ def test_progress_counts_responses(tiny_policy: OpenPolicy) -> None:
     engine = TransformersEngine(tiny_policy())
     engine.sample(PROMPTS, SEEDS, settings(batch_size=4), lambda *call: calls.append(call))
     assert calls == [(4, 10), (6, 10), (10, 10)]
+
+
+def moved(policy: Policy) -> Policy:
+    """Move the model away from its teacher, as training does."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("teacher", "shares"),
+    [
+        ("ema", {"teacher": 1.0}),
+        ("live", {"policy": 1.0}),
+        ("trust_region", {"teacher": 0.7, "policy": 0.3}),
+    ],
+)
+@pytest.mark.parametrize("unshared", ["", "a probe found so"])
+def test_a_teacher_samples_from_its_own_logits(
+    tiny_policy: OpenPolicy, teacher: TeacherKind, shares: dict[str, float], unshared: str
+) -> None:
+    policy = stopping(moved(tiny_policy(teacher=teacher, mix=0.3)))
+    policy.unshared = unshared
+    engine = TransformersEngine(policy, teacher=True)
+    models = {"teacher": policy.teacher_model, "policy": policy.model}
+    for prompt, group in zip(
+        PROMPTS, engine.sample(PROMPTS, SEEDS, settings(), silent), strict=True
+    ):
+        for found in group:
+            ids = torch.tensor([[*prompt, *found.response_ids]])
+            logits_TV = sum(
+                share * models[name](input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+                for name, share in shares.items()
+            )
+            expected = logits_TV.log_softmax(-1)[range(len(found.response_ids)), found.response_ids]
+            torch.testing.assert_close(
+                torch.tensor(found.logprobs).double(), expected, rtol=0, atol=1e-5
+            )
+
+
+def test_a_teacher_that_is_the_policy_says_the_same(tiny_policy: OpenPolicy) -> None:
+    policy = stopping(tiny_policy())
+    taught = TransformersEngine(policy, teacher=True).sample(PROMPTS, SEEDS, settings(), silent)
+    assert taught == sample(policy, settings())
 
 
 def drawn_B(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
