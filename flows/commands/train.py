@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from flows.commands.options import INTERRUPTED, RUN, RUNS, Runner, Set
 from flows.terminal.console import is_live, open_console, status
 from pipeline.errors import SrpoError, StoreError
 from pipeline.machine.disk import os_error_line
-from pipeline.text import print_warnings
+from pipeline.text import command, print_warnings, state_word
 
 if TYPE_CHECKING:
     from flows.prefect_api.server import ServerHandle
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 ALARMED = 3
 """Exit code of a training that an alarm ended."""
+
+
+class _Beside(NamedTuple):
+    """What a command does beside training."""
+
+    profile: bool
+    preflight: bool
 
 
 def train(
@@ -40,6 +47,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run.")] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where the time of each step goes.")
+    ] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option("--preflight", help="First measure the teacher's lead; it warns, no more."),
     ] = False,
     runner: Runner = None,
     ranks: Annotated[int, typer.Option(min=1, help="Processes per host that share it.")] = 1,
@@ -61,7 +72,8 @@ def train(
         run = default_run_dir(config, RUNS)
     layout = (ranks, nnodes, node_rank, rdzv_endpoint)
     with _as_ranks(layout, run) as follower:
-        code = 0 if follower else _train_here(config, run, overrides or [], resume, profile, runner)
+        beside = _Beside(profile, preflight)
+        code = 0 if follower else _train_here(config, run, overrides or [], resume, beside, runner)
     raise typer.Exit(code)
 
 
@@ -92,18 +104,20 @@ def _train_here(
     run: Path,
     overrides: list[str],
     resume: bool,
-    profile: bool,
+    beside: _Beside,
     runner: str | None,
 ) -> int:
     """Train in this process; return the command's exit code."""
     from flows.prefect_api.server import open_server
-    from flows.session.open_run import checked_start, open_session
+    from flows.session.open_run import checked_start, expect_teacher, open_session
     from flows.training.summary import print_summary
     from flows.workers.runner_spec import RunnerSpec
     from pipeline.text import go_on
 
     spec = RunnerSpec.parse(runner) if runner else None
     start = checked_start(config, run, overrides, resume)
+    if beside.preflight:
+        expect_teacher(start.config)
     console = open_console()
     # It starts in the background, while the model loads.
     server = open_server(run.parent, start.config.run.prefect_seconds)
@@ -119,7 +133,8 @@ def _train_here(
             else:
                 run = session.run.root
                 print(f"going on in {run}: {session.run.fork.note if session.run.fork else ''}")
-            outcome = _train_and_show(session, run, console, profile, spec)
+            first = beside if session is opened else beside._replace(preflight=False)
+            outcome = _train_and_show(session, run, console, first, spec)
             print_summary(console, session, outcome)
             return outcome
 
@@ -151,7 +166,7 @@ def _wait_for_prefect(server: "ServerHandle", session: "Session") -> None:
 
 
 def _train_and_show(
-    session: "Session", run: Path, console: Console, profile: bool, spec: "RunnerSpec | None"
+    session: "Session", run: Path, console: Console, beside: _Beside, spec: "RunnerSpec | None"
 ) -> "Outcome":
     from flows.session.questions import stop_line
     from flows.training.disk_watch import DiskSpaceWatcher, disk_space_line, disk_space_warnings
@@ -167,8 +182,26 @@ def _train_and_show(
         session.stages.spread_over(
             stack.enter_context(optional_pool(spec, session.config.run.stall_seconds))
         )
-        first = stack.enter_context(profiled(session, console)) if profile else []
+        if beside.preflight:
+            _measure_lead_first(session, console)
+        first = stack.enter_context(profiled(session, console)) if beside.profile else []
         if not is_live(console):
             return run_training(session, [*first, DiskSpaceWatcher(session), Lines(session)])
         with Screen(session, run.name, console) as screen:
             return run_training(session, [*first, DiskSpaceWatcher(session), screen])
+
+
+def _measure_lead_first(session: "Session", console: Console) -> None:
+    """Print the lead of the teacher at the start of a run; what was measured before is read."""
+    run = session.run.root
+    if steps := session.next_step():
+        again = command("evaluate", state_word(run, steps), "--taught")
+        print(f"{run}: {steps} steps are done, so no preflight; {again} measures the lead now")
+        return
+    from flows.reruns.measure_lead import WORK, measure_lead
+    from flows.terminal.lead_text import print_lead
+    from flows.terminal.progress_bars import bars
+
+    with bars(*WORK) as progress:
+        lead = measure_lead(session, 0, progress=progress)
+    print_lead(console, lead.path, lead.record)

@@ -43,7 +43,7 @@ def evaluate_now(
     if not overrides:
         session.run_stage("evaluate", steps_done, progress, replayed)
         return session.evaluation_summary(steps_done)
-    wanted = _with_overrides(session.config, overrides)
+    wanted = with_overrides(session.config, overrides, _SECTIONS)
     policy = session.prepare(steps_done, replayed)
     expect_evaluation_context(wanted, positions_of(policy))
     questions = fitting(load_questions(wanted), wanted, policy.render)
@@ -63,13 +63,18 @@ def evaluate_now(
         return other.evaluation_summary(steps_done)
 
 
-def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+def with_overrides(config: Config, overrides: Sequence[str], sections: Sequence[str]) -> Config:
+    """Return a run's settings with some of these sections changed.
+
+    Raises:
+        ConfigError: one is of another section, or can't be used.
+    """
     values = config.model_dump()
     for override in overrides:
         apply_override(values, override)
         section = override.partition(".")[0].strip()
-        if section not in _SECTIONS:
+        if section not in sections:
             raise ConfigError(
-                f"--set {override}: an evaluation of a run can change {', '.join(_SECTIONS)} only"
+                f"--set {override}: an evaluation of a run can change {', '.join(sections)} only"
             )
     return validate_config(values, "--set")

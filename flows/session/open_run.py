@@ -74,6 +74,16 @@ def expect_model(path: str) -> None:
         model_folder(path)
 
 
+def expect_teacher(config: Config) -> None:
+    """Refuse to measure the teacher's lead where there is no teacher.
+
+    Raises:
+        ConfigError: the method has none.
+    """
+    if config.route.method == "grpo":
+        raise ConfigError("route.method is grpo: there is no teacher whose lead could be measured")
+
+
 def open_session(start: Start) -> "Session":
     """Open a new run, or go on with one, whose limits may have grown.
 

@@ -110,6 +110,27 @@ class StageRunner:
             finally:
                 self._writer = None
 
+    @contextmanager
+    def asking(self, asked: SelectedQuestions, step: int, record: Path) -> Iterator[Handles]:
+        """Yield what it takes to ask questions outside of a stage, as generate and verify do.
+
+        Args:
+            record: what comes of it; other workers leave verdicts beside it until the block ends.
+        """
+        self._expect_same_task()
+        policy, parts = self._resident.require(), record.with_name(f".{record.stem}.parts")
+        yield Handles(
+            seed=self._run.config.run.seed,
+            step=step,
+            questions=asked.questions,
+            tasks=asked.tasks,
+            policy=policy,
+            engine=self._engines.of("generate", policy),
+            verifiers=self._judges.verifiers(parts),
+        )
+        if parts.exists():
+            remove_folder(parts)
+
     def spread_over(self, worker_pool: "WorkerPool | None") -> None:
         """Judge responses on a pool's workers from now on; None: by this process's children."""
         self._judges.worker_pool = worker_pool

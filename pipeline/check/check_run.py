@@ -16,6 +16,7 @@ from pipeline.audit.stored_logprobs import NOT_KEPT, keeps_student
 from pipeline.check.chain import check_chain, check_snapshots, vocabulary
 from pipeline.check.check_report import CheckReport
 from pipeline.check.hashing import Hashing
+from pipeline.check.lead_files import check_leads
 from pipeline.check.rollout_tables import (
     StepTables,
     evaluations_rules,
@@ -108,6 +109,7 @@ def check_run(
                 report.add(path, f"SHA-256 {expected[:12]}…", _short(found), advice)
     check_snapshots(run, report)
     check_profiles(run, report)
+    check_leads(run, report)
     report.tables, report.bytes = len(tables), report.bytes + hashing.total
     return report
 

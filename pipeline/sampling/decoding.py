@@ -157,8 +157,10 @@ class SharedPromptDecoder:
         # `_arrange` made the slots anew: `_places_PG` says which kept row each of them shows, and
         # `place_B` where that row's keys and values lie in the old buffers.
         kept_P, place_PG = self._tensor(prompts), place_B[self._places_PG]
+        # Before the first step there are prompts alone: responses may end with their first token.
+        for layer, before in self._before.items():
+            self._before[layer] = _KeysValues(*[t[kept_P] for t in before])
         for layer in self._own:
-            self._before[layer] = _KeysValues(*[t[kept_P] for t in self._before[layer]])
             # [P, 1] and [P, G] index axes 0 and 2, so indexing gives [P, G, H_kv, room, d].
             self._own[layer] = _KeysValues(
                 *[t[kept_P[:, None], :, place_PG].transpose(1, 2) for t in self._own[layer]]

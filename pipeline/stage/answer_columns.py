@@ -18,9 +18,16 @@ from pipeline.tables.schemas import UNCLOSED_THINKING
 from pipeline.task import Verdict, Verifier
 from pipeline.verification.pool import timed_out
 
+Rendered = tuple[str, list[int]]
+"""A prompt: its text and its token ids."""
+
 
 def sample_columns(
-    prefix: str, rollouts: int, settings: SamplingSettings, handles: Handles
+    prefix: str,
+    rollouts: int,
+    settings: SamplingSettings,
+    handles: Handles,
+    prompts: Mapping[int, Rendered] | None = None,
 ) -> dict[str, list[Any]]:
     """Sample `rollouts` answers per question and return the columns of `rollouts`.
 
@@ -31,6 +38,7 @@ def sample_columns(
         prefix: leading text of rollout ids ("" in training, "e" in evaluations).
         settings: how to draw tokens.
         handles: questions, policy and engine.
+        prompts: what to ask instead of questions, by their index; None: every question itself.
 
     Raises:
         NumericalError: the engine reports a log-probability that is not finite.
@@ -38,15 +46,12 @@ def sample_columns(
     policy, engine = handles.require_policy(), handles.engine
     if engine is None:
         raise PolicyError("sampling needs an engine and got none")
-    rendered = [policy.render(question.messages) for question in handles.questions]
-    prompts = [ids for _, ids in rendered]
-    firsts = [
-        derive_seed(handles.seed, f"sample{prefix}", handles.step, group)
-        for group in range(len(prompts))
-    ]
-    seeds = [[first + j for j in range(rollouts)] for first in firsts]
-    samples = engine.sample(prompts, seeds, settings, handles.progress)
-    rows = [(group, j, s) for group, answers in enumerate(samples) for j, s in enumerate(answers)]
+    asked = prompts or {g: policy.render(q.messages) for g, q in enumerate(handles.questions)}
+    firsts = {g: derive_seed(handles.seed, f"sample{prefix}", handles.step, g) for g in asked}
+    seeds = [[first + j for j in range(rollouts)] for first in firsts.values()]
+    samples = engine.sample([ids for _, ids in asked.values()], seeds, settings, handles.progress)
+    groups = zip(asked, samples, strict=True)
+    rows = [(group, j, s) for group, answers in groups for j, s in enumerate(answers)]
     questions = [handles.questions[group] for group, _, _ in rows]
 
     def column(value: Callable[[int, int, Sample], Any]) -> list[Any]:
@@ -60,7 +65,7 @@ def sample_columns(
     thinking_columns = {}
     if policy.prompts.thinks:
         thinking_columns[UNCLOSED_THINKING] = column(
-            lambda g, j, s: policy.leaves_thinking_open(rendered[g][0], s.response_ids)
+            lambda g, j, s: policy.leaves_thinking_open(asked[g][0], s.response_ids)
         )
     return {
         "rollout_id": rollout_ids,
@@ -71,7 +76,7 @@ def sample_columns(
         "prompt_id": [q.prompt_id for q in questions],
         "messages": [[m._asdict() for m in q.messages] for q in questions],
         "reference": [q.reference for q in questions],
-        "prompt_ids": column(lambda g, j, _: prompts[g]),
+        "prompt_ids": column(lambda g, j, _: asked[g][1]),
         "response_ids": column(lambda g, j, s: s.response_ids),
         "response_text": column(lambda g, j, s: policy.decode(s.response_ids)),
         "sampled_logprobs": column(lambda g, j, s: s.logprobs),
@@ -79,7 +84,7 @@ def sample_columns(
         "top_p": constant(settings.top_p),
         "top_k": constant(settings.top_k),
         "finish_reason": column(lambda g, j, s: s.finish_reason),
-        "seed": column(lambda g, j, _: seeds[g][j]),
+        "seed": column(lambda g, j, _: firsts[g] + j),
         "policy_version": constant(policy.version),
         "engine": constant(engine.name),
         **thinking_columns,

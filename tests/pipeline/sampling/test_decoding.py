@@ -70,3 +70,23 @@ def test_buffers_grow_as_responses_do(name: str) -> None:
         logits_BV = stepping.step(torch.tensor(chosen))
     for text, found in zip(texts, logits_BV, strict=True):
         torch.testing.assert_close(found, plain_logits(model, text), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["branches", "spread"])
+def test_responses_may_end_with_their_first_token(kind: str) -> None:
+    """Then whole prompts are dropped before there is any step."""
+    model = built("qwen3")
+    install(model)
+    prompts = [tokens(5, 1), tokens(3, 2), tokens(7, 3)]
+    texts = [list(prompts[0]), list(prompts[2])]
+    stepping = decoder(kind, model, prompts, [2, 2, 1])
+    stepping.start()
+    stepping.keep(torch.tensor([1, 4]))
+    for position in range(3):
+        chosen = tokens(2, position)
+        for text, token in zip(texts, chosen, strict=True):
+            text.append(token)
+        logits_BV = stepping.step(torch.tensor(chosen))
+        for text, found in zip(texts, logits_BV, strict=True):
+            torch.testing.assert_close(found, plain_logits(model, text), rtol=1e-4, atol=1e-4)
