@@ -200,7 +200,11 @@ RUN_FOLDER = """\
         teacher.safetensors          the teacher in float32 (not for the live teacher)
         optimizer.safetensors        AdamW's state (not before the first update)
         state.json                   steps done, versions, SHA-256 of every other file
-    RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json"""
+    RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json
+    RUN/evaluations/taught-000020-….arrow   answers with a teacher prompt and without, by
+                                     `--taught` or `--preflight`, and their figures .json: the
+                                     columns of evaluations, `part` (sampled, alone, taught),
+                                     `source`, `teacher_rollout_id`, `teacher_prompt_text`"""
 
 METRICS_OF_TASKS = """\
 In a run of several tasks, some of these are also given for each task's own rollouts:

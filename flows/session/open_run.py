@@ -8,6 +8,7 @@ from flows.session.rule_check import expect_same_rules
 from pipeline.config.load import apply_override, load_config, validate_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
+from pipeline.methods import METHODS
 from pipeline.policy.model_folder import model_folder
 from pipeline.remote.mirror_paths import run_path
 from pipeline.run.run import MAY_CHANGE, MAY_GROW, Run, is_taken
@@ -80,8 +81,11 @@ def expect_teacher(config: Config) -> None:
     Raises:
         ConfigError: the method has none.
     """
-    if config.route.method == "grpo":
-        raise ConfigError("route.method is grpo: there is no teacher whose lead could be measured")
+    method = config.route.method
+    if not METHODS[method].has_teacher:
+        raise ConfigError(
+            f"route.method is {method}: there is no teacher whose lead could be measured"
+        )
 
 
 def open_session(start: Start) -> "Session":
