@@ -15,6 +15,7 @@ import pytest
 from pipeline.check.check_run import check_run
 from pipeline.run.lock import LOCK_FILE
 from pipeline.run.run import Run
+from pipeline.tables.arrow_reading import read_arrow
 from tests.ranks.compare_tables import compare, compare_runs
 from tests.ranks.train_commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 
@@ -77,8 +78,12 @@ def test_adapters_go_from_two_ranks_to_one_and_back(
 
 
 def test_a_rank_may_have_no_group_to_sample(folder: Path, prefect_api: dict[str, str]) -> None:
-    """One test question and one training question: the second rank has neither."""
-    single = ("--set", "evaluate.questions=1", "--set", "generate.questions=1")
+    """One test question and one training question: the second rank has neither.
+
+    Before the first step the teacher answers, too, from its own weights, of which each rank has a
+    part.
+    """
+    single = ("--set", "evaluate.questions=1", "--set", "generate.questions=1", "--preflight")
     one, two = (
         trained(folder / f"single-{n}", *single, "--ranks", n, steps=1, api=prefect_api)
         for n in ("1", "2")
@@ -86,6 +91,9 @@ def test_a_rank_may_have_no_group_to_sample(folder: Path, prefect_api: dict[str,
     compare_runs(one, two, 1)
     for steps_done in (0, 1):
         compare(*(Run.open(run).read("evaluations", steps_done) for run in (one, two)))
+    leads = [next(run.glob("evaluations/taught-000000-*.arrow")) for run in (one, two)]
+    assert len({path.name for path in leads}) == 1
+    compare(*map(read_arrow, leads))
 
 
 def wait_for(file: Path) -> None:

@@ -1,6 +1,7 @@
 """`srpo evaluate --taught` and `srpo train --preflight`, as typed."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,9 @@ def test_a_preflight_warns_and_records_and_changes_nothing(srpo: Srpo, tmp_path:
     assert code == 0
     assert "the teacher has a lead" in out
     assert measurements(run) == made  # read, not made again
+    code, out, _ = srpo("evaluate", f"{run}@0", "--taught", "--format", "json")
+    assert code == 0
+    assert json.loads(out)["figures"]["sources"]["sibling"]["difference"]["low"] > 0
     code, out, _ = srpo("evaluate", run, "--taught", "--questions", 4)
     assert code == 0
     assert "after 2 steps: 4 training questions, 8 answers each" in out
