@@ -16,6 +16,7 @@ import resource
 import socket
 import struct
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,14 +30,23 @@ WRITABLE = ("/dev/null", "/dev/zero", "/dev/full", "/dev/shm")
 """What programs expect to write: multiprocessing keeps its locks in /dev/shm."""
 
 _NEW_MOUNTS, _NEW_USER, _NEW_PIDS = 0x00020000, 0x10000000, 0x20000000
-_NO_NEW_PRIVILEGES, _SET_SECCOMP = 38, 22
+NO_NEW_PRIVILEGES, _SET_SECCOMP = 38, 22
 # The number of socket(2), and how the kernel names the machine to filters.
-_MACHINES = {"x86_64": (41, 0xC000003E), "aarch64": (198, 0xC00000B7)}
-_IO_URING_SETUP, _X32 = 425, 0x40000000
+MACHINES = {"x86_64": (41, 0xC000003E), "aarch64": (198, 0xC00000B7)}
+_IO_URING_SETUP, X32 = 425, 0x40000000
+# Instructions of a filter and what they return; 0, 4, 16 are offsets of number, machine, argument.
+LOAD, EQUAL, AT_LEAST, ANY_BIT, END = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-# Landlock's rights: to write and cut a file; then all that changes folders, REFER the last.
-_WRITE_FILE, _TRUNCATE, _REFER = 1 << 1, 1 << 14, 1 << 13
+# Landlock's rights: to run, write, read and cut a file, to list a folder; then all that changes
+# folders, REFER the last.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_FOLDER = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_TRUNCATE, _REFER = 1 << 14, 1 << 13
 _CHANGE_FOLDER = sum(1 << bit for bit in range(4, 13))
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
+READ_AND_RUN = _EXECUTE | _READ_FILE | _READ_FOLDER
+_WRITE = _WRITE_FILE | _TRUNCATE | _CHANGE_FOLDER | _REFER
+EVERYTHING = READ_AND_RUN | _WRITE
 _SCOPES = 0b11  # abstract Unix sockets and signals
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -98,47 +108,76 @@ def bound(memory_mb: int) -> None:
 
 def no_network() -> bool:
     """Refuse this process and its children every socket but Unix ones; pairs stay allowed."""
-    if platform.machine() not in _MACHINES:
+    if platform.machine() not in MACHINES:
         return False
-    number, machine = _MACHINES[platform.machine()]
-    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EACCES
-    program = [
-        (load, 0, 0, 4),
-        (equal, 0, 7, machine),
-        (load, 0, 0, 0),
-        (at_least, 5, 0, _X32),
-        (equal, 4, 0, _IO_URING_SETUP),  # which makes sockets too
-        (equal, 0, 2, number),
-        (load, 0, 0, 16),
-        (equal, 0, 1, socket.AF_UNIX),
-        (end, 0, 0, allow),
-        (end, 0, 0, refuse),
-    ]
+    number, machine = MACHINES[platform.machine()]
+    return seccomp(
+        [
+            (LOAD, 0, 0, 4),
+            (EQUAL, 0, 7, machine),
+            (LOAD, 0, 0, 0),
+            (AT_LEAST, 5, 0, X32),
+            (EQUAL, 4, 0, _IO_URING_SETUP),  # which makes sockets too
+            (EQUAL, 0, 2, number),
+            (LOAD, 0, 0, 16),
+            (EQUAL, 0, 1, socket.AF_UNIX),
+            (END, 0, 0, ALLOW),
+            (END, 0, 0, REFUSE | errno.EACCES),
+        ]
+    )
+
+
+def seccomp(program: Sequence[tuple[int, int, int, int]]) -> bool:
+    """Have the kernel ask a program before each system call of this process and its children.
+
+    Args:
+        program: instructions of classic BPF: operation, jumps if true and if false, operand.
+    """
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in program))
     head = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
-    return prctl(_NO_NEW_PRIVILEGES, 1) and prctl(_SET_SECCOMP, 2, ctypes.c_char_p(head))
+    return prctl(NO_NEW_PRIVILEGES, 1) and prctl(_SET_SECCOMP, 2, ctypes.c_char_p(head))
 
 
 def read_only(folder: str) -> bool:
     """Let this process and its children change files below `folder` and `WRITABLE` only."""
-    version = _call(_CREATE_RULESET, None, 0, 1)
-    if version < 1:
+    return landlock(_WRITE, dict.fromkeys((folder, *WRITABLE), _WRITE))
+
+
+def has_landlock() -> bool:
+    """Say whether this kernel enforces Landlock."""
+    return _landlock_version() > 0
+
+
+def _landlock_version() -> int:
+    return _call(_CREATE_RULESET, None, 0, 1)
+
+
+def landlock(rights: int, allowed: Mapping[str, int]) -> bool:
+    """Take rights to files from this process and its children, but for those below some paths.
+
+    Signals and abstract Unix sockets stay inside, where the kernel knows that (from Linux 6.12).
+
+    Args:
+        rights: the bits that are taken; those that this kernel doesn't know stay as they are.
+        allowed: path to the rights that remain there; of a file, those that a file can have. Paths
+            that don't exist are left out.
+    """
+    if not has_landlock():
         return False
-    file = _WRITE_FILE | (_TRUNCATE if version >= 3 else 0)
-    rights = file | _CHANGE_FOLDER | (_REFER if version >= 2 else 0)
+    version = _landlock_version()
+    rights &= ~((0 if version >= 3 else _TRUNCATE) | (0 if version >= 2 else _REFER))
     # The kernel refuses a longer table than it knows, unless the rest is zero.
     table = struct.pack("QQQ", rights, 0, _SCOPES if version >= 6 else 0)
     rules = _call(_CREATE_RULESET, table, len(table), 0)
     if rules < 0:
         return False
-    for path in (folder, *WRITABLE):
+    for path, kept in allowed.items():
         with suppress(OSError):
             opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            allowed = rights if os.path.isdir(path) else file
-            _call(_ADD_RULE, rules, 1, struct.pack("=Qi", allowed, opened), 0)
+            kept &= rights if os.path.isdir(path) else rights & _OF_FILES
+            _call(_ADD_RULE, rules, 1, struct.pack("=Qi", kept, opened), 0)
             os.close(opened)
-    held = prctl(_NO_NEW_PRIVILEGES, 1) and _call(_RESTRICT_SELF, rules, 0) == 0
+    held = prctl(NO_NEW_PRIVILEGES, 1) and _call(_RESTRICT_SELF, rules, 0) == 0
     os.close(rules)
     return held
 
