@@ -22,6 +22,8 @@ from pipeline.task import Task, Verdict
 
 SHIPPED = {
     "arithmetic": "data.arithmetic",
+    "code": "data.code",
+    "code_share": "data.code_share",
     "mathematics": "data.mathematics",
     "science_qa": "data.science_qa",
     "tool_use": "data.tool_use",

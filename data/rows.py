@@ -21,7 +21,12 @@ LONGEST_ID = 200
 
 
 def load_questions(
-    path: str | None, split: Split, task: str, reference: Callable[[Row], str]
+    path: str | None,
+    split: Split,
+    task: str,
+    reference: Callable[[Row], str],
+    usual: Callable[[Row], Row] = lambda row: row,
+    solution: Callable[[Row], str | None] = lambda row: None,
 ) -> list[Question]:
     """Return a split's questions in order.
 
@@ -30,6 +35,9 @@ def load_questions(
         split: train or test.
         task: name of the task; it begins the prompt ids of rows that name no dataset.
         reference: returns a row's gold answer as JSON text, or raises `RowError`.
+        usual: gives a row of another layout the usual fields (dataset, idx, system, prompt), or
+            raises `RowError`; the next ones see what it returns.
+        solution: returns a row's worked solution, if it has one.
 
     Raises:
         DataError: there is no such data.
@@ -46,13 +54,14 @@ def load_questions(
         row = rows[place]
         if row.problem is not None:
             raise RowError(f"{row.place}: {row.problem}")
+        row = usual(row)
         name = prompt_id(row, task)
         if name in first:
             raise RowError(
                 f"{first[name].place} and {row.place} are both named {name}: give each row an idx "
                 "of its own"
             )
-        made[place] = Question(name, messages(row), reference(row))
+        made[place] = Question(name, messages(row), reference(row), solution(row))
         first[name] = row
         return made[place]
 

@@ -43,10 +43,10 @@ _NAMED = 3
 
 
 class Form(NamedTuple):
-    """A way to write a gold answer as a response."""
+    """A way to write the gold answer of a question as a response."""
 
     name: str
-    write: Callable[[str], str | None]
+    write: Callable[[Question], str | None]
 
 
 def gold_text(reference: str) -> str:
@@ -58,10 +58,10 @@ def gold_text(reference: str) -> str:
     return value if isinstance(value, str) else reference
 
 
-def _calls(reference: str) -> str | None:
+def _calls(question: Question) -> str | None:
     """Return gold calls of tools as lines of Action and Action Input, or None if it has none."""
     try:
-        calls = json.loads(reference)
+        calls = json.loads(question.reference)
         return "\n".join(
             f"Action: {call['Action']}\nAction Input: {json.dumps(call['Action_Input'])}"
             for call in calls
@@ -73,11 +73,12 @@ def _calls(reference: str) -> str | None:
 FORMS = (
     Form(
         "<reasoning>, then <answer>",
-        lambda gold: f"<reasoning>So it is.</reasoning>\n<answer>{gold_text(gold)}</answer>",
+        lambda q: f"<reasoning>So it is.</reasoning>\n<answer>{gold_text(q.reference)}</answer>",
     ),
-    Form("\\boxed{}", lambda gold: f"\\boxed{{{gold_text(gold)}}}"),
+    Form("\\boxed{}", lambda q: f"\\boxed{{{gold_text(q.reference)}}}"),
     Form("lines of Action and Action Input", _calls),
-    Form("the answer alone", gold_text),
+    Form("the answer alone", lambda q: gold_text(q.reference)),
+    Form("the task's own solution", lambda q: q.solution),
 )
 """Tried in this order; of equals the first is taken."""
 
@@ -206,7 +207,7 @@ class _GoldCheck:
         self, form: Form, answers: Sequence[Question], asked: Sequence[Question]
     ) -> list[Verdict]:
         """Judge gold answers of questions as answers to other ones."""
-        texts = [form.write(question.reference) or "" for question in answers]
+        texts = [form.write(question) or "" for question in answers]
         golds = [question.reference for question in asked]
         return self._pool.verify(list(zip(texts, golds, strict=True)))
 
