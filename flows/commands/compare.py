@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from flows.commands.options import RUN, Output, OutputFormat
 from pipeline.errors import SrpoError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.compare.comparison import Axis, Comparison
 
 _SECONDS_PER_HOUR = 3600
@@ -99,4 +102,31 @@ def _print(found: "Comparison") -> None:
                 means = [t["tasks"].get(task, "-") if t else "-" for t in texts]
                 table.add_row(f"  {task}", "", *means)
         console.print(table, highlight=False, markup=False)
+    _print_passes(console, found, names)
     console.print(note_of(found), highlight=False, markup=False)
+
+
+def _print_passes(console: "Console", found: "Comparison", names: Sequence[str]) -> None:
+    from rich.table import Table
+
+    from pipeline.compare.report import distinct_texts, ks_compared, pass_sentence, shift_texts
+
+    changes = [
+        (name, change)
+        for name, change in zip(names, found.passes, strict=True)
+        if change is not None
+    ]
+    if not changes:
+        return
+    title = "pass@k, change since before training, in points"
+    table = Table(title=title, title_justify="left")
+    table.add_column("row")
+    ks = ks_compared(found)
+    for heading in (*(f"k = {k}" for k in ks), "distinct"):
+        table.add_column(heading, justify="right")
+    for name, change in changes:
+        shown = [shift_texts(change.at[k])["change"] if k in change.at else "-" for k in ks]
+        table.add_row(name, *shown, "{start} to {last}".format(**distinct_texts(change)))
+    console.print(table, highlight=False, markup=False)
+    for name, change in changes:
+        console.print(pass_sentence(name, change), highlight=False, markup=False)

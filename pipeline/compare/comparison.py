@@ -18,6 +18,8 @@ from pipeline.compare.comparability import (
     settings_of,
     unlike,
 )
+from pipeline.compare.pass_change import PassChange, pass_change
+from pipeline.compare.seeds import seeds_interval
 from pipeline.errors import SrpoError
 from pipeline.files.durable import canonical_json
 from pipeline.run.metrics import Interval, evaluation_metrics, tasks_of
@@ -27,13 +29,6 @@ Axis = Literal["seconds", "tokens", "steps"]
 AXES: tuple[Axis, ...] = ("seconds", "tokens", "steps")
 SHARES = (0.25, 0.5, 1.0)
 """Default budgets, as shares of the range that every row covers."""
-
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""97.5% quantiles of Student's t for 1, 2, … degrees of freedom; beyond, the last one is used."""
 
 _TOLERANCE = 1 + 1e-9
 
@@ -133,11 +128,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Table 1: `cells[i][j]` is what row i reached within budget j; None: it has no evaluation."""
+    """Table 1, and what became of pass@k.
+
+    Attributes:
+        cells: `cells[i][j]` is what row i reached within budget j; None: it has no evaluation.
+        passes: pass@k of each row's last evaluations beside that before training; None: there
+            are not both.
+    """
 
     rows: list[MethodRow]
     budgets: list[Budget]
     cells: list[list[Cell | None]]
+    passes: list[PassChange | None]
     warnings: list[str]
 
     @property
@@ -169,7 +171,8 @@ def compare_runs(runs: Sequence[Run], limits: Mapping[Axis, Sequence[float]]) ->
     ]
     cells = [[cell_of(row, budget) for budget in budgets] for row in rows]
     warnings = [*_gaps(curves), *_off_policy(curves), *_same_seeds(rows), *unlike(named)]
-    return Comparison(rows, budgets, cells, warnings)
+    passes = [pass_change({curve.name: curve.run for curve in row.curves}) for row in rows]
+    return Comparison(rows, budgets, cells, passes, warnings)
 
 
 def read_curve(run: Run, name: str) -> Curve:
@@ -237,15 +240,6 @@ def row_interval(evaluations: Sequence[Evaluation]) -> Interval:
         return seeds_interval([e.record["accuracy"] for e in evaluations])
     record = evaluations[0].record
     return Interval(record["accuracy"], record["low"], record["high"])
-
-
-def seeds_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of n >= 2 accuracies and its interval, mean ± t s / sqrt(n), in [0, 1]."""
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
-    half = quantile * math.sqrt(variance / len(values))
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def _gaps(curves: Sequence[Curve]) -> list[str]:

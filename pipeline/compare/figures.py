@@ -1,4 +1,4 @@
-"""Figures 1, 3, 4 and 5 of the paper for the rows of a comparison, for print and for the page.
+"""Figures 1, 3, 4 and 5 of the paper for the rows of a comparison, and one of pass@k.
 
 Equal inputs give equal files: no dates, no random ids, and the font that comes with matplotlib.
 """
@@ -20,9 +20,11 @@ from matplotlib.ticker import PercentFormatter
 
 from pipeline.compare.comparison import Axis, Comparison, MethodRow
 from pipeline.compare.panels import (
+    PASS_LOOKS,
     WINDOW,
     accuracy_panel,
     look_of,
+    pass_panel,
     rolled_line,
     row_legend,
     shown_label,
@@ -32,6 +34,7 @@ from pipeline.compare.panels import (
     step_panel,
     step_series,
 )
+from pipeline.compare.pass_change import PassChange
 
 ROUTES = ("grpo", "sdpo", "mix", "none")
 WIDTH = 7.2
@@ -88,8 +91,13 @@ def figures_of(comparison: Comparison) -> list[Figure]:
         f"Points: {measure} with its 95% interval; line and band: {rolled}; where so many steps "
         "hold fewer than three points, a plain line joins them."
     )
+    changes = [
+        (row, change)
+        for row, change in zip(rows, comparison.passes, strict=True)
+        if change is not None
+    ]
     thin = f"Thin line: each step, mean over seeds; thick line and band: {rolled}."
-    return [
+    found = [
         Figure(
             "figure-1",
             "Accuracy over training time, and the teacher's entropy",
@@ -117,6 +125,18 @@ def figures_of(comparison: Comparison) -> list[Figure]:
             lambda: _figure_5(rows),
         ),
     ]
+    if changes:
+        found.append(
+            Figure(
+                "figure-pass-at-k",
+                "pass@k by the number of answers",
+                "Chance that k answers to a question hold a correct one, in the last evaluation "
+                "(circles) and in the one before training (squares), with 95% intervals. A line "
+                "that begins above that of the start and ends below it is flattened.",
+                lambda: _figure_pass_at_k(changes),
+            )
+        )
+    return found
 
 
 def _style(theme: Theme) -> Any:
@@ -192,12 +212,31 @@ def _figure_5(rows: Sequence[MethodRow]) -> Canvas:
             steps, values = step_series(row, key)
             if any(values):
                 rolled_line(panel, steps, values, look)
-        panel.set_title("\n".join(textwrap.wrap(shown_label(row.label, 64), 32)))
-        panel.set_ylim(-0.02, 1.02)
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _share_panel(panel, row)
         step_axis(panel)
     for panel in panels[len(rows) :]:
         panel.set_axis_off()
     handles = [Line2D([], [], label=name, linewidth=1.6, **look) for _, name, look in looks]
     canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return canvas
+
+
+def _figure_pass_at_k(changes: Sequence[tuple[MethodRow, PassChange]]) -> Canvas:
+    columns = min(3, len(changes))
+    height = -(-len(changes) // columns)
+    canvas, panels = _canvas(columns, 0.5 + 2.2 * height, height)
+    for panel, (row, change) in zip(panels, changes, strict=False):
+        pass_panel(panel, change)
+        _share_panel(panel, row)
+    for panel in panels[len(changes) :]:
+        panel.set_axis_off()
+    handles = [Line2D([], [], linewidth=1.4, markersize=3, **look) for look in PASS_LOOKS.values()]
+    canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return canvas
+
+
+def _share_panel(panel: Axes, row: MethodRow) -> None:
+    """Name the panel of one row, with shares on its vertical axis."""
+    panel.set_title("\n".join(textwrap.wrap(shown_label(row.label, 64), 32)))
+    panel.set_ylim(-0.02, 1.02)
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from pipeline.compare.comparison import Axis, MethodRow, row_interval
+from pipeline.compare.pass_change import PassChange
+from pipeline.run.metrics import Interval
 from pipeline.run.step_layout import STEP_STAGES
 from pipeline.text import count
 
@@ -29,6 +31,10 @@ Floats = npt.NDArray[np.float64]
 # Rows differ by marker and dash as well as by colour (the theme's, in turn).
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PASS_LOOKS: dict[str, dict[str, Any]] = {
+    "start": {"label": "before training", "color": "C6", "linestyle": ":", "marker": "s"},
+    "last": {"label": "last evaluation", "color": "C0", "linestyle": "-", "marker": "o"},
+}
 _STAGE_COLOURS = ("#4a6fb5", "#fde725", "#21918c", "#d55e00", "#8f8f8f")
 _LABEL = 46
 _AXIS_NAMES = {"steps": "training steps", "tokens": "sampled tokens"}
@@ -72,12 +78,9 @@ def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: 
             continue
         places = [np.mean([found[n].at(axis) or 0 for found in known]) / scale for n in steps]
         intervals = [row_interval([found[n] for found in known]) for n in steps]
-        mean, low, high = np.array(intervals).T
+        mean = np.array([interval.mean for interval in intervals])
         colour = look_of(index)["color"]
-        panel.errorbar(
-            places, mean, yerr=(mean - low, high - mean), fmt="none",
-            ecolor=colour, elinewidth=0.8, capsize=1.5, capthick=0.8, alpha=0.6,
-        )  # fmt: skip
+        _bars(panel, places, intervals, colour)
         panel.plot(places, mean, linestyle="none", color=colour, **_marker(index))
         if np.diff(steps).max(initial=0) <= WINDOW // 2:
             _band(panel, np.array(places), *rolling(steps, mean.tolist()), look_of(index))
@@ -89,6 +92,27 @@ def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: 
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "steps"))
     if axis == "tokens":
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+
+
+def pass_panel(panel: Axes, change: PassChange) -> None:
+    """Draw pass@k against k, on an axis of powers of two: at the start and the last evaluation."""
+    ks = sorted(change.at)
+    for part, look in PASS_LOOKS.items():
+        intervals = [getattr(change.at[k], part) for k in ks]
+        _bars(panel, ks, intervals, look["color"])
+        panel.plot(ks, [i.mean for i in intervals], linewidth=1.4, markersize=3, **look)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(ks, [str(k) for k in ks])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("k")
+
+
+def _bars(panel: Axes, places: Sequence[Any], intervals: Sequence[Interval], colour: str) -> None:
+    mean, low, high = np.array(intervals).T
+    panel.errorbar(
+        places, mean, yerr=(mean - low, high - mean), fmt="none",
+        ecolor=colour, elinewidth=0.8, capsize=1.5, capthick=0.8, alpha=0.6,
+    )  # fmt: skip
 
 
 def step_panel(panel: Axes, rows: Sequence[MethodRow], key: str, name: str) -> None:

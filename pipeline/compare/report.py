@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pipeline.compare.comparability import setting_text
 from pipeline.compare.comparison import AXES, Axis, Budget, Cell, Comparison
 from pipeline.compare.figures import Figure, figures_of
+from pipeline.compare.pass_change import PassChange, Shift
 from pipeline.errors import StoreError
 from pipeline.files.durable import make_folder
 from pipeline.text import count, duration, encodable
@@ -40,11 +41,51 @@ def cell_texts(cell: Cell) -> dict[str, Any]:
     `tasks` has the mean on each task of a mixture.
     """
     mean, low, high = (f"{100 * value:.1f}" for value in cell.interval)
-    steps = sorted({best.steps for best in cell.best})
-    when = f"after {'-'.join(dict.fromkeys((count(steps[0]), count(steps[-1]))))} steps"
+    when = _when(best.steps for best in cell.best)
     mark = "" if cell.reached else NOT_REACHED
     tasks = {task: f"{100 * value:.1f}" for task, value in cell.of_tasks.items()}
     return {"mean": mean, "low": low, "high": high, "mark": mark, "when": when, "tasks": tasks}
+
+
+def shift_texts(shift: Shift, scale: float = 100.0, digits: int = 1) -> dict[str, str]:
+    """Return a shift's parts, those of pass@k in percent: start, last, change, low and high."""
+    start, last = (f"{scale * part.mean:.{digits}f}" for part in (shift.start, shift.last))
+    mean, low, high = (f"{scale * value:+.{digits}f}" for value in shift.change)
+    return {"start": start, "last": last, "change": mean, "low": low, "high": high}
+
+
+def distinct_texts(change: PassChange) -> dict[str, str]:
+    """Return the parts of what became of the number of distinct answers."""
+    return shift_texts(change.distinct, 1.0, 2)
+
+
+def pass_sentence(label: str, change: PassChange) -> str:
+    """Say whether a row's pass@k rose or fell at k = 1 and at the largest k."""
+    parts = [_gain(change, k) for k in dict.fromkeys((1, max(change.at)))]
+    joint = " and " if len({verb for verb, _ in parts}) == 1 else " but "
+    verdict = ": it flattens pass@k" if change.flattens else ""
+    told = joint.join(f"{verb} {rest}" for verb, rest in parts)
+    return f"{label}, {_when(change.steps.values())}: {told}{verdict}"
+
+
+def _gain(change: PassChange, k: int) -> tuple[str, str]:
+    """Return a verb, and what it is said of: the change of pass@k."""
+    texts, (mean, low, high) = shift_texts(change.at[k]), change.at[k].change
+    where = f"at k = {k} ({texts['low']} to {texts['high']})"
+    if low <= 0 <= high:
+        return "shows", f"no clear change {where}"
+    return "gains" if mean > 0 else "loses", f"{texts['change'][1:]} points {where}"
+
+
+def ks_compared(comparison: Comparison) -> list[int]:
+    """Return each k at which some row has pass@k before and after training."""
+    return sorted({k for change in comparison.passes if change is not None for k in change.at})
+
+
+def _when(steps: Iterable[int]) -> str:
+    """Return after how many steps, from the fewest to the most."""
+    found = sorted(steps)
+    return f"after {'-'.join(dict.fromkeys((count(found[0]), count(found[-1]))))} steps"
 
 
 def note_of(comparison: Comparison) -> str:
@@ -76,8 +117,11 @@ def record_of(comparison: Comparison) -> dict[str, Any]:
                 "runs": [{"run": str(c.run.root), "seed": c.seed} for c in row.curves],
                 "settings": row.settings,
                 "cells": [_cell_record(cell) for cell in cells],
+                "pass_at_k": _pass_record(change),
             }
-            for row, cells in zip(comparison.rows, comparison.cells, strict=True)
+            for row, cells, change in zip(
+                comparison.rows, comparison.cells, comparison.passes, strict=True
+            )
         ],
     }
 
@@ -120,6 +164,7 @@ def page_of(comparison: Comparison, figures: list[Figure]) -> str:
         warnings=comparison.warnings,
         blocks=[_block(comparison, axis) for axis in AXES],
         note=note_of(comparison),
+        passes=_pass_block(comparison),
         figures=[_embedded(figure) for figure in figures],
         rows=[
             {"label": r.label, "runs": ", ".join(f"{c.name} ({c.seed})" for c in r.curves)}
@@ -147,6 +192,28 @@ def _block(comparison: Comparison, axis: Axis) -> dict[str, Any]:
     }
 
 
+def _pass_block(comparison: Comparison) -> dict[str, Any]:
+    ks = ks_compared(comparison)
+    known = [
+        (row.label, change)
+        for row, change in zip(comparison.rows, comparison.passes, strict=True)
+        if change is not None
+    ]
+    return {
+        "ks": ks,
+        "rows": [
+            {
+                "label": label,
+                "cells": [shift_texts(change.at[k]) if k in change.at else None for k in ks],
+                "distinct": distinct_texts(change),
+                "answers": max(change.at),
+            }
+            for label, change in known
+        ],
+        "sentences": [pass_sentence(label, change) for label, change in known],
+    }
+
+
 def _embedded(figure: Figure) -> dict[str, str]:
     def address(drawing: bytes) -> str:
         return f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}"
@@ -155,10 +222,31 @@ def _embedded(figure: Figure) -> dict[str, str]:
     return {**texts, "light": address(figure.svg()), "dark": address(figure.svg("dark"))}
 
 
+def _pass_record(change: PassChange | None) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    return {
+        "steps": change.steps,
+        "questions": change.questions,
+        "interval": _interval_kind(len(change.steps)),
+        "flattens": change.flattens,
+        "at": {k: _shift_record(shift) for k, shift in change.at.items()},
+        "distinct_answers": _shift_record(change.distinct),
+    }
+
+
+def _shift_record(shift: Shift) -> dict[str, dict[str, float]]:
+    return {name: interval._asdict() for name, interval in shift._asdict().items()}
+
+
+def _interval_kind(seeds: int) -> str:
+    return "student_t_over_seeds" if seeds > 1 else "bootstrap_over_questions"
+
+
 def _cell_record(cell: Cell | None) -> dict[str, Any] | None:
     if cell is None:
         return None
-    kind = "student_t_over_seeds" if len(cell.best) > 1 else "bootstrap_over_questions"
+    kind = _interval_kind(len(cell.best))
     best = [best._asdict() for best in cell.best]
     record = {**cell.interval._asdict(), "interval": kind, "reached": cell.reached, "best": best}
     return {**record, "of_tasks": cell.of_tasks} if cell.of_tasks else record

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.run.pass_at_k import ks_up_to, pass_at_k
+from pipeline.run.pass_at_k import distinct_at_k, ks_up_to, pass_at_k
 from pipeline.seeds import derive_seed
 from pipeline.tables.manifest import Manifest
 from pipeline.tables.rule_changes import unjudged_left_out
@@ -65,9 +65,9 @@ def evaluation_metrics(evaluations: pa.Table) -> dict[str, Any]:
     """Return avg@k, pass@k and maj@k with 95% bootstrap intervals over questions, and more.
 
     `pass_at_1`, `pass_at_2`, `pass_at_4` and so on end with the answers that every question has;
-    `pass_at_k` is of all that a question has. `distinct_answers` is the mean number of different
-    predictions. An answer that could not be judged counts as wrong (section 1) and predicts
-    nothing; `unjudged_share` says how many.
+    `distinct_answers` is the number of different predictions among so many. `pass_at_k` is of
+    all answers that a question has. An answer that could not be judged counts as wrong
+    (section 1) and predicts nothing; `unjudged_share` says how many.
     Every question counts the same, whichever task it is of. Where there are several tasks, each
     has the same numbers of its own questions, as in `accuracy/NAME`.
     """
@@ -87,16 +87,14 @@ def tasks_of(record: Mapping[str, Any]) -> list[str]:
 def _answer_metrics(evaluations: pa.Table) -> dict[str, Any]:
     groups = list(answers_by(evaluations, "group").values())
     tallies = [(len(group), sum(correct for _, correct in group)) for group in groups]
+    fewest = min(n for n, _ in tallies)
     answers = list(zip(*(evaluations[name].to_pylist() for name in _PER_ANSWER), strict=True))
     per_question = {
         "": [float(np.mean([c for _, c in group])) for group in groups],
         "pass_at_k": [float(any(c for _, c in group)) for group in groups],
-        **{
-            f"pass_at_{k}": [pass_at_k(n, c, k) for n, c in tallies]
-            for k in ks_up_to(min(n for n, _ in tallies))
-        },
+        **{f"pass_at_{k}": [pass_at_k(n, c, k) for n, c in tallies] for k in ks_up_to(fewest)},
         "maj_at_k": [majority_correct(group) for group in groups],
-        "distinct_answers": [float(len({p for p, _ in group if p})) for group in groups],
+        "distinct_answers": [distinct_at_k([p for p, _ in group], fewest) for group in groups],
         "format_rate": _means(groups, [float(ok) for ok, _, _ in answers]),
         "truncated_share": _means(groups, [float(end == "length") for _, end, _ in answers]),
         "response_tokens": _means(groups, [float(tokens) for _, _, tokens in answers]),

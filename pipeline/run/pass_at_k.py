@@ -1,7 +1,8 @@
-"""pass@k: the chance that k answers to a question hold a correct one, estimated without bias."""
+"""What k answers to a question are good for, estimated without bias from all that there are."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -22,6 +23,23 @@ def pass_at_k(answers: int, correct: int, k: int) -> float:
         )
     sets = math.comb(answers, k)
     return (sets - math.comb(answers - correct, k)) / sets
+
+
+def distinct_at_k(predictions: Sequence[str], k: int) -> float:
+    """Return the mean number of different predictions in a question's sets of k answers.
+
+    A set holds a prediction with the chance that pass@k would have if that one were correct.
+
+    Args:
+        predictions: one for each answer, compared as texts; "" is none.
+
+    Raises:
+        ValueError: not 1 <= k <= the number of answers.
+    """
+    counts = Counter(predictions)
+    return math.fsum(
+        pass_at_k(len(predictions), times, k) for text, times in counts.items() if text
+    )
 
 
 def ks_up_to(answers: int) -> list[int]:

@@ -72,6 +72,7 @@ def evaluation(accuracy: float) -> pa.Table:
             **one,
             "rollout_id": f"e{i:06d}",
             "group": i // ANSWERS,
+            "prompt_id": f"q{i // ANSWERS}",
             "sample": i % ANSWERS,
             "correct": i < round(accuracy * count),
         }

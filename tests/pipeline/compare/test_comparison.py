@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from pipeline.compare.comparison import (
-    T_QUANTILES,
     Budget,
     Cell,
     Comparison,
     compare_runs,
-    seeds_interval,
 )
 from pipeline.compare.figures import figures_of
 from pipeline.compare.panels import rolling, step_series
 from pipeline.compare.report import note_of, record_of, write_folder
+from pipeline.compare.seeds import T_QUANTILES, seeds_interval
 from pipeline.errors import SrpoError, StoreError
 from pipeline.files.durable import digest_of, write_json
 from pipeline.run.fork import Fork
@@ -250,6 +249,7 @@ def test_figures_are_drawn_alike_each_time(tmp_path: Path) -> None:
         "figure-3",
         "figure-4",
         "figure-5",
+        "figure-pass-at-k",
     ]
     for figure, again in zip(figures_of(found), figures_of(found), strict=True):
         svg = figure.svg()
@@ -269,7 +269,7 @@ def test_the_folder_is_self_contained_and_harmless(tmp_path: Path) -> None:
     assert sorted(path.name for path in files) == sorted(
         p.name for p in (tmp_path / "out").iterdir()
     )
-    assert len(files) == 9
+    assert len(files) == 11
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<img src=x" not in page
     assert "&lt;script&gt;alert(1)" in page and "\u202e" not in page and "\x1b" not in page
