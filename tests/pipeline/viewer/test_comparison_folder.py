@@ -28,6 +28,6 @@ def test_it_shows_in_any_width_and_light(
     assert shown.errors == [] and shown.outside("file://") == []
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
     loaded = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"
-    assert shown.page.evaluate(loaded) == [True] * 4
+    assert shown.page.evaluate(loaded) == [True] * 5
     ground = shown.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 28)")
