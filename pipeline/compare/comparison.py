@@ -19,7 +19,7 @@ from pipeline.compare.comparability import (
     unlike,
 )
 from pipeline.compare.pass_change import PassChange, pass_change
-from pipeline.compare.seeds import seeds_interval
+from pipeline.compare.seed_intervals import seeds_interval
 from pipeline.errors import SrpoError
 from pipeline.files.durable import canonical_json
 from pipeline.run.metrics import Interval, evaluation_metrics, tasks_of

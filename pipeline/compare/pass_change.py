@@ -12,7 +12,7 @@ from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
-from pipeline.compare.seeds import seeds_interval
+from pipeline.compare.seed_intervals import seeds_interval
 from pipeline.run.metrics import Answers, Interval, answers_by, bootstrap
 from pipeline.run.pass_at_k import distinct_at_k, ks_up_to, pass_at_k
 from pipeline.run.run import Run

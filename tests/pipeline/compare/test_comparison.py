@@ -17,7 +17,7 @@ from pipeline.compare.comparison import (
 from pipeline.compare.figures import figures_of
 from pipeline.compare.panels import rolling, step_series
 from pipeline.compare.report import note_of, record_of, write_folder
-from pipeline.compare.seeds import T_QUANTILES, seeds_interval
+from pipeline.compare.seed_intervals import T_QUANTILES, seeds_interval
 from pipeline.errors import SrpoError, StoreError
 from pipeline.files.durable import digest_of, write_json
 from pipeline.run.fork import Fork
