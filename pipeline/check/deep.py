@@ -120,7 +120,7 @@ def twin_settings(run: Run, step: int) -> Settings:
     """Return a step's settings for the twin: each of the run that made the table it governs."""
     route = run.owner("routes", step).config.route
     update = run.owner("updates", step).config.update
-    beta = run.owner("weights", step).config.weigh.beta
+    weigh = run.owner("weights", step).config.weigh
     model = run.config.model
     updated = run.manifest("updates", step).origin if run.has("updates", step) else None
     sampled = run.manifest("rollouts", step).origin
@@ -130,7 +130,8 @@ def twin_settings(run: Run, step: int) -> Settings:
         success_threshold=run.owner("verdicts", step).config.verify.success_threshold,
         demonstration=route.demonstration,
         top_k=route.top_k,
-        beta=1.0 if beta is None else beta,
+        beta=1.0 if weigh.beta is None else weigh.beta,
+        survival=weigh.survival,
         divergence=update.divergence,
         jsd_alpha=update.jsd_alpha,
         mix_lambda=update.mix_lambda,

@@ -17,6 +17,7 @@ from pipeline.audit.stored_logprobs import (
 )
 from pipeline.check.rollout_tables import StepTables
 from pipeline.config.sections import RouteSection
+from pipeline.survival import log_survival_of
 from pipeline.tables.invariants import (
     Broken,
     Mask,
@@ -26,6 +27,7 @@ from pipeline.tables.invariants import (
     within,
 )
 from pipeline.tables.rollout_index import RolloutSpans
+from pipeline.tables.schemas import REWARD_WEIGHT, SURVIVAL
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -205,24 +207,46 @@ def _against_scores(step: StepTables, table: pa.Table, spans: RolloutSpans) -> I
 
 
 def weights_rules(step: StepTables) -> Iterator[Broken]:
-    """Section 6: raw = exp(-beta H), weight = raw over its mean in the mini-batch."""
+    """Sections 6 and 15: raw weights, weights by their mean in the mini-batch, survival."""
     table, routes = step.tables["weights"], step.tables["routes"]
     beta = step.setting("weights", "weigh", "beta")
     method = step.setting("routes", "route", "method")
     if method != "srpo" and beta != 0:
         yield Broken("weights", f"beta is {beta}; method {method} has w = 1", None, table.num_rows)
+    kind = step.setting("weights", "weigh", "survival")
+    yield from _survival_as_set(table, kind)
     if not table.num_rows:
         return
     spans = RolloutSpans(table)
+    log_survival = np.zeros(table.num_rows)
+    if kind != "off" and SURVIVAL in table.column_names:
+        log_survival = log_survival_of(step.tables["teacher"])
+        found = table[SURVIVAL].to_numpy()
+        follows = np.isclose(found, np.exp(log_survival), rtol=1e-6, atol=1e-37)
+        yield from require("weights", "survival follows from teacher", spans, follows)
     exponents: Doubles = -beta * table["entropy"].to_numpy().astype(np.float64)
+    formula, factor = f"exp(-{beta:g} H)", np.ones(table.num_rows)
+    if kind == "weight":
+        exponents, formula = exponents + log_survival, f"{formula} S"
+    else:
+        factor = np.exp(log_survival)
     raw = np.isclose(table["raw_weight"].to_numpy(), np.exp(exponents), rtol=1e-6, atol=1e-37)
-    yield from require("weights", f"raw_weight is exp(-{beta:g} H)", spans, raw)
+    yield from require("weights", f"raw_weight is {formula}", spans, raw)
     places = in_group(mini_batches(spans, routes))
     highest = np.full(places.max() + 1, -np.inf)
     np.maximum.at(highest, places, exponents)
     scaled = np.exp(exponents - highest[places])
     means = np.bincount(places, weights=scaled) / np.bincount(places)
     weight = table["weight"].to_numpy()
-    near = np.isclose(weight, scaled / means[places], rtol=1e-5, atol=1e-30)
-    yield from require("weights", "weight is raw_weight over its mean", spans, near)
+    near = np.isclose(weight, factor * scaled / means[places], rtol=1e-5, atol=1e-30)
+    times = ", times survival" if kind in ("unnormalised", "hand_over") else ""
+    yield from require("weights", f"weight is raw_weight over its mean{times}", spans, near)
     yield from require("weights", "weights are finite", spans, within(weight, 0, np.inf))
+
+
+def _survival_as_set(table: pa.Table, kind: str) -> Iterator[Broken]:
+    """Check that the columns of survival are there exactly where the recorded setting says so."""
+    for name, wanted in ((SURVIVAL, kind != "off"), (REWARD_WEIGHT, kind == "hand_over")):
+        if (name in table.column_names) != wanted:
+            text = f"weigh.survival is {kind}, so there is {'a' if wanted else 'no'} column {name}"
+            yield Broken("weights", text, None, table.num_rows)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.errors import StoreError
 from pipeline.methods import asks_teacher
 from pipeline.tables.rollout_index import RolloutSpans
-from pipeline.tables.schemas import CREDIT_LAMBDA
+from pipeline.tables.schemas import CREDIT_LAMBDA, REWARD_WEIGHT, SURVIVAL
 
 Tables = Mapping[str, pa.Table]
 Mask = npt.NDArray[np.bool_]
@@ -226,8 +226,26 @@ def _weights(tables: Tables) -> Iterator[Broken]:
         return
     places = in_group(mini_batches(spans, routes))
     means = np.bincount(places, weights=weight) / np.maximum(np.bincount(places), 1)
+    if SURVIVAL in table.column_names:
+        yield from _survival(table, spans)
+        low = means <= 1 + _MEAN_TOLERANCE
+        yield from require("weights", "their mean in a mini-batch is at most 1", spans, low[places])
+        return
     exact = np.abs(means - 1) <= _MEAN_TOLERANCE
     yield from require("weights", "their mean in a mini-batch is 1", spans, exact[places])
+
+
+def _survival(table: pa.Table, spans: RolloutSpans) -> Iterator[Broken]:
+    """S falls from 1 along each response, and what it leaves is handed over."""
+    survival = table.column(SURVIVAL).to_numpy()
+    yield from require("weights", "survival in [0, 1]", spans, within(survival, 0, 1))
+    first = spans.positions() == 0
+    yield from require("weights", "survival begins with 1", spans, ~first | (survival == 1))
+    falls = first | (np.diff(survival, prepend=1) <= 0)
+    yield from require("weights", "survival never rises", spans, falls)
+    if REWARD_WEIGHT in table.column_names:
+        rest = np.abs(table.column(REWARD_WEIGHT).to_numpy() - (1 - survival)) <= _LOG_SLACK
+        yield from require("weights", "reward_weight is 1 - survival", spans, rest)
 
 
 def mini_batches(spans: RolloutSpans, routes: pa.Table) -> npt.NDArray[np.int64]:

@@ -194,11 +194,16 @@ WEIGHTS = pa.schema(
         _ROLLOUT_ID,
         _POSITION,
         _column("entropy", pa.float32(), "H of the teacher, nats"),
-        _column("raw_weight", pa.float32(), "exp(-beta * H); rlsd: exp(sign(A) * log(q / s))"),
+        _column(
+            "raw_weight",
+            pa.float32(),
+            "exp(-beta * H), times S with weigh.survival = weight; rlsd: exp(sign(A) * log(q / s))",
+        ),
         _column(
             "weight",
             pa.float32(),
-            "raw weight over its mean in the mini-batch; rlsd: the token's factor of A",
+            "raw weight over its mean in the mini-batch, times S with weigh.survival = "
+            "unnormalised or hand_over; rlsd: the token's factor of A",
         ),
         _column(
             SURVIVAL,

@@ -119,21 +119,65 @@ def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
 
 
 def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:
-    """Section 6; the mean over each mini-batch is 1, as exactly as float32 weights sum."""
+    """Sections 6 and 15; a mean that is 1 is so as exactly as float32 weights sum."""
     means: dict[int, list[Array]] = {}
-    beta = twin.settings.beta if twin.settings.method == "srpo" else 0.0
     for row, teacher, rows in _token_rows(report, "weights", table, twin):
-        name, relative = row.rollout_id, beta * report.log_error
+        name, relative = row.rollout_id, _raw_error(report, twin, teacher)
         report.check_close(
             "weights.entropy", name, _column(rows, "entropy"), teacher.entropy, report.log_error
         )
         raw, weights = teacher.raw_weights, teacher.weights
         report.check_close("raw_weight", name, _column(rows, "raw_weight"), raw, relative * raw)
-        report.check_close("weight", name, _column(rows, "weight"), weights, 2 * relative * weights)
-        means.setdefault(row.mini_batch, []).append(_column(rows, "weight"))
+        slack = _weight_error(report, twin, row, teacher) * weights
+        report.check_close("weight", name, _column(rows, "weight"), weights, slack)
+        _compare_survival(report, twin, name, teacher, rows)
+        if twin.settings.survival in ("off", "weight"):
+            means.setdefault(row.mini_batch, []).append(_column(rows, "weight"))
     for batch, found in means.items():
         mean = float(np.concatenate(found).mean())
         report.check_close("weight (mean)", f"mini-batch {batch}", [mean], [1.0], 10 * report.floor)
+
+
+def _survival_error(report: Report, teacher: TeacherTwin) -> Tensor:
+    """Return the relative error allowed of S: that of two log-probabilities per token before."""
+    before = torch.arange(len(teacher.survival), dtype=torch.float64)
+    return 2 * report.log_error * before
+
+
+def _raw_error(report: Report, twin: StepTwin, teacher: TeacherTwin) -> Tensor:
+    """Return the relative error allowed of raw weights, [T]."""
+    beta = twin.settings.beta if twin.settings.method == "srpo" else 0.0
+    own = torch.full_like(teacher.entropy, beta * report.log_error)
+    return own + _survival_error(report, teacher) if twin.settings.survival == "weight" else own
+
+
+def _weight_error(report: Report, twin: StepTwin, row: RolloutTwin, teacher: TeacherTwin) -> Tensor:
+    """Return the relative error allowed of weights, [T]: the raw weight's, and its mean's."""
+    batch = [r.teacher for r in twin.rollouts.values() if r.mini_batch == row.mini_batch]
+    taught = [other for other in batch if other is not None]
+    errors = torch.cat([_raw_error(report, twin, other) for other in taught])
+    raw = torch.cat([other.raw_weights for other in taught])
+    found = _raw_error(report, twin, teacher) + (errors * raw).sum() / raw.sum()
+    lost = twin.settings.survival in ("unnormalised", "hand_over")
+    return found + _survival_error(report, teacher) if lost else found
+
+
+def _compare_survival(
+    report: Report, twin: StepTwin, name: str, teacher: TeacherTwin, rows: Sequence[dict[str, Any]]
+) -> None:
+    """Section 15: S, and what it hands over to the advantage."""
+    slack = _survival_error(report, teacher) * teacher.survival
+    wanted = {} if twin.settings.survival == "off" else {"survival": teacher.survival}
+    if twin.settings.survival == "hand_over":
+        wanted["reward_weight"] = 1.0 - teacher.survival
+    for column in ("survival", "reward_weight"):
+        has = bool(rows) and column in rows[0]
+        if has != (column in wanted):
+            report.note(f"weights.{column}", name, "a column" if has else "none", "the other")
+        elif has:
+            expected = wanted[column]
+            allowed = slack + report.floor
+            report.check_close(f"weights.{column}", name, _column(rows, column), expected, allowed)
 
 
 def _compare_scores(report: Report, twin: StepTwin, table: pa.Table) -> None:
@@ -160,6 +204,11 @@ def _loss_slack(report: Report, twin: StepTwin, row: RolloutTwin) -> float:
     slack = float(row.update.token_losses.abs().sum()) * (report.rtol + 2 * report.log_error)
     if row.teacher is None:
         return slack
+    if twin.settings.survival != "off":
+        reinforced = abs(row.advantage) * row.update.ratios.clamp(min=1.0) * row.update.tis
+        moved = _weight_error(report, twin, row, row.teacher) * row.update.token_losses.abs()
+        moved = moved + _survival_error(report, row.teacher) * row.teacher.survival * reinforced
+        slack += float(moved.sum())
     if twin.settings.divergence == ESTIMATOR:  # an error of d in (log s - log q) log s
         return slack + float(2 * report.log_error * row.teacher.student_logprob.abs().sum())
     kept = _update_slack(report, twin, row.update, row.teacher)
@@ -169,21 +218,25 @@ def _loss_slack(report: Report, twin: StepTwin, row: RolloutTwin) -> float:
 def _clipped_fractions(twin: StepTwin, row: RolloutTwin) -> tuple[list[float], float]:
     """Return two readings of the clipped fraction, and the share of tokens too close to call.
 
-    A ratio counts if it is outside the interval, or only if the minimum takes its clipped term.
+    A ratio counts if it is outside the interval, or only if the minimum takes its clipped term; of
+    a taught token if it is above its cap, and as the others where its advantage counts, too.
     """
     assert row.update is not None
     rho, settings = row.update.ratios, twin.settings
-    low, high = 1.0 - settings.clip_low, 1.0 + settings.clip_high
-    if row.route == "sdpo":
-        low, high = -1.0, settings.sdpo_ratio_clip
+    low, high, cap = 1.0 - settings.clip_low, 1.0 + settings.clip_high, settings.sdpo_ratio_clip
     outside = (rho < low) | (rho > high)
     active = (rho > high) if row.advantage > 0 else (rho < low) & (row.advantage < 0)
     dual = settings.dual_clip
-    if row.route != "sdpo" and row.advantage < 0 and dual is not None:
+    if row.advantage < 0 and dual is not None:
         active = active | (rho > dual)
-    active = outside if row.route == "sdpo" else active
-    edges = [edge for edge in (low, high, dual or 0.0) if edge > 0]
+    edges = [edge for edge in (low, high, cap, dual or 0.0) if edge > 0]
     near = torch.stack([(rho / edge - 1).abs() < 1e-4 for edge in edges]).any(0)
+    if row.route == "sdpo":
+        handed = torch.zeros_like(outside)
+        if settings.survival == "hand_over" and row.teacher is not None:
+            handed = row.teacher.survival < 1.0
+            near = near | (handed & (row.teacher.survival > 1.0 - 1e-4))
+        outside, active = ((rho > cap) | (handed & clipped) for clipped in (outside, active))
     return [float(x.double().mean()) for x in (outside, active)], float(near.double().mean())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.twin.routing import METHODS
 
 DIVERGENCES = ("jsd", "forward_kl", "reverse_kl", "sampled_token")
+SURVIVALS = ("off", "weight", "unnormalised", "hand_over")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Settings:
         system_role: `fold`: the system's text stands before the user's.
         stop_in_text: whether responses' texts have the token that ended them, if it is no special
             one, as old tables do.
+        survival: whether weights have prefix survival: off, weight, unnormalised or hand_over.
         lora_scale: a/r of adapters.
         base_bfloat16: whether matrices of the model under adapters are stored in bfloat16.
     """
@@ -42,6 +44,7 @@ class Settings:
     demonstration: str = "first"
     top_k: int = 100
     beta: float = 1.0
+    survival: str = "off"
     divergence: str = "jsd"
     jsd_alpha: float = 0.5
     mix_lambda: float = 0.9
@@ -67,6 +70,8 @@ class Settings:
             raise ValueError(f"method {self.method!r}, expected one of {METHODS}")
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence {self.divergence!r}, expected one of {DIVERGENCES}")
+        if self.survival not in SURVIVALS:
+            raise ValueError(f"survival {self.survival!r}, expected one of {SURVIVALS}")
         if self.advantage_scale not in ("none", "group_std"):
             raise ValueError(f"advantage_scale {self.advantage_scale!r}")
 
@@ -122,6 +127,16 @@ def normalise(raw: Sequence[Tensor]) -> list[Tensor]:
         return []
     mean = torch.cat(list(raw)).mean()
     return [weights / mean for weights in raw]
+
+
+def survival(log_q: Tensor, log_s: Tensor) -> Tensor:
+    """Section 15: S_1 = 1, S_t = S_{t-1} min(1, q(y_{t-1}) / s(y_{t-1})), [T]."""
+    factors = torch.exp(log_q - log_s).clamp(max=1.0).tolist()
+    found, product = [], 1.0
+    for factor in factors:
+        found.append(product)
+        product *= factor
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def ratio(log_new: Tensor, log_old: Tensor) -> Tensor:

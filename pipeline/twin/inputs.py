@@ -22,6 +22,7 @@ class TeacherTwin:
     student_logprob: Tensor  # [T], of the sampled token
     teacher_logprob: Tensor
     jsd: Tensor  # [T], at alpha = 0.5
+    survival: Tensor  # [T], S, whatever the setting
     raw_weights: Tensor  # [T]
     weights: Tensor  # [T]
     rounded_ids: Tensor | None = None  # [T, K], as a table in float16 has them

@@ -2,6 +2,7 @@
 
     sections 1-3  rewards -> c, advantages, sibling, m, route, teacher prompt
     sections 4-6  starting policy and teacher -> log-probabilities, entropies, divergence, weights
+    section 15    prefix survival in these weights and losses
     sections 7-9  per mini-batch: token losses, N, the loss and its gradient
     section 14    with adapters: merged weights in, the gradient at A and B out
 
@@ -200,14 +201,16 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
 def _teacher_row(
     row: RolloutTwin, student: Tensor, teacher: Tensor, settings: Settings
 ) -> TeacherTwin:
-    """Sections 4-6 from both log-probabilities, [T, V]; the weights are set later, per batch."""
+    """Sections 4-6 and 15 from both log-probabilities, [T, V]; weights are set later, per batch."""
     ids = student.topk(min(settings.top_k, student.shape[-1]), dim=-1).indices
     whole = ids.shape[-1] == student.shape[-1]
     student_topk, teacher_topk = student.gather(-1, ids), teacher.gather(-1, ids)
     entropy = formulas.entropy(teacher)
     beta = settings.beta if settings.method == "srpo" else 0.0
     both = formulas.buckets(student, ids), formulas.buckets(teacher, ids)
-    raw = formulas.raw_weights(entropy, beta)
+    log_s, log_q = (_sampled(logps, row.response_ids) for logps in (student, teacher))
+    raw, survival = formulas.raw_weights(entropy, beta), formulas.survival(log_q, log_s)
+    raw = raw * survival if settings.survival == "weight" else raw
     return TeacherTwin(
         student_logps=student,
         teacher_logps=teacher,
@@ -217,9 +220,10 @@ def _teacher_row(
         student_tail=None if whole else formulas.tail(student_topk),
         teacher_tail=None if whole else formulas.tail(teacher_topk),
         entropy=entropy,
-        student_logprob=_sampled(student, row.response_ids),
-        teacher_logprob=_sampled(teacher, row.response_ids),
+        student_logprob=log_s,
+        teacher_logprob=log_q,
         jsd=formulas.divergence("jsd", 0.5, *both),
+        survival=survival,
         raw_weights=raw,
         weights=torch.ones_like(raw),
     )
@@ -255,7 +259,8 @@ def _score(
         taught = [row.teacher for row in rollouts if row.mini_batch == batch and row.teacher]
         normalised = formulas.normalise([teacher_row.raw_weights for teacher_row in taught])
         for teacher_row, weights in zip(taught, normalised, strict=True):
-            teacher_row.weights = weights
+            lost = settings.survival in ("unnormalised", "hand_over")
+            teacher_row.weights = weights * teacher_row.survival if lost else weights
 
 
 def _old_logprobs(
@@ -274,7 +279,7 @@ def _old_logprobs(
 def _token_losses(
     row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
 ) -> UpdateTwin:
-    """Sections 5, 7 and 9: the token losses of one rollout under the current policy, [T, V]."""
+    """Sections 5, 7, 9 and 15: the token losses of one rollout under the current policy, [T, V]."""
     new = _sampled(logps_tv, row.response_ids)
     old, own = _old_logprobs(row, new, single, settings)
     tis = formulas.tis_weight(old, row.sampled_logprobs, settings.tis_clip)
@@ -295,6 +300,8 @@ def _token_losses(
     share = {"grpo": 1.0, "mix": settings.mix_lambda, "sdpo": 0.0}[row.route]
     reinforced = formulas.grpo_loss(new, old, row.advantage, settings) * tis
     losses = share * reinforced + (1.0 - share) * distilled
+    if settings.survival == "hand_over" and row.teacher is not None:
+        losses = losses + (1.0 - row.teacher.survival) * reinforced
     gap = (old - row.sampled_logprobs).detach()
     ratios = formulas.ratio(new, old).detach()
     return UpdateTwin(losses, losses.sum(), ratios, tis, gap, divergences)

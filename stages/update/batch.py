@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.forward.packing import TokenSequence, consecutive_slices
+from pipeline.tables.schemas import REWARD_WEIGHT
 
 OldSource = Literal["live", "stored", "sampled"]
 Floats = npt.NDArray[np.float32]
@@ -18,13 +19,18 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Taught:
-    """The teacher's side of one rollout; arrays are [T] or [T, K], slices of the table."""
+    """The teacher's side of one rollout; arrays are [T] or [T, K], slices of the table.
+
+    Attributes:
+        reward_weight_T: weight of the GRPO loss beside the teacher's; None: it has none.
+    """
 
     topk_ids_TK: npt.NDArray[np.int32]
     teacher_logprobs_TK: Floats | npt.NDArray[np.float16]
     teacher_tail_T: Floats
     teacher_logprob_T: Floats
     weight_T: Floats
+    reward_weight_T: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class FlatBatch:
     teacher_tail_M: Tensor
     teacher_logprob_M: Tensor
     weight_M: Tensor
+    reward_weight_M: Tensor | None
 
     def slices(self) -> list[slice]:
         """Return where each rollout's tokens are."""
@@ -141,6 +148,7 @@ def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout
 def flatten(rollouts: Sequence[Rollout], kept: int, device: torch.device) -> FlatBatch:
     """Concatenate the tokens of some rollouts; pi_old is live for all of them or none."""
     taught = [r.taught for r in rollouts if r.taught is not None]
+    handed = [t.reward_weight_T for t in taught if t.reward_weight_T is not None]
     live = all(r.old_logprobs_T is None for r in rollouts)
 
     def per_rollout(values: Sequence[float | bool], dtype: torch.dtype) -> Tensor:
@@ -170,6 +178,7 @@ def flatten(rollouts: Sequence[Rollout], kept: int, device: torch.device) -> Fla
         teacher_tail_M=joined([t.teacher_tail_T for t in taught], (0,)),
         teacher_logprob_M=joined([t.teacher_logprob_T for t in taught], (0,)),
         weight_M=joined([t.weight_T for t in taught], (0,)),
+        reward_weight_M=joined(handed, (0,)) if handed else None,
     )
 
 
@@ -197,6 +206,7 @@ def _taught_by_rollout(teacher: pa.Table, weights: pa.Table) -> dict[str, Taught
     tail = teacher.column("teacher_tail").to_numpy()
     logprob = teacher.column("teacher_logprob").to_numpy()
     weight = weights.column("weight").to_numpy()
+    handed = weights[REWARD_WEIGHT].to_numpy() if REWARD_WEIGHT in weights.column_names else None
     return {
         str(ids[start]): Taught(
             topk_ids[start:end],
@@ -204,6 +214,7 @@ def _taught_by_rollout(teacher: pa.Table, weights: pa.Table) -> dict[str, Taught
             tail[start:end],
             logprob[start:end],
             weight[start:end],
+            None if handed is None else handed[start:end],
         )
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     }

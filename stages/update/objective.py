@@ -73,10 +73,6 @@ def token_losses(
         found_N = found_N.masked_scatter(
             taught_N, _divergence_M(batch, logprob_N, value_M, settings)
         )
-    # z^SDPO, then the mix, then z^GRPO: each token has one of the three losses.
-    by_teacher_N = taught_N & ~batch.mixed_N
-    mixed_N = mixed_loss_N(grpo_N, sdpo_N, settings.mix_lambda)
-    routed_N = torch.where(by_teacher_N, sdpo_N, torch.where(batch.mixed_N, mixed_N, grpo_N))
     by_clip_N = clipped_N(
         rho_N.detach(),
         batch.advantage_N,
@@ -85,6 +81,15 @@ def token_losses(
         settings.dual_clip,
     )
     capped_N = rho_N.detach() > settings.sdpo_ratio_clip
+    if batch.reward_weight_M is not None:
+        # Where the teacher is off its path, a taught token learns from its advantage, too.
+        handed_N = torch.zeros_like(tis_N).masked_scatter(taught_N, batch.reward_weight_M)
+        sdpo_N = sdpo_N + handed_N * grpo_N
+        capped_N = capped_N | (by_clip_N & (handed_N > 0))
+    # z^SDPO, then the mix, then z^GRPO: each token has one of the three losses.
+    by_teacher_N = taught_N & ~batch.mixed_N
+    mixed_N = mixed_loss_N(grpo_N, sdpo_N, settings.mix_lambda)
+    routed_N = torch.where(by_teacher_N, sdpo_N, torch.where(batch.mixed_N, mixed_N, grpo_N))
     return TokenLosses(
         loss_N=tis_N * routed_N,
         ratio_N=rho_N.detach(),

@@ -170,6 +170,7 @@ def twin_settings(config: Config) -> Settings:
         success_threshold=config.verify.success_threshold,
         top_k=route.top_k,
         beta=config.weigh.beta,
+        survival=config.weigh.survival,
         divergence=update.divergence,
         jsd_alpha=update.jsd_alpha,
         mix_lambda=update.mix_lambda,

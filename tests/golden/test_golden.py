@@ -20,6 +20,7 @@ import stages.weigh
 from flows.session.session import Session
 from pipeline.forward.scoring import Component
 from pipeline.policy.policy import Policy
+from pipeline.survival import log_survival_of
 from pipeline.twin.compare_tables import compare_routes
 from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
@@ -44,6 +45,10 @@ VARIANTS: dict[str, Overrides] = {
     "srpo, two updates": TWO_UPDATES,
     "srpo, all rescored, K = V": {"route": {"rescore": "all", "top_k": 500}},
     "srpo without weighting": {"weigh": {"beta": 0.0}},
+    "survival, weight": {"weigh": {"survival": "weight"}},
+    "survival, unnormalised": {"weigh": {"survival": "unnormalised"}},
+    "survival, handed over": {"weigh": {"survival": "hand_over"}},
+    "survival, handed over, two updates": {"weigh": {"survival": "hand_over"}, **TWO_UPDATES},
     "srpo, group_std": {"route": {"advantage_scale": "group_std"}},
     "grpo": {"route": {"method": "grpo", "mini_batch": 2}},
     "sdpo": {"route": {"method": "sdpo"}},
@@ -235,3 +240,30 @@ def test_self_teaching_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(stages.route.stage, "demonstrating_sibling", first_correct)
         found = disagreements(twin, run_step(session))
         assert any("teacher_rollout_id" in line for line in found)
+
+
+def with_own_token(teacher: pa.Table) -> Any:
+    """S with the token's own factor in it."""
+    shifted = log_survival_of(teacher)
+    own = teacher["teacher_logprob"].to_numpy() - teacher["student_logprob"].to_numpy()
+    return shifted + np.minimum(own.astype(np.float64), 0.0)
+
+
+def without_a_cap(teacher: pa.Table) -> Any:
+    """Ratios above 1 make up for others."""
+    own = teacher["teacher_logprob"].to_numpy() - teacher["student_logprob"].to_numpy()
+    starts = np.flatnonzero(teacher["position"].to_numpy() == 0)
+    parts = np.split(own.astype(np.float64), starts[1:])
+    return np.concatenate([np.r_[0.0, np.cumsum(part)[:-1]] for part in parts])
+
+
+@pytest.mark.parametrize("broken", [with_own_token, without_a_cap])
+def test_a_broken_survival_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pa.Table], Any]
+) -> None:
+    for session in open_run(tmp_path, VARIANTS["survival, handed over"]):
+        twin = twin_of(session, run_step(session))
+        monkeypatch.setattr(stages.weigh, "log_survival_of", broken)
+        found = disagreements(twin, run_step(session))
+        for column in ("weights.survival", "weights.reward_weight", "weight ", "gradient"):
+            assert any(column in line for line in found), column

@@ -67,17 +67,19 @@ def test_the_logits_of_two_teachers_are_added(step: TwinInputs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "divergence", "top_k"),
+    ("method", "divergence", "top_k", "survival"),
     [
-        ("srpo", "jsd", 10),
-        ("sdpo", "forward_kl", 10),
-        ("sdpo_incorrect_only", "reverse_kl", 500),
-        ("advantage_mix", "jsd", 10),
-        ("grpo", "jsd", 10),
+        ("srpo", "jsd", 10, "off"),
+        ("srpo", "jsd", 10, "weight"),
+        ("srpo", "jsd", 10, "hand_over"),
+        ("sdpo", "forward_kl", 10, "off"),
+        ("sdpo_incorrect_only", "reverse_kl", 500, "off"),
+        ("advantage_mix", "jsd", 10, "off"),
+        ("grpo", "jsd", 10, "off"),
     ],
 )
 def test_gradient_against_finite_differences(
-    tmp_path: Path, method: str, divergence: str, top_k: int
+    tmp_path: Path, method: str, divergence: str, top_k: int, survival: str
 ) -> None:
     """The second update of a step: pi_old and the weights are fixed, the ratios are not 1.
 
@@ -86,7 +88,13 @@ def test_gradient_against_finite_differences(
     no gradient, is a constant.
     """
     step = make_step(tmp_path, 2)
-    settings = Settings(method=method, divergence=divergence, top_k=top_k, sdpo_ratio_clip=0.05)
+    settings = Settings(
+        method=method,
+        divergence=divergence,
+        top_k=top_k,
+        survival=survival,
+        sdpo_ratio_clip=0.05,
+    )
     start = recompute(step.tables, step.policy_dir, step.teacher, settings)
     assert sorted(start.batches) == [0] and sorted(start.batch_tokens) == [0, 1]
     torch.manual_seed(3)
@@ -166,6 +174,30 @@ def make_tables(twin: StepTwin) -> dict[str, list[dict[str, Any]]]:
             {"rollout_id": name} | {n: v.float().tolist() for n, v in kept.items()}
         )
     return tables
+
+
+@pytest.mark.parametrize("kind", ["weight", "unnormalised", "hand_over"])
+def test_survival_in_a_whole_step(step: TwinInputs, twin: StepTwin, kind: str) -> None:
+    """Against the twin without survival: ratios are 1, so a GRPO loss is -A TIS."""
+    found = recompute(step.tables, step.policy_dir, step.teacher, Settings(top_k=10, survival=kind))
+    taught = [row for row in found.rollouts.values() if row.teacher]
+    weights = torch.cat([row.teacher.weights for row in taught if row.teacher])
+    assert (weights.mean().item() == pytest.approx(1.0)) is (kind == "weight")
+    scales = set()
+    for row in taught:
+        before = twin.rollouts[row.rollout_id]
+        assert row.teacher and row.update and before.teacher and before.update
+        logs = row.teacher.teacher_logprob - row.teacher.student_logprob
+        product = [math.prod(logs[:t].exp().clamp(max=1.0).tolist()) for t in range(len(logs))]
+        assert near(row.teacher.survival, product)
+        plain = before.update.token_losses * row.teacher.survival
+        if kind == "weight":
+            scales |= {round(float(x), 9) for x in row.update.token_losses / plain}
+            continue
+        if kind == "hand_over":
+            plain = plain - (1 - row.teacher.survival) * row.advantage * row.update.tis
+        assert near(row.update.token_losses, plain.tolist())
+    assert len(scales) == (1 if kind == "weight" else 0)  # of one mean
 
 
 def disagreements(twin: StepTwin, tables: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -18,11 +18,15 @@ from stages.update.stage import accumulate_gradient
 from tests.golden.golden_run import STEP, make_run, run_step
 
 
-@pytest.fixture(scope="module", params=[{}, {"lora": {"rank": 4}}], ids=["full", "lora"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"model": {"lora": {"rank": 4}}}, {"weigh": {"survival": "hand_over"}}],
+    ids=["full", "lora", "hand_over"],
+)
 def session(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Session]:
-    session = make_run(tmp_path_factory.mktemp("invariance"), {"model": request.param})
+    session = make_run(tmp_path_factory.mktemp("invariance"), request.param)
     yield session
     session.close()
 

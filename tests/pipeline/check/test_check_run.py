@@ -452,3 +452,39 @@ def test_advice_names_the_run_that_owns_a_file(run: Path, tmp_path: Path) -> Non
     assert broken.advice.endswith(f"srpo train --resume --run {run.resolve()}")
     anew = f"srpo replay {run.resolve()} --from weigh --steps 1:2 --fork NEW"
     assert missing.advice.endswith(anew) and "--resume" not in missing.advice
+
+
+@pytest.fixture(scope="module", params=["weight", "unnormalised", "hand_over"])
+def surviving(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A run with prefix survival; never write to it."""
+    folder = tmp_path_factory.mktemp("surviving")
+    session = make_run(folder, {"weigh": {"survival": request.param}})
+    session.close()
+    yield session.run.root
+
+
+def test_survival_follows_from_the_teachers_table(surviving: Path, tmp_path: Path) -> None:
+    assert findings(surviving) == []
+    kind = Run.open(surviving).config.weigh.survival
+    changes = {
+        "survival": ("survival follows from teacher", bit(0.999)),
+        "raw_weight": ("raw_weight is exp(-1 H)", bit(1.001)),
+        "weight": ("weight is raw_weight over its mean", bit(1.001)),
+        **({"reward_weight": ("reward_weight is 1", bit(0.9))} if kind == "hand_over" else {}),
+    }
+    for column, (invariant, change) in changes.items():
+        run = Path(shutil.copytree(surviving, tmp_path / column))
+        path = run / "steps/000001/weights.arrow"
+        set_value(path, column, 3, change)
+        texts = [f.expected for f in findings(run) if f.path == str(path)]
+        assert any(invariant in text for text in texts), (column, texts)
+
+
+def test_survival_that_was_set_has_its_columns(surviving: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(surviving, tmp_path / "run"))
+    path = run / "steps/000001/weights.arrow"
+    rewrite(path, lambda data: data.drop_columns(data.column_names[5:]))
+    texts = [f.expected for f in findings(run) if f.path == str(path)]
+    assert any("so there is a column survival" in text for text in texts), texts

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.tables.invariants import broken_invariants, check_table
+from pipeline.tables.schemas import schema_with
 from tests.builders.tables import IDS, tables, with_column, with_value
 
 INF, NAN = math.inf, math.nan
@@ -154,6 +155,32 @@ def test_weights_have_mean_1_in_each_mini_batch_by_itself() -> None:
     check_table("weights", found)
     found["routes"] = with_column(found["routes"], "mini_batch", [0, 0, 1, 1])
     assert refusal("weights", found).endswith(f"mean in a mini-batch is 1; first at {IDS[1]}")
+
+
+def surviving(**columns: list[float]) -> dict[str, pa.Table]:
+    """Return the step with survival handed over: S = 1, 1/2, and the weights that are left."""
+    found = tables()
+    made = {"weight": [1.2, 0.4], "survival": [1.0, 0.5], "reward_weight": [0.0, 0.5], **columns}
+    weights = found["weights"].to_pydict() | made
+    found["weights"] = pa.table(weights, schema=schema_with("weights", weights))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("columns", "invariant"),
+    [
+        ({}, ""),
+        ({"weight": [1.2, 0.9]}, "their mean in a mini-batch is at most 1"),
+        ({"survival": [1.0, -0.5]}, "survival in [0, 1]"),
+        ({"survival": [1.0, NAN]}, "survival in [0, 1]"),
+        ({"survival": [0.9, 0.5], "reward_weight": [0.1, 0.5]}, "survival begins with 1"),
+        ({"survival": [1.0, 1.5], "reward_weight": [0.0, -0.5]}, "survival never rises"),
+        ({"reward_weight": [0.0, 0.4]}, "reward_weight is 1 - survival"),
+    ],
+)
+def test_survival_falls_from_1(columns: dict[str, list[float]], invariant: str) -> None:
+    texts = [broken.invariant for broken in broken_invariants("weights", surviving(**columns))]
+    assert (invariant in texts) if invariant else not texts
 
 
 def test_shares_sum_to_1_in_each_mini_batch_by_itself() -> None:
