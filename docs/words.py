@@ -148,6 +148,10 @@ METRICS = {
     "teacher_entropy_mean": "mean entropy of the teacher on them, nats; null if there are none",
     "jsd_mean": "mean JSD at alpha = 0.5 on them, nats; null if there are none",
     "weight_std": "standard deviation of their weights; null if there are none",
+    "weight_max": "largest of their weights",
+    "effective_tokens": "(sum of w)^2 / sum of w^2: how many of them are really heard",
+    "off_path_share": "share of the sum of w * jsd where survival S is below 0.1 and the teacher "
+    "would not have come; null if nothing diverges",
     "loss": "mean loss of the step's optimizer updates",
     "grad_norm": "mean gradient norm before clipping",
     "learning_rate": "learning rate of the step",

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.survival import OFF_PATH, log_survival_of
+
 LARGEST = 5
 Tables = Mapping[str, pa.Table]
 
@@ -141,6 +143,16 @@ def _duplicates(tables: Tables) -> list[str]:
     return _spread(rollouts, pa.array([text == commonest for text in texts]))
 
 
+def _off_path(tables: Tables) -> list[str]:
+    """Return the taught rollouts with the most weighted divergence off the teacher's path."""
+    teacher, weights = tables["teacher"], tables["weights"]
+    parts = weights["weight"].to_numpy().astype(np.float64) * teacher["jsd"].to_numpy()
+    off = np.where(np.exp(log_survival_of(teacher)) < OFF_PATH, parts, 0.0)
+    table = pa.table({"rollout_id": teacher["rollout_id"], "off": off})
+    sums = table.group_by("rollout_id", use_threads=False).aggregate([("off", "sum")])
+    return _largest(sums, sums["off_sum"].to_numpy())
+
+
 def _loss(tables: Tables) -> list[str]:
     return _largest(tables["updates"], np.abs(tables["updates"]["loss_sum"].to_numpy()))
 
@@ -166,6 +178,7 @@ SELECTORS: Mapping[str, Selector] = {
     "wrong": Selector(_wrong, "not correct and not teacher_available and error is null"),
     "demonstrations": Selector(_demonstrations),
     "duplicates": Selector(_duplicates),
+    "off_path": Selector(_off_path),
     "largest_loss": Selector(_loss),
     "largest_gap": Selector(_gap, "max_logprob_gap > 0.5", "-max_logprob_gap"),
     "verifier_errors": Selector(_failed, "error is not null"),

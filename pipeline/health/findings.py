@@ -38,6 +38,9 @@ from pipeline.health.thresholds import (
     LENGTH_GROWTH,
     LENGTH_SHARE,
     MASTERED,
+    OFF_PATH_FALL,
+    OFF_PATH_SHARE,
+    OFF_PATH_STEPS,
     RATIO_DROP,
     SHRINK_TOKENS,
     SPIKE,
@@ -222,6 +225,56 @@ def duplicates(steps: Records) -> Sign | None:
     )
 
 
+def off_path(steps: Records) -> Sign | None:
+    """Find teachers that are heard where they would not have come, while the format falls."""
+    tail, rates = _off_path(steps), points(_judged(steps), "format_rate")
+    past, recent = rates[:-OFF_PATH_STEPS], rates[-OFF_PATH_STEPS:]
+    if not tail or len(past) < OFF_PATH_STEPS:
+        return None
+    windows = (past[n : n + OFF_PATH_STEPS] for n in range(len(past) - OFF_PATH_STEPS + 1))
+    best = max(median(point.value for point in window) for window in windows)
+    now = median(point.value for point in recent)
+    answers = sum(_answers(record) for record in steps[-OFF_PATH_STEPS:])
+    if now > best - max(OFF_PATH_FALL, share_noise(best, answers)):
+        return None
+    onset = recent[0].step
+    text = f"{_off_path_text(tail)}, while the format rate is {now:.0%}, at best {best:.0%} before"
+    return Sign(onset, max(0, onset - 1), text)
+
+
+def evaluated_off_path(evaluations: Records, steps: Records) -> Sign | None:
+    """Find teachers that are heard where they would not have come, while evaluations fall."""
+    if not (tail := _off_path(steps)):
+        return None
+    failed = _unjudged(evaluations[-1])
+    for what, low, high, rated in (
+        ("format_rate", "format_rate_low", "format_rate_high", _judged(evaluations)),
+        ("accuracy", "low", "high", evaluations),
+    ):
+        noise = max((_width(record, low, high) for record in rated), default=0.0) / 2
+        least = max(OFF_PATH_FALL, noise) + (failed if what == "accuracy" else 0.0)
+        if (found := _fallen(rated, what, least)) is not None:
+            best, now, healthy = found
+            steps_done, name = int(evaluations[-1]["steps_done"]), what.replace("_", " ")
+            text = f"{name} is {now:.1%} at evaluation after {steps_done} steps, at best {best:.1%}"
+            return Sign(steps_done, healthy, f"{_off_path_text(tail)}, while {text} before")
+    return None
+
+
+def _off_path(steps: Records) -> list[Point]:
+    """Return the newest steps in a row at which teachers are off their path, if enough."""
+    tail = _above(steps, "off_path_share", OFF_PATH_SHARE)
+    return tail if len(tail) >= OFF_PATH_STEPS else []
+
+
+def _off_path_text(tail: list[Point]) -> str:
+    share = median(point.value for point in tail)
+    return (
+        f"{share:.0%} of the weighted divergence of {len(tail)} steps in a row stands where the "
+        f"teacher would not have come; expected below {OFF_PATH_SHARE:.0%}"
+    )
+
+
 def gradient_spikes(steps: Records) -> Sign | None:
     """Find a gradient far above all before."""
     norms = [point for point in points(steps, "grad_norm") if point.value > 0]
@@ -288,7 +341,7 @@ def evaluated_format_falls(evaluations: Records, steps: Records) -> Sign | None:
 
 def accuracy_falls(evaluations: Records, steps: Records) -> Sign | None:
     """Find an accuracy that falls, by more than verdicts that failed may explain."""
-    width = max((_width(evaluation) for evaluation in evaluations), default=0.0)
+    width = max((_width(evaluation, "low", "high") for evaluation in evaluations), default=0.0)
     failed = _unjudged(evaluations[-1])
     found = _evaluated(evaluations, "accuracy", max(ACCURACY_DROP, width) + failed)
     if found is None:
@@ -305,18 +358,29 @@ def accuracy_falls(evaluations: Records, steps: Records) -> Sign | None:
     )
 
 
-def _width(evaluation: Record) -> float:
-    low, high = number(evaluation, "low"), number(evaluation, "high")
+def _width(evaluation: Record, *ends: str) -> float:
+    """Return the width of an interval, given the keys of its ends; 0 if it is not recorded."""
+    low, high = (number(evaluation, key) for key in ends)
     return 0.0 if low is None or high is None else high - low
 
 
 def _evaluated(evaluations: Records, key: str, least: float) -> tuple[float, float, int] | None:
-    """Return the best rate so far, the newest, and the newest state that kept to the former."""
+    """Return what `_fallen` does, for a fall that is more than noise of so many questions."""
+    rates = [rate for e in evaluations[:-1] if (rate := number(e, key)) is not None]
+    noise = share_noise(max(rates), number(evaluations[-1], "questions") or 0.0) if rates else 0.0
+    return _fallen(evaluations, key, max(least, noise))
+
+
+def _fallen(evaluations: Records, key: str, least: float) -> tuple[float, float, int] | None:
+    """Return the best rate so far, the newest, and the newest state that kept to the former.
+
+    None where the newest is not lower by `least`.
+    """
     rated = [(e, rate) for e in evaluations if (rate := number(e, key)) is not None]
     if len(rated) < 2 or rated[-1][0] is not evaluations[-1]:
         return None
     best, now = max(rate for _, rate in rated[:-1]), rated[-1][1]
-    limit = best - max(least, share_noise(best, number(evaluations[-1], "questions") or 0.0))
+    limit = best - least
     if now > limit:
         return None
     return best, now, max(int(e["steps_done"]) for e, rate in rated[:-1] if rate >= limit)

@@ -27,6 +27,9 @@ from pipeline.health.thresholds import (
     LENGTH_GROWTH,
     LENGTH_SHARE,
     MASTERED,
+    OFF_PATH_FALL,
+    OFF_PATH_SHARE,
+    OFF_PATH_STEPS,
     SHRINK_TOKENS,
     SPIKE,
     SPIKE_OVER_LARGEST,
@@ -61,6 +64,10 @@ class Rule(Generic[Finder]):
     advice: str
 
 
+_OFF_PATH_ADVICE = (
+    "read the tokens behind the first one that the teacher finds improbable; fork from a step "
+    "before it, with `weigh.survival`"
+)
 STEP_RULES: Sequence[Rule[AtStep]] = (
     Rule(
         "format_falls",
@@ -146,6 +153,16 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         "learning rate",
     ),
     Rule(
+        "off_path",
+        findings.off_path,
+        "off_path",
+        True,
+        f"at least {OFF_PATH_SHARE:.0%} of the weighted divergence stands where the teacher would "
+        f"not have come (`off_path_share`), {OFF_PATH_STEPS} steps in a row, while the format rate "
+        f"of training is {100 * OFF_PATH_FALL:.0f} points below its best",
+        _OFF_PATH_ADVICE,
+    ),
+    Rule(
         "gradient_spike",
         findings.gradient_spikes,
         "largest_loss",
@@ -191,6 +208,16 @@ EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
         "best before",
         "formats break at a low temperature first; evaluate more often, fork from the last good "
         "state",
+    ),
+    Rule(
+        "evaluated_off_path",
+        findings.evaluated_off_path,
+        "off_path",
+        True,
+        f"as `off_path`, while an evaluation's format rate or accuracy is "
+        f"{100 * OFF_PATH_FALL:.0f} points below its best, and by more than half the width of its "
+        "interval",
+        _OFF_PATH_ADVICE,
     ),
     Rule(
         "accuracy_falls",

@@ -24,6 +24,8 @@ TRUNCATED = 0.25
 """A published default of 256 tokens cut 97% of responses without anybody noticing."""
 DUPLICATES = 0.3
 """Of responses; on the demo no long text is given to two questions, ever."""
+OFF_PATH_SHARE, OFF_PATH_STEPS, OFF_PATH_FALL = 0.5, 5, 0.05
+"""On the demo a third stands there and nothing breaks; where three quarters did, formats broke."""
 SPIKE, SPIKE_OVER_LARGEST = 10.0, 2.0
 """The gradient is clipped, but such a step says that something is wrong with its samples."""
 GAP_NATS = 0.5

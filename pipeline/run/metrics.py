@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.run.pass_at_k import distinct_at_k, ks_up_to, pass_at_k
 from pipeline.seeds import derive_seed
+from pipeline.survival import log_survival_of, off_path_share
 from pipeline.tables.manifest import Manifest
 from pipeline.tables.rule_changes import unjudged_left_out
 
@@ -255,12 +256,30 @@ def _length_metrics(rollouts: pa.Table, routes: pa.Table, judged: Mask) -> dict[
 
 
 def _teacher_metrics(teacher: pa.Table, weights: pa.Table) -> dict[str, Any]:
+    jsd = teacher["jsd"].to_numpy()
     weight = weights["weight"].to_numpy()
     return {
         "taught_tokens": teacher.num_rows,
         "teacher_entropy_mean": _mean(teacher["entropy"].to_numpy()),
-        "jsd_mean": _mean(teacher["jsd"].to_numpy()),
-        "weight_std": float(weight.std()) if len(weight) else None,
+        "jsd_mean": _mean(jsd),
+        **weight_metrics(weights),
+        "off_path_share": off_path_share(weight, jsd, log_survival_of(teacher)),
+    }
+
+
+def weight_metrics(weights: pa.Table) -> dict[str, float | None]:
+    """Return spread and maximum of a step's token weights, and how many tokens are really heard.
+
+    That is (sum of w)^2 / sum of w^2: all of them where the weights are equal (section 15).
+    """
+    weight = weights["weight"].to_numpy()
+    if not len(weight):
+        return dict.fromkeys(("weight_std", "weight_max", "effective_tokens"))
+    wide = weight.astype(np.float64)
+    return {
+        "weight_std": float(weight.std()),
+        "weight_max": float(weight.max()),
+        "effective_tokens": float(wide.sum() ** 2 / (wide @ wide)),
     }
 
 

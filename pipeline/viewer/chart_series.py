@@ -83,6 +83,9 @@ CHARTS = (
     ),
 )
 OPTIONAL = (
+    Chart("off_path_share", "Divergence off the teacher's path", "percent"),
+    Chart("weight_max", "Token weights, max", "number"),
+    Chart("effective_tokens", "Tokens really heard", "count"),
     Chart("duplicate_share", "Duplicate responses", "percent"),
     Chart("demonstration_tokens_mean", "Demonstration length, mean", "count", "tokens"),
     Chart("work_share", "Computed tokens, share of naive", "percent"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.run.metrics import evaluation_metrics
+from pipeline.run.metrics import evaluation_metrics, weight_metrics
 from pipeline.run.run import Run
 
 Record = dict[str, Any]
@@ -75,7 +75,7 @@ def _evaluation(run: Run, step: int) -> Record:
 
 
 def _of_tables(run: Run, step: int) -> Record:
-    """Return the routes' shares and the spread of weights, where these tables are there."""
+    """Return the routes' shares and what weights tell, where these tables are there."""
     record: Record = {}
     if run.has("routes", step):
         routes = run.read("routes", step)
@@ -84,6 +84,5 @@ def _of_tables(run: Run, step: int) -> Record:
             record[f"share_{route}"] = names.count(route) / len(names)
         record["teacher_available"] = float(np.mean(routes["teacher_available"].to_numpy()))
     if run.has("weights", step):
-        weights = run.read("weights", step)["weight"].to_numpy()
-        record["weight_std"] = float(weights.std()) if len(weights) else None
+        record |= weight_metrics(run.read("weights", step))
     return record

@@ -192,6 +192,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         ("Teacher entropy, nats", "teacher_entropy_mean", number),
         ("Divergence, nats", "jsd_mean", number),
         ("Weight sd", "weight_std", number),
+        ("Off the teacher's path", "off_path_share", percent),
+        ("Tokens really heard", "effective_tokens", count),
         ("Loss", "loss", number),
         ("Gradient norm", "grad_norm", number),
         ("Optimizer updates", "updates", count),

@@ -24,6 +24,7 @@ EXPECTED = {
     "wrong": [IDS[1], IDS[2]],  # the last could not be judged
     "demonstrations": [IDS[0]],
     "duplicates": [IDS[0]],
+    "off_path": [IDS[1]],
     "largest_loss": [IDS[0], IDS[1], IDS[2], IDS[3]],
     "largest_gap": [IDS[0], IDS[1]],
     "verifier_errors": [IDS[3]],
@@ -41,7 +42,7 @@ def test_a_step_that_taught_nothing_has_no_evidence_of_teaching(name: str) -> No
     made = {**tables(), "teacher": tables()["teacher"].slice(0, 0)}
     made["weights"] = made["weights"].slice(0, 0)
     made["routes"] = with_column(made["routes"], "teacher_rollout_id", [None] * 4)
-    expected = [] if name in ("surest", "demonstrations") else EXPECTED[name]
+    expected = [] if name in ("surest", "demonstrations", "off_path") else EXPECTED[name]
     assert list(evidence_of(name, made)) == expected
 
 
@@ -69,6 +70,17 @@ def test_questions_that_lost_most_come_first() -> None:
     before = with_column(now, "correct", [True, True, False, False])
     found = evidence_of("evaluated_wrong", {"evaluations": now, "best_evaluations": before})
     assert found == (f"e{IDS[1]}", f"e{IDS[2]}")
+
+
+def test_what_diverges_most_off_the_path_comes_first() -> None:
+    """Of two rollouts of one token off the path each, w jsd is 0.8 x 0.375 and 1.2 x 0.5."""
+    made = {name: pa.concat_tables([tables()[name]] * 2) for name in ("teacher", "weights")}
+    for name in made:
+        made[name] = with_column(made[name], "rollout_id", [IDS[1]] * 2 + [IDS[2]] * 2)
+    made["teacher"] = with_column(made["teacher"], "teacher_logprob", [-9.0, -2.5] * 2)
+    made["teacher"] = with_column(made["teacher"], "jsd", [0.6, 0.375, 0.1, 0.5])
+    made["weights"] = with_column(made["weights"], "weight", [1.2, 0.8, 0.8, 1.2])
+    assert evidence_of("off_path", made) == (IDS[2], IDS[1])
 
 
 @pytest.mark.parametrize("rule", [*STEP_RULES, *EVALUATION_RULES], ids=lambda rule: rule.name)

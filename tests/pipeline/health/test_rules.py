@@ -27,6 +27,7 @@ USUAL: Record = {
     "wrong_tokens_mean": 50.0,
     "teacher_entropy_mean": 0.4,
     "weight_std": 0.3,
+    "off_path_share": 0,
     "distils": True,
     "taught_tokens": 800,
     "correct_share": 0.5,
@@ -123,7 +124,7 @@ def test_limits_are_where_they_are_said_to_be(
 
 
 def test_every_rule_is_tried_here() -> None:
-    assert {*(name for name, _, _ in BROKEN), "nothing_taught"} == set(RULES)
+    assert {*(name for name, _, _ in BROKEN), "nothing_taught", "off_path"} == set(RULES)
     used = {rule.evidence for rule in STEP_RULES} | {rule.evidence for rule in EVALUATION_RULES}
     assert used == set(SELECTORS)
 
@@ -216,6 +217,30 @@ def test_nothing_taught_needs_ten_steps_of_a_method_that_distils() -> None:
     assert not fired(followed([idle] * 9 + [{}] + [idle] * 9), "nothing_taught")
 
 
+OFF = {"off_path_share": 0.7}
+
+
+def test_off_path_needs_five_steps_and_a_format_that_falls() -> None:
+    def after(*changes: Record) -> list[tuple[int, Sign]]:
+        return fired(followed(changes, before=followed([{}] * ONSET, before=[])), "off_path")
+
+    broken = {**OFF, "format_rate": 0.88}
+    (step, sign), *_ = after(*[broken] * 9)
+    assert (step, sign.onset, sign.healthy) == (ONSET + 4, ONSET, ONSET - 1)
+    assert "70% of the weighted divergence of 5 steps" in sign.message
+    assert "format rate is 88%, at best 95%" in sign.message
+    for change in ({**OFF, "format_rate": 0.91}, {"off_path_share": 0.45, "format_rate": 0.8}):
+        assert not after(*[change] * 9)
+    assert not after(*[broken] * 4, {"format_rate": 0.88}, *[broken] * 4)
+    assert not after(*[{**broken, "rollouts": 4}] * 9)  # of twenty answers, too few
+
+
+def test_off_path_needs_five_steps_before_to_fall_from() -> None:
+    assert not fired(followed([{**OFF, "format_rate": 0.5}] * 9, before=[]), "off_path")
+    sinking = followed([{**OFF, "format_rate": 0.98 - 0.01 * n} for n in range(20)], before=[])
+    assert fired(sinking, "off_path")[0][0] in (9, 10)
+
+
 def test_the_first_gradient_after_many_of_zero_is_no_spike() -> None:
     steps = followed([{"grad_norm": 0.0}] * 20 + [{"grad_norm": 0.5}], before=[])
     assert not fired(steps, "gradient_spike")
@@ -250,6 +275,26 @@ def test_evaluations_are_compared_with_the_best_before() -> None:
         assert (sign.onset, sign.healthy) == (30, 20)
     assert "7.0%" in found["accuracy_falls"].message
     assert "training reward is 0.5" in found["accuracy_falls"].message
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "form", "said"),
+    [(0.71, 0.98, "accuracy is 71.0%"), (0.79, 0.92, "format rate is 92.0%"), (0.76, 0.96, "")],
+)
+def test_evaluations_that_fall_while_teachers_are_off_their_path(
+    accuracy: float, form: float, said: str
+) -> None:
+    """Five points, where intervals are 8 wide."""
+    history = [evaluation(0, 0.5, 0.9), evaluation(10, 0.79, 0.98), evaluation(17, accuracy, form)]
+    steps = followed([OFF] * 5)
+    found = {rule.name: sign for rule, sign in findings_at_evaluation(steps, history)}
+    assert set(found) == ({"evaluated_off_path"} if said else set())
+    for sign in found.values():
+        assert said in sign.message and (sign.onset, sign.healthy) == (17, 10)
+    assert not findings_at_evaluation(followed([OFF] * 4), history)
+    wide = [{**record, "low": 0.4, "high": 0.6} for record in history]
+    names = [rule.name for rule, _ in findings_at_evaluation(steps, wide)]
+    assert names == (["evaluated_off_path"] if "format" in said else [])
 
 
 @pytest.mark.parametrize("name", ["accuracy_falls", "evaluated_format_falls"])
@@ -287,7 +332,8 @@ NUMBERS = st.one_of(
 )
 RECORD = st.dictionaries(st.sampled_from([*USUAL, "unknown"]), NUMBERS)
 EVALUATION = st.dictionaries(
-    st.sampled_from(["accuracy", "low", "high", "format_rate", "questions"]), NUMBERS
+    st.sampled_from(["accuracy", "low", "high", "format_rate", "format_rate_low", "questions"]),
+    NUMBERS,
 )
 
 

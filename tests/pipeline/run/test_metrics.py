@@ -72,6 +72,9 @@ EXPECTED = {
     "teacher_entropy_mean": 0.75,
     "jsd_mean": 0.25,
     "weight_std": 0.2,  # of 1.2 and 0.8
+    "weight_max": 1.2,
+    "effective_tokens": 4 / 2.08,  # 2^2 over 1.44 + 0.64
+    "off_path_share": 0.0,  # the teacher finds both tokens likelier than the student
     "loss": 0.375,
     "grad_norm": 3.0,
     "learning_rate": 5e-6,
@@ -92,6 +95,17 @@ EXPECTED = {
     "seconds": 15.5,
     "tokens": 10,
 }
+
+
+def test_divergence_off_the_teachers_path_by_hand() -> None:
+    """S = 1, e^-3 < 0.1; w jsd = 1.2 x 0.125 and 0.8 x 0.375."""
+    made = tables()
+    made["teacher"] = with_column(made["teacher"], "teacher_logprob", [-4.25, -2.5])
+    assert step_metrics(made, manifests())["off_path_share"] == pytest.approx(0.3 / 0.45)
+    made |= {name: made[name].slice(0, 0) for name in ("teacher", "weights")}
+    found = step_metrics(made, manifests())
+    names = ("off_path_share", "weight_max", "effective_tokens")
+    assert [found[name] for name in names] == [None] * 3
 
 
 OF_TASKS = (
