@@ -16,7 +16,7 @@ from pipeline.text import NOTHING, count, number, percent, printable
 _TOKEN_WIDTH = 14
 _NUMBERS = {
     "sampled_logprob": "log p", "student_entropy": "Hs", "teacher_entropy": "H", "weight": "w",
-    "jsd": "jsd", "share": "loss",
+    "survival": "S", "jsd": "jsd", "share": "loss",
 }  # fmt: skip
 """Columns of the token table, if recorded: field and heading."""
 _WIDE_ONLY = ("sampled_logprob", "student_entropy")
@@ -182,6 +182,7 @@ def _print_legend(
         "student_entropy": "Hs: student's entropy, nats",
         "teacher_entropy": "H: teacher's entropy, nats",
         "weight": "w: weight",
+        "survival": "S: how far the teacher, too, would have come",
         "jsd": "jsd: divergence, nats",
         "share": "loss: share of the rollout's loss",
     }

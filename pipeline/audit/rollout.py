@@ -16,7 +16,8 @@ from pipeline.audit.token_losses import batch_tokens_of, losses_of, shares_T
 from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
-from pipeline.tables.schemas import Row
+from pipeline.survival import log_survival_of
+from pipeline.tables.schemas import REWARD_WEIGHT, Row
 from pipeline.text import printable
 
 TOP = 5
@@ -40,6 +41,8 @@ class TokenRecord:
     """One response token. None where nothing was recorded; see `RolloutRecord.not_recorded`.
 
     Attributes:
+        survival: S, how far the teacher, too, would have come to this token.
+        reward_weight: weight of the GRPO loss beside the teacher's.
         tis: correction from engine to trainer.
         loss: contribution to the sum of the rollout's losses, before the division by N.
         share: part of the sum of absolute losses of the rollout's tokens.
@@ -54,6 +57,8 @@ class TokenRecord:
     teacher_entropy: float | None = None
     raw_weight: float | None = None
     weight: float | None = None
+    survival: float | None = None
+    reward_weight: float | None = None
     jsd: float | None = None
     student_logprob: float | None = None
     teacher_logprob: float | None = None
@@ -235,9 +240,11 @@ def _token_columns(
         columns["teacher_entropy"] = teacher["entropy"].to_numpy()
         for name in ("jsd", "student_logprob", "teacher_logprob"):
             columns[name] = teacher[name].to_numpy()
+        columns["survival"] = np.exp(log_survival_of(teacher))
     if weights is not None:
-        for name in ("raw_weight", "weight"):
-            columns[name] = weights[name].to_numpy()
+        for name in ("raw_weight", "weight", REWARD_WEIGHT):
+            if name in weights.column_names:
+                columns[name] = weights[name].to_numpy()
     return columns
 
 
@@ -296,7 +303,7 @@ def _not_recorded(columns: Row, route: Row | None, update: Row | None) -> dict[s
         found |= dict.fromkeys(("weight", "raw_weight"), "stage weigh has not run for this step")
     else:
         found |= dict.fromkeys(
-            ("teacher_entropy", "weight", "raw_weight", "jsd", "student_logprob",
+            ("teacher_entropy", "weight", "raw_weight", "survival", "jsd", "student_logprob",
              "teacher_logprob", "student_top", "teacher_top"),
             _untaught(route),
         )  # fmt: skip

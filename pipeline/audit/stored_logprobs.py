@@ -29,8 +29,8 @@ _OF_LOSSES = ("tis", "loss", "share")
 _OF_TABLE = {
     "weights": ("weight", "raw_weight", *_OF_LOSSES),
     "teacher": (
-        "teacher_entropy", "jsd", "student_logprob", "teacher_logprob", "student_top",
-        "teacher_top", *_OF_LOSSES,
+        "teacher_entropy", "survival", "jsd", "student_logprob", "teacher_logprob",
+        "student_top", "teacher_top", *_OF_LOSSES,
     ),
 }  # fmt: skip
 """Which fields of tokens need a table that may be pruned."""

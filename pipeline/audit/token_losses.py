@@ -1,10 +1,11 @@
 """The loss of each token of a rollout, from tables alone: float64, at the step's first policy.
 
-docs/method.md, sections 5 and 7 to 9. With one update per step this is the loss the update saw;
+docs/method.md, sections 5, 7 to 9 and 15. With one update per step this is the loss the update saw;
 where the policy had moved since, or the engine's correction was not stored, it is an estimate:
 `losses_of` says why, and how far its sum is from the recorded one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.audit.stored_logprobs import is_rounded, keeps_student, kept_TK
 from pipeline.run.run import Run
-from pipeline.tables.schemas import Row
+from pipeline.tables.schemas import REWARD_WEIGHT, Row
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +30,7 @@ class TaughtTokens:
     Attributes:
         student_TK: None where they were not kept.
         jsd_T: the stored divergence, JSD at alpha = 0.5.
+        reward_weight_T: weights of the GRPO loss beside the teacher's; None: it has none.
     """
 
     student_TK: Floats | None
@@ -39,6 +41,7 @@ class TaughtTokens:
     teacher_logprob_T: Floats
     jsd_T: Floats
     weight_T: Floats
+    reward_weight_T: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def losses_of(
         known = False
     mean_tis = np.float64(1.0 if known else update["mean_tis"] or 1.0)
     loss_T: Floats | None = np.zeros_like(sampled_T)
-    taught = None if teacher is None else _taught(teacher, columns["weight"])
+    taught = None if teacher is None else _taught(teacher, columns)
     if taught is not None and not knows_divergence(taught, settings):
         loss_T = None
     elif update["computed"]:
@@ -146,11 +149,12 @@ def batch_tokens_of(run: Run, step: int, mini_batch: int) -> int:
     return int(frame["tokens"].sum())
 
 
-def _taught(teacher: pa.Table, weight: npt.NDArray[np.floating]) -> TaughtTokens:
+def _taught(teacher: pa.Table, columns: Mapping[str, npt.NDArray[np.floating]]) -> TaughtTokens:
     def wide(name: str) -> Floats:
         return np.asarray(teacher[name].to_numpy(), dtype=np.float64)
 
     student_TK = kept_TK(teacher, "student_logprobs") if keeps_student(teacher) else None
+    handed_T = columns.get(REWARD_WEIGHT)
     return TaughtTokens(
         student_TK=None if student_TK is None else student_TK.astype(np.float64),
         teacher_TK=kept_TK(teacher, "teacher_logprobs").astype(np.float64),
@@ -159,7 +163,8 @@ def _taught(teacher: pa.Table, weight: npt.NDArray[np.floating]) -> TaughtTokens
         student_logprob_T=wide("student_logprob"),
         teacher_logprob_T=wide("teacher_logprob"),
         jsd_T=wide("jsd"),
-        weight_T=weight.astype(np.float64),
+        weight_T=columns["weight"].astype(np.float64),
+        reward_weight_T=None if handed_T is None else handed_T.astype(np.float64),
     )
 
 
@@ -184,6 +189,8 @@ def token_losses_T(
     if taught is not None:
         correction_T = np.minimum(ratio_T, settings["sdpo_ratio_clip"])
         distilled_T = taught.weight_T * correction_T * divergence_T(taught, settings)
+        if taught.reward_weight_T is not None:
+            distilled_T = distilled_T + taught.reward_weight_T * reinforced_T
     by_route = {
         "grpo": reinforced_T,
         "sdpo": distilled_T,

@@ -46,6 +46,7 @@ QUANTITIES = (
     Quantity("student_logprob", "Student log-prob", "nats", "low", "of the sampled token"),
     Quantity("teacher_logprob", "Teacher log-prob", "nats", "low", "of the sampled token"),
     Quantity("share", "Loss share", "", "high", "part of this rollout's sum of |token loss|"),
+    Quantity("survival", "Survival", "", "high", "S: how far the teacher, too, would have come"),
 )
 
 

@@ -29,7 +29,7 @@ TOP = 5
 
 _VALUES = (
     "sampled_logprob", "old_logprob", "student_logprob", "teacher_logprob", "student_entropy",
-    "teacher_entropy", "raw_weight", "weight", "jsd", "loss", "share",
+    "teacher_entropy", "raw_weight", "weight", "survival", "reward_weight", "jsd", "loss", "share",
 )  # fmt: skip
 Top = tuple[int, float | None, float]
 """A kept token: its id, log s (None if not kept) and log q."""

@@ -152,6 +152,8 @@
     ["student_entropy", "student entropy"],
     ["teacher_entropy", "teacher entropy"],
     ["weight", "weight"],
+    ["survival", "survival"],
+    ["reward_weight", "weight of the advantage"],
     ["jsd", "divergence"],
     ["loss", "loss"],
     ["share", "share of |loss|"],

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.audit.rollout import rollout_record, topk
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
+from pipeline.tables.schemas import schema_with
 from tests.builders.step_runs import LARGE_IDS, TOKENS, large_run, make_run
 from tests.builders.tables import IDS, STEP, tables, with_column, with_value
 
@@ -41,8 +43,32 @@ def test_a_taught_rollout_whole(tmp_path: Path, tokenizer: Path) -> None:
     assert (first.position, first.id, first.sampled_logprob) == (0, 10, -0.5)
     assert (first.old_logprob, first.student_entropy, first.teacher_entropy) == (-0.5, 1.0, 0.5)
     assert (first.weight, second.weight) == pytest.approx((1.2, 0.8))
+    assert (first.survival, second.survival) == (1.0, 1.0)
+    assert second.reward_weight is None
     assert (second.jsd, second.student_logprob, second.teacher_logprob) == (0.375, -2.75, -2.5)
     assert record.not_recorded == {}
+
+
+def test_survival_whatever_the_setting(tmp_path: Path, tokenizer: Path) -> None:
+    """log q - log s = -1 at the first of two tokens."""
+    found = tables()
+    teacher = with_column(found["teacher"], "teacher_logprob", [-2.25, -2.5])
+    plain = rollout_record(made_up(tmp_path / "off", tokenizer, teacher=teacher), IDS[1])
+    assert [t.survival for t in plain.tokens] == pytest.approx([1.0, np.exp(-1)])
+    columns = found["weights"].to_pydict() | {
+        "weight": [1.2, 0.8 * np.exp(-1)],
+        "survival": [1.0, np.exp(-1)],
+        "reward_weight": [0.0, 1 - np.exp(-1)],
+    }
+    weights = pa.table(columns, schema=schema_with("weights", columns))
+    run = made_up(tmp_path / "handed", tokenizer, teacher=teacher, weights=weights)
+    handed = rollout_record(run, IDS[1])
+    assert [t.survival for t in handed.tokens] == pytest.approx([1.0, np.exp(-1)])
+    assert [t.reward_weight for t in handed.tokens] == pytest.approx([0.0, 1 - np.exp(-1)])
+    before, after = ([token.loss or 0.0 for token in r.tokens] for r in (plain, handed))
+    # A = -0.5, and 1/e of the divergence is left.
+    expected = [before[0], before[1] * np.exp(-1) + 0.5 * (1 - np.exp(-1))]
+    assert after == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_likeliest_tokens_of_student_and_teacher(tmp_path: Path, tokenizer: Path) -> None:
@@ -74,8 +100,8 @@ def test_what_is_missing_and_which_setting_records_it(tmp_path: Path, tokenizer:
     scores = with_column(scores, "student_entropy", [[], [], [], []])
     missing = rollout_record(made_up(tmp_path, tokenizer, scores=scores), IDS[0]).not_recorded
     assert set(missing) == {
-        "old_logprob", "student_entropy", "tis", "teacher_entropy", "raw_weight", "weight", "jsd",
-        "student_logprob", "teacher_logprob", "student_top", "teacher_top",
+        "old_logprob", "student_entropy", "tis", "teacher_entropy", "raw_weight", "weight",
+        "survival", "jsd", "student_logprob", "teacher_logprob", "student_top", "teacher_top",
     }  # fmt: skip
     assert 'route.rescore = "all"' in missing["old_logprob"]
     assert missing["weight"] == "no teacher was available, so nothing was taught"

@@ -1,6 +1,7 @@
 """Token losses against values worked out by hand (docs/method.md, sections 5, 7 and 9)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,13 @@ def test_weight_and_corrections_multiply_the_divergence() -> None:
     """1.5 x min(ratio 4, 2) x correction 0.8."""
     found = token_losses_T("sdpo", -0.5, np.array([0.8]), np.log([4.0]), taught(1.5), settings())
     assert found == pytest.approx([1.5 * 2 * 0.8 * JSD])
+
+
+def test_what_is_handed_over_is_added() -> None:
+    """Ratio 1.5: w x 1.5 x JSD, and 0.25 x -A x 1.5, both times 0.8."""
+    one = replace(taught(0.5), reward_weight_T=np.array([0.25]))
+    found = token_losses_T("sdpo", -0.4, np.array([0.8]), np.log([1.5]), one, settings())
+    assert found == pytest.approx([0.8 * (0.5 * 1.5 * JSD + 0.25 * 0.4 * 1.5)])
 
 
 def test_mixed_losses_and_no_route() -> None:
