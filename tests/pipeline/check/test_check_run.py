@@ -461,6 +461,7 @@ def surviving(
     """A run with prefix survival; never write to it."""
     folder = tmp_path_factory.mktemp("surviving")
     session = make_run(folder, {"weigh": {"survival": request.param}})
+    session.run_stage("evaluate", 0)
     session.close()
     yield session.run.root
 
