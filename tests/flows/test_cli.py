@@ -59,7 +59,7 @@ def test_the_version_is_that_of_the_package(
         ("srpo stage w", ["weigh"]),
         ("srpo replay r --from up", ["update"]),
         ("srpo evaluate r --task a", ["arithmetic"]),
-        ("srpo train demo --set weigh.", ["weigh.beta="]),
+        ("srpo train demo --set weigh.b", ["weigh.beta="]),
     ],
 )
 def test_a_shell_completes_commands_presets_stages_tasks_and_settings(
