@@ -45,8 +45,8 @@ def write(tmp_path: Path) -> Writer:
 
 
 def test_shipped_tasks_open_and_describe_themselves() -> None:
-    names = ["arithmetic", "mathematics", "science_qa", "tool_use", "word_problems"]
-    assert registry.task_names() == names
+    names = ["arithmetic", "code", "code_share", "mathematics", "science_qa", "tool_use"]
+    assert registry.task_names() == [*names, "word_problems"]
     for name in registry.task_names():
         assert registry.open_task(name).VERIFIER.startswith(f"{name}/")
         assert len(registry.describe(name)) > 20

@@ -70,6 +70,23 @@ def test_rows_left_out_and_equal_prompts_are_named(tmp_path: Path) -> None:
     assert "note data 1 of 2 questions of the test split have a prompt that is also in" in said
 
 
+def test_a_task_with_solutions_of_its_own_is_judged_by_them(tmp_path: Path) -> None:
+    rows = [
+        {
+            "task_id": index,
+            "text": f"Write a function that adds {index}.",
+            "code": f"def add(x):\n    return x + {index + (index == 3)}",
+            "test_list": [f"assert add({index}) == {2 * index}"],
+        }
+        for index in range(4)
+    ]
+    write(tmp_path / "mbpp.jsonl", rows)
+    well, said = report("code", f"data.path={tmp_path / 'mbpp.jsonl'}")
+    assert not well and "!! gold answers 3 of 4 are judged right, written as the task's own" in said
+    assert "(add(3) returned 7, expected 6.)" in said
+    assert "ok empty responses 0 of 4 are judged right" in said
+
+
 @pytest.mark.parametrize(
     ("right", "well", "phrases"),
     [
