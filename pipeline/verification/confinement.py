@@ -44,6 +44,7 @@ from pipeline.verification.sandbox import (
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _CAPABILITIES_3 = 0x20080522
+_libc = ctypes.CDLL(None)  # here: nothing is loaded between fork and exec
 # Root is let at files of other users, as its interpreter may be one of them.
 _OVER_MODES = 0b110
 
@@ -123,11 +124,10 @@ def _drop_privileges() -> None:
     """Give up root's privileges over other processes and the machine, if this process has them."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
     sets = (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None)
     with suppress(AttributeError):  # a C library without these functions
-        if libc.capget(header, sets) == 0:
+        if _libc.capget(header, sets) == 0:
             kept = [have & _OVER_MODES for have in sets[:3]]  # of the first 32; none of the rest
-            libc.capset(header, (ctypes.c_uint32 * 6)(*kept))
+            _libc.capset(header, (ctypes.c_uint32 * 6)(*kept))
 
 
 def _stay_alone() -> bool:
