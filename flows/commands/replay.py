@@ -12,6 +12,7 @@ from flows.commands.completion import stages_starting_with
 from flows.commands.options import FOLDER, RUN, Runner, Set
 from flows.terminal.console import open_console
 from flows.terminal.progress_bars import bars
+from pipeline.errors import StoreError
 from pipeline.text import command
 
 if TYPE_CHECKING:
@@ -55,9 +56,12 @@ def replay(
     """Recompute a stage and all that follow it, over saved rollouts, with other settings.
 
     Change the verifier (data.task), β, the method, the teacher or the divergence; tables upstream
-    stay the parent's. A sweep makes one fork for each value: --set weigh.beta=0,0.5,1,2
+    stay the parent's. A sweep makes one fork for each value: --set weigh.beta=0,0.5,1,2. Two make
+    every combination. A value that has a comma itself stands in quotes or brackets. The same
+    command again makes what is missing.
 
-    Example: srpo replay runs/first --from weigh --set weigh.beta=0,1,2 --fork runs/beta
+    Example: srpo replay runs/first --from route --steps 3:4 --set route.method=grpo,sdpo,srpo
+    --fork runs/methods
     """
     from flows.reruns.replay import Plan, combinations, fork_folders, make_forks
     from flows.reruns.replay import replay as replay_run
@@ -97,7 +101,10 @@ def _expect_possible(
     """Refuse forks that can't be made, before the first one is."""
     from flows.reruns.replay import expect_local
     from flows.session.fork_run import planned_fork
+    from pipeline.remote.mirror_sync import is_run
 
+    if len(forks) > 1 and is_run(above := forks[0][0].parent):
+        raise StoreError(f"{above}: a run; a sweep's forks go below a folder that is none")
     updates = plan.last == "update"
     for folder, chosen in forks:
         planned_fork(parent, folder, plan.stage, plan.start, plan.end, chosen, updates)

@@ -20,6 +20,7 @@ from pipeline.stage.contract import Progress, silent
 if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
 
+_QUOTES = "\"'"
 LAST = ("verify", "decisions", "route", "weigh", "update")
 
 
@@ -100,15 +101,31 @@ def split_steps(text: str | None, done: int) -> tuple[int, int]:
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
     """Return one list of overrides per fork: `key=a,b` is a sweep, several make every combination.
 
-    A value in brackets or quotes is one value.
+    A comma in brackets or quotes belongs to its value: `key=[a,b],[c]` has two.
     """
     choices = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        single = value.strip()[:1] in ("[", "{", '"', "'")
-        values = [value] if single or not equals else value.split(",")
-        choices.append(list(dict.fromkeys(f"{key}{equals}{one.strip()}" for one in values)))
+        values = _values(value) if equals else [value]
+        choices.append(list(dict.fromkeys(f"{key}{equals}{one}" for one in values)))
     return [list(combination) for combination in itertools.product(*choices)]
+
+
+def _values(text: str) -> list[str]:
+    """Return what stands between the commas that are in no brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            parts.append("")
+            continue
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in _QUOTES and (depth or not parts[-1].strip()):
+            quote = character  # within a word it is an apostrophe
+        else:
+            depth = max(0, depth + (character in "[{") - (character in "]}"))
+        parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def fork_folders(root: Path, sweep: Sequence[Sequence[str]]) -> list[Path]:

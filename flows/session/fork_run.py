@@ -150,10 +150,12 @@ def _forked_config(config: Config, overrides: Sequence[str]) -> Config:
     values = config.model_dump()
     keys = [override.partition("=")[0].strip() for override in overrides]
     own = 1.0 if config.route.method == "srpo" else 0.0
-    if "route.method" in keys and "weigh.beta" not in keys and config.weigh.beta == own:
-        values["weigh"]["beta"] = None  # resolved anew: it was the method's own
     for override in overrides:
         apply_override(values, override)
+    weighs = values["route"]["method"] == "srpo"
+    if "route.method" in keys and "weigh.beta" not in keys:
+        if config.weigh.beta == own or not weighs:
+            values["weigh"]["beta"] = None  # resolved anew: it was the other method's
     return validate_config(values, "--set")
 
 

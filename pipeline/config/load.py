@@ -154,6 +154,8 @@ def _parse_value(key: str, text: str) -> Any:
     """Read a value as JSON or TOML would; `none` is null, anything else that fails is a string."""
     section, name = key.split(".", 1)
     field = Config.section_type(section).model_fields.get(name)
+    if text[:1] in ("'", '"') and (quoted := _quoted(text)) is not None:
+        return quoted
     if field is not None and _accepts_only_text(field.annotation):
         return None if text == "none" else text
     if text == "none":
@@ -162,6 +164,15 @@ def _parse_value(key: str, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _quoted(text: str) -> str | None:
+    """Return what stands in a text's quotes; None: it is not one quoted text."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except ValueError:
+        return None
+    return found["value"] if found.keys() == {"value"} else None
 
 
 def _accepts_only_text(annotation: Any) -> bool:

@@ -307,7 +307,23 @@ def test_a_sweep_is_every_combination() -> None:
     assert made[1] == ["weigh.beta=0", "update.divergence=jsd", "update.jsd_alpha=0.9"]
     assert fork_folders(Path("f"), made)[1] == Path("f/weigh.beta=0,update.jsd_alpha=0.9")
     assert fork_folders(Path("f"), combinations(["a.b=1"])) == [Path("f")]
-    assert combinations(['data.task="a,b"']) == [['data.task="a,b"']]
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ('data.task="a,b"', ['data.task="a,b"']),
+        ("data.task='a,b',c", ["data.task='a,b'", "data.task=c"]),
+        ("data.path=it's,other", ["data.path=it's", "data.path=other"]),
+        ('x.y=["a","b"],["c"]', ['x.y=["a","b"]', 'x.y=["c"]']),
+        ('x.y={"a": "1,2"}', ['x.y={"a": "1,2"}']),
+        ("x.y=1, 1 ,2", ["x.y=1", "x.y=2"]),
+        ("x.y=],a", ["x.y=]", "x.y=a"]),
+        ("x.y", ["x.y"]),
+    ],
+)
+def test_commas_in_brackets_and_quotes_part_nothing(override: str, values: list[str]) -> None:
+    assert combinations([override]) == [[value] for value in values]
 
 
 @pytest.mark.parametrize(
@@ -479,5 +495,11 @@ def test_another_method_takes_its_own_beta_but_keeps_an_explicit_one(
 ) -> None:
     assert replayed("route", "route.method=sdpo", last="decisions").config.weigh.beta == 0
     explicit = replayed("weigh", "weigh.beta=2", last="weigh")
+    other = fork_run(explicit, tmp_path / "other", "route", 0, 1, ["route.method=sdpo"])
+    assert other.config.weigh.beta == 0
+    assert other.fork is not None and other.fork.changed["weigh.beta"] == (2.0, 0.0)
+    same = fork_run(explicit, tmp_path / "same", "route", 0, 1, ["route.method=srpo"])
+    assert same.config.weigh.beta == 2
+    settings = ["route.method=sdpo", "weigh.beta=2"]
     with pytest.raises(ConfigError, match="only srpo weighs"):
-        fork_run(explicit, tmp_path / "other", "route", 1, 2, ["route.method=sdpo"])
+        fork_run(explicit, tmp_path / "none", "route", 0, 1, settings)

@@ -85,6 +85,10 @@ def test_a_file_is_read(minimal: str) -> None:
         ('route.method="sdpo"', "sdpo"),
         ("data.path=none", None),
         ("data.path=a=b", "a=b"),
+        ('data.path="a,b"', "a,b"),
+        ("data.path='a,b'", "a,b"),
+        ("data.path='none'", "none"),
+        ("data.path='a' b", "'a' b"),  # no quoted text
         ("data.task=123", "123"),  # a name stays text even if it looks like a number
         ("model.path=true", "true"),
         ("model.chat_template_kwargs.enable_thinking=false", {"enable_thinking": False}),
