@@ -1,4 +1,4 @@
-"""`srpo compare`: the paper's Table 1 for these runs, and its figures as files and a page."""
+"""`srpo compare`: the paper's Table 1 for these runs; or their methods' gradients side by side."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ import typer
 
 from flows.commands.options import RUN, Output, OutputFormat
 from pipeline.errors import SrpoError
+from pipeline.text import print_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,21 @@ def compare(
     tokens: Annotated[
         str | None, typer.Option(metavar="N,…", help="Budgets of sampled tokens.")
     ] = None,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="What each method does with the same rollouts: gradients, their cosines, and each "
+            "token's part. The runs are replayed forks of one run.",
+        ),
+    ] = False,
+    step: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="With --gradients: which step; default: the last that all start from one policy.",
+        ),
+    ] = None,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Compare runs as the paper's Table 1 does: best avg@k within budgets, over seeds.
@@ -41,7 +57,17 @@ def compare(
     quarter, half and all of the range that every row covers.
 
     Example: srpo compare runs/srpo-0 runs/srpo-1 runs/grpo-0 --hours 0.5,1 --out comparison
+
+    Example: srpo compare --gradients runs/methods/* --out side-by-side
     """
+    if gradients:
+        given = {"--hours": hours, "--steps": steps, "--tokens": tokens}
+        for option in (name for name, value in given.items() if value is not None):
+            raise SrpoError(f"{option} is a budget of accuracies; --gradients has none")
+        _compare_gradients(runs, step, output, out)
+        return
+    if step is not None:
+        raise SrpoError("--step is for --gradients; budgets of steps are --steps")
     limits: dict[Axis, list[float]] = {
         "seconds": [_SECONDS_PER_HOUR * value for value in _numbers("--hours", hours)],
         "tokens": _numbers("--tokens", tokens),
@@ -52,8 +78,7 @@ def compare(
     from pipeline.run.run import Run
 
     found = compare_runs([Run.open(path) for path in runs], limits)
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    print_warnings(found.warnings)
     if output is OutputFormat.JSON:
         print(json.dumps(record_of(found), indent=1))
     else:
@@ -61,6 +86,30 @@ def compare(
     if out is not None:
         files = write_folder(found, out)
         print(f"{len(files)} files; open {out / 'index.html'}", file=sys.stderr)
+
+
+def _compare_gradients(
+    runs: list[Path], step: int | None, output: OutputFormat, out: Path | None
+) -> None:
+    from flows.reruns.gradients import side_by_side
+    from flows.terminal.console import open_console
+    from flows.terminal.progress_bars import bars
+    from flows.terminal.side_by_side_text import print_side_by_side
+    from pipeline.compare.side_by_side import side_by_side_record
+    from pipeline.run.run import Run
+    from pipeline.viewer.side_by_side_page import expect_free, write_side_by_side
+
+    if out is not None:
+        expect_free(out)
+    with bars("updates replayed", "methods") as (replayed, done):
+        found = side_by_side([Run.open(path) for path in runs], step, done, replayed)
+    print_warnings(found.warnings)
+    if output is OutputFormat.JSON:
+        print(json.dumps(side_by_side_record(found)))
+    else:
+        print_side_by_side(found, open_console())
+    if out is not None:
+        print(f"open {write_side_by_side(found, out)}", file=sys.stderr)
 
 
 def _numbers(option: str, text: str | None) -> list[float]:

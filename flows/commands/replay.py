@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from flows.commands.completion import stages_starting_with
@@ -139,7 +140,8 @@ def _print_table(rows: Sequence[dict[str, str]], updates: bool) -> None:
     table = Table(box=None, title=f"{_TITLE}{means}", title_justify="left")
     for title in rows[0]:
         name = title == "fork"
-        table.add_column(title, no_wrap=name, justify="left" if name else "right")
+        justify: JustifyMethod = "left" if name else "right"
+        table.add_column(title, no_wrap=not name, overflow="fold", justify=justify)
     for row in rows:
         table.add_row(*row.values())
     open_console().print(table, highlight=False, markup=False)
@@ -147,6 +149,8 @@ def _print_table(rows: Sequence[dict[str, str]], updates: bool) -> None:
 
 def _print_next(parent: Path, made: Sequence[Path], updates: bool) -> None:
     print(f"differences   {command('diff', parent, made[0])}")
+    if len(made) > 1:
+        print(f"gradients     {command('compare', '--gradients', *made)}")
     if updates:
         print(f"accuracy      {command('evaluate', made[0])}")
     print(f"pages         {command('view', parent, *made)}")

@@ -152,10 +152,9 @@ def _forked_config(config: Config, overrides: Sequence[str]) -> Config:
     own = 1.0 if config.route.method == "srpo" else 0.0
     for override in overrides:
         apply_override(values, override)
-    weighs = values["route"]["method"] == "srpo"
-    if "route.method" in keys and "weigh.beta" not in keys:
-        if config.weigh.beta == own or not weighs:
-            values["weigh"]["beta"] = None  # resolved anew: it was the other method's
+    foreign = config.weigh.beta == own or values["route"]["method"] != "srpo"
+    if "route.method" in keys and "weigh.beta" not in keys and foreign:
+        values["weigh"]["beta"] = None  # resolved anew: it was the other method's
     return validate_config(values, "--set")
 
 

@@ -1,4 +1,4 @@
-"""The gradient's norm, summed in float64, and clipping by it (docs/method.md, section 8).
+"""The gradient's norm and inner product, in float64, and clipping (docs/method.md, section 8).
 
 torch sums a norm on a CPU in float32, one entry after the other in a few lanes: the sum stops
 growing while entries are still to come. Measured: 3.6e-5 low for 135M parameters, 2.5% low for an
@@ -45,6 +45,17 @@ def gradient_norm(gradients: Iterable[Tensor]) -> float:
     """
     own = [local(g) for g in gradients if is_spread(g) or rank() == 0]
     return math.sqrt(sum(exchanged(_squares(own))))
+
+
+@torch.no_grad()
+def gradient_dot(left: Iterable[Tensor], right: Iterable[Tensor]) -> float:
+    """Return the inner product of two whole gradients, summed in float64."""
+    sums: list[Tensor] = []
+    for ours, theirs in zip(left, right, strict=True):
+        chunk = _ON_GPU if ours.is_cuda else _ON_CPU
+        parts = (torch.split(tensor.reshape(-1), chunk) for tensor in (ours, theirs))
+        sums += [(a.double() * b.double()).sum() for a, b in zip(*parts, strict=True)]
+    return float(torch.stack(sums).sum()) if sums else 0.0
 
 
 def _squares(tensors: Iterable[Tensor]) -> float:

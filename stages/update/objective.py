@@ -51,6 +51,19 @@ def token_losses(
         batch.taught_N.nonzero()[:, 0],
         batch.topk_ids_MK,
     )
+    return losses_of(logprob_N, kept_MK, head.vocabulary, batch, settings)
+
+
+def losses_of(
+    logprob_N: Tensor, kept_MK: Tensor, vocabulary: int, batch: FlatBatch, settings: UpdateSection
+) -> TokenLosses:
+    """Return what `token_losses` does, given the policy's log-probabilities, in nats.
+
+    Args:
+        logprob_N: of the batch's tokens.
+        kept_MK: of the K ids at each taught token.
+        vocabulary: V.
+    """
     # Without stored values the policy is pi_old itself, detached: rho is 1 and has a gradient.
     old_N = logprob_N.detach() if batch.old_logprob_N is None else batch.old_logprob_N
     own_N = batch.own_correction_N
@@ -66,7 +79,7 @@ def token_losses(
     found_N = torch.full_like(grpo_N.detach(), torch.nan)
     taught_N = batch.taught_N
     if bool(taught_N.any()):
-        value_M = _teacher_loss_M(batch, logprob_N[taught_N], kept_MK, settings, head.vocabulary)
+        value_M = _teacher_loss_M(batch, logprob_N[taught_N], kept_MK, settings, vocabulary)
         correction_M = truncated_weight_N((logprob_N - old_N)[taught_N], settings.sdpo_ratio_clip)
         # [M] back into the places of [N] that taught_N marks, in order.
         sdpo_N = sdpo_N.masked_scatter(taught_N, batch.weight_M * correction_M * value_M)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.update.clipping import clip_gradients, gradient_norm
+from stages.update.clipping import clip_gradients, gradient_dot, gradient_norm
 
 
 def parameters(*gradients: list[float]) -> list[Tensor]:
@@ -41,6 +41,23 @@ def test_many_entries_have_the_norm_that_torch_misses() -> None:
 
 def test_squares_beyond_float32_are_finite() -> None:
     assert gradient_norm([torch.tensor([3e30, 4e30])]) == pytest.approx(5e30, rel=1e-6)
+
+
+def test_the_inner_product_is_one_over_all_parameters() -> None:
+    left = [torch.tensor([3.0, 4.0]), torch.tensor([[12.0]])]
+    assert gradient_dot(left, left) == 169.0 == gradient_norm(left) ** 2
+    assert gradient_dot(left, [torch.tensor([4.0, -3.0]), torch.tensor([[0.0]])]) == 0.0
+    assert gradient_dot(left, [torch.tensor([1.0, 2.0]), torch.tensor([[-1.0]])]) == -1.0
+    assert gradient_dot([], []) == 0.0
+    with pytest.raises(ValueError, match="zip"):
+        gradient_dot(left, left[:1])
+
+
+def test_small_products_after_a_large_one_count() -> None:
+    entries = torch.full((1_000_001,), 1e-4)
+    entries[0] = 1.0
+    exact = 1 + 1e6 * float(np.float32(1e-4)) ** 2
+    assert gradient_dot([entries], [entries]) == pytest.approx(exact, rel=1e-12)
 
 
 def test_what_is_not_contiguous_counts_once() -> None:
