@@ -152,9 +152,12 @@ def _forked_config(config: Config, overrides: Sequence[str]) -> Config:
     own = 1.0 if config.route.method == "srpo" else 0.0
     for override in overrides:
         apply_override(values, override)
-    foreign = config.weigh.beta == own or values["route"]["method"] != "srpo"
-    if "route.method" in keys and "weigh.beta" not in keys and foreign:
-        values["weigh"]["beta"] = None  # resolved anew: it was the other method's
+    if "route.method" in keys:
+        weighs = values["route"]["method"] == "srpo"
+        if "weigh.beta" not in keys and (config.weigh.beta == own or not weighs):
+            values["weigh"]["beta"] = None  # resolved anew: it was the other method's
+        if "weigh.survival" not in keys and not weighs:
+            values["weigh"]["survival"] = "off"  # only srpo has it
     return validate_config(values, "--set")
 
 

@@ -500,6 +500,11 @@ def test_another_method_takes_its_own_beta_but_keeps_an_explicit_one(
     assert other.fork is not None and other.fork.changed["weigh.beta"] == (2.0, 0.0)
     same = fork_run(explicit, tmp_path / "same", "route", 0, 1, ["route.method=srpo"])
     assert same.config.weigh.beta == 2
+    heard = fork_run(parent, tmp_path / "heard", "weigh", 0, 1, ["weigh.survival=weight"])
+    settings = ["route.method=grpo"]
+    assert fork_run(heard, tmp_path / "deaf", "route", 0, 1, settings).config.weigh == (
+        other.config.weigh
+    )
     settings = ["route.method=sdpo", "weigh.beta=2"]
     with pytest.raises(ConfigError, match="only srpo weighs"):
         fork_run(explicit, tmp_path / "none", "route", 0, 1, settings)
