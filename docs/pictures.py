@@ -1,4 +1,4 @@
-"""Take the pictures of docs/walkthrough.md: a demo run and a fork of it, in headless Chromium.
+"""Take the pictures of docs/walkthrough.md and docs/methods_side_by_side.md in headless Chromium.
 
 .venv/bin/python docs/pictures.py FOLDER    makes the runs in FOLDER/runs, if they aren't there;
                                             needs chromium (make browser)
@@ -22,11 +22,20 @@ COMMANDS = {
     "runs/no-weights": "replay runs/demo-1 --from weigh --steps 3:4 --set weigh.beta=0 "
     "--fork runs/no-weights",
 }
+METHODS = "grpo", "sdpo", "srpo", "advantage_mix"
+REPLAY = "replay runs/demo-1 --from route --steps 3:4 --set route.method={} --fork runs/methods"
+COMPARE = "compare --gradients {} --out runs/side-by-side"
 
 
 def main(folder: Path) -> None:
-    """Make the runs, serve their pages, and photograph four of them."""
-    for run, command in COMMANDS.items():
+    """Make the runs, serve their pages, and photograph five of them."""
+    forks = " ".join(f"runs/methods/route.method={method}" for method in METHODS)
+    made = {
+        **COMMANDS,
+        "runs/methods": REPLAY.format(",".join(METHODS)),
+        "runs/side-by-side": COMPARE.format(forks),
+    }
+    for run, command in made.items():
         if not (folder / run).exists():
             subprocess.run([SRPO, *command.split()], cwd=folder, check=True)
     server = subprocess.Popen([SRPO, "view", *COMMANDS, "--port", SITE[-4:]], cwd=folder)
@@ -45,6 +54,9 @@ def main(folder: Path) -> None:
             page.locator(".t").nth(8).click()
             page.wait_for_timeout(500)
             _photograph(page, "rollout", 1180)
+            page.goto((folder / "runs/side-by-side/index.html").resolve().as_uri())
+            page.locator(".tokens").nth(1).locator(".t").nth(2).click()
+            _photograph(page, "side_by_side", 1560)
             browser.close()
     finally:
         server.terminate()
