@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
             _photograph(page, "rollout", 1180)
             page.goto((folder / "runs/side-by-side/index.html").resolve().as_uri())
             page.locator(".tokens").nth(1).locator(".t").nth(2).click()
-            _photograph(page, "side_by_side", 1560)
+            _photograph(page, "side_by_side", 1400)
             browser.close()
     finally:
         server.terminate()

@@ -16,7 +16,7 @@ def print_side_by_side(found: SideBySide, console: Console) -> None:
         f"{count(tokens)} tokens",
     )
     names = [f"{i} {printable(own.label)}" for i, own in enumerate(found.methods, start=1)]
-    table = _table("gradients: N, L, Euclidean norm; cosines with those of the methods 1, 2, …")
+    table = _table("gradients of L, and cosines with those of methods 1, 2, …")
     _add_numbers(table, "N", "L", "norm", *(str(i) for i in range(1, len(names) + 1)))
     for name, method, row in zip(names, found.methods, found.cosines, strict=True):
         cosines = [NOTHING if value is None else f"{value:.3f}" for value in row]

@@ -39,7 +39,15 @@
   };
 
   // What the gradient does to the sampled token, as a sign that needs no colour.
-  const sign = (push) => (push > 0 ? "▲ likelier" : push < 0 ? "▼ less likely" : "-");
+  const sign = (push) => {
+    const cell = element("td", "");
+    const [mark, text] = push > 0 ? ["▲", "likelier"] : push < 0 ? ["▼", "less likely"] : ["-", "nothing"];
+    const shown = element("span", "", mark);
+    shown.setAttribute("aria-hidden", "true");
+    cell.title = text;
+    cell.append(shown, element("span", "visually-hidden", text));
+    return cell;
+  };
 
   const render = () => {
     const sample = sampleOf(lists[list]);
@@ -49,7 +57,7 @@
     title.append(piece, element("span", "muted small", `position ${token} of 0 to ${sample.ids.length - 1} · id ${sample.ids[token]}`));
     const table = element("table");
     const head = element("tr");
-    for (const [text, look] of [["Method", ""], ["Effect", ""], ["Size", "num"], ["of the response", "num"], ["Rate", "num"], ["Loss / N", "num"]]) {
+    for (const [text, look] of [["Method", ""], ["", ""], ["Size", "num"], ["of the response", "num"], ["Rate", "num"], ["Loss / N", "num"]]) {
       const cell = element("th", look, text);
       cell.scope = "col";
       head.append(cell);
@@ -63,7 +71,7 @@
       const share = row.total > 0 ? percent(row.size[token] / row.total) : "-";
       line.append(
         name,
-        element("td", "", sign(row.push[token])),
+        sign(row.push[token]),
         element("td", "num", number(row.size[token])),
         element("td", "num", share),
         element("td", "num", number(row.push[token])),

@@ -103,7 +103,7 @@ def test_one_token_under_all_methods(tmp_path: Path, watched: Callable[..., Watc
     expect(panel.locator("h3")).to_contain_text("position 1 of 0 to 1")
     rows = panel.locator("tbody tr")
     expect(rows).to_have_count(2)
-    expect(rows.nth(0)).to_contain_text("▼ less likely")
+    expect(rows.nth(0)).to_contain_text("▼less likely")
     expect(rows.nth(0)).to_contain_text("66.7%")
     expect(rows.nth(0)).to_have_class("here")
     expect(page.locator(".t.same")).to_have_count(1)
@@ -111,7 +111,7 @@ def test_one_token_under_all_methods(tmp_path: Path, watched: Callable[..., Watc
     expect(rows.nth(1)).to_have_class("here")
     page.keyboard.press("ArrowLeft")
     expect(panel.locator("h3")).to_contain_text("position 0 of")
-    expect(rows.nth(1)).to_contain_text("-")
+    expect(rows.nth(1)).to_contain_text("-nothing")
     page.keyboard.press("m")
     expect(panel.locator("h3")).to_contain_text("position 1 of")
     first = page.locator(".t").first
