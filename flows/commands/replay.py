@@ -61,8 +61,7 @@ def replay(
     every combination. A value that has a comma itself stands in quotes or brackets. The same
     command again makes what is missing.
 
-    Example: srpo replay runs/first --from route --steps 3:4 --set route.method=grpo,sdpo,srpo
-    --fork runs/methods
+    Example: srpo replay runs/first --from route --set route.method=grpo,srpo --fork runs/methods
     """
     from flows.reruns.replay import Plan, combinations, fork_folders, make_forks
     from flows.reruns.replay import replay as replay_run
