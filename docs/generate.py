@@ -77,8 +77,10 @@ def configuration_page() -> str:
             [
                 '- `weigh.beta` unset becomes 1 for `route.method = "srpo"` and 0 for every '
                 "other method; another method with a beta that is not 0 is an error.",
-                '- `generate.rollouts = 1` is an error unless `route.method = "grpo"`: a group '
-                "of one has no siblings.",
+                '- `generate.rollouts = 1` is an error unless `route.method = "grpo"`, or teachers '
+                "have other sources than siblings: a group of one has none.",
+                "- `weigh.survival` is for `srpo`. `route.bank_max_age` needs the bank in "
+                "`route.sources`; without any source, `route.feedback_alone` must be on.",
                 "- `route.mini_batch` is at most `generate.questions`.",
                 "- With `model.lora`, `run.snapshot_every` unset becomes 1: a snapshot then holds "
                 "adapters alone, and a resume replays nothing. `model.base_dtype` needs "

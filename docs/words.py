@@ -138,7 +138,10 @@ METRICS = {
     "share_mix": "share on the mix route",
     "share_none": "share on no route: left out of the loss",
     "teacher_available": "share of rollouts with a demonstration that fits",
+    "source_NAME": "share of rollouts whose teacher is shown something of this source; only with "
+    "others than siblings",
     "distils": "whether the method distils at all",
+    "silent_questions": "share of questions of which no rollout has a gradient",
     "demonstrations": "number of responses that demonstrate",
     "demonstration_tokens_mean": "their mean length; null if there are none",
     "other_tokens_mean": "mean length of all other responses",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from flows.session.privileged import offered, wants
 from flows.session.session import Session
 from flows.session.stage_runner import STAGES
 from pipeline.check.deep import DeepReport, StartingState, State, deep_check
@@ -55,7 +56,16 @@ def check_step(
             done += passes
             progress(done, total)
 
-        return deep_check(run, step, start, before, advance)
+        return deep_check(run, step, start, before, advance, _offered(run, step))
+
+
+def _offered(run: Run, step: int) -> dict[tuple[str, str, str], str]:
+    """Return the solutions and gold answers that teachers of a step may have been shown."""
+    owner = run.owner("routes", step)
+    if not wants(owner.config, "solution", "gold"):
+        return {}
+    with Session.resume(owner.root, writes=False) as session:
+        return offered(owner.config, session.questions.of_step(owner.config, step))
 
 
 def _starting_state(policy: Policy, folder: Path, step: int) -> StartingState:

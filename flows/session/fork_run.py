@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from flows.session.privileged import expect_gold
 from flows.session.question_loading import load_questions
 from flows.session.questions import (
     expect_training_context,
@@ -96,6 +97,7 @@ def planned_fork(
     _expect_downstream(changed, stage)
     _expect_tables(parent, stage, start, end)
     expect_training_context(config, model_positions(parent.snapshot_path(0)))
+    expect_gold(config)
     if end > config.run.steps:
         raise ConfigError(f"run.steps is {config.run.steps}, fewer than the {end} of the fork")
     if (parent.address is None) != (address_of(root) is None):

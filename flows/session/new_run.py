@@ -11,6 +11,7 @@ import torch
 from data.random_policy import write_random_policy
 from flows.session.disk_check import expect_disk_space, facts_of
 from flows.session.failed_start import remove_failed_start
+from flows.session.privileged import expect_offered
 from flows.session.question_loading import load_questions
 from flows.session.questions import (
     Questions,
@@ -70,6 +71,8 @@ def prepare_run(root: Path, config: Config, keep_start: bool) -> NewRun:
     configure_process(config.run.threads)
     _expect_possible(config, root, keep_start)
     loaded = load_questions(config)
+    if keep_start:
+        expect_offered(config, loaded)
     policy = initial_policy(config, loaded)
     config = with_prompt_time(config, policy)
     _expect_context(config, positions_of(policy), keep_start)

@@ -13,6 +13,7 @@ import stages.update
 import stages.verify
 import stages.weigh
 from flows.session.engines import Engines
+from flows.session.privileged import golds, solutions, wants
 from flows.session.question_loading import recorded_questions
 from flows.session.questions import Questions, SelectedQuestions, tokenizer_render
 from flows.session.resident_policy import ResidentPolicy
@@ -150,6 +151,8 @@ class StageRunner:
                 if stage.name == "evaluate"
                 else self.questions.of_step(config, step)
             )
+        teaches = stage.name == "route" and not inherited
+        shown = teaches and wants(config, "solution")
         judges = "verifier" in stage.uses and not inherited
         if judges:
             self._expect_same_task()
@@ -160,6 +163,8 @@ class StageRunner:
             questions=asked.questions,
             tasks=asked.tasks,
             render=self._render() if stage.without_policy else None,
+            solutions=solutions(self.questions.of_step(config, step)) if shown else {},
+            golds=golds(config) if teaches else {},
             policy=policy,
             engine=self._engines.of(stage.name, policy)
             if policy and "engine" in stage.uses

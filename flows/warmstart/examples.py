@@ -101,9 +101,9 @@ def _example(
 ) -> Example:
     where, solution = f"task {task}, question {question.prompt_id}", str(question.solution)
     if taught:
-        limit = config.route.max_teacher_prompt_length
+        limit, templates = config.route.max_teacher_prompt_length, config.route.templates
         shown = question.demonstration or solution
-        prompt = teacher_prompt(question.messages, shown, None, limit, policy.render)
+        prompt = teacher_prompt(question.messages, shown, None, templates, limit, policy.render)
         if prompt is None or prompt.shortened:
             raise DataError(
                 f"{where}: the teacher's prompt with its demonstration is longer than "

@@ -20,7 +20,7 @@ from pipeline.twin.compare_tables import (
 )
 from pipeline.twin.formulas import Settings
 from pipeline.twin.inputs import StepTwin
-from pipeline.twin.step import recompute
+from pipeline.twin.step import Offered, recompute
 from pipeline.twin.tolerances import Report
 
 State = Mapping[str, Tensor]
@@ -79,6 +79,7 @@ def deep_check(
     start: StartingState,
     before_updates: Mapping[int, State],
     progress: Callable[[int], None] = lambda passes: None,
+    offered: Offered | None = None,
 ) -> DeepReport:
     """Recompute a step in float64 from its rollouts, verdicts and policies; compare its tables.
 
@@ -87,11 +88,12 @@ def deep_check(
         before_updates: parameters just before each optimizer update of the step, by mini-batch;
             updates without are not compared.
         progress: told of each rollout scored or learned from: twice the rollouts in all.
+        offered: what the run's tasks offer its teachers, by source, task and question.
 
     Raises:
         StoreError: rollouts, verdicts or routes are missing, or a table is damaged.
     """
-    names = [n for n in (*_NEEDED, *_COMPARED) if n in _NEEDED or run.has(n, step)]
+    names = [n for n in (*_NEEDED, "bank", *_COMPARED) if n in _NEEDED or run.has(n, step)]
     tables = {name: run.read(name, step) for name in names}
     settings = twin_settings(run, step)
     twin = recompute(
@@ -103,6 +105,7 @@ def deep_check(
         run.tokenizer_path(),
         progress,
         start.adapters,
+        offered,
     )
     report = Report(floor=_FLOOR)
     sampled_by = set(tables["rollouts"]["policy_version"].to_pylist())
@@ -111,7 +114,7 @@ def deep_check(
     compare(report, twin, *(tables.get(name) for name in _COMPARED))
     if "updates" in tables:
         compare_facts(report, twin, run.manifest("updates", step).facts)
-    compared = [name for name in names if name != "verdicts"]
+    compared = [name for name in names if name not in ("verdicts", "bank")]
     notes = _notes(twin, tables, run.config, sampled_by == {start.version})
     return DeepReport(report.lines, compared, report.numbers, report.worst, report.where, notes)
 
@@ -148,6 +151,10 @@ def twin_settings(run: Run, step: int) -> Settings:
         stop_in_text=sampled.stage_version < _STOP_LEFT_OUT,
         max_teacher_prompt_length=route.max_teacher_prompt_length,
         feedback=route.feedback,
+        feedback_alone=route.feedback_alone,
+        sources=route.sources,
+        bank_max_age=route.bank_max_age,
+        templates=route.templates.model_dump(),
         on_policy=updated is None or updated.policy_version == sampled.policy_version,
         early_routing=not unjudged_left_out(run.manifest("routes", step).origin.stage_version),
         padding_masked=updated is not None and not padding_learns(updated.stage_version),

@@ -158,15 +158,31 @@ def routes_rules(step: StepTables) -> Iterator[Broken]:
     rows = table.drop_columns(["teacher_prompt_text", "reason"]).to_pylist()
     groups: dict[int, list[Row]] = {}
     lengths = pc.list_value_length(rollouts["response_ids"]).to_pylist()
-    for row, tokens, known, open_ in zip(rows, lengths, judged, mute, strict=True):
+    banked = _banked(step, settings["bank_max_age"])
+    for row, tokens, known, open_, feedback, demonstration in zip(
+        rows, lengths, judged, mute, verdicts["feedback"].to_pylist(), banked, strict=True
+    ):
         able = row["correct"] and known and not open_
-        member = {**row, "tokens": tokens, "judged": known, "able": able}
-        groups.setdefault(row["group"], []).append(member)
+        member = {**row, "tokens": tokens, "judged": known, "able": able, "feedback": feedback}
+        groups.setdefault(row["group"], []).append({**member, "banked": demonstration})
     for members in groups.values():
         yield from _group_rules(members, settings)
     batches = sorted({row["mini_batch"] for row in rows})
     if batches != list(range(len(batches))):
         yield Broken("routes", f"mini-batches are not numbered from 0: {batches}", None, len(rows))
+
+
+def _banked(step: StepTables, max_age: int | None) -> list[str | None]:
+    """Section 12: the rollout that the step's bank has for each rollout, if any."""
+    best: dict[tuple[str, str], tuple[int, str]] = {}
+    bank = step.tables.get("bank")
+    for row in bank.to_pylist() if bank is not None else ():
+        age, question = step.step - row["step"], (row["task"], row["prompt_id"])
+        if (max_age is None or age <= max_age) and row["step"] > best.get(question, (-1, ""))[0]:
+            best[question] = (row["step"], row["rollout_id"])
+    rollouts = step.tables["rollouts"]
+    asked = zip(rollouts["task"].to_pylist(), rollouts["prompt_id"].to_pylist(), strict=True)
+    return [best[question][1] if question in best else None for question in asked]
 
 
 def _ends_thinking(rollouts: pa.Table) -> list[bool]:
@@ -190,37 +206,54 @@ def _group_rules(members: Sequence[Row], settings: Mapping[str, Any]) -> Iterato
         found = np.asarray([row[column] for row in members], dtype=np.float64)
         near = np.isclose(found, expected, rtol=1e-5, atol=1e-6)
         yield from require("routes", what, ids, near)
-    method = settings["method"]
     lengths = [row["tokens"] for row in members]
     able = [row["able"] for row in members]
     for index, row in enumerate(members):
         sibling = sibling_of(settings["demonstration"], able, lengths, index)
-        sibling = sibling if row["judged"] else None
-        yield from _route_rules(row, method, sibling, ids, settings)
+        known = {"sibling": None if sibling is None else ids[sibling], "bank": row["banked"]}
+        teacher = teacher_of(row, known, settings) if row["judged"] else ("none", None)
+        yield from _route_rules(row, teacher, settings)
+
+
+def teacher_of(
+    row: Row, found: Mapping[str, str | None], settings: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """Section 12: the source of a rollout's teacher information, and the rollout that it is.
+
+    Args:
+        found: the rollout that each source has for it, if any. Whether a task offers a solution or
+            the gold answer stands in no table: there the row is believed.
+    """
+    for source in settings["sources"]:
+        if (rollout := found.get(source)) is not None:
+            return source, rollout
+        if source not in found and row["teacher_source"] == source:
+            return source, None
+    told = settings["feedback_alone"] and (row["feedback"] or "").strip()
+    return ("feedback" if told else "none"), None
 
 
 def _route_rules(
-    row: Row, method: str, sibling: int | None, ids: Sequence[str], settings: Mapping[str, Any]
+    row: Row, expected: tuple[str, str | None], settings: Mapping[str, Any]
 ) -> Iterator[Broken]:
     def broken(invariant: str) -> Broken:
         return Broken("routes", invariant, row["rollout_id"], 1)
 
-    available, teacher = row["teacher_available"], row["teacher_rollout_id"]
-    if available:
-        expected = None if sibling is None else ids[sibling]
-        if teacher != expected:
-            yield broken(
-                f"the teacher is the {settings['demonstration']} correct sibling, {expected}, "
-                f"not {teacher}"
-            )
-    if available != (teacher is not None):
+    method, available = settings["method"], row["teacher_available"]
+    source, teacher = row["teacher_source"], row["teacher_rollout_id"]
+    if available and (source, teacher) != expected:
+        by_sibling = expected[0] == "sibling" or settings["sources"] == ["sibling"]
+        which = f"the {settings['demonstration']} correct sibling" if by_sibling else expected[0]
+        other = "" if source == "sibling" else f" ({source})"
+        yield broken(f"the teacher is {which}, {expected[1]}, not {teacher}{other}")
+    if source in ("none", "sibling", "bank") and available != (teacher is not None):
         yield broken("teacher_rollout_id is there exactly if a teacher is available")
-    if available != (row["teacher_source"] != "none"):
+    if available != (source != "none"):
         yield broken("teacher_source is none exactly without a teacher")
     if method != "grpo" and available != bool(row["teacher_prompt_ids"]):
         yield broken("teacher_prompt_ids are there exactly if a teacher is available")
-    if method == "grpo" and available != (sibling is not None):
-        yield broken("a teacher is available exactly if there is a correct sibling")
+    if method == "grpo" and available != (expected[0] != "none"):
+        yield broken("a teacher is available exactly if a source has something")
     expected_route = route_of(method, row["correct"], available, row["judged"])
     if row["route"] != expected_route:
         state = f"correct {row['correct']}, teacher_available {available}"

@@ -488,7 +488,10 @@ class Config(Section):
                 f"weigh.beta is {self.weigh.beta} but route.method is {method}: only srpo weighs "
                 "tokens; leave weigh.beta unset"
             )
-        if method != "grpo" and group == 1:
+        others = set(self.route.sources) - {"sibling"} or self.route.feedback_alone
+        if group == 1 and (
+            method in ("advantage_mix", "rlsd") or (method != "grpo" and not others)
+        ):
             raise ValueError(
                 f"generate.rollouts is 1 but route.method {method} needs siblings in a group: "
                 "use at least 2, or route.method = 'grpo'"

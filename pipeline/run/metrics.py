@@ -233,7 +233,29 @@ def _route_metrics(routes: pa.Table, settings: Mapping[str, Any]) -> dict[str, A
     names = routes["route"].to_pylist()
     shares = {f"share_{r}": names.count(r) / len(names) for r in ("grpo", "sdpo", "mix", "none")}
     available = _mean(routes["teacher_available"].to_numpy())
-    return {**shares, "teacher_available": available, "distils": settings["method"] != "grpo"}
+    if settings["sources"] != ["sibling"] or settings["feedback_alone"]:
+        found = routes["teacher_source"].to_pylist()
+        sources = [*settings["sources"], *(["feedback"] if settings["feedback_alone"] else [])]
+        shares |= {f"source_{name}": found.count(name) / len(found) for name in sources}
+    return {
+        **shares,
+        "teacher_available": available,
+        "distils": settings["method"] != "grpo",
+        "silent_questions": _silent_questions(routes),
+    }
+
+
+def _silent_questions(routes: pa.Table) -> float:
+    """Return the share of questions of which no rollout has a gradient."""
+    heard: dict[int, bool] = {}
+    columns = ("group", "route", "advantage", "teacher_available")
+    for group, route, advantage, taught in zip(
+        *(routes[name].to_pylist() for name in columns), strict=True
+    ):
+        by_reward = route in ("grpo", "mix") and advantage != 0
+        by_teacher = route in ("sdpo", "mix") and taught
+        heard[group] = heard.get(group, False) or by_reward or by_teacher
+    return 1 - sum(heard.values()) / len(heard)
 
 
 def _length_metrics(rollouts: pa.Table, routes: pa.Table, judged: Mask) -> dict[str, Any]:

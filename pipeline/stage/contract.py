@@ -37,6 +37,8 @@ class Handles:
         verifiers: by name of their task.
         verifier_digest: SHA-256 of the source of the task, or of all tasks.
         render: prompt text and ids of a conversation, without a policy.
+        solutions: the task's worked solutions, by task and question, where a teacher may see them.
+        golds: by name of a task, what words a gold answer (JSON text) for a teacher.
         max_logprob_gap: nats by which engine and trainer may differ in a token. A guard: it stops
             an update or leaves no trace, so it is in no digest.
     """
@@ -47,6 +49,8 @@ class Handles:
     questions: Sequence[Question] = ()
     tasks: Sequence[str] = ()
     render: Render | None = None
+    solutions: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    golds: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     policy: Policy | None = None
     engine: Engine | None = None
     verifiers: Mapping[str, Verifier] = field(default_factory=dict)

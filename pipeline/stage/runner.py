@@ -182,6 +182,8 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
         inputs["questions"] = digest_of([q.recorded() for q in handles.questions])
     if "seed" in stage.uses:
         inputs["seed"] = str(handles.seed)
+    if handles.solutions:
+        inputs["solutions"] = digest_of(sorted(handles.solutions.items()))
     if "verifier" in stage.uses:
         inputs["verifier"] = handles.verifier_digest
     needed = "policy" in stage.uses and table not in stage.without_policy

@@ -151,7 +151,10 @@ def _routes(tables: Tables) -> Iterator[Broken]:
         yield broken
         return
     ids = table.column("rollout_id").to_pylist()
-    teachers = table.column("teacher_rollout_id").to_pylist()
+    named = zip(
+        *(table[c].to_pylist() for c in ("teacher_source", "teacher_rollout_id")), strict=True
+    )
+    teachers = [teacher if source == "sibling" else None for source, teacher in named]
     groups, places = table.column("group").to_pylist(), in_group(table.column("group").to_numpy())
     verdicts = zip(groups, table.column("correct").to_pylist(), strict=True)
     about = dict(zip(ids, verdicts, strict=True))

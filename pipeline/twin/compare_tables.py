@@ -356,7 +356,8 @@ def compare_routes(report: Report, twin: StepTwin, routes_table: pa.Table) -> No
         limit = twin.settings.max_teacher_prompt_length
         over = limit is not None and len(row.teacher_prompt_ids or ()) > limit
         if twin.settings.method != "grpo" and (found["teacher_available"] or not over):
-            exact |= {"teacher_available": row.available, "teacher_rollout_id": row.sibling}
+            exact |= {"teacher_available": row.available, "teacher_rollout_id": row.demonstrator}
+            exact |= {"teacher_source": row.source}
         if found["teacher_prompt_ids"] and not over:
             exact["teacher_prompt_ids"] = row.teacher_prompt_ids
         if found["teacher_prompt_text"] is not None and not over:

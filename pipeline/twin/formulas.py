@@ -23,6 +23,10 @@ class Settings:
     Attributes:
         max_teacher_prompt_length: longer teacher prompts are shortened in the tables.
         feedback: whether the teacher prompt holds the verifier's feedback.
+        feedback_alone: whether feedback teaches where no source has a solution.
+        sources: where solutions come from, in order.
+        bank_max_age: in steps; None: any.
+        templates: texts of the teacher's user message that are not the paper's.
         on_policy: whether the updated policy is the one that sampled. If not, log pi_old is the
             stored one, or else the engine's.
         early_routing: the step is of a time when `route` took a rollout that nobody could judge for
@@ -55,6 +59,10 @@ class Settings:
     sdpo_ratio_clip: float = 2.0
     max_teacher_prompt_length: int | None = None
     feedback: bool = False
+    feedback_alone: bool = False
+    sources: Sequence[str] = ("sibling",)
+    bank_max_age: int | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
     on_policy: bool = True
     early_routing: bool = False
     padding_masked: bool = False

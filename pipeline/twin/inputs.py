@@ -46,8 +46,11 @@ class RolloutTwin:
     """All numbers of one rollout. `available` is m_i before the question of length."""
 
     rollout_id: str
+    step: int
     group: int
     sample: int
+    task: str
+    prompt_id: str
     prompt_ids: list[int]
     response_ids: list[int]
     temperature: float
@@ -64,7 +67,9 @@ class RolloutTwin:
     group_mean: float = 0.0
     group_std: float = 0.0
     available: bool = False
-    sibling: str | None = None
+    source: str = "none"  # of what the teacher is shown
+    demonstrator: str | None = None  # the rollout that it is shown, if it is one
+    solution: str | None = None  # as it is shown
     route: str = "none"
     rendered_ids: list[int] | None = None  # the prompt, by the tokenizer
     decoded: str | None = None  # the response, by the tokenizer

@@ -5,10 +5,13 @@ Plain Python: nothing here knows a tensor, a table or the code that it checks.
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-METHODS = ("srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix")
+METHODS = (
+    *("srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"),
+    "rlsd",
+)
 
 
 class GroupAdvantages(NamedTuple):
@@ -106,17 +109,52 @@ def folded(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return out
 
 
-def teacher_question(
-    question: str, demonstration: str, feedback: str | None = None, keep_blank: bool = False
-) -> str:
-    """Section 2: the user message that the teacher reads.
+def banked(
+    bank: Iterable[Mapping[str, Any]], question: tuple[str, str], step: int, max_age: int | None
+) -> Mapping[str, Any] | None:
+    """Section 12: the newest step's rollout of a question, there the first; none that is too old.
 
-    Blank feedback adds nothing; once it did (`keep_blank`).
+    Args:
+        bank: rows of the step's bank, in order.
+        question: task and prompt_id.
+        step: the step that is taught.
     """
-    attempt = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
+    fresh = [
+        row
+        for row in bank
+        if (row["task"], row["prompt_id"]) == question
+        and (max_age is None or step - row["step"] <= max_age)
+    ]
+    newest = max((row["step"] for row in fresh), default=None)
+    return next((row for row in fresh if row["step"] == newest), None)
+
+
+SOLUTION = "{question}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+FEEDBACK = (
+    "{question}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+    "\n\nCorrectly solve the original question."
+)
+BOTH = (
+    "{question}\nCorrect solution:\n\n{solution}\nThe following is feedback from your unsuccessful "
+    "earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question."
+)
+
+
+def teacher_question(
+    question: str,
+    solution: str | None,
+    feedback: str | None = None,
+    keep_blank: bool = False,
+    templates: Mapping[str, str] | None = None,
+) -> str:
+    """Sections 2 and 12: the user message that the teacher reads, with a solution or feedback.
+
+    Blank feedback adds nothing; once it did (`keep_blank`). Parts are put together between the
+    placeholders of a template, so that no part is searched for placeholders.
+    """
+    own = {"solution": SOLUTION, "feedback": FEEDBACK, "both": BOTH, **(templates or {})}
     blank = feedback is None or not (keep_blank or feedback.strip())
-    added = "" if blank else f"{attempt}{feedback}"
-    return (
-        f"{question}\nCorrect solution:\n\n{demonstration}{added}"
-        "\n\nCorrectly solve the original question."
-    )
+    kind = "feedback" if solution is None else "solution" if blank else "both"
+    parts = {"{question}": question, "{solution}": solution, "{feedback}": feedback}
+    pieces = re.split(r"(\{question\}|\{solution\}|\{feedback\})", own[kind])
+    return "".join(parts.get(piece, piece) or "" for piece in pieces)

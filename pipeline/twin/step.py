@@ -26,6 +26,7 @@ from pipeline.twin.formulas import Settings
 from pipeline.twin.inputs import BatchTwin, RolloutTwin, StepTwin, TeacherTwin, UpdateTwin
 
 State = Mapping[str, Tensor]
+Offered = Mapping[tuple[str, str, str], str]
 
 
 class _KeepFloat64(TorchFunctionMode):
@@ -97,8 +98,11 @@ def _read_rollouts(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
     return [
         RolloutTwin(
             rollout_id=row["rollout_id"],
+            step=row["step"],
             group=row["group"],
             sample=row["sample"],
+            task=row["task"],
+            prompt_id=row["prompt_id"],
             prompt_ids=row["prompt_ids"],
             response_ids=row["response_ids"],
             temperature=row["temperature"],
@@ -120,8 +124,13 @@ def _float64(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
-    """Sections 1-3 and 9: correctness, advantages, siblings and routes, group by group."""
+def _route(
+    rollouts: Sequence[RolloutTwin],
+    settings: Settings,
+    bank: Sequence[Mapping[str, Any]],
+    offered: Offered,
+) -> None:
+    """Sections 1-3, 9 and 12: correctness, advantages, teachers and routes, group by group."""
     groups: dict[int, list[RolloutTwin]] = {}
     for rollout in sorted(rollouts, key=lambda row: (row.group, row.sample)):
         groups.setdefault(rollout.group, []).append(rollout)
@@ -139,12 +148,38 @@ def _route(rollouts: Sequence[RolloutTwin], settings: Settings) -> None:
             row.correct, row.advantage = correct[index], advantages[index]
             row.group_mean, row.group_std = mean, std
             sibling = routing.sibling_of(settings.demonstration, able, lengths, index)
-            row.available = sibling is not None and judged[index]
-            row.sibling = (
-                group[sibling].rollout_id if sibling is not None and row.available else None
-            )
+            if judged[index]:
+                _teach(row, None if sibling is None else group[sibling], settings, bank, offered)
+            row.available = row.source != "none"
             fits = row.available and bool(row.given_prompt_ids)
             row.route = routing.route_of(settings.method, row.correct, fits, judged[index])
+
+
+def _teach(
+    row: RolloutTwin,
+    sibling: RolloutTwin | None,
+    settings: Settings,
+    bank: Sequence[Mapping[str, Any]],
+    offered: Offered,
+) -> None:
+    """Section 12: the first source that has a solution gives it; else feedback, if it may."""
+    for source in settings.sources:
+        if source == "sibling" and sibling is not None:
+            row.demonstrator, row.solution = sibling.rollout_id, sibling.decoded or ""
+        elif source == "bank":
+            question = (row.task, row.prompt_id)
+            kept = routing.banked(bank, question, row.step, settings.bank_max_age)
+            if kept is not None:
+                row.demonstrator, row.solution = kept["rollout_id"], kept["response_text"]
+        else:
+            row.solution = offered.get((source, row.task, row.prompt_id))
+        if row.solution is not None:
+            if row.demonstrator is not None:
+                row.solution = routing.without_thinking(row.solution, settings.early_routing)
+            row.source = source
+            return
+    if settings.feedback_alone and (row.feedback or "").strip():
+        row.source = "feedback"
 
 
 class _Texts:
@@ -172,15 +207,17 @@ class _Texts:
         text, row.rendered_ids = self._rendered(self._turns[row.rollout_id])
         row.thinking = routing.ends_thinking(row.decoded, text.rstrip().endswith("<think>"))
 
-    def render_teacher(self, row: RolloutTwin, sibling: RolloutTwin) -> None:
+    def render_teacher(self, row: RolloutTwin) -> None:
         """Render a rollout's teacher prompt, which is never shortened here."""
         turns = [dict(turn) for turn in self._turns[row.rollout_id]]
         last = max(index for index, turn in enumerate(turns) if turn["role"] == "user")
-        early = self._settings.early_routing
-        demonstration = routing.without_thinking(sibling.decoded or "", early)
-        feedback = row.feedback if self._settings.feedback else None
+        told = self._settings.feedback or row.solution is None
         turns[last]["content"] = routing.teacher_question(
-            turns[last]["content"], demonstration, feedback, early
+            turns[last]["content"],
+            row.solution,
+            row.feedback if told else None,
+            self._settings.early_routing,
+            self._settings.templates,
         )
         row.teacher_prompt_text, row.teacher_prompt_ids = self._rendered(turns)
 
@@ -345,12 +382,13 @@ def recompute(
     tokenizer_dir: Path | None = None,
     progress: Callable[[int], None] = lambda passes: None,
     start: State | None = None,
+    offered: Offered | None = None,
 ) -> StepTwin:
     """Recompute a step from its rollouts, verdicts and routes tables.
 
     Args:
-        tables: By name. Besides those three, the stored log pi_old of `scores` is read if the step
-            is off-policy, and the rows of `teacher` if they are in float16.
+        tables: By name. Besides those three, `bank` is read if it is a source, the stored log
+            pi_old of `scores` if the step is off-policy, rows of `teacher` if they are in float16.
         policy_dir: Hugging Face folder of the policy that starts the step, or of the model under
             its adapters.
         teacher: State dicts with coefficients; the teacher's logits are the weighted sum.
@@ -360,6 +398,7 @@ def recompute(
         tokenizer_dir: Folder of the tokenizer where it is not `policy_dir`.
         progress: Called with 1 after each rollout that was scored or learned from.
         start: A and B that start the step. All other states are then of A and B, too.
+        offered: Solutions and gold answers of tasks, by source, task and question.
     """
     rollouts = _read_rollouts(tables)
     by_id = {row.rollout_id: row for row in rollouts}
@@ -368,10 +407,11 @@ def recompute(
     texts = _Texts(tables["rollouts"], tokenizer, settings)
     for row in rollouts:
         texts.read(row)
-    _route(rollouts, settings)
+    bank = tables["bank"].to_pylist() if "bank" in tables else []
+    _route(rollouts, settings, bank, offered or {})
     for row in rollouts:
-        if row.sibling is not None:
-            texts.render_teacher(row, by_id[row.sibling])
+        if row.available:
+            texts.render_teacher(row)
     model = _open_model(policy_dir, settings)
     base = {name: value.detach().clone() for name, value in model.named_parameters()}
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from pipeline.config.sections import TeacherSource
 from pipeline.run.metrics import tasks_of
 from pipeline.run.step_profiles import STAGES
 from pipeline.text import count, duration, number, percent
@@ -21,6 +22,7 @@ MARKS = "■◆▲▼✕✚★⬢"
 """Signs of a mixture's tasks in the chart of evaluations; then they repeat."""
 
 ROUTES = ("grpo", "sdpo", "mix", "none")
+SOURCES = (*get_args(TeacherSource), "feedback")
 Format = Literal["percent", "number", "count", "seconds"]
 Values = list[float | None]
 
@@ -89,8 +91,16 @@ OPTIONAL = (
     Chart("duplicate_share", "Duplicate responses", "percent"),
     Chart("demonstration_tokens_mean", "Demonstration length, mean", "count", "tokens"),
     Chart("work_share", "Computed tokens, share of naive", "percent"),
+    Chart("silent_questions", "Questions without any signal", "percent"),
+    Chart(
+        "sources",
+        "What teachers are shown",
+        "percent",
+        parts=tuple(f"source_{source}" for source in SOURCES),
+        line="teacher_available",
+    ),
 )
-"""Charts of keys that older runs don't have."""
+"""Charts of keys that not all runs have."""
 
 PROFILE = Chart(
     "profile",
@@ -104,7 +114,7 @@ PROFILE = Chart(
 def charts_of(all_records: Sequence[Sequence[Record]]) -> list[Chart]:
     """Return the charts to draw for runs with these records."""
     known = {key for records in all_records for record in records for key in record}
-    return [*CHARTS, *(chart for chart in OPTIONAL if chart.key in known)]
+    return [*CHARTS, *(c for c in OPTIONAL if not known.isdisjoint((c.key, *c.parts)))]
 
 
 def run_series(name: str, run: History) -> dict[str, Any]:

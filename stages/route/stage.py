@@ -5,7 +5,7 @@ that the loss will distil get a teacher pass.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,17 @@ from pipeline.methods import METHODS
 from pipeline.policy.policy import Policy
 from pipeline.stage.answer_columns import unfinished
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Render, Stage
-from pipeline.tables.schemas import SCORES, STUDENT_LOGPROBS, Row, schema_with, teacher_schema
+from pipeline.tables.schemas import (
+    SCORES,
+    STUDENT_LOGPROBS,
+    TEACHER_STEP,
+    Row,
+    schema_with,
+    teacher_schema,
+)
 from pipeline.task import Message
 from pipeline.text import printable
 from stages.route.decisions import (
-    demonstrating_sibling,
     group_note,
     group_statistics,
     mini_batches,
@@ -30,7 +36,8 @@ from stages.route.decisions import (
     teacher_available,
 )
 from stages.route.scores import Floats, ScoredRollout, ScoringJob, score_rollouts
-from stages.route.teacher_prompt import TeacherPrompt, teacher_prompt, without_thinking
+from stages.route.sources import Group, Solution, Sources
+from stages.route.teacher_prompt import TeacherPrompt, is_blank, teacher_prompt
 
 _SHOWN = 200
 """Characters of a verdict's error that are shown."""
@@ -43,7 +50,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     """
     settings = config.route
     rollouts = _joined(tables["rollouts"], tables["verdicts"])
-    routes = decide(rollouts, settings, handles)
+    routes = decide(rollouts, settings, handles, tables.get("bank"))
     decisions = pa.Table.from_pylist(routes, schema=schema_with("routes", routes[0]))
     if handles.policy is None:
         return Output({"routes": decisions})
@@ -74,7 +81,12 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     )
 
 
-def decide(rollouts: Sequence[Row], settings: RouteSection, handles: Handles) -> list[Row]:
+def decide(
+    rollouts: Sequence[Row],
+    settings: RouteSection,
+    handles: Handles,
+    bank: pa.Table | None = None,
+) -> list[Row]:
     """Return the rows of `routes`; needs no policy."""
     groups: dict[int, list[Row]] = {}
     for row in rollouts:
@@ -86,92 +98,115 @@ def decide(rollouts: Sequence[Row], settings: RouteSection, handles: Handles) ->
             strict=True,
         )
     )
+    sources = Sources(settings, handles, bank)
     return [
         decision
         for group, members in groups.items()
-        for decision in _decide_group(members, batch_of[group], settings, handles.prompt_renderer())
+        for decision in _decide_group(
+            group_of(members), batch_of[group], settings, sources, handles.prompt_renderer()
+        )
     ]
 
 
-class _Group(NamedTuple):
-    """The rollouts of a question; `able`: which of them can demonstrate."""
-
-    members: Sequence[Row]
-    judged_G: list[bool]
-    correct_G: list[bool]
-    able_G: list[bool]
-
-    @classmethod
-    def of(cls, members: Sequence[Row]) -> Self:
-        """Return a group: what could not be judged is not correct, whatever its row says."""
-        judged = [row["error"] is None for row in members]
-        correct = [row["correct"] and known for row, known in zip(members, judged, strict=True)]
-        able = [c and not row["unfinished"] for row, c in zip(members, correct, strict=True)]
-        return cls(members, judged, correct, able)
+def group_of(members: Sequence[Row]) -> Group:
+    """Return a group: what could not be judged is not correct, whatever its row says."""
+    judged = [row["error"] is None for row in members]
+    correct = [row["correct"] and known for row, known in zip(members, judged, strict=True)]
+    able = [c and not row["unfinished"] for row, c in zip(members, correct, strict=True)]
+    return Group(members, judged, correct, able)
 
 
 def _decide_group(
-    members: Sequence[Row], mini_batch: int, settings: RouteSection, render: Render
+    group: Group, mini_batch: int, settings: RouteSection, sources: Sources, render: Render
 ) -> list[Row]:
-    group = _Group.of(members)
     scaled = settings.advantage_scale == "group_std"
-    statistics = group_statistics([row["reward"] for row in members], scaled, group.judged_G)
-    lengths = [len(row["response_ids"]) for row in members]
+    rewards = [row["reward"] for row in group.members]
+    statistics = group_statistics(rewards, scaled, group.judged_G)
     decisions = []
-    for index, row in enumerate(members):
+    for index, row in enumerate(group.members):
         judged, correct = group.judged_G[index], group.correct_G[index]
-        sibling = demonstrating_sibling(settings.demonstration, group.able_G, lengths, index)
-        sibling = sibling if judged else None
+        solution = sources.solution(group, index) if judged else None
+        feedback = _feedback(row, solution, settings) if judged else None
+        shown = solution is not None or feedback is not None
         prompt: TeacherPrompt | None = None
-        notes: list[str] = []
-        if sibling is not None and METHODS[settings.method].has_teacher:
-            prompt, notes = _teach(row, members[sibling], settings, render)
-        available = teacher_available(settings.method, sibling is not None, prompt is not None)
+        notes = _source_notes(solution, feedback, settings) if judged else []
+        if shown and METHODS[settings.method].has_teacher:
+            prompt, fitted = _teach(row, solution, feedback, settings, render)
+            notes += fitted
+        available = teacher_available(settings.method, shown, prompt is not None)
         route = route_of(settings.method, correct, available, judged)
         advantage = statistics.advantages_G[index]
         notes = _notes(group, index, route == "grpo" and advantage == 0) + notes
-        decisions.append(
-            {
-                "rollout_id": row["rollout_id"],
-                "group": row["group"],
-                "reward": row["reward"],
-                "correct": row["correct"],
-                "advantage": advantage,
-                "group_mean": statistics.mean,
-                "group_std": statistics.std,
-                "teacher_available": available,
-                "teacher_source": "sibling" if available else "none",
-                "teacher_rollout_id": members[sibling or 0]["rollout_id"] if available else None,
-                "teacher_prompt_text": prompt.text if prompt else None,
-                "teacher_prompt_ids": prompt.token_ids if prompt else [],
-                "route": route,
-                "mini_batch": mini_batch,
-                "reason": reason_of(route, correct, available, notes, judged),
-            }
-        )
+        source = solution.source if solution else "feedback"
+        decision = {
+            "rollout_id": row["rollout_id"],
+            "group": row["group"],
+            "reward": row["reward"],
+            "correct": row["correct"],
+            "advantage": advantage,
+            "group_mean": statistics.mean,
+            "group_std": statistics.std,
+            "teacher_available": available,
+            "teacher_source": source if available else "none",
+            "teacher_rollout_id": solution.rollout_id if available and solution else None,
+            "teacher_prompt_text": prompt.text if prompt else None,
+            "teacher_prompt_ids": prompt.token_ids if prompt else [],
+            "route": route,
+            "mini_batch": mini_batch,
+            "reason": reason_of(route, correct, available, notes, judged),
+        }
+        if "bank" in settings.sources:
+            decision[TEACHER_STEP] = solution.step if available and solution else None
+        decisions.append(decision)
     return decisions
 
 
+def _feedback(row: Row, solution: Solution | None, settings: RouteSection) -> str | None:
+    """Return the feedback that a rollout's teacher is shown; None: none."""
+    wanted = settings.feedback if solution else settings.feedback_alone
+    return None if not wanted or is_blank(row["feedback"]) else row["feedback"]
+
+
+def _source_notes(
+    solution: Solution | None, feedback: str | None, settings: RouteSection
+) -> list[str]:
+    """Say where a solution comes from, and where none was found; nothing by the paper's rule."""
+    if settings.sources == ["sibling"] and not settings.feedback_alone:
+        return []
+    if solution is not None:
+        of = f" of step {solution.step}" if solution.source == "bank" else ""
+        return [] if solution.source == "sibling" else [f"solution from {solution.source}{of}"]
+    asked = ", ".join(settings.sources) or "no source"
+    if feedback is not None:
+        return [f"no solution ({asked}), feedback alone"]
+    return [f"no solution ({asked}){', no feedback' if settings.feedback_alone else ''}"]
+
+
 def _teach(
-    row: Row, sibling: Row, settings: RouteSection, render: Render
+    row: Row,
+    solution: Solution | None,
+    feedback: str | None,
+    settings: RouteSection,
+    render: Render,
 ) -> tuple[TeacherPrompt | None, list[str]]:
     """Return the teacher prompt of a rollout and notes on how it came about."""
     limit = settings.max_teacher_prompt_length
     prompt = teacher_prompt(
         [Message(**message) for message in row["messages"]],
-        without_thinking(sibling["response_text"]),
-        row["feedback"] if settings.feedback else None,
+        solution.text if solution else None,
+        feedback,
+        settings.templates,
         limit,
         render,
     )
     if prompt is None:
         return None, [f"teacher prompt can't be brought to {limit} tokens"]
     if prompt.shortened:
-        return prompt, [f"demonstration shortened to fit {limit} prompt tokens"]
+        return prompt, [f"{prompt.shortened} shortened to fit {limit} prompt tokens"]
     return prompt, []
 
 
-def _notes(group: _Group, index: int, no_signal: bool) -> list[str]:
+def _notes(group: Group, index: int, no_signal: bool) -> list[str]:
     """Return what is worth knowing of a rollout in its group, beside its teacher's prompt."""
     row, judged = group.members[index], group.judged_G
     found: list[str | None] = []
@@ -302,8 +337,8 @@ def _half(logprobs: Floats) -> npt.NDArray[np.float16]:
 def _joined(rollouts: pa.Table, verdicts: pa.Table) -> list[Row]:
     """Return rollouts with their verdicts as rows; the tables have the same order."""
     needed = [
-        "rollout_id", "group", "messages", "prompt_ids", "response_ids", "response_text",
-        "temperature", "finish_reason",
+        "rollout_id", "group", "task", "prompt_id", "messages", "reference", "prompt_ids",
+        "response_ids", "response_text", "temperature", "finish_reason",
     ]  # fmt: skip
     rows = rollouts.select(needed).to_pylist()
     judged = verdicts.select(["reward", "correct", "feedback", "error"]).to_pylist()

@@ -1,24 +1,23 @@
-"""The teacher's prompt: the question with a sibling's solution (docs/method.md, section 2)."""
+"""The teacher's prompt: question, solution, feedback (docs/method.md, sections 2 and 12)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pipeline.config.sections import TemplatesSection
 from pipeline.stage.contract import Render
 from pipeline.task import Message
 
-_SOLUTION = "\nCorrect solution:\n\n"
-_FEEDBACK = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
-_CLOSING = "\n\nCorrectly solve the original question."
 _CUT = " … "
+_PLACEHOLDER = re.compile(r"\{(question|solution|feedback)\}")
 
 
 class TeacherPrompt(NamedTuple):
-    """A rendered teacher prompt, and whether its demonstration had to be shortened."""
+    """A rendered teacher prompt, and what had to be shortened: nothing, a solution or feedback."""
 
     text: str
     token_ids: list[int]
-    shortened: bool
+    shortened: str = ""
 
 
 def without_thinking(response: str) -> str:
@@ -31,49 +30,76 @@ def without_thinking(response: str) -> str:
     return rest.lstrip() if lone else rest
 
 
-def teacher_messages(
-    messages: Sequence[Message], demonstration: str, feedback: str | None
-) -> list[Message]:
-    """Return the conversation with the last user turn extended by solution and feedback.
+def is_blank(feedback: str | None) -> bool:
+    """Tell whether feedback says nothing; then it is not even announced."""
+    return feedback is None or not feedback.strip()
 
-    Blank feedback adds nothing, not even the sentence that announces it.
+
+def teacher_messages(
+    messages: Sequence[Message],
+    solution: str | None,
+    feedback: str | None,
+    templates: TemplatesSection,
+) -> list[Message]:
+    """Return the conversation with the last user turn put into the template for what is shown.
+
+    Placeholders are filled in one pass: texts that are filled in may hold braces of their own.
     """
     *before, question = messages
-    content = question.content + _SOLUTION + demonstration
-    if feedback is not None and feedback.strip():
-        content += _FEEDBACK + feedback
-    return [*before, Message(question.role, content + _CLOSING)]
+    if solution is None:
+        template = templates.feedback
+    else:
+        template = templates.solution if is_blank(feedback) else templates.both
+    texts = {"question": question.content, "solution": solution, "feedback": feedback}
+    content = _PLACEHOLDER.sub(lambda found: texts[found[1]] or "", template)
+    return [*before, Message(question.role, content)]
 
 
 def teacher_prompt(
     messages: Sequence[Message],
-    demonstration: str,
+    solution: str | None,
     feedback: str | None,
+    templates: TemplatesSection,
     limit: int,
     render: Render,
 ) -> TeacherPrompt | None:
     """Render the teacher prompt within `limit` tokens.
 
-    Header and question are never cut. A demonstration that does not fit is shortened from its
-    middle, by as little as bisection finds; None if even that cannot help.
+    Header and question are never cut. A solution that does not fit is shortened from its middle, by
+    as little as bisection finds; feedback is, where it is alone or cutting the solution can't help.
+    None if nothing can.
     """
 
-    def rendered(characters: int) -> tuple[str, list[int]]:
-        return render(teacher_messages(messages, _shortened(demonstration, characters), feedback))
+    def rendered(solution: str | None, feedback: str | None) -> tuple[str, list[int]]:
+        return render(teacher_messages(messages, solution, feedback, templates))
 
-    text, ids = rendered(len(demonstration))
+    text, ids = rendered(solution, feedback)
     if len(ids) <= limit:
-        return TeacherPrompt(text, ids, shortened=False)
-    fits, too_long = 0, len(demonstration)
+        return TeacherPrompt(text, ids)
+    if solution is not None:
+        best = _longest(solution, lambda cut: rendered(cut, feedback), limit)
+        if best is not None:
+            return TeacherPrompt(*best, shortened="demonstration")
+    if feedback is None or is_blank(feedback):
+        return None
+    best = _longest(feedback, lambda cut: rendered(solution, cut), limit)
+    return None if best is None else TeacherPrompt(*best, shortened="feedback")
+
+
+def _longest(
+    text: str, rendered: Callable[[str], tuple[str, list[int]]], limit: int
+) -> tuple[str, list[int]] | None:
+    """Return the prompt with as much of a text as fits; None if not one character does."""
+    fits, too_long = 0, len(text)
     best: tuple[str, list[int]] | None = None
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        text, ids = rendered(middle)
-        if len(ids) <= limit:
-            fits, best = middle, (text, ids)
+        found = rendered(_shortened(text, middle))
+        if len(found[1]) <= limit:
+            fits, best = middle, found
         else:
             too_long = middle
-    return None if best is None else TeacherPrompt(*best, shortened=True)
+    return best
 
 
 def _shortened(text: str, characters: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ from pipeline.stage.contract import Handles, silent
 from pipeline.twin.compare_tables import compare, compare_gradients, compare_routes
 from pipeline.twin.formulas import Settings
 from pipeline.twin.inputs import StepTwin
-from pipeline.twin.step import recompute
+from pipeline.twin.step import Offered, recompute
 from pipeline.twin.tolerances import Report
 from stages.route import STAGE as ROUTE
 from stages.update import STAGE as UPDATE
@@ -113,25 +114,40 @@ def make_run(
     return session
 
 
-def run_step(session: Session, step: int = STEP, verdicts: pa.Table | None = None) -> StepCapture:
+def run_step(
+    session: Session,
+    step: int = STEP,
+    verdicts: pa.Table | None = None,
+    bank: pa.Table | None = None,
+    **offered: Any,
+) -> StepCapture:
     """Run route, weigh and update of a step on a freshly opened policy, outside the store.
 
     Args:
         verdicts: other ones than the step's.
+        bank: a table of earlier rollouts.
+        offered: handles `solutions` and `golds`.
     """
     session.resident.policy = session.resident.open_snapshot(step)
     policy = session.resident.require()
     tables = {name: session.run.read(name, step) for name in ("rollouts", "verdicts")}
     tables |= {} if verdicts is None else {"verdicts": verdicts}
+    tables |= {} if bank is None else {"bank": bank}
     capture = StepCapture(tables)
-    handles = Handles(seed=session.config.run.seed, step=step, policy=policy, progress=silent)
+    seed = session.config.run.seed
+    handles = Handles(seed=seed, step=step, policy=policy, progress=silent, **offered)
     with _recorded(policy, capture):
         for stage in (ROUTE, WEIGH, UPDATE):
             tables.update(stage.run(tables, session.config, handles).tables)
     return capture
 
 
-def twin_of(session: Session, capture: StepCapture, settings: Settings | None = None) -> StepTwin:
+def twin_of(
+    session: Session,
+    capture: StepCapture,
+    settings: Settings | None = None,
+    offered: Offered | None = None,
+) -> StepTwin:
     """Return what the twin makes of the golden step, from the run's files and its settings."""
     lora, snapshot = session.config.model.lora, session.run.snapshot_path(STEP)
     return recompute(
@@ -141,6 +157,7 @@ def twin_of(session: Session, capture: StepCapture, settings: Settings | None = 
         settings or twin_settings(session.config),
         params_before=dict(enumerate(capture.parameters)),
         start=adapters_on_disk(session),
+        offered=offered,
     )
 
 
@@ -181,6 +198,11 @@ def twin_settings(config: Config) -> Settings:
         sdpo_ratio_clip=update.sdpo_ratio_clip,
         lora_scale=config.model.lora.alpha / config.model.lora.rank if config.model.lora else 1.0,
         base_bfloat16=config.model.base_dtype == "bfloat16",
+        feedback=route.feedback,
+        feedback_alone=route.feedback_alone,
+        sources=route.sources,
+        bank_max_age=route.bank_max_age,
+        templates=route.templates.model_dump(),
     )
 
 

@@ -278,7 +278,7 @@ def test_routes_are_compared(twin: StepTwin) -> None:
             "group_mean": row.group_mean,
             "group_std": row.group_std,
             "teacher_available": row.available,
-            "teacher_rollout_id": row.sibling,
+            "teacher_rollout_id": row.demonstrator,
             "teacher_prompt_text": row.teacher_prompt_text,
             "teacher_prompt_ids": row.teacher_prompt_ids or [],
         }

@@ -5,7 +5,7 @@
 (() => {
   const switches = document.getElementById("switches");
   const dashes = ["solid", "dash", "dot", "dashdot"];
-  const patterns = { sdpo: "/", mix: "x", none: ".", verify: "\\", route: "/", weigh: "x", update: ".", between: "-" };
+  const patterns = { sdpo: "/", mix: "x", none: ".", verify: "\\", route: "/", weigh: "x", update: ".", between: "-", bank: "/", solution: "x", gold: "\\", feedback: "." };
   const config = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: "reset" };
   const manyPoints = 400;
   let data = null;
@@ -104,7 +104,8 @@
     }];
   };
 
-  const partColour = (part) => colour(part.key.startsWith("share_") ? `--${part.name}` : `--stage-${part.name}`);
+  const prefixes = { share: "--", source: "--source-" };
+  const partColour = (part) => colour(`${prefixes[part.key.split("_", 1)[0]] ?? "--stage-"}${part.name}`);
 
   const stackTraces = (chart, unit) => {
     const run = data.runs.find((candidate) => candidate.name === data.current);

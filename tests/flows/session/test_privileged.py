@@ -1,0 +1,70 @@
+"""What tasks offer teachers, and the refusal of sources that they don't offer."""
+
+import json
+
+import pytest
+
+from data import tool_use
+from data.registry import SHIPPED, gold_wording
+from flows.session.privileged import expect_offered, golds, offered, solutions
+from flows.session.questions import Questions, SelectedQuestions, TaskQuestions
+from pipeline.config.load import load_config
+from pipeline.errors import ConfigError
+from pipeline.task import Message, Question
+
+ASKED = (Message("user", "2+2?"),)
+PLAIN = Question("a", ASKED, '"4"')
+WORKED = Question("b", ASKED, '"4"', solution="2+2=4")
+
+
+def of(*questions: Question) -> Questions:
+    return Questions({"arithmetic": TaskQuestions(questions, questions)})
+
+
+def test_golds_in_words() -> None:
+    words = gold_wording("arithmetic")
+    assert words is not None and words('"85"') == "85"
+    calls = json.dumps([{"Action": "get", "Action_Input": {"id": 1, "a": "ä"}}] * 2)
+    words = gold_wording("tool_use")
+    assert words is not None
+    assert words(calls) == "\n".join(['Action: get\nAction Input: {"id": 1, "a": "ä"}'] * 2)
+    assert tool_use.verify(words(calls), calls).reward == 1.0
+
+
+def test_what_is_offered() -> None:
+    config = load_config("demo", ['route.sources=["sibling","solution","gold"]'])
+    asked = SelectedQuestions(["arithmetic"] * 2, [PLAIN, WORKED])
+    assert solutions(asked) == {("arithmetic", "b"): "2+2=4"}
+    assert offered(config, asked) == {
+        ("solution", "arithmetic", "b"): "2+2=4",
+        ("gold", "arithmetic", "a"): "4",
+        ("gold", "arithmetic", "b"): "4",
+    }
+    expect_offered(config, of(PLAIN, WORKED))
+    with pytest.raises(ConfigError, match="no training question of task arithmetic has a worked"):
+        expect_offered(config, of(PLAIN))
+
+
+def test_nothing_is_offered_that_no_source_names() -> None:
+    config = load_config("demo")
+    assert golds(config) == {}
+    assert offered(config, SelectedQuestions(["arithmetic"], [WORKED])) == {}
+    without_teacher = load_config("demo-grpo", ['route.sources=["gold"]'])
+    assert golds(without_teacher) == {}
+
+
+def test_a_task_without_golds_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("task") / "mine.py"
+    text = 'VERIFIER = "mine/1"\ndef load(path, split): ...\ndef verify(response, reference): ...\n'
+    path.write_text(text)
+    settings = [f"data.task={path}", 'route.sources=["gold"]']
+    with pytest.raises(ConfigError, match=r"has gold, but task .*mine\.py offers none"):
+        expect_offered(load_config("demo", settings), of(PLAIN))
+    path.write_text(f"{text}def gold(reference): return reference.upper()\n")
+    words = golds(load_config("demo", settings))
+    assert [own('"a"') for own in words.values()] == ['"A"']
+
+
+@pytest.mark.parametrize("task", sorted(SHIPPED))
+def test_every_shipped_task_says_what_it_offers(task: str) -> None:
+    assert (gold_wording(task) is None) == (task == "code")
