@@ -58,8 +58,11 @@ def run(
 @pytest.mark.parametrize(
     "spread",
     [
-        *([], ["--ranks", "2"], ["--runner", "processes:2"]),
-        *(["--runner", "ray:2"], ["--runner", "dask:2"]),
+        *([], ["--ranks", "2"]),
+        *(
+            pytest.param(["--runner", runner], marks=pytest.mark.campaign)
+            for runner in ("processes:2", "ray:2", "dask:2")
+        ),
     ],
     ids=["alone", "ranks", "processes", "ray", "dask"],
 )

@@ -46,7 +46,9 @@ def begun(folder: Path, prefect_api: dict[str, str]) -> Path:
     return trained(folder / "begun", "--ranks", "2", steps=2, api=prefect_api)
 
 
-@pytest.mark.parametrize("ranks", ["1", "4"])  # on two: the next test
+@pytest.mark.parametrize(
+    "ranks", ["1", pytest.param("4", marks=pytest.mark.campaign)]
+)  # on two: the next test
 def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
     ranks: str, one: Path, begun: Path, folder: Path, prefect_api: dict[str, str]
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_run_begun_on_two_ranks_goes_on_with_any_number(
         ).read_bytes()
 
 
+@pytest.mark.campaign
 def test_adapters_go_from_two_ranks_to_one_and_back(
     folder: Path, prefect_api: dict[str, str]
 ) -> None:
@@ -77,6 +80,7 @@ def test_adapters_go_from_two_ranks_to_one_and_back(
     assert not check_run(Run.open(run)).findings
 
 
+@pytest.mark.campaign
 def test_a_rank_may_have_no_group_to_sample(folder: Path, prefect_api: dict[str, str]) -> None:
     """One test question and one training question: the second rank has neither.
 
@@ -103,6 +107,7 @@ def wait_for(file: Path) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.campaign
 def test_ranks_stop_and_end_as_their_command_is_told(
     folder: Path, prefect_api: dict[str, str]
 ) -> None:

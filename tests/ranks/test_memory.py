@@ -22,6 +22,7 @@ NETWORK = {
 MODEL_MB = 97.0  # 8 of embeddings, 6 layers of 14.8
 
 
+@pytest.mark.campaign
 def test_four_ranks_hold_a_quarter_each(tmp_path: Path) -> None:
     write_fixture(
         tmp_path / "model", NETWORK, prompts=1, prompt_tokens=2, completion_tokens=2, correct=[1]

@@ -121,6 +121,7 @@ def test_killed_twice_on_a_store_that_fails_it_has_the_tables_of_a_disk(
     assert code == 0 and "no difference" in text, text
 
 
+@pytest.mark.campaign
 def test_a_store_that_is_gone_ends_a_training_with_one_line(
     server: Server, environment: dict[str, str], tmp_path: Path
 ) -> None:

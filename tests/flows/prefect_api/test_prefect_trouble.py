@@ -169,6 +169,7 @@ def test_flow_runs_of_killed_commands_are_recorded_as_crashed(
     ]
 
 
+@pytest.mark.campaign
 def test_a_frozen_server_costs_a_training_its_limits_and_one_line(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_frozen_server_costs_a_training_its_limits_and_one_line(
     give_up_sending()
 
 
+@pytest.mark.campaign
 def test_work_on_other_workers_is_done_although_the_server_freezes_meanwhile(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
