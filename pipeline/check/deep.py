@@ -93,7 +93,8 @@ def deep_check(
     Raises:
         StoreError: rollouts, verdicts or routes are missing, or a table is damaged.
     """
-    names = [n for n in (*_NEEDED, "bank", *_COMPARED) if n in _NEEDED or run.has(n, step)]
+    banked = ["bank"] if "bank" in run.owner("routes", step).config.route.sources else []
+    names = [n for n in (*_NEEDED, *banked, *_COMPARED) if n not in _COMPARED or run.has(n, step)]
     tables = {name: run.read(name, step) for name in names}
     settings = twin_settings(run, step)
     twin = recompute(

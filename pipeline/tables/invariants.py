@@ -154,7 +154,7 @@ def _routes(tables: Tables) -> Iterator[Broken]:
     named = zip(
         *(table[c].to_pylist() for c in ("teacher_source", "teacher_rollout_id")), strict=True
     )
-    teachers = [teacher if source == "sibling" else None for source, teacher in named]
+    teachers = [None if source == "bank" else teacher for source, teacher in named]
     groups, places = table.column("group").to_pylist(), in_group(table.column("group").to_numpy())
     verdicts = zip(groups, table.column("correct").to_pylist(), strict=True)
     about = dict(zip(ids, verdicts, strict=True))

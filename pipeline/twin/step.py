@@ -98,11 +98,11 @@ def _read_rollouts(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
     return [
         RolloutTwin(
             rollout_id=row["rollout_id"],
-            step=row["step"],
+            step=row.get("step", 0),
             group=row["group"],
             sample=row["sample"],
-            task=row["task"],
-            prompt_id=row["prompt_id"],
+            task=row.get("task", ""),
+            prompt_id=row.get("prompt_id", ""),
             prompt_ids=row["prompt_ids"],
             response_ids=row["response_ids"],
             temperature=row["temperature"],

@@ -20,21 +20,21 @@ VARIANTS: dict[str, tuple[Mapping[str, object], set[str]]] = {
     "feedback alone": ({"sources": [], "feedback_alone": True}, {"feedback", "none"}),
     "all, in other words": (
         {
-            "sources": ["bank", "sibling", "solution", "gold"],
+            "sources": ["solution", "bank", "sibling", "gold"],
             "feedback": True,
             "feedback_alone": True,
             "templates": {"both": "Q {question} S {solution} F {feedback}"},
         },
-        {"bank", "sibling", "solution", "gold"},
+        {"solution", "bank"},
     ),
 }
 
 
 def bank_of(rollouts: pa.Table) -> pa.Table:
-    """Return earlier answers to four of the step's six questions; two are of step 0 alone."""
+    """Return earlier answers to five of the step's six questions; the fifth's are of step 0."""
     rows, seen = [], dict(zip(rollouts["group"].to_pylist(), rollouts.to_pylist(), strict=True))
-    for group, row in list(seen.items())[:4]:
-        for step in (1, 0) if group < 2 else (0,):
+    for group, row in list(seen.items())[:5]:
+        for step in (1, 0) if group < 4 else (0,):
             for sample in range(2):
                 text = f"<think>{group}</think> b{step}{sample}"
                 rows.append(

@@ -279,6 +279,7 @@ def test_routes_are_compared(twin: StepTwin) -> None:
             "group_std": row.group_std,
             "teacher_available": row.available,
             "teacher_rollout_id": row.demonstrator,
+            "teacher_source": row.source,
             "teacher_prompt_text": row.teacher_prompt_text,
             "teacher_prompt_ids": row.teacher_prompt_ids or [],
         }
@@ -286,7 +287,7 @@ def test_routes_are_compared(twin: StepTwin) -> None:
     ]
     report = Report()
     compare_routes(report, twin, pa.Table.from_pylist(rows))
-    assert report.lines == [] and report.numbers == 6 * 8 + 5 * 2  # five have a prompt
+    assert report.lines == [] and report.numbers == 6 * 9 + 5 * 2  # five have a prompt
     rows[0] |= {"teacher_rollout_id": "000000-0000-02", "advantage": 0.0}
     compare_routes(report, twin, pa.Table.from_pylist(rows))
     assert [line.split()[0] for line in report.lines] == [
