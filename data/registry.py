@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from data.golds import GOLDS, Gold
+from data.gold_wording import GOLDS, Gold
 from pipeline.errors import DataError
 from pipeline.task import Task, Verdict
 
