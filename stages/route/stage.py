@@ -36,7 +36,7 @@ from stages.route.decisions import (
     teacher_available,
 )
 from stages.route.scores import Floats, ScoredRollout, ScoringJob, score_rollouts
-from stages.route.sources import Group, Solution, Sources
+from stages.route.solutions import Group, Solution, Sources
 from stages.route.teacher_prompt import TeacherPrompt, is_blank, teacher_prompt
 
 _SHOWN = 200
