@@ -137,9 +137,8 @@ METRICS = {
     "share_sdpo": "share on the SDPO route",
     "share_mix": "share on the mix route",
     "share_none": "share on no route: left out of the loss",
-    "teacher_available": "share of rollouts with a demonstration that fits",
-    "source_NAME": "share of rollouts whose teacher is shown something of this source; only with "
-    "others than siblings",
+    "teacher_available": "share of rollouts whose teacher is shown something that fits; with other "
+    "sources than siblings, their shares are in source_sibling, source_bank and so on",
     "distils": "whether the method distils at all",
     "silent_questions": "share of questions of which no rollout has a gradient",
     "demonstrations": "number of responses that demonstrate",
