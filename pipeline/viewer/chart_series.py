@@ -85,7 +85,7 @@ CHARTS = (
     ),
 )
 OPTIONAL = (
-    Chart("off_path_share", "Divergence off the teacher's path", "percent"),
+    Chart("off_path_share", "Divergence off path", "percent"),
     Chart("weight_max", "Token weights, max", "number"),
     Chart("effective_tokens", "Tokens really heard", "count"),
     Chart("duplicate_share", "Duplicate responses", "percent"),
