@@ -19,6 +19,7 @@ import stages.route
 from flows.reruns.evaluate import with_overrides
 from flows.session.new_run import teacher_settings
 from flows.session.open_run import expect_teacher
+from flows.session.privileged import expect_offered
 from flows.session.questions import expect_training_context, positions_of
 from flows.session.session import Session
 from pipeline.config.sections import Config
@@ -74,9 +75,11 @@ def measure_lead(
         replayed: told of the updates that are replayed to rebuild the policy.
 
     Raises:
-        ConfigError: the method has no teacher; a setting can't be changed here.
+        ConfigError: the method has no teacher, or nothing to show it; a setting can't be changed
+            here.
     """
     config = _settings(session.config, overrides)
+    expect_offered(config, session.questions)
     policy = session.prepare(steps_done, replayed)
     expect_training_context(config, positions_of(policy))
     first = steps_done * session.config.generate.questions
@@ -95,7 +98,7 @@ def measure_lead(
     path = lead_path(session.run.root, made_from)
     if path.exists():
         return Lead(path, read_sealed(path), found=True)
-    with session.stages.asking(asked, steps_done, path) as handles:
+    with session.stages.asking(config, asked, steps_done, path) as handles:
         answers = _answers(config, handles, progress)
     return Lead(path, write_lead(path, made_from, answers), found=False)
 

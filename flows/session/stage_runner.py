@@ -112,10 +112,13 @@ class StageRunner:
                 self._writer = None
 
     @contextmanager
-    def asking(self, asked: SelectedQuestions, step: int, record: Path) -> Iterator[Handles]:
-        """Yield what it takes to ask questions outside of a stage, as generate and verify do.
+    def asking(
+        self, config: Config, asked: SelectedQuestions, step: int, record: Path
+    ) -> Iterator[Handles]:
+        """Yield what it takes to ask questions outside of a stage, to judge and to route answers.
 
         Args:
+            config: the settings of `route` to do it by.
             record: what comes of it; other workers leave verdicts beside it until the block ends.
         """
         self._expect_same_task()
@@ -125,6 +128,8 @@ class StageRunner:
             step=step,
             questions=asked.questions,
             tasks=asked.tasks,
+            solutions=solutions(asked) if wants(config, "solution") else {},
+            golds=golds(config),
             policy=policy,
             engine=self._engines.of("generate", policy),
             verifiers=self._judges.verifiers(parts),

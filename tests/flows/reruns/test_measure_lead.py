@@ -178,11 +178,36 @@ def test_where_nothing_is_shown_the_teacher_is_asked_nothing(session: Session) -
     assert found.record["figures"]["sources"] == {}
 
 
+def test_a_task_may_offer_what_no_sibling_has(tmp_path: Path) -> None:
+    """Each further source has a row of its own; a rollout gets what training would give it."""
+    config = golden_config(tmp_path, {"generate": {"questions": 6, "rollouts": 2}})
+    task = tmp_path / "parity.py"
+    known = task.read_text().replace("'\"\"')", "'\"\"', solution='worked ' + w)")
+    task.write_text(f"{known}\n\ndef gold(reference):\n    return 'even it is'\n")
+    with Session.create(tmp_path / "run", config) as session:
+        worked = measure_lead(session, 0, 6, ['route.sources=["solution"]'])
+        mixed = measure_lead(session, 0, 6, ['route.sources=["sibling", "gold"]'])
+    rows = answers(worked, "taught")
+    assert {row["source"] for row in rows} == {"solution"}
+    assert all("worked " + row["prompt_id"] in row["teacher_prompt_text"] for row in rows)
+    assert worked.record["figures"]["without_source"] == 0
+    assert worked.record["figures"]["sources"]["solution"]["copied"] is None
+    by_source = {
+        source: {row["group"] for row in answers(mixed, "taught") if row["source"] == source}
+        for source in ("sibling", "gold")
+    }
+    right = {row["group"] for row in answers(mixed, "sampled") if row["correct"]}
+    assert by_source["sibling"] <= right
+    assert by_source["gold"]
+    assert by_source["gold"].isdisjoint(right)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("route.teacher=ema", "the teacher is the run's"),
         ("generate.engine=vllm", "generate.engine is the run's, transformers"),
+        ('route.sources=["gold"]', "offers none"),
         ("update.learning_rate=1", "can change generate, route only"),
     ],
 )
