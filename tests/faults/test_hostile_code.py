@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from data.registry import judge, open_task
 from pipeline.verification.pool import VerifierPool
 from pipeline.verification.sandbox import has_landlock
+from tests.paths import PROJECT
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(
@@ -83,3 +85,31 @@ def test_a_confinement_in_which_nothing_starts_is_no_verdict(
     monkeypatch.setattr("sys.base_prefix", "/none")
     with pytest.raises(RuntimeError, match="does not start in its confinement"):
         judge("code", "f = abs", reference("assert f(1) == 1"))
+
+
+WITHOUT_LANDLOCK = """
+import errno, json, sys
+from pipeline.verification import sandbox as s
+rules = [(s.EQUAL, 0, 1, 444), (s.END, 0, 0, s.REFUSE | errno.ENOSYS), (s.END, 0, 0, s.ALLOW)]
+assert s.seccomp([(s.LOAD, 0, 0, 0), *rules]) and not s.has_landlock()
+from data.code import verify
+for code in json.loads(sys.argv[1]):
+    print(verify(code, sys.argv[2]).feedback)
+"""
+"""Landlock's first call has this number on all machines."""
+
+
+def test_the_judge_stays_out_of_reach_where_there_is_no_landlock(hostile: Any) -> None:
+    names = ("parent's memory", "kills parent", "signals by file", "limits parent", "forks")
+    codes = json.dumps([hostile.RIGHT, *(hostile.HELD[name][0] for name in names)])
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LANDLOCK, codes, reference(hostile.TESTS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT,
+    )
+    right, *others = found.stdout.splitlines()
+    assert right == "None"
+    assert len(others) == len(names)
+    assert all(line.startswith("f([1, 2]) raised PermissionError: ") for line in others)
