@@ -237,6 +237,6 @@ def _figure_pass_at_k(changes: Sequence[tuple[MethodRow, PassChange]]) -> Canvas
 
 def _share_panel(panel: Axes, row: MethodRow) -> None:
     """Name the panel of one row, with shares on its vertical axis."""
-    panel.set_title("\n".join(textwrap.wrap(shown_label(row.label, 64), 32)))
+    panel.set_title("\n".join(textwrap.wrap(shown_label(row.label, 64), 28)))
     panel.set_ylim(-0.02, 1.02)
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -65,6 +65,18 @@ def test_flattened(tmp_path: Path) -> None:
     assert "loses 25.0 points at k = 1" in pass_sentence("srpo", back)
 
 
+@pytest.mark.parametrize(("mastered", "at_1", "at_4"), [(38, 0.7, -0.05), (11, 0.025, -0.725)])
+def test_both_changes_must_be_clear(
+    mastered: int, at_1: float, at_4: float, tmp_path: Path
+) -> None:
+    """40 questions, 1 right answer of 4 at the start: some are mastered, all others lost."""
+    last = answers(*["4444"] * mastered, *["5555"] * (40 - mastered))
+    found = changed(tmp_path / "a", answers(*["4555"] * 40), last)
+    assert found is not None and not found.flattens
+    assert found.at[1].change.mean == pytest.approx(at_1)
+    assert found.at[4].change.mean == pytest.approx(at_4)
+
+
 def test_of_unequal_numbers_of_answers_k_goes_up_to_the_fewest(tmp_path: Path) -> None:
     """1 right of 4: pass@3 is 3/4, and 3 answers hold 1 + 3/4 different ones."""
     found = changed(tmp_path / "a", answers("4555", "4555"), answers("455", "555"))
