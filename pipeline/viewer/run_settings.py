@@ -25,17 +25,23 @@ class Setting:
 def changed_settings(config: Config) -> list[Setting]:
     """Return the settings that differ from the defaults, and those that have none.
 
-    Of a section inside a section, which is there or not, they are all of its settings.
+    Of a section inside a section that may be there or not, they are all of its settings.
     """
-    found = []
-    for name in type(config).model_fields:
-        section: Section = getattr(config, name)
-        for setting, value, default in _settings(name, section):
-            if isinstance(value, Section):
-                found += [inner for inner, *_ in _settings(setting.key, value)]
-            elif value != default:
-                found.append(setting)
-    return found
+    return [
+        setting
+        for name in type(config).model_fields
+        for setting in _changed(name, getattr(config, name))
+    ]
+
+
+def _changed(name: str, section: Section) -> Iterator[Setting]:
+    for setting, value, default in _settings(name, section):
+        if not isinstance(value, Section):
+            yield from [setting] if value != default else []
+        elif isinstance(default, Section):
+            yield from _changed(setting.key, value)
+        else:
+            yield from (inner for inner, *_ in _settings(setting.key, value))
 
 
 def _settings(name: str, section: Section) -> Iterator[tuple[Setting, Any, Any]]:

@@ -100,6 +100,19 @@ def test_the_settings_of_adapters_are_named_one_by_one() -> None:
     assert "model.lora" not in lora and found["run.snapshot_every"].value == "1"
 
 
+def test_of_the_teachers_texts_those_are_named_that_differ() -> None:
+    words = "{question}, as in {solution}"
+    values = {
+        "data": {"task": "arithmetic"},
+        "model": {"path": "demo"},
+        "route": {"templates": {"solution": words}},
+    }
+    found = {s.key: s.value for s in changed_settings(validate_config(values, "test"))}
+    assert {k: v for k, v in found.items() if "templates" in k} == {
+        "route.templates.solution": words
+    }
+
+
 def test_the_page_says_plainly_what_a_fork_is(trained: Run, fork: Run) -> None:
     html = RUN.html(runs_by_name([trained, fork]), "sharper")
     assert "Fork of" in html and fork.fork is not None
