@@ -20,7 +20,8 @@ def print_lead(console: Console, path: Path, record: Mapping[str, Any]) -> None:
     figures, rollouts = record["figures"], record["settings"]["generate"]["rollouts"]
     asked = f"{figures['questions']} training questions, {rollouts} answers each"
     title = f"the teacher's lead after {record['steps_done']} steps: {asked}"
-    table = Table(title=title, show_header=False, box=None)
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
+    table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column()
     table.add_row("policy", interval(figures["policy"]))

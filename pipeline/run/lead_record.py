@@ -26,6 +26,8 @@ SAMPLED, ALONE, TAUGHT = "sampled", "alone", "taught"
 """Parts of the table: groups as training samples them; the teacher's answers to the same questions,
 and to their teacher prompts."""
 
+_MATTERS = 0.05
+"""Difference of accuracies from which on more questions are worth asking."""
 _OF_THE_TEACHER = [
     pa.field("part", pa.string(), nullable=False),
     pa.field("source", pa.string(), nullable=False),
@@ -104,12 +106,13 @@ def lead_figures(answers: pa.Table) -> dict[str, Any]:
 def lead_word(figures: Mapping[str, Any]) -> Literal["lead", "unclear", "none"]:
     """Return what the figures of a source say: a lead only if the interval is above 0.
 
-    `unclear`: taught answers are better, but so they might be by chance.
+    `unclear`: taught answers are better, which may be chance, but a lead that matters isn't
+    excluded.
     """
     difference = figures["difference"]
     if difference["low"] > 0:
         return "lead"
-    return "unclear" if difference["mean"] > 0 else "none"
+    return "unclear" if difference["mean"] > 0 and difference["high"] > _MATTERS else "none"
 
 
 def _source_figures(

@@ -90,10 +90,13 @@ def test_with_nothing_to_show_there_are_no_sources() -> None:
         (0.3, 0.1, 0.5, "lead"),
         (0.3, 0.0, 0.5, "unclear"),
         (0.1, -0.1, 0.3, "unclear"),
+        (0.008, 0.0, 0.023, "none"),
         (0.0, 0.0, 0.0, "none"),
         (-0.1, -0.3, 0.1, "none"),
     ],
 )
-def test_a_lead_is_an_interval_above_0(mean: float, low: float, high: float, word: str) -> None:
+def test_a_lead_is_an_interval_above_0_and_unclear_what_may_still_be_one(
+    mean: float, low: float, high: float, word: str
+) -> None:
     figures: dict[str, Any] = {"difference": {"mean": mean, "low": low, "high": high}}
     assert lead_word(figures) == word
