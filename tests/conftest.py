@@ -132,9 +132,14 @@ def own_server(servers: Path, prefect_api: dict[str, str]) -> OwnServer:
 
 def _factory(folder: Path) -> OpenPolicy:
     def build(
-        teacher: TeacherKind = "ema", rate: float = 0.05, mix: float = 0.05, **model: Any
+        teacher: TeacherKind = "ema",
+        rate: float = 0.05,
+        mix: float = 0.05,
+        period: int = 20,
+        **model: Any,
     ) -> Policy:
         """Open a policy; `model` are settings of the section model besides path and device."""
-        return open_on_cpu(folder, TeacherSettings(kind=teacher, rate=rate, mix=mix), **model)
+        settings = TeacherSettings(kind=teacher, rate=rate, mix=mix, period=period)
+        return open_on_cpu(folder, settings, **model)
 
     return build

@@ -171,7 +171,12 @@ def with_prompt_time(config: Config, policy: Policy) -> Config:
 def teacher_settings(config: Config) -> TeacherSettings:
     """Return which teacher the policy carries."""
     route = config.route
-    return TeacherSettings(kind=route.teacher, rate=route.teacher_rate, mix=route.trust_region_mix)
+    return TeacherSettings(
+        kind=route.teacher,
+        rate=route.teacher_rate,
+        mix=route.trust_region_mix,
+        period=route.teacher_period,
+    )
 
 
 def surroundings(policy: Policy) -> dict[str, Any]:

@@ -50,24 +50,59 @@ class ResidentPolicy:
         Raises:
             StoreError: the run has not come so far, or has no snapshot to start from.
         """
-        if self.policy is None or _steps_done(self.policy) != step:
+        if self.policy is None or self.policy.steps_done != step or self._lacks_copy(step):
             self.expect_reached(step)
-            start = max((s for s in self._run.snapshots() if s <= step), default=None)
-            if start is None:
-                raise StoreError(f"{self._run.root}: no policy snapshot at or before step {step}")
+            start, copies = self._start_of_replay(step)
             self.policy = None  # before the next is opened: two may not fit into memory
             self.policy = self.open_snapshot(start)
             for replayed in range(start, step):
+                if replayed in copies:
+                    together(Policy.keep, self.policy)
                 replay(replayed)
                 if progress is not None:
                     progress(replayed + 1 - start, step - start)
         self.adopt_teacher(step)
         return self.require()
 
+    def _start_of_replay(self, step: int) -> tuple[int, set[int]]:
+        """Return the snapshot to replay from, and which states are to be kept on the way.
+
+        A periodic teacher that a fork adopts is the policy of an earlier step. The nearest snapshot
+        may be of a later one.
+        """
+        start = self._nearest_snapshot(step)
+        while (earliest := min(copies := self._copies(start, step), default=start)) < start:
+            start = self._nearest_snapshot(earliest)
+        return start, copies
+
+    def _copies(self, start: int, step: int) -> set[int]:
+        """Return the earlier states that become the teachers that forks adopt on the way."""
+        former, found = teacher_settings(self._run.snapshot_owner(start).config), set()
+        for adopting in range(start, step + 1):
+            teacher = self._teacher(adopting)
+            if teacher.copies_anew(former) and teacher.copied_after(adopting) < adopting:
+                found.add(teacher.copied_after(adopting))
+            former = teacher
+        return found
+
+    def _nearest_snapshot(self, step: int) -> int:
+        start = max((s for s in self._run.snapshots() if s <= step), default=None)
+        if start is None:
+            raise StoreError(f"{self._run.root}: no policy snapshot at or before step {step}")
+        return start
+
+    def _lacks_copy(self, step: int) -> bool:
+        """Tell whether the step's teacher is a copy of an earlier policy than is in memory."""
+        wanted = self._teacher(step)
+        return wanted.copies_anew(self.require().teacher) and wanted.copied_after(step) < step
+
+    def _teacher(self, step: int) -> TeacherSettings:
+        """Return which teacher scores a step: before a fork, the parent's."""
+        return teacher_settings(self._run.owner("updates", step).config)
+
     def adopt_teacher(self, step: int) -> None:
-        """Give the policy the teacher that `step` is scored by: before a fork, the parent's."""
-        policy = self.require()
-        wanted = teacher_settings(self._run.owner("updates", step).config)
+        """Give the policy the teacher that `step` is scored by."""
+        policy, wanted = self.require(), self._teacher(step)
         if policy.teacher != wanted:
             folder, settings, teacher = self._snapshot(0)
             initial = partial(initial_model, folder=folder, settings=settings, teacher=teacher)
@@ -91,9 +126,3 @@ class ResidentPolicy:
         owner = self._run.snapshot_owner(steps_done)
         folder = self._run.snapshot_path(steps_done)
         return folder, self._run.config.model, teacher_settings(owner.config)
-
-
-def _steps_done(policy: Policy) -> int | None:
-    """Return after how many steps a policy is; None: it was left half-way through an update."""
-    head = policy.version.partition("-")[0]
-    return int(head) if head.isdecimal() else None

@@ -129,14 +129,20 @@ def version_before(run: Run, step: int) -> str | None:
 
 
 def _teacher_version(entry: TableFile, policy_version: str) -> str | None:
-    kind, initial = (
-        entry.owner.config.route.teacher,
-        entry.owner.record.get("initial_policy_version"),
-    )
-    if kind in ("frozen", "trust_region") and initial is None:
-        return None
-    source = {"frozen": initial, "trust_region": f"{initial}+{policy_version}"}
-    return f"{kind}@{source.get(kind, policy_version)}"
+    kind = entry.owner.config.route.teacher
+    initial = entry.owner.record.get("initial_policy_version")
+    source: str | None = {
+        "frozen": initial,
+        "trust_region": f"{initial}+{policy_version}" if initial else None,
+        "periodic": _copied_version(entry.owner, entry.step),
+    }.get(kind, policy_version)
+    return None if source is None else f"{kind}@{source}"
+
+
+def _copied_version(run: Run, steps_done: int) -> str | None:
+    """Return the version of the policy that a periodic teacher is after so many steps."""
+    period = run.config.route.teacher_period
+    return version_before(run, period * (steps_done // period))
 
 
 def check_snapshots(run: Run, report: CheckReport) -> None:
@@ -146,7 +152,7 @@ def check_snapshots(run: Run, report: CheckReport) -> None:
         state = read_state(folder, ignored)
         owner = run.snapshot_owner(steps)
         route = owner.config.route
-        known = {
+        known: dict[str, Any] = {
             "steps_done": steps,
             "policy_version": version_before(owner, steps),
             "initial_version": owner.record.get("initial_policy_version"),
@@ -156,6 +162,10 @@ def check_snapshots(run: Run, report: CheckReport) -> None:
                 "mix": route.trust_region_mix,
             },
         }
+        if "teacher_period" in (recorded := route.recorded()):
+            known["teacher"]["period"] = recorded["teacher_period"]
+        if route.teacher == "periodic":
+            known["copied_version"] = _copied_version(owner, steps)
         for key, expected in known.items():
             if state is not None and expected is not None and state.get(key) != expected:
                 text = f"{key} {expected}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.config.field_types import Section
+from pipeline.config.field_types import Later, Section
 from pipeline.config.sections import ModelSection, TeacherKind
 from pipeline.distributed import ranks
 from pipeline.distributed.sharding import (
@@ -48,14 +48,25 @@ class TeacherSettings(Section):
     """Which teacher a policy carries (docs/method.md, section 4).
 
     Attributes:
-        kind: ema, live, frozen or trust_region.
+        kind: ema, live, frozen, trust_region or periodic.
         rate: EMA: weight of the new policy at each step.
         mix: trust region: share of the live policy's logits.
+        period: periodic: steps between copies of the policy.
     """
 
     kind: TeacherKind
     rate: float
     mix: float
+    period: Later[int] = 20
+
+    def copied_after(self, steps_done: int) -> int:
+        """Return after how many steps a periodic teacher was the policy: n floor(s / n)."""
+        return self.period * (steps_done // self.period)
+
+    def copies_anew(self, former: "TeacherSettings") -> bool:
+        """Tell whether this is a periodic teacher that isn't the copy that `former` is."""
+        same = former.kind == "periodic" and former.period == self.period
+        return self.kind == "periodic" and not same
 
 
 class FrozenBase(NamedTuple):
@@ -80,7 +91,8 @@ class Policy:
         teacher: which teacher it carries.
         prompts: renders conversations.
         eos_ids: token ids that end a response and belong to it; `stops` says who names them.
-        teacher_model: the EMA or the initial model, float32; None where the teacher is `live`.
+        teacher_model: the EMA, the initial or a copied model, float32; None where it is `live`.
+        copied_version: version of the policy that a `periodic` teacher is a copy of.
         optimizer: AdamW over what is trained; `update` sets its hyperparameters at every step.
         base: the frozen model under adapters; None without.
         lora: what its adapters are; None without.
@@ -114,7 +126,8 @@ class Policy:
         )
         self.eos_ids = frozenset(self.stops.sources)
         self._special_tags = special_tags(tokenizer)
-        self.initial_version = version
+        self.initial_version = self.copied_version = version
+        self._kept: dict[int, tuple[str, Any]] = {}
         self.notes: list[str] = []
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
@@ -146,12 +159,19 @@ class Policy:
         return f"adapters of rank {self.lora.rank}: {own:,} of {total:,} parameters"
 
     @property
+    def steps_done(self) -> int | None:
+        """Return after how many steps it is; None: an update left it half-way."""
+        head = self.version.partition("-")[0]
+        return int(head) if head.isdecimal() else None
+
+    @property
     def teacher_version(self) -> str:
         """Return kind and source of the teacher that scores the step that starts here."""
         kind = self.teacher.kind
         sources = {
             "frozen": self.initial_version,
             "trust_region": f"{self.initial_version}+{self.version}",
+            "periodic": self.copied_version,
         }
         return f"{kind}@{sources.get(kind, self.version)}"
 
@@ -178,21 +198,42 @@ class Policy:
                 reshard(model)
 
     @torch.no_grad()
-    def advance_teacher(self) -> None:
-        """Move the EMA: teacher <- (1 - rate) teacher + rate policy, in float32."""
-        if self.teacher.kind != "ema" or self.teacher_model is None:
+    def advance_teacher(self, steps_done: int) -> None:
+        """Move the teacher, in float32, as the state after `steps_done` steps has it.
+
+        EMA: teacher <- (1 - rate) teacher + rate policy. Periodic: teacher <- policy, if due.
+        """
+        if self.teacher_model is None:
             return
-        policy = self.trainable()
-        for name, teacher in trainable(self.teacher_model).items():
-            parameter = policy[name]
-            teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
+        if self.teacher.kind == "ema":
+            policy = self.trainable()
+            for name, teacher in trainable(self.teacher_model).items():
+                parameter = policy[name]
+                teacher.mul_(1 - self.teacher.rate).add_(parameter, alpha=self.teacher.rate)
+        elif self._copies_now(steps_done):
+            policy = self.trainable()
+            for name, teacher in trainable(self.teacher_model).items():
+                teacher.copy_(policy[name])
+
+    def _copies_now(self, steps_done: int) -> bool:
+        """Tell whether a periodic teacher becomes the policy after so many steps."""
+        teacher = self.teacher
+        return teacher.kind == "periodic" and teacher.copied_after(steps_done) == steps_done
+
+    def keep(self) -> None:
+        """Keep a copy of the model for a periodic teacher to come; every rank must call it."""
+        assert self.steps_done is not None
+        self._kept[self.steps_done] = (self.version, self._frozen(self.model))
 
     def adopt_teacher(self, teacher: TeacherSettings, initial: Callable[["Policy"], Any]) -> None:
         """Switch to another teacher, as a fork does; every rank must call it.
 
         An existing EMA continues at its new rate; a new one starts from the current weights. A
         teacher that needs the initial weights, and doesn't have them, gets them from
-        `initial(self)`.
+        `initial(self)`; a new periodic one is the current policy, or what `keep` kept.
+
+        Raises:
+            PolicyError: a periodic teacher is a copy of an earlier policy, which was not kept.
         """
         anchored = ("frozen", "trust_region")
         if teacher.kind == "live":
@@ -201,7 +242,22 @@ class Policy:
             self.teacher_model = self._frozen(self.model)
         elif teacher.kind in anchored and self.teacher.kind not in anchored:
             self.teacher_model = self._frozen(initial(self))
+        elif teacher.copies_anew(self.teacher):
+            self.copied_version, self.teacher_model = self._copied(teacher)
         self.teacher = teacher
+
+    def _copied(self, teacher: TeacherSettings) -> tuple[str, Any]:
+        """Return version and model of the policy that a periodic teacher is a copy of."""
+        assert self.steps_done is not None
+        wanted = teacher.copied_after(self.steps_done)
+        if wanted == self.steps_done:
+            return self.version, self._frozen(self.model)
+        if wanted not in self._kept:
+            raise PolicyError(
+                f"a periodic teacher is the policy after {wanted} steps, which was not kept on the "
+                f"way to that after {self.steps_done}"
+            )
+        return self._kept.pop(wanted)
 
     def _frozen(self, model: Any) -> Any:
         """Return a copy of a model that gets no gradients; adapters share the policy's base."""
@@ -244,6 +300,8 @@ class Policy:
     def _finished(self, version: str) -> None:
         self._recompute_activations(False)
         self.version = version
+        if self.steps_done is not None and self._copies_now(self.steps_done):
+            self.copied_version = version
 
     def _recompute_activations(self, on: bool) -> None:
         """Turn gradient checkpointing on or off, if the settings want it.

@@ -137,6 +137,8 @@ def save_snapshot(policy: Policy, target: Path, steps_done: int) -> None:
         }
         if policy.base is not None:
             state["base"] = policy.base._asdict()
+        if policy.teacher.kind == "periodic":
+            state["copied_version"] = policy.copied_version
         write_sealed(folder / "state.json", state)
 
 
@@ -248,6 +250,8 @@ def _load_snapshot(folder: Path, settings: ModelSection, teacher: TeacherSetting
         model, tokenizer = _adapted_model(folder, base, settings)
     policy = Policy(model, tokenizer, settings, teacher, state["policy_version"], base)
     policy.initial_version = state["initial_version"]
+    if teacher.kind == "periodic":
+        policy.copied_version = state["copied_version"]
     if policy.teacher_model is not None:
         teacher_tensors = trainable(policy.teacher_model)
         checkpoint.load(teacher_tensors, find_tensors(folder, "teacher"), folder)

@@ -136,7 +136,7 @@ def learn(
         for index in sorted({r.mini_batch for r in rollouts})
     }
     with phase("teacher"):
-        policy.advance_teacher()
+        policy.advance_teacher(step + 1)
     with phase("checksum"):
         return results, policy.checksum()
 

@@ -51,8 +51,8 @@ def _die(*_: Any) -> None:
 def _die_in_update() -> None:
     advance, calls = Policy.advance_teacher, iter(range(2))
 
-    def dying(policy: Policy) -> None:
-        _die() if next(calls) == 1 else advance(policy)
+    def dying(policy: Policy, steps_done: int) -> None:
+        _die() if next(calls) == 1 else advance(policy, steps_done)
 
     Policy.advance_teacher = dying  # type: ignore[method-assign]
 

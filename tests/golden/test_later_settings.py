@@ -48,13 +48,13 @@ class LaterConfig(Config):
 
 
 class LaterTeacher(TeacherSettings):
-    period: Later[int] = 20
+    pace: Later[int] = 20
 
 
 def later_teacher(config: Config) -> LaterTeacher:
     """Return the teacher of a configuration that may have been read before there was `period`."""
     return LaterTeacher(
-        **teacher_settings(config).model_dump(), period=getattr(config.route, "period", 20)
+        **teacher_settings(config).model_dump(), pace=getattr(config.route, "period", 20)
     )
 
 

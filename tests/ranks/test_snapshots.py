@@ -37,7 +37,7 @@ def trained(folder: Path, section: ModelSection = SECTION) -> Policy:
         logits.log_softmax(-1)[..., 9].sum().backward()
         policy.optimizer.step()
         policy.optimizer.zero_grad()
-        policy.advance_teacher()
+        policy.advance_teacher(step + 1)
         policy.finish_update(f"{step + 1:06d}-made by hand")
     return policy
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from flows.reruns.replay import Plan, combinations, fork_folders, replay, split_steps
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
+from pipeline.check.check_run import check_run
 from pipeline.compare.run_diff import diff_runs
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError, StoreError
@@ -176,7 +177,7 @@ def test_a_fork_of_a_fork(parent: Run, replayed: Replay, tmp_path: Path) -> None
     assert own_tables(run) == {("updates", 2)}
 
 
-@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region"])
+@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region", "periodic"])
 def test_another_teacher(parent: Run, replayed: Replay, kind: str) -> None:
     """The policy of the step is rebuilt with the parent's teacher, then taught by the new one."""
     fork = replayed("route", f"route.teacher={kind}", steps="1")
@@ -189,6 +190,42 @@ def test_another_teacher(parent: Run, replayed: Replay, kind: str) -> None:
     found = diff_runs(parent, fork)
     assert found.first is not None and found.first.table == "teacher"
     assert "entropy" in found.first.columns
+
+
+@pytest.mark.parametrize(("period", "source"), [(1, 3), (2, 2), (3, 3), (9, 0)])
+def test_a_fork_adopts_the_periodic_teacher_that_a_run_would_have(
+    parent: Run, replayed: Replay, period: int, source: int
+) -> None:
+    """At step 3 it is the policy after n floor(3 / n) steps, before the nearest snapshot or not."""
+    settings = ("route.teacher=periodic", f"route.teacher_period={period}")
+    fork = replayed("route", *settings, steps="3")
+    after = parent.record["initial_policy_version"]
+    if source:
+        after = parent.manifest("updates", source - 1).facts["next_policy_version"]
+    assert fork.manifest("teacher", 3).origin.teacher_version == f"periodic@{after}"
+    with Session.resume(fork.root, writes=False) as session:
+        teacher = session.prepare(3).teacher_model
+    with Session.resume(parent.root, writes=False) as session:
+        expected = session.prepare(source).trainable()
+    for name, tensor in teacher.named_parameters():
+        assert tensor.equal(expected[name]), name
+
+
+def test_a_fork_of_a_fork_of_a_periodic_teacher(
+    parent: Run, replayed: Replay, tmp_path: Path
+) -> None:
+    """An ancestor's steps are replayed with the ancestor's teacher, their checksums included."""
+    settings = ["route.teacher=periodic", "route.teacher_period=2"]
+    middle = replayed("route", *settings, steps="1:4")
+    assert check_run(middle).findings == []
+    plan = Plan.of(middle, "route", "update", "3")
+    session = replay(middle, tmp_path / "grandchild", plan, ["route.teacher=ema"])
+    session.close()
+    fork = Run.open(tmp_path / "grandchild")
+    assert str(fork.manifest("teacher", 3).origin.teacher_version).startswith("ema@000003")
+    assert middle.manifest("teacher", 3).origin.teacher_version == (
+        f"periodic@{middle.manifest('updates', 1).facts['next_policy_version']}"
+    )
 
 
 def test_decisions_need_no_policy(

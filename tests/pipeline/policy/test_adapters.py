@@ -141,9 +141,10 @@ def test_what_is_trained_is_a_and_b_alone(folder: Path) -> None:
     assert trainable(plain.model).keys() == dict(plain.model.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("kind", ["ema", "frozen", "trust_region"])
+@pytest.mark.parametrize("kind", ["ema", "frozen", "trust_region", "periodic"])
 def test_a_teacher_shares_the_base_and_has_adapters_of_its_own(folder: Path, kind: Any) -> None:
-    policy = open_on_cpu(folder, TeacherSettings(kind=kind, rate=0.05, mix=0.3), lora=LORA)
+    teacher = TeacherSettings(kind=kind, rate=0.05, mix=0.3, period=1)
+    policy = open_on_cpu(folder, teacher, lora=LORA)
     own, teachers = dict(policy.model.named_parameters()), policy.teacher_model.named_parameters()
     for name, tensor in teachers:
         assert (tensor is own[name]) == ("lora" not in name), name
@@ -151,16 +152,16 @@ def test_a_teacher_shares_the_base_and_has_adapters_of_its_own(folder: Path, kin
     before = logits(policy, policy.teacher_model)
     moved(policy)
     assert torch.equal(logits(policy, policy.teacher_model), before)
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     moves = not torch.equal(logits(policy, policy.teacher_model), before)
-    assert moves == (kind == "ema")
+    assert moves == (kind in ("ema", "periodic"))
 
 
 def test_the_ema_averages_a_and_b(folder: Path) -> None:
     policy = open_on_cpu(folder, lora=LORA)
     start = {name: t.detach().clone() for name, t in policy.trainable().items()}
     moved(policy)
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     for name, tensor in trainable(policy.teacher_model).items():
         expected = 0.95 * start[name].double() + 0.05 * policy.trainable()[name].double()
         assert tensor.double() == pytest.approx(expected.detach(), abs=1e-7), name
@@ -274,7 +275,7 @@ def test_a_target_may_be_a_whole_name(folder: Path) -> None:
 
 def test_a_snapshot_holds_adapters_and_names_the_base(folder: Path, tmp_path: Path) -> None:
     policy = moved(open_on_cpu(folder, lora=LORA))
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     save_snapshot(policy, tmp_path / "000000", 0)
     assert not list((tmp_path / "000000").glob("model*.safetensors"))
     opened = load_snapshot(tmp_path / "000000", policy._settings, policy.teacher)

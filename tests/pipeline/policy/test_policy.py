@@ -63,9 +63,9 @@ def test_the_ema_by_hand(tiny_policy: OpenPolicy) -> None:
     initial = weights(policy.model)
     move(policy, 1)
     first = weights(policy.model)
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     move(policy, 2)
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     second = weights(policy.model)
     # 3/4 (3/4 initial + 1/4 first) + 1/4 second
     parts = zip(weights(policy.teacher_model), initial, first, second, strict=True)
@@ -79,7 +79,7 @@ def test_one_step_of_the_ema_is_the_formula_in_float64(tiny_policy: OpenPolicy) 
     policy = tiny_policy("ema", rate=0.05)
     before = weights(policy.teacher_model)
     move(policy)
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     for found, old, new in zip(
         weights(policy.teacher_model), before, weights(policy.model), strict=True
     ):
@@ -96,22 +96,61 @@ def test_the_ema_moves_by_less_than_bfloat16_can_show(tiny_policy: OpenPolicy) -
         parameter.fill_(1.0)
         live.fill_(1.001)
     for _ in range(10):
-        policy.advance_teacher()
+        policy.advance_teacher(1)
     expected = 1.001 - 0.001 * 0.95**10
     assert float(parameter.flatten()[0]) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region"])
+@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region", "periodic"])
 def test_only_the_ema_advances(tiny_policy: OpenPolicy, kind: TeacherKind) -> None:
     policy = tiny_policy(kind)
     before = weights(policy.model)
     move(policy)
-    policy.advance_teacher()
+    policy.advance_teacher(1)
     if kind == "live":
         assert policy.teacher_model is None
     else:
         pairs = zip(weights(policy.teacher_model), before, strict=True)
         assert all(a.equal(b) for a, b in pairs)
+
+
+def test_a_periodic_teacher_is_the_policy_after_every_third_step(tiny_policy: OpenPolicy) -> None:
+    """Steps 0 to 6 with n = 3 are scored by the policies after 0, 0, 0, 3, 3, 3 and 6 steps."""
+    policy = tiny_policy("periodic", period=3)
+    after, versions = [weights(policy.model)], [policy.version]
+    for step in range(6):
+        policy.begin_update()
+        move(policy, step)
+        policy.advance_teacher(step + 1)
+        policy.finish_update(f"{step + 1:06d}-abc")
+        after.append(weights(policy.model))
+        versions.append(policy.version)
+        source = 3 * ((step + 1) // 3)
+        found = weights(policy.teacher_model)
+        assert all(a.equal(b) for a, b in zip(found, after[source], strict=True)), step
+        assert {tensor.dtype for tensor in found} == {torch.float32}
+        assert policy.teacher_version == f"periodic@{versions[source]}"
+
+
+def test_a_periodic_teacher_needs_a_copy_that_was_kept(tiny_policy: OpenPolicy) -> None:
+    """After 5 steps a teacher with n = 3 is the policy after 3, with n = 5 the current one."""
+    policy = tiny_policy("ema")
+    kept = []
+    for step in range(5):
+        if step == 3:
+            policy.keep()
+            kept = weights(policy.model)
+        policy.begin_update()
+        move(policy, step)
+        policy.finish_update(f"{step + 1:06d}-abc")
+    periodic = TeacherSettings(kind="periodic", rate=0.05, mix=0.05, period=3)
+    policy.adopt_teacher(periodic.model_copy(update={"period": 5}), lambda _: None)
+    assert policy.teacher_version == "periodic@000005-abc"
+    policy.adopt_teacher(periodic, lambda _: None)
+    assert policy.teacher_version == "periodic@000003-abc"
+    assert all(a.equal(b) for a, b in zip(weights(policy.teacher_model), kept, strict=True))
+    with pytest.raises(PolicyError, match="the policy after 4 steps, which was not kept"):
+        policy.adopt_teacher(periodic.model_copy(update={"period": 4}), lambda _: None)
 
 
 def test_the_four_teachers_logits(tiny_policy: OpenPolicy) -> None:
@@ -120,7 +159,7 @@ def test_the_four_teachers_logits(tiny_policy: OpenPolicy) -> None:
         policy = tiny_policy(kind, rate=0.25, mix=0.1)
         initial = logits(policy.model)
         move(policy)
-        policy.advance_teacher()
+        policy.advance_teacher(1)
         live = logits(policy.model)
         found[kind] = teacher_logprobs(policy)
         averaged = logits(policy.teacher_model) if kind == "ema" else initial
@@ -148,13 +187,13 @@ def test_the_teacher_gets_no_gradient(tiny_policy: OpenPolicy) -> None:
     assert optimized == {id(p) for p in policy.model.parameters()}
 
 
-@pytest.mark.parametrize("kind", ["ema", "live", "trust_region", "frozen"])
+@pytest.mark.parametrize("kind", ["ema", "live", "trust_region", "frozen", "periodic"])
 def test_teacher_versions_name_kind_and_source(tiny_policy: OpenPolicy, kind: TeacherKind) -> None:
     policy = tiny_policy(kind)
     start = policy.version
     policy.begin_update()
     policy.finish_update("000001-abc")
-    sources = {"frozen": start, "trust_region": f"{start}+000001-abc"}
+    sources = {"frozen": start, "trust_region": f"{start}+000001-abc", "periodic": start}
     assert policy.teacher_version == f"{kind}@{sources.get(kind, '000001-abc')}"
 
 

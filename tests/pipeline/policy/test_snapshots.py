@@ -34,8 +34,8 @@ def train(policy: Policy, steps: int) -> None:
         policy.optimizer.zero_grad()
         logits.log_softmax(-1)[..., 9].sum().backward()
         policy.optimizer.step()
-        policy.advance_teacher()
         done = int(policy_steps(policy)) + 1
+        policy.advance_teacher(done)
         policy.finish_update(f"{done:06d}-{'abc'}")
 
 
@@ -124,13 +124,14 @@ def test_training_goes_on_as_if_nothing_had_happened(trained: Policy, snapshot: 
     expect_identical(opened, tensors(trained))
 
 
-@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region", "ema"])
+@pytest.mark.parametrize("kind", ["live", "frozen", "trust_region", "ema", "periodic"])
 def test_every_teacher_survives(tiny_policy: OpenPolicy, tmp_path: Path, kind: Any) -> None:
-    policy = tiny_policy(kind, rate=0.25)
-    train(policy, 1)
-    save_snapshot(policy, tmp_path / "s", 1)
+    policy = tiny_policy(kind, rate=0.25, period=2)
+    train(policy, 3)
+    save_snapshot(policy, tmp_path / "s", 3)
     assert (tmp_path / "s" / "teacher.safetensors").exists() is (kind != "live")
-    opened = load_snapshot(tmp_path / "s", SECTION, TeacherSettings(kind=kind, rate=0.25, mix=0.05))
+    teacher = TeacherSettings(kind=kind, rate=0.25, mix=0.05, period=2)
+    opened = load_snapshot(tmp_path / "s", SECTION, teacher)
     expect_identical(opened, tensors(policy))
     assert opened.teacher_version == policy.teacher_version
 
