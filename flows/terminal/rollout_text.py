@@ -10,13 +10,13 @@ from rich.text import Text
 
 from flows.terminal.tables import WIDE_FROM, cell, line, plain_table, say
 from pipeline.audit.rollout import UNCLOSED, LikelyToken, RolloutRecord, TokenRecord
-from pipeline.tables.schemas import UNCLOSED_THINKING
+from pipeline.tables.schemas import CREDIT_LAMBDA, UNCLOSED_THINKING
 from pipeline.text import NOTHING, count, number, percent, printable
 
 _TOKEN_WIDTH = 14
 _NUMBERS = {
     "sampled_logprob": "log p", "student_entropy": "Hs", "teacher_entropy": "H", "weight": "w",
-    "survival": "S", "jsd": "jsd", "share": "loss",
+    "credit": "A_t/A", "survival": "S", "jsd": "jsd", "share": "loss",
 }  # fmt: skip
 """Columns of the token table, if recorded: field and heading."""
 _WIDE_ONLY = ("sampled_logprob", "student_entropy")
@@ -77,12 +77,14 @@ def _print_route(console: Console, record: RolloutRecord) -> None:
         text = "an evaluation: nothing is routed" if missing else "the step has no routes yet"
         _section(console, "route", text)
         return
+    credit = route.get(CREDIT_LAMBDA)
+    distributed = "" if credit is None else f", share that a teacher distributes {number(credit)}"
     _section(
         console,
         "route",
         f"{route['route']}: {route['reason']}\n"
         f"advantage {number(route['advantage'])} (group mean {number(route['group_mean'])}, "
-        f"deviation {number(route['group_std'])}), mini-batch {route['mini_batch']}",
+        f"deviation {number(route['group_std'])}), mini-batch {route['mini_batch']}{distributed}",
     )
     if route["teacher_rollout_id"]:
         sibling = record.sibling_text or ""
@@ -183,6 +185,7 @@ def _print_legend(
         "teacher_entropy": "H: teacher's entropy, nats",
         "weight": "w: weight",
         "survival": "S: how far the teacher, too, would have come",
+        "credit": "A_t/A: token's factor of the advantage",
         "jsd": "jsd: divergence, nats",
         "share": "loss: share of the rollout's loss",
     }

@@ -69,13 +69,15 @@ ON_REQUEST = (
     Column("reference", "rollouts", "reference", _TEXT),
     Column("feedback", "verdicts", "feedback", _TEXT),
     Column("teacher_prompt_text", "routes", "teacher_prompt_text", _TEXT),
+    Column("credit_lambda", "routes", "credit_lambda", _REAL),
     Column("teacher_entropy", "weights", "entropy", _REAL),
     Column("weight_mean", "weights", "weight", _REAL),
     Column("weight_std", "weights", "weight", _REAL),
     Column("weight_min", "weights", "weight", _REAL),
     Column("weight_max", "weights", "weight", _REAL),
 )
-"""Long texts, and columns that need the weights of every token: read only where they are named."""
+"""Long texts, what few runs have, and columns that need the weights of every token: read only where
+they are named."""
 
 _OF_WEIGHTS = {
     "teacher_entropy": "mean of the teacher's entropy over the response, nats",
@@ -245,7 +247,7 @@ def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
 
 
 def _values(column: Column, tables: dict[str, pa.Table], rows: int) -> pl.Series:
-    if column.table not in tables:
+    if column.table not in tables or column.source not in tables[column.table].column_names:
         return pl.Series(column.name, [None] * rows, dtype=column.kind)
     data = tables[column.table][column.source]
     if column.name == "response_tokens":

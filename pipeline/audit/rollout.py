@@ -17,12 +17,13 @@ from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
 from pipeline.survival import log_survival_of
-from pipeline.tables.schemas import REWARD_WEIGHT, Row
+from pipeline.tables.schemas import CREDIT_LAMBDA, REWARD_WEIGHT, Row
 from pipeline.text import printable
 
 TOP = 5
 UNCLOSED = "the response ends inside its think block"
 """What readers of a rollout are told where its column `unclosed_thinking` says so."""
+_NONE_DISTILLED = "method rlsd distils nothing: see credit, each token's factor of the advantage"
 ROLLOUT_ID = re.compile(r"(?P<kind>e?)(?P<step>[0-9]{6,9})-[0-9]{4,9}-[0-9]{2,9}")
 """The only form of a rollout id; whatever else a table or an address holds is none."""
 
@@ -41,8 +42,10 @@ class TokenRecord:
     """One response token. None where nothing was recorded; see `RolloutRecord.not_recorded`.
 
     Attributes:
+        weight: factor of the token's divergence, of what is distilled.
         survival: S, how far the teacher, too, would have come to this token.
         reward_weight: weight of the GRPO loss beside the teacher's.
+        credit: factor of the token's advantage, where a teacher distributes it (method rlsd).
         tis: correction from engine to trainer.
         loss: contribution to the sum of the rollout's losses, before the division by N.
         share: part of the sum of absolute losses of the rollout's tokens.
@@ -59,6 +62,7 @@ class TokenRecord:
     weight: float | None = None
     survival: float | None = None
     reward_weight: float | None = None
+    credit: float | None = None
     jsd: float | None = None
     student_logprob: float | None = None
     teacher_logprob: float | None = None
@@ -122,7 +126,7 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
     )
     teacher = _token_rows(run, "teacher", step, rollout_id)
     weights = _token_rows(run, "weights", step, rollout_id)
-    columns = _token_columns(row, scores, teacher, weights)
+    columns = _token_columns(row, route, scores, teacher, weights)
     gone = pruned_fields(run, step, rollout_id)
     losses = None if gone else losses_of(run, row, route, update, columns, teacher)
     if losses is not None:
@@ -228,7 +232,11 @@ def _evaluated(run: Run, step: int, row: Row) -> RolloutRecord:
 
 
 def _token_columns(
-    row: Row, scores: Row | None, teacher: pa.Table | None, weights: pa.Table | None
+    row: Row,
+    route: Row | None,
+    scores: Row | None,
+    teacher: pa.Table | None,
+    weights: pa.Table | None,
 ) -> dict[str, Any]:
     """Return what is recorded per token, by field of `TokenRecord`, as arrays [T]."""
     columns = {"sampled_logprob": np.array(row["sampled_logprobs"])}
@@ -242,7 +250,9 @@ def _token_columns(
             columns[name] = teacher[name].to_numpy()
         columns["survival"] = np.exp(log_survival_of(teacher))
     if weights is not None:
-        for name in ("raw_weight", "weight", REWARD_WEIGHT):
+        distributed = route is not None and route["route"] == "grpo"
+        columns["credit" if distributed else "weight"] = weights["weight"].to_numpy()
+        for name in ("raw_weight", REWARD_WEIGHT):
             if name in weights.column_names:
                 columns[name] = weights[name].to_numpy()
     return columns
@@ -299,12 +309,15 @@ def _not_recorded(columns: Row, route: Row | None, update: Row | None) -> dict[s
     found = dict.fromkeys(("old_logprob", "student_entropy", "tis"), needed)
     if "student_entropy" in columns:
         found["old_logprob"] = "off-policy: the policy that scored is not the one that sampled"
+    distributes = CREDIT_LAMBDA in (route or {})
+    found |= {"weight": _NONE_DISTILLED} if distributes else {}
+    names = ("credit" if distributes else "weight", "raw_weight")
     if "teacher_entropy" in columns:
-        found |= dict.fromkeys(("weight", "raw_weight"), "stage weigh has not run for this step")
+        found |= dict.fromkeys(names, "stage weigh has not run for this step")
     else:
         found |= dict.fromkeys(
-            ("teacher_entropy", "weight", "raw_weight", "survival", "jsd", "student_logprob",
-             "teacher_logprob", "student_top", "teacher_top"),
+            (*names, "teacher_entropy", "survival", "jsd", "student_logprob", "teacher_logprob",
+             "student_top", "teacher_top"),
             _untaught(route),
         )  # fmt: skip
     if update is None:
@@ -329,6 +342,9 @@ def _untaught(route: Row | None) -> str:
         return "the step has no routes yet"
     if route["route"] in ("sdpo", "mix") or not route["teacher_available"]:
         return "no teacher was available, so nothing was taught"
+    if CREDIT_LAMBDA in route:
+        why = "the advantage is 0" if route["advantage"] == 0 else "its share has fallen to 0"
+        return f"{why}: the teacher has nothing to distribute, and is not asked"
     return (
         f"routed to {route['route']}: a teacher pass is made only for what is distilled; "
         'route.method = "sdpo" distils whatever has a teacher'

@@ -1,6 +1,7 @@
 """The loss of each token of a rollout, from tables alone: float64, at the step's first policy.
 
-docs/method.md, sections 5, 7 to 9 and 15. With one update per step this is the loss the update saw;
+docs/method.md, sections 5, 7 to 9, 13 and 15. With one update per step this is the loss that the
+update saw;
 where the policy had moved since, or the engine's correction was not stored, it is an estimate:
 `losses_of` says why, and how far its sum is from the recorded one.
 """
@@ -80,7 +81,8 @@ def losses_of(
     Returns:
         None where the step is not that far.
     """
-    if route is None or update is None or (teacher is not None and "weight" not in columns):
+    weight = columns.get("weight", columns.get("credit"))
+    if route is None or update is None or (teacher is not None and weight is None):
         return None
     settings = run.manifest("updates", row["step"]).origin.settings_of("update")
     sampled_T = columns["sampled_logprob"].astype(np.float64)
@@ -96,12 +98,16 @@ def losses_of(
         known = False
     mean_tis = np.float64(1.0 if known else update["mean_tis"] or 1.0)
     loss_T: Floats | None = np.zeros_like(sampled_T)
-    taught = None if teacher is None else _taught(teacher, columns)
+    advantage: float | Floats = route["advantage"]
+    if "credit" in columns:
+        advantage = advantage * columns["credit"].astype(np.float64)
+    distilled = teacher if "credit" not in columns else None
+    taught = None if distilled is None else _taught(distilled, columns)
     if taught is not None and not knows_divergence(taught, settings):
         loss_T = None
     elif update["computed"]:
         loss_T = token_losses_T(
-            route["route"], route["advantage"], tis_T * mean_tis, log_ratio_T, taught, settings
+            route["route"], advantage, tis_T * mean_tis, log_ratio_T, taught, settings
         )
     doubted = update["computed"] and loss_T is not None
     return Losses(
@@ -128,7 +134,7 @@ def _doubts(run: Run, row: Row, update: Row, known: bool, teacher: pa.Table | No
             f"optimizer update {update['mini_batch'] - first + 1} of the step: earlier ones had "
             "moved the policy, these are the losses before them"
         )
-    if teacher is not None and is_rounded(teacher):
+    if teacher is not None and update["route"] != "grpo" and is_rounded(teacher):
         found.append("log-probabilities rounded to float16 (route.kept_dtype)")
     if teacher is not None:
         scored_by = run.manifest("teacher", step).origin.policy_version
@@ -170,7 +176,7 @@ def _taught(teacher: pa.Table, columns: Mapping[str, npt.NDArray[np.floating]]) 
 
 def token_losses_T(
     route: str,
-    advantage: float,
+    advantage: float | Floats,
     tis_T: Floats,
     log_ratio_T: Floats,
     taught: TaughtTokens | None,
@@ -179,6 +185,7 @@ def token_losses_T(
     """Return the loss of each token, before the division by N.
 
     Args:
+        advantage: the rollout's, or each token's.
         tis_T: the correction from engine to trainer.
         log_ratio_T: log of the step's first policy over pi_old; 0 on-policy.
         settings: the section `update` as the manifest records it.
@@ -235,12 +242,13 @@ def shares_T(losses_T: Floats) -> Floats:
     return np.abs(losses_T) / total if total > 0 else np.zeros_like(losses_T)
 
 
-def _grpo_T(ratio_T: Floats, advantage: float, settings: dict[str, Any]) -> Floats:
+def _grpo_T(ratio_T: Floats, advantage: float | Floats, settings: dict[str, Any]) -> Floats:
     inside_T = np.clip(ratio_T, 1 - settings["clip_low"], 1 + settings["clip_high"])
     loss_T = -np.minimum(ratio_T * advantage, inside_T * advantage)
-    if settings["dual_clip"] is not None and advantage < 0:
-        loss_T = np.minimum(loss_T, -settings["dual_clip"] * advantage)
-    return np.asarray(loss_T)
+    if settings["dual_clip"] is None:
+        return np.asarray(loss_T)
+    capped_T = np.minimum(loss_T, -settings["dual_clip"] * advantage)
+    return np.where(np.less(advantage, 0), capped_T, loss_T)
 
 
 def _kl_T(p_TC: Floats, q_TC: Floats) -> Floats:

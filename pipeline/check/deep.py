@@ -162,6 +162,9 @@ def twin_settings(run: Run, step: int) -> Settings:
         float32_norm=updated is not None and not padding_learns(updated.stage_version),
         lora_scale=model.lora.alpha / model.lora.rank if model.lora else 1.0,
         base_bfloat16=model.base_dtype == "bfloat16",
+        credit_lambda=route.credit_lambda,
+        credit_steps=route.credit_steps,
+        credit_clip=weigh.credit_clip,
     )
 
 

@@ -18,8 +18,14 @@ from pipeline.seeds import derive_seed
 from pipeline.tables.invariants import Broken, require, within
 from pipeline.tables.manifest import Manifest
 from pipeline.tables.rule_changes import unjudged_left_out
-from pipeline.tables.schemas import UNCLOSED_THINKING, Row
-from pipeline.twin.routing import ends_thinking, group_advantages, route_of, sibling_of
+from pipeline.tables.schemas import CREDIT_LAMBDA, UNCLOSED_THINKING, Row
+from pipeline.twin.routing import (
+    credit_at,
+    ends_thinking,
+    group_advantages,
+    route_of,
+    sibling_of,
+)
 
 _ENTROPY_SLACK = 1e-4
 
@@ -167,6 +173,8 @@ def routes_rules(step: StepTables) -> Iterator[Broken]:
         groups.setdefault(row["group"], []).append({**member, "banked": demonstration})
     for members in groups.values():
         yield from _group_rules(members, settings)
+    if settings["method"] == "rlsd" or CREDIT_LAMBDA in table.column_names:
+        yield from _credit_rules(step, table, settings)
     batches = sorted({row["mini_batch"] for row in rows})
     if batches != list(range(len(batches))):
         yield Broken("routes", f"mini-batches are not numbered from 0: {batches}", None, len(rows))
@@ -183,6 +191,21 @@ def _banked(step: StepTables, max_age: int | None) -> list[str | None]:
     rollouts = step.tables["rollouts"]
     asked = zip(rollouts["task"].to_pylist(), rollouts["prompt_id"].to_pylist(), strict=True)
     return [best[question][1] if question in best else None for question in asked]
+
+
+def _credit_rules(
+    step: StepTables, table: pa.Table, settings: Mapping[str, Any]
+) -> Iterator[Broken]:
+    """Section 13: lambda falls from its start to 0; only rlsd has one."""
+    if (settings["method"] == "rlsd") != (CREDIT_LAMBDA in table.column_names):
+        text = f"{CREDIT_LAMBDA} is there exactly with method rlsd, not {settings['method']}"
+        yield Broken("routes", text, None, table.num_rows)
+        return
+    start, steps = settings["credit_lambda"], settings["credit_steps"]
+    expected = credit_at(step.step, start, steps)
+    near = np.isclose(table[CREDIT_LAMBDA].to_numpy(), expected, rtol=1e-6, atol=1e-40)
+    text = f"{CREDIT_LAMBDA} is {expected:g}, of step {step.step}"
+    yield from require("routes", text, table["rollout_id"].to_pylist(), near)
 
 
 def _ends_thinking(rollouts: pa.Table) -> list[bool]:

@@ -22,12 +22,11 @@ from pipeline.tables.invariants import (
     Broken,
     Mask,
     in_group,
-    mini_batches,
     require,
     within,
 )
 from pipeline.tables.rollout_index import RolloutSpans
-from pipeline.tables.schemas import REWARD_WEIGHT, SURVIVAL
+from pipeline.tables.schemas import CREDIT_LAMBDA, REWARD_WEIGHT, SURVIVAL
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -41,6 +40,7 @@ _LOG_SLACK = 1e-5
 _TAIL_FLOOR = np.float32(1e-7)
 _LOWEST = np.float32(-1e4)
 _SMALLEST = np.float32(1e-38)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def teacher_rules(step: StepTables, release: Callable[[], None]) -> Iterator[Broken]:
@@ -207,8 +207,8 @@ def _against_scores(step: StepTables, table: pa.Table, spans: RolloutSpans) -> I
 
 
 def weights_rules(step: StepTables) -> Iterator[Broken]:
-    """Sections 6 and 15: raw weights, weights by their mean in the mini-batch, survival."""
-    table, routes = step.tables["weights"], step.tables["routes"]
+    """Sections 6, 13 and 15: raw weights, weights and survival, computed again."""
+    table = step.tables["weights"]
     beta = step.setting("weights", "weigh", "beta")
     method = step.setting("routes", "route", "method")
     if method != "srpo" and beta != 0:
@@ -218,6 +218,15 @@ def weights_rules(step: StepTables) -> Iterator[Broken]:
     if not table.num_rows:
         return
     spans = RolloutSpans(table)
+    yield from (_credit_rules if method == "rlsd" else _entropy_rules)(step, spans)
+    weight = table["weight"].to_numpy()
+    yield from require("weights", "weights are finite", spans, within(weight, 0, np.inf))
+
+
+def _entropy_rules(step: StepTables, spans: RolloutSpans) -> Iterator[Broken]:
+    """Section 6: raw = exp(-beta H), weight = raw over its mean in the mini-batch; survival."""
+    table, routes = step.tables["weights"], step.tables["routes"]
+    beta, kind = (step.setting("weights", "weigh", key) for key in ("beta", "survival"))
     log_survival = np.zeros(table.num_rows)
     if kind != "off" and SURVIVAL in table.column_names:
         log_survival = log_survival_of(step.tables["teacher"])
@@ -232,7 +241,7 @@ def weights_rules(step: StepTables) -> Iterator[Broken]:
         factor = np.exp(log_survival)
     raw = np.isclose(table["raw_weight"].to_numpy(), np.exp(exponents), rtol=1e-6, atol=1e-37)
     yield from require("weights", f"raw_weight is {formula}", spans, raw)
-    places = in_group(mini_batches(spans, routes))
+    places = in_group(spans.column_of(routes, "mini_batch"))
     highest = np.full(places.max() + 1, -np.inf)
     np.maximum.at(highest, places, exponents)
     scaled = np.exp(exponents - highest[places])
@@ -241,7 +250,6 @@ def weights_rules(step: StepTables) -> Iterator[Broken]:
     near = np.isclose(weight, factor * scaled / means[places], rtol=1e-5, atol=1e-30)
     times = ", times survival" if kind in ("unnormalised", "hand_over") else ""
     yield from require("weights", f"weight is raw_weight over its mean{times}", spans, near)
-    yield from require("weights", "weights are finite", spans, within(weight, 0, np.inf))
 
 
 def _survival_as_set(table: pa.Table, kind: str) -> Iterator[Broken]:
@@ -250,3 +258,19 @@ def _survival_as_set(table: pa.Table, kind: str) -> Iterator[Broken]:
         if (name in table.column_names) != wanted:
             text = f"weigh.survival is {kind}, so there is {'a' if wanted else 'no'} column {name}"
             yield Broken("weights", text, None, table.num_rows)
+
+
+def _credit_rules(step: StepTables, spans: RolloutSpans) -> Iterator[Broken]:
+    """Section 13: raw = exp(sign(A) log(q / s)), weight = 1 - lambda + lambda clip(raw)."""
+    table, routes, teacher = (step.tables[n] for n in ("weights", "routes", "teacher"))
+    ratio: Doubles = teacher["teacher_logprob"].to_numpy().astype(np.float64)
+    ratio = ratio - teacher["student_logprob"].to_numpy()
+    sign = np.sign(spans.column_of(routes, "advantage"))
+    expected = np.exp(np.minimum(sign * ratio, np.log(_LARGEST)))
+    raw = np.isclose(table["raw_weight"].to_numpy(), expected, rtol=1e-6, atol=1e-37)
+    yield from require("weights", "raw_weight is exp(sign(A) log(q / s))", spans, raw)
+    clip = step.setting("weights", "weigh", "credit_clip")
+    credit = spans.column_of(routes, CREDIT_LAMBDA)
+    factor = 1 - credit + credit * np.clip(expected, 1 - clip, 1 + clip)
+    near = np.isclose(table["weight"].to_numpy(), factor, rtol=1e-6, atol=1e-7)
+    yield from require("weights", "weight is the factor of the advantage", spans, near)

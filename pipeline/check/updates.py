@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.check.rollout_tables import StepTables
 from pipeline.tables.invariants import Broken, Mask, in_group, require, within
-from pipeline.tables.rollout_index import stored_index
+from pipeline.tables.rollout_index import RolloutSpans, stored_index
 
 Doubles = npt.NDArray[np.float64]
 _MISMATCH = ("max_logprob_gap", "mean_logprob_gap", "engine_kl", "tis_cut_fraction")
@@ -23,15 +23,16 @@ def updates_rules(step: StepTables) -> Iterator[Broken]:
     table = step.tables["updates"]
     ids = table["rollout_id"].to_pylist()
     taught = _taught(step)
+    distilled = taught & (np.asarray(table["route"].to_pylist()) != "grpo")
     computed = _flags(table["computed"])
     for what, holds in (
         ("computed exactly if there is a gradient", computed == _has_gradient(step, taught)),
         ("statistics exactly where computed", _statistics_fit(table, computed)),
-        ("mean_divergence exactly where taught", _filled(table, "mean_divergence") == taught),
+        ("mean_divergence exactly where distilled", _filled(table, "mean_divergence") == distilled),
         ("loss_sum is 0 where nothing was computed", computed | (_doubles(table, "loss_sum") == 0)),
         ("log pi_old is live, stored or sampled as it must be", _sources_fit(step, computed)),
         *_ranges(step, table),
-        *_live_losses(step, table, computed),
+        *_live_losses(step, table, computed, taught),
     ):
         yield from require("updates", what, ids, holds)
     yield from _facts(step, table)
@@ -107,15 +108,44 @@ def _ranges(step: StepTables, table: pa.Table) -> Iterator[tuple[str, Mask]]:
     yield "mean_logprob_gap is at most the largest", below | ~_filled(table, "mean_logprob_gap")
 
 
-def _live_losses(step: StepTables, table: pa.Table, computed: Mask) -> Iterator[tuple[str, Mask]]:
-    """With pi_old live every ratio is 1, and a GRPO loss is -A times the sum of the corrections."""
+def _live_losses(
+    step: StepTables, table: pa.Table, computed: Mask, taught: Mask
+) -> Iterator[tuple[str, Mask]]:
+    """With pi_old live every ratio is 1, and a GRPO loss is -A times the sum of the corrections.
+
+    Where a teacher distributes A, each token's correction counts by its factor.
+    """
     live = computed & _flags(pc.equal(table["old_source"], "live"))
     yield "ratios are 1 where log pi_old is live", ~live | (_doubles(table, "mean_ratio") == 1)
     rewarded = live & _flags(pc.equal(table["route"], "grpo"))
-    advantage = _doubles(step.tables["routes"], "advantage")
+    advantage, losses = _doubles(step.tables["routes"], "advantage"), _doubles(table, "loss_sum")
     corrections = _doubles(table, "mean_tis") * table["tokens"].to_numpy()
-    near = np.isclose(_doubles(table, "loss_sum"), -advantage * corrections, rtol=1e-5, atol=1e-6)
-    yield "loss_sum is -A times the sum of the corrections", ~rewarded | near
+    near = np.isclose(losses, -advantage * corrections, rtol=1e-5, atol=1e-6)
+    yield "loss_sum is -A times the sum of the corrections", ~(rewarded & ~taught) | near
+    credited = rewarded & taught
+    if credited.any():
+        near = np.isclose(losses, -advantage * _credited_corrections(step), rtol=1e-5, atol=1e-6)
+        yield "loss_sum is -A times the sum of the factors' corrections", ~credited | near
+
+
+def _credited_corrections(step: StepTables) -> Doubles:
+    """Return the sum of factor times correction of each rollout; 0 of those without a teacher.
+
+    Section 7: the correction is min(exp(log pi_old - log pi_engine), cap); with pi_old live, log
+    pi_old is the student's stored value.
+    """
+    teacher, rollouts = step.tables["teacher"], step.tables["rollouts"]
+    ids = rollouts["rollout_id"].to_pylist()
+    spans = RolloutSpans(teacher)
+    rows = [ids.index(name) for name in spans.names]
+    sampled = pc.list_flatten(rollouts["sampled_logprobs"].take(pa.array(rows, type=pa.int64())))
+    gap = _doubles(teacher, "student_logprob") - sampled.to_numpy()
+    cap = step.manifests["updates"].origin.settings_of("update")["tis_clip"]
+    correction = np.minimum(np.exp(np.minimum(gap, 20)), cap)
+    places = np.repeat(rows, spans.counts)
+    weighted = correction * _doubles(step.tables["weights"], "weight")
+    sums = np.bincount(places, weights=weighted, minlength=len(ids))
+    return np.asarray(sums, dtype=np.float64)
 
 
 def _facts(step: StepTables, table: pa.Table) -> Iterator[Broken]:

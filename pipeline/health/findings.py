@@ -143,8 +143,9 @@ def entropy_collapses(steps: Records) -> Sign | None:
 
 
 def weights_collapse(steps: Records) -> Sign | None:
-    """Find token weights that become even."""
-    found = shift(points(steps, "weight_std"), COLLAPSED, WEIGHT_SPREAD, ever=False)
+    """Find token weights that become even; where a teacher distributes advantages, they shall."""
+    weighed = [record for record in steps if "credit_lambda" not in record]
+    found = shift(points(weighed, "weight_std"), COLLAPSED, WEIGHT_SPREAD, ever=False)
     if found is None:
         return None
     text = f"token weights spread by {found.now:.3g}, it was {found.was:.3g}; expected above "

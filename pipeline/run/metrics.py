@@ -10,11 +10,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.methods import METHODS, Method
 from pipeline.run.pass_at_k import distinct_at_k, ks_up_to, pass_at_k
 from pipeline.seeds import derive_seed
 from pipeline.survival import log_survival_of, off_path_share
 from pipeline.tables.manifest import Manifest
 from pipeline.tables.rule_changes import unjudged_left_out
+from pipeline.tables.schemas import CREDIT_LAMBDA
 
 Mask = npt.NDArray[np.bool_]
 Answers = Sequence[tuple[str, bool]]
@@ -52,6 +54,9 @@ def step_metrics(
     record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings_of("route"))
     record |= _length_metrics(tables["rollouts"], tables["routes"], judged)
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
+    if CREDIT_LAMBDA in tables["routes"].column_names:
+        weigh = manifests["weights"].origin.settings_of("weigh")
+        record |= _credit_metrics(tables["routes"], tables["weights"], weigh["credit_clip"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)
     record |= _work_metrics([manifests["scores"].facts, manifests["updates"].facts])
     for table in ("rollouts", "verdicts", "routes", "weights", "updates"):
@@ -240,7 +245,7 @@ def _route_metrics(routes: pa.Table, settings: Mapping[str, Any]) -> dict[str, A
     return {
         **shares,
         "teacher_available": available,
-        "distils": settings["method"] != "grpo",
+        "distils": _asks(routes, settings["method"]),
         "silent_questions": _silent_questions(routes),
     }
 
@@ -256,6 +261,13 @@ def _silent_questions(routes: pa.Table) -> float:
         by_teacher = route in ("sdpo", "mix") and taught
         heard[group] = heard.get(group, False) or by_reward or by_teacher
     return 1 - sum(heard.values()) / len(heard)
+
+
+def _asks(routes: pa.Table, method: Method) -> bool:
+    """Tell whether the method has a teacher, and still asks it."""
+    if METHODS[method].distributes:
+        return bool(pc.max(routes[CREDIT_LAMBDA]).as_py() > 0)
+    return METHODS[method].has_teacher
 
 
 def _length_metrics(rollouts: pa.Table, routes: pa.Table, judged: Mask) -> dict[str, Any]:
@@ -302,6 +314,16 @@ def weight_metrics(weights: pa.Table) -> dict[str, float | None]:
         "weight_std": float(weight.std()),
         "weight_max": float(weight.max()),
         "effective_tokens": float(wide.sum() ** 2 / (wide @ wide)),
+    }
+
+
+def _credit_metrics(routes: pa.Table, weights: pa.Table, clip: float) -> dict[str, Any]:
+    """Return how far a teacher changes advantages (section 13); None where it was not asked."""
+    raw, factor = (weights[n].to_numpy().astype(np.float64) for n in ("raw_weight", "weight"))
+    return {
+        "credit_lambda": pc.max(routes[CREDIT_LAMBDA]).as_py(),
+        "credit_change_mean": _mean(np.abs(factor - 1)),
+        "credit_clipped_share": _mean((raw < 1 - clip) | (raw > 1 + clip)),
     }
 
 

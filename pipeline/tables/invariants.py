@@ -20,6 +20,7 @@ from pipeline.tables.schemas import CREDIT_LAMBDA, REWARD_WEIGHT, SURVIVAL
 Tables = Mapping[str, pa.Table]
 Mask = npt.NDArray[np.bool_]
 _MEAN_TOLERANCE = 1e-5
+_CREDIT_TOLERANCE = 1e-6
 _LOG_SLACK = 1e-6
 _ROUTES = ("grpo", "sdpo", "mix", "none")
 
@@ -227,7 +228,13 @@ def _weights(tables: Tables) -> Iterator[Broken]:
     )
     if not spans.names:
         return
-    places = in_group(mini_batches(spans, routes))
+    if CREDIT_LAMBDA in routes.column_names:
+        most = spans.column_of(routes, CREDIT_LAMBDA) + _CREDIT_TOLERANCE
+        near = np.abs(weight - 1) <= most
+        text = "factors of the advantage are within 1 - lambda and 1 + lambda"
+        yield from require("weights", text, spans, near)
+        return
+    places = in_group(spans.column_of(routes, "mini_batch"))
     means = np.bincount(places, weights=weight) / np.maximum(np.bincount(places), 1)
     if SURVIVAL in table.column_names:
         yield from _survival(table, spans)
@@ -249,13 +256,6 @@ def _survival(table: pa.Table, spans: RolloutSpans) -> Iterator[Broken]:
     if REWARD_WEIGHT in table.column_names:
         rest = np.abs(table.column(REWARD_WEIGHT).to_numpy() - (1 - survival)) <= _LOG_SLACK
         yield from require("weights", "reward_weight is 1 - survival", spans, rest)
-
-
-def mini_batches(spans: RolloutSpans, routes: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the mini-batch of each row of a token table."""
-    columns = (routes.column(name).to_pylist() for name in ("rollout_id", "mini_batch"))
-    batch_of = dict(zip(*columns, strict=True))
-    return np.repeat([batch_of[name] for name in spans.names], spans.counts)
 
 
 def _updates(tables: Tables) -> Iterator[Broken]:

@@ -5,6 +5,7 @@ the index. Every other table has one row per rollout.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,12 @@ class RolloutSpans:
         """Return 0, 1, 2, … within each span, [rows]."""
         starts = self.ends - self.counts
         return np.arange(self.counts.sum()) - np.repeat(starts, self.counts)
+
+    def column_of(self, rollouts: pa.Table, name: str) -> npt.NDArray[Any]:
+        """Return a column of a table of one row per rollout for each token's row, [rows]."""
+        columns = (rollouts[column].to_pylist() for column in ("rollout_id", name))
+        value_of = dict(zip(*columns, strict=True))
+        return np.repeat([value_of[i] for i in self.names], self.counts)
 
     def index(self) -> dict[str, tuple[int, int]]:
         """Return first row and number of rows by rollout_id; of a repeated one, its last span."""

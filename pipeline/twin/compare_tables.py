@@ -119,7 +119,7 @@ def _compare_teacher(report: Report, twin: StepTwin, table: pa.Table) -> None:
 
 
 def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:
-    """Sections 6 and 15; a mean that is 1 is so as exactly as float32 weights sum."""
+    """Sections 6, 13 and 15; a mean that is 1 is so as exactly as float32 weights sum."""
     means: dict[int, list[Array]] = {}
     for row, teacher, rows in _token_rows(report, "weights", table, twin):
         name, relative = row.rollout_id, _raw_error(report, twin, teacher)
@@ -131,7 +131,7 @@ def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:
         slack = _weight_error(report, twin, row, teacher) * weights
         report.check_close("weight", name, _column(rows, "weight"), weights, slack)
         _compare_survival(report, twin, name, teacher, rows)
-        if twin.settings.survival in ("off", "weight"):
+        if twin.settings.survival in ("off", "weight") and not row.credited:
             means.setdefault(row.mini_batch, []).append(_column(rows, "weight"))
     for batch, found in means.items():
         mean = float(np.concatenate(found).mean())
@@ -146,13 +146,16 @@ def _survival_error(report: Report, teacher: TeacherTwin) -> Tensor:
 
 def _raw_error(report: Report, twin: StepTwin, teacher: TeacherTwin) -> Tensor:
     """Return the relative error allowed of raw weights, [T]."""
-    beta = twin.settings.beta if twin.settings.method == "srpo" else 0.0
-    own = torch.full_like(teacher.entropy, beta * report.log_error)
+    # Those of rlsd are a ratio of two probabilities.
+    scale = {"srpo": twin.settings.beta, "rlsd": 2.0}.get(twin.settings.method, 0.0)
+    own = torch.full_like(teacher.entropy, scale * report.log_error)
     return own + _survival_error(report, teacher) if twin.settings.survival == "weight" else own
 
 
 def _weight_error(report: Report, twin: StepTwin, row: RolloutTwin, teacher: TeacherTwin) -> Tensor:
     """Return the relative error allowed of weights, [T]: the raw weight's, and its mean's."""
+    if row.credited:
+        return _raw_error(report, twin, teacher)  # 1 - lambda + lambda w errs by no more than w
     batch = [r.teacher for r in twin.rollouts.values() if r.mini_batch == row.mini_batch]
     taught = [other for other in batch if other is not None]
     errors = torch.cat([_raw_error(report, twin, other) for other in taught])
@@ -201,9 +204,12 @@ def _update_slack(
 def _loss_slack(report: Report, twin: StepTwin, row: RolloutTwin) -> float:
     """Return the error allowed of a loss sum: the sum of its tokens', which need not cancel."""
     assert row.update is not None
-    slack = float(row.update.token_losses.abs().sum()) * (report.rtol + 2 * report.log_error)
+    total = float(row.update.token_losses.abs().sum())
+    slack = total * (report.rtol + 2 * report.log_error)
     if row.teacher is None:
         return slack
+    if row.credited:  # the advantage moves by what its factor may, at most about twice this
+        return slack + total * 4 * report.log_error
     if twin.settings.survival != "off":
         reinforced = abs(row.advantage) * row.update.ratios.clamp(min=1.0) * row.update.tis
         moved = _weight_error(report, twin, row, row.teacher) * row.update.token_losses.abs()
@@ -264,7 +270,7 @@ def _compare_statistics(
         "mean_tis": (update.tis.mean(), 2 * logs * float(update.tis.mean())),
         **_mismatch(twin, update.logprob_gap, 2 * logs),
     }
-    if row.teacher is not None and twin.settings.divergence != ESTIMATOR:
+    if row.teacher is not None and not row.credited and twin.settings.divergence != ESTIMATOR:
         values = update.divergences
         kept = _update_slack(report, twin, update, row.teacher).mean()
         expected["mean_divergence"] = (values.mean(), float(kept))
@@ -362,6 +368,9 @@ def compare_routes(report: Report, twin: StepTwin, routes_table: pa.Table) -> No
             exact["teacher_prompt_ids"] = row.teacher_prompt_ids
         if found["teacher_prompt_text"] is not None and not over:
             exact["teacher_prompt_text"] = row.teacher_prompt_text
+        if twin.settings.method == "rlsd":
+            credit = "routes.credit_lambda"
+            report.check_close(credit, row.rollout_id, [found["credit_lambda"]], [row.credit], 0.0)
         if limit is not None and len(found["teacher_prompt_ids"]) > limit:
             report.note("routes.teacher_prompt_ids", row.rollout_id, "too many", f"at most {limit}")
         report.check_equal("routes", row.rollout_id, found, exact)

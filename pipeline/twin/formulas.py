@@ -39,6 +39,8 @@ class Settings:
             one, as old tables do.
         survival: whether weights have prefix survival: off, weight, unnormalised or hand_over.
         lora_scale: a/r of adapters.
+        credit_lambda, credit_steps: lambda of section 13 at step 0, and where it is 0.
+        credit_clip: epsilon_w of section 13.
         base_bfloat16: whether matrices of the model under adapters are stored in bfloat16.
     """
 
@@ -72,6 +74,9 @@ class Settings:
     stop_in_text: bool = False
     lora_scale: float = 1.0
     base_bfloat16: bool = False
+    credit_lambda: float = 0.5
+    credit_steps: int = 50
+    credit_clip: float = 0.2
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -152,14 +157,31 @@ def ratio(log_new: Tensor, log_old: Tensor) -> Tensor:
     return torch.exp((log_new - log_old).clamp(-20.0, 20.0))
 
 
-def grpo_loss(log_new: Tensor, log_old: Tensor, advantage: float, settings: Settings) -> Tensor:
-    """Section 7: -min(rho A, clip(rho) A), at most -c A where A < 0, [T]; without TIS."""
+def grpo_loss(
+    log_new: Tensor, log_old: Tensor, advantage: float | Tensor, settings: Settings
+) -> Tensor:
+    """Section 7: -min(rho A, clip(rho) A), at most -c A where A < 0, [T]; without TIS.
+
+    A may differ from token to token (section 13).
+    """
+    advantage = torch.as_tensor(advantage, dtype=torch.float64)
     rho = ratio(log_new, log_old)
     clipped = rho.clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)
     loss = -torch.minimum(rho * advantage, clipped * advantage)
-    if advantage < 0.0 and settings.dual_clip is not None:
-        loss = loss.clamp(max=-settings.dual_clip * advantage)
-    return loss
+    if settings.dual_clip is None:
+        return loss
+    capped = torch.minimum(loss, -settings.dual_clip * advantage)
+    return torch.where(advantage < 0.0, capped, loss)
+
+
+def raw_credit(log_q: Tensor, log_s: Tensor, advantage: float) -> Tensor:
+    """Section 13: w = exp(sign(A) (log q - log s)) of the sampled tokens, [T]."""
+    return torch.exp((1.0 if advantage > 0 else -1.0) * (log_q - log_s))
+
+
+def credit(raw: Tensor, share: float, clip: float) -> Tensor:
+    """Section 13: (1 - lambda) + lambda clip(w, 1 - eps, 1 + eps), the factor of A, [T]."""
+    return (1.0 - share) + share * raw.clamp(1.0 - clip, 1.0 + clip)
 
 
 def tis_weight(log_old: Tensor, log_engine: Tensor, clip: float) -> Tensor:

@@ -24,7 +24,7 @@ class TeacherTwin:
     jsd: Tensor  # [T], at alpha = 0.5
     survival: Tensor  # [T], S, whatever the setting
     raw_weights: Tensor  # [T]
-    weights: Tensor  # [T]
+    weights: Tensor  # [T]; of a rollout on route grpo: the factor of its advantage
     rounded_ids: Tensor | None = None  # [T, K], as a table in float16 has them
     rounded_logps: Tensor | None = None  # [T, K], log q at these ids as rounded there
 
@@ -57,6 +57,7 @@ class RolloutTwin:
     sampled_logprobs: Tensor
     reward: float
     mini_batch: int
+    step: int
     given_prompt_ids: list[int]  # the teacher prompt of the routes table
     feedback: str | None = None  # of the verifier
     judged: bool = True  # False: the verifier gave an error
@@ -71,6 +72,7 @@ class RolloutTwin:
     demonstrator: str | None = None  # the rollout that it is shown, if it is one
     solution: str | None = None  # as it is shown
     route: str = "none"
+    credit: float = 0.0  # lambda of section 13; 0 for all methods but rlsd
     rendered_ids: list[int] | None = None  # the prompt, by the tokenizer
     decoded: str | None = None  # the response, by the tokenizer
     teacher_prompt_text: str | None = None
@@ -82,9 +84,15 @@ class RolloutTwin:
 
     @property
     def taught(self) -> bool:
-        """Whether the teacher has a say: route sdpo, or mix with m_i = 1."""
+        """Whether the teacher has a say: route sdpo, or mix or rlsd with m_i = 1."""
         fits = self.available and bool(self.given_prompt_ids)
-        return fits and self.route in ("sdpo", "mix")
+        distributes = self.credit > 0 and self.advantage != 0
+        return fits and (self.route in ("sdpo", "mix") or distributes)
+
+    @property
+    def credited(self) -> bool:
+        """Whether the teacher distributes its advantage (section 13)."""
+        return self.teacher is not None and self.route == "grpo"
 
 
 @dataclass

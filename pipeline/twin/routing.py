@@ -32,7 +32,8 @@ def group_advantages(
     """
     judged = [True] * len(rewards) if judged is None else judged
     known = [reward for reward, counts in zip(rewards, judged, strict=True) if counts]
-    mean = statistics.fmean(known) if known else 0.0
+    equal = len(set(known)) == 1  # their mean is what they are, rounding or not
+    mean = known[0] if equal else statistics.fmean(known) if known else 0.0
     std = statistics.stdev(known) if len(known) > 1 else 0.0
     unit = std + 1e-6 if scale == "group_std" else 1.0
     pairs = zip(rewards, judged, strict=True)
@@ -65,7 +66,7 @@ def route_of(method: str, correct: bool, available: bool, judged: bool = True) -
     """
     if not judged:
         return "none"
-    if method == "grpo":
+    if method in ("grpo", "rlsd"):
         return "grpo"
     if method == "advantage_mix":
         return "mix"
@@ -73,6 +74,11 @@ def route_of(method: str, correct: bool, available: bool, judged: bool = True) -
         return "sdpo" if available and not correct else "grpo"
     wanted = {"sdpo": True, "sdpo_incorrect_only": not correct, "sdpo_correct_only": correct}
     return "sdpo" if available and wanted[method] else "none"
+
+
+def credit_at(step: int, start: float, steps: int) -> float:
+    """Section 13: lambda_s = start max(0, 1 - s / steps)."""
+    return start * max(0.0, 1.0 - step / steps)
 
 
 def ends_thinking(text: str, opened: bool) -> bool:

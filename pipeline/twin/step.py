@@ -4,6 +4,7 @@
     sections 4-6  starting policy and teacher -> log-probabilities, entropies, divergence, weights
     section 15    prefix survival in these weights and losses
     sections 7-9  per mini-batch: token losses, N, the loss and its gradient
+    section 13    log-probabilities of the sampled tokens -> factors of the advantage
     section 14    with adapters: merged weights in, the gradient at A and B out
 
 The code under test is never imported. Axes: T response tokens, V vocabulary, K kept ids.
@@ -109,6 +110,7 @@ def _read_rollouts(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
             sampled_logprobs=_float64(row["sampled_logprobs"]),
             reward=verdicts[row["rollout_id"]]["reward"],
             mini_batch=routes[row["rollout_id"]]["mini_batch"],
+            step=int(row["rollout_id"].split("-")[0]),
             given_prompt_ids=routes[row["rollout_id"]]["teacher_prompt_ids"],
             feedback=verdicts[row["rollout_id"]].get("feedback"),
             judged=verdicts[row["rollout_id"]].get("error") is None,
@@ -153,6 +155,9 @@ def _route(
             row.available = row.source != "none"
             fits = row.available and bool(row.given_prompt_ids)
             row.route = routing.route_of(settings.method, row.correct, fits, judged[index])
+            if settings.method == "rlsd":
+                start, steps = settings.credit_lambda, settings.credit_steps
+                row.credit = routing.credit_at(row.step, start, steps)
 
 
 def _teach(
@@ -238,7 +243,10 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
 def _teacher_row(
     row: RolloutTwin, student: Tensor, teacher: Tensor, settings: Settings
 ) -> TeacherTwin:
-    """Sections 4-6 and 15 from both log-probabilities, [T, V]; weights are set later, per batch."""
+    """Sections 4-6, 13 and 15 from both log-probabilities, [T, V].
+
+    Weights that have a mean per batch are set later.
+    """
     ids = student.topk(min(settings.top_k, student.shape[-1]), dim=-1).indices
     whole = ids.shape[-1] == student.shape[-1]
     student_topk, teacher_topk = student.gather(-1, ids), teacher.gather(-1, ids)
@@ -248,6 +256,10 @@ def _teacher_row(
     log_s, log_q = (_sampled(logps, row.response_ids) for logps in (student, teacher))
     raw, survival = formulas.raw_weights(entropy, beta), formulas.survival(log_q, log_s)
     raw = raw * survival if settings.survival == "weight" else raw
+    weights = torch.ones_like(raw)
+    if row.route == "grpo":
+        raw = formulas.raw_credit(log_q, log_s, row.advantage)
+        weights = formulas.credit(raw, row.credit, settings.credit_clip)
     return TeacherTwin(
         student_logps=student,
         teacher_logps=teacher,
@@ -262,7 +274,7 @@ def _teacher_row(
         jsd=formulas.divergence("jsd", 0.5, *both),
         survival=survival,
         raw_weights=raw,
-        weights=torch.ones_like(raw),
+        weights=weights,
     )
 
 
@@ -293,7 +305,8 @@ def _score(
             row.teacher = _teacher_row(row, student, mixture, settings)
         progress(1)
     for batch in {row.mini_batch for row in rollouts}:
-        taught = [row.teacher for row in rollouts if row.mini_batch == batch and row.teacher]
+        members = [row for row in rollouts if row.mini_batch == batch and not row.credited]
+        taught = [row.teacher for row in members if row.teacher]
         normalised = formulas.normalise([teacher_row.raw_weights for teacher_row in taught])
         for teacher_row, weights in zip(taught, normalised, strict=True):
             lost = settings.survival in ("unnormalised", "hand_over")
@@ -316,13 +329,16 @@ def _old_logprobs(
 def _token_losses(
     row: RolloutTwin, logps_tv: Tensor, single: bool, settings: Settings
 ) -> UpdateTwin:
-    """Sections 5, 7, 9 and 15: the token losses of one rollout under the current policy, [T, V]."""
+    """Sections 5, 7, 9, 13 and 15: a rollout's token losses under the current policy, [T, V]."""
     new = _sampled(logps_tv, row.response_ids)
     old, own = _old_logprobs(row, new, single, settings)
     tis = formulas.tis_weight(old, row.sampled_logprobs, settings.tis_clip)
     tis = tis if own else torch.ones_like(tis)
     distilled = divergences = torch.zeros_like(new)
-    if row.teacher is not None:
+    advantage: float | Tensor = row.advantage
+    if row.teacher is not None and row.credited:
+        advantage = row.advantage * row.teacher.weights
+    elif row.teacher is not None:
         if settings.divergence == "sampled_token":
             losses = formulas.sampled_token_loss(new, row.teacher.teacher_logprob)
         else:
@@ -335,7 +351,7 @@ def _token_losses(
         corrected = losses * formulas.sdpo_ratio(new, old, settings.sdpo_ratio_clip)
         distilled = row.teacher.weights * corrected * tis
     share = {"grpo": 1.0, "mix": settings.mix_lambda, "sdpo": 0.0}[row.route]
-    reinforced = formulas.grpo_loss(new, old, row.advantage, settings) * tis
+    reinforced = formulas.grpo_loss(new, old, advantage, settings) * tis
     losses = share * reinforced + (1.0 - share) * distilled
     if settings.survival == "hand_over" and row.teacher is not None:
         losses = losses + (1.0 - row.teacher.survival) * reinforced

@@ -90,6 +90,9 @@ OPTIONAL = (
     Chart("effective_tokens", "Tokens really heard", "count"),
     Chart("duplicate_share", "Duplicate responses", "percent"),
     Chart("demonstration_tokens_mean", "Demonstration length, mean", "count", "tokens"),
+    Chart("credit_lambda", "Credit by the teacher, λ", "number"),
+    Chart("credit_change_mean", "Advantage moved, mean |Â/A - 1|", "percent"),
+    Chart("credit_clipped_share", "Credit clipped", "percent"),
     Chart("work_share", "Computed tokens, share of naive", "percent"),
     Chart("silent_questions", "Questions without any signal", "percent"),
     Chart(

@@ -1,6 +1,6 @@
 """The heat map of a response: a colour for each token and quantity, and the ends of the scale.
 
-A colour is a level: 0 to 31 of one hue, or -16 to 16 of two hues for quantities around zero.
+A colour is a level: 0 to 31 of one hue, or -16 to 16 of two hues for quantities around a centre.
 Each level is a class in rollout.css, so that pages need no style text, which their
 Content-Security-Policy forbids.
 """
@@ -27,7 +27,7 @@ class Quantity:
 
     Attributes:
         key: field of a token's record.
-        kind: which values are strongly coloured: `high`, `low`, or both sides `around` zero.
+        kind: which values are strongly coloured: `high`, `low`, or both sides `around` the centre.
     """
 
     key: str
@@ -35,12 +35,14 @@ class Quantity:
     unit: str
     kind: str
     meaning: str
+    centre: float = 0.0
 
 
 QUANTITIES = (
     Quantity("teacher_entropy", "Teacher entropy", "nats", "high", "H of the teacher, 0: certain"),
     Quantity("student_entropy", "Student entropy", "nats", "high", "H of the policy, 0: certain"),
     Quantity("weight", "Weight", "", "high", "factor of the token's divergence, mean 1"),
+    Quantity("credit", "Credit", "", "around", "Â/A, the token's factor of the advantage", 1.0),
     Quantity("jsd", "Divergence", "nats", "high", "student against teacher, JSD at α = 0.5"),
     Quantity("advantage", "Advantage", "", "around", "reward minus the group's mean"),
     Quantity("student_logprob", "Student log-prob", "nats", "low", "of the sampled token"),
@@ -57,7 +59,7 @@ class Layer:
     Attributes:
         levels: one per token; None where nothing is recorded.
         pale: value of the palest colour.
-        strong: value at which the strongest colour begins; on both sides if `around` zero.
+        strong: value at which the strongest colour begins; as far on the other side if `around`.
         extreme: the value farthest from `pale`, if it lies beyond `strong`.
         missing: why nothing is recorded; empty if something is.
     """
@@ -87,16 +89,16 @@ def colour(
     known = [value for value in values if value is not None and isfinite(value)]
     if not known:
         return Layer(quantity, [None] * len(values), 0.0, 0.0, None, missing or "not recorded")
-    sizes = np.abs(known)
+    sizes = np.abs(np.subtract(known, quantity.centre))
     end = float(np.quantile(sizes, _QUANTILE)) if len(known) >= _MANY_TOKENS else 0.0
     end = max(end if end > 0 else float(sizes.max()), least_end)
     highest = SIDE if quantity.kind == "around" else LEVELS
-    levels = [_level(value, end, highest) for value in values]
+    levels = [_level(value, quantity.centre, end, highest) for value in values]
     if quantity.kind != "around":
         levels = [None if level is None else abs(level) for level in levels]
-    extreme = max(known, key=abs)
-    sign = -1 if quantity.kind == "low" else 1
-    return Layer(quantity, levels, 0.0, sign * end, extreme if abs(extreme) > end else None, "")
+    extreme, size = known[int(sizes.argmax())], float(sizes.max())
+    strong = quantity.centre + (-end if quantity.kind == "low" else end)
+    return Layer(quantity, levels, quantity.centre, strong, extreme if size > end else None, "")
 
 
 def css_class(quantity: Quantity, level: int | None) -> str:
@@ -116,7 +118,7 @@ def first_shown(layers: Iterable[Layer]) -> str:
     return (differing or known or listed)[0].quantity.key
 
 
-def _level(value: float | None, end: float, highest: int) -> int | None:
+def _level(value: float | None, centre: float, end: float, highest: int) -> int | None:
     if value is None or not isfinite(value):
         return None
-    return round(highest * max(-1.0, min(1.0, value / end))) if end > 0 else 0
+    return round(highest * max(-1.0, min(1.0, (value - centre) / end))) if end > 0 else 0

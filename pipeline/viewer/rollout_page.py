@@ -168,6 +168,7 @@ def _made(record: RolloutRecord) -> list[tuple[str, str]]:
         ("seed", str(rollout["seed"])),
         ("group's mean reward", number(route.get("group_mean"))),
         ("group's deviation", number(route.get("group_std"))),
+        ("credit by the teacher, λ", number(route.get("credit_lambda"))),
         ("log π_old", (record.update or {}).get("old_source") or "-"),
     ]
     return [(label, printable(value, 200)) for label, value in facts if value != "-"]

@@ -10,6 +10,7 @@ from pipeline.audit.rollout import RolloutRecord, TokenRecord, topk
 from pipeline.audit.stored_logprobs import keeps_student, kept_TK
 from pipeline.audit.token_texts import TokenTexts
 from pipeline.run.run import Run
+from pipeline.tables.schemas import CREDIT_LAMBDA
 from pipeline.text import printable
 from pipeline.viewer.heat_map import (
     QUANTITIES,
@@ -29,7 +30,8 @@ TOP = 5
 
 _VALUES = (
     "sampled_logprob", "old_logprob", "student_logprob", "teacher_logprob", "student_entropy",
-    "teacher_entropy", "raw_weight", "weight", "survival", "reward_weight", "jsd", "loss", "share",
+    "teacher_entropy", "raw_weight", "weight", "credit", "survival", "reward_weight", "jsd", "loss",
+    "share",
 )  # fmt: skip
 Top = tuple[int, float | None, float]
 """A kept token: its id, log s (None if not kept) and log q."""
@@ -39,7 +41,8 @@ _WHITESPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 def token_page(run: Run, record: RolloutRecord) -> dict[str, Any]:
     """Return what the template and the script need to show the tokens of a rollout."""
     tokens = record.tokens[:MOST_TOKENS]
-    layers = [_layer(quantity, record, tokens) for quantity in QUANTITIES]
+    unused = "weight" if CREDIT_LAMBDA in (record.route or {}) else "credit"
+    layers = [_layer(one, record, tokens) for one in QUANTITIES if one.key != unused]
     shown = first_shown(layers)
     first = next(one for one in layers if one.quantity.key == shown)
     kept, held, tops = _tops(run, record, len(tokens))
@@ -104,9 +107,9 @@ def pieces(run: Run, ids: Iterable[int]) -> dict[int, str]:
 def _layer(quantity: Quantity, record: RolloutRecord, tokens: Sequence[TokenRecord]) -> Layer:
     missing = record.not_recorded.get(quantity.key, "")
     if quantity.key == "advantage":
-        value = None if record.route is None else record.route["advantage"]
-        missing = "no routes, so no advantage"
-        return colour(quantity, [value] * len(tokens), missing, least_end=1.0)
+        value: Any = None if record.route is None else record.route["advantage"]
+        own = [value if one.credit is None else value * one.credit for one in tokens]
+        return colour(quantity, own, "no routes, so no advantage", least_end=1.0)
     values = [getattr(token, quantity.key) for token in tokens]
     if quantity.key == "student_logprob" and all(value is None for value in values):
         values = [token.sampled_logprob for token in tokens]

@@ -1,7 +1,7 @@
 """Route: who learns from its advantage and who from the teacher, and what the teacher says.
 
 The decisions need only the tables; the scores need the policy that starts the step. Only rollouts
-that the loss will distil get a teacher pass.
+whose loss asks the teacher anything get a teacher pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from pipeline.config.sections import Config, RouteSection
 from pipeline.forward.packing import TokenSequence
-from pipeline.methods import METHODS
+from pipeline.methods import METHODS, asks_teacher, credit_lambda
 from pipeline.policy.policy import Policy
 from pipeline.stage.answer_columns import unfinished
 from pipeline.stage.contract import Handles, Output, ProgressCounter, Render, Stage
 from pipeline.tables.schemas import (
+    CREDIT_LAMBDA,
     SCORES,
     STUDENT_LOGPROBS,
     TEACHER_STEP,
@@ -99,13 +100,22 @@ def decide(
         )
     )
     sources = Sources(settings, handles, bank)
+    credit = _credit(settings, handles.step)
     return [
-        decision
+        {**decision, **credit}
         for group, members in groups.items()
         for decision in _decide_group(
             group_of(members), batch_of[group], settings, sources, handles.prompt_renderer()
         )
     ]
+
+
+def _credit(settings: RouteSection, step: int) -> Row:
+    """Return the step's lambda as the table holds it, so that nobody finds it 0 who reads it."""
+    if not METHODS[settings.method].distributes:
+        return {}
+    credit = credit_lambda(settings.method, settings.credit_lambda, settings.credit_steps, step)
+    return {CREDIT_LAMBDA: float(np.float32(credit))}
 
 
 def group_of(members: Sequence[Row]) -> Group:
@@ -241,7 +251,9 @@ def _scoring_jobs(
     several = len({route["mini_batch"] for route in routes}) > 1
     jobs = []
     for row, route in zip(rollouts, routes, strict=True):
-        taught = route["teacher_available"] and route["route"] in ("sdpo", "mix")
+        credit = route.get(CREDIT_LAMBDA, 0.0)
+        asked = asks_teacher(route["route"], route["advantage"], credit)
+        taught = asked and route["teacher_available"]
         old_needed = several and route["route"] in ("grpo", "mix") and route["advantage"] != 0
         if row["response_ids"] and (taught or old_needed or settings.rescore == "all"):
             jobs.append(

@@ -39,6 +39,8 @@ class Rollout:
 
     Attributes:
         old_logprobs_T: stored log pi_old; None where the live policy is pi_old.
+        credit_T: factors of the advantage, if a teacher distributes it; None: all are 1.
+        taught: what it is distilled by, if it is.
         computed: whether the rollout has a gradient and so takes part in the passes.
     """
 
@@ -51,6 +53,7 @@ class Rollout:
     sampled_logprobs_T: Floats
     old_source: OldSource
     old_logprobs_T: Floats | None
+    credit_T: Floats | None
     taught: Taught | None
     computed: bool
 
@@ -64,7 +67,8 @@ class Rollout:
 class FlatBatch:
     """The response tokens of a micro-batch's rollouts, one after the other.
 
-    `taught_N` marks the tokens with a teacher; tensors of them have leading axis M.
+    `advantage_N` is each token's own. `taught_N` marks the tokens that are distilled; tensors of
+    them have leading axis M.
     """
 
     rollouts: Sequence[Rollout]
@@ -125,6 +129,7 @@ def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout
     for sample, route, stored in zip(sampled, rows, old, strict=True):
         source: OldSource = "live" if live else "stored" if stored else "sampled"
         teacher = taught.get(route["rollout_id"])
+        credited = teacher is not None and route["route"] == "grpo"
         # An advantage of 0 makes the GRPO loss and its gradient 0, whatever the ratio.
         by_reward = route["route"] in ("grpo", "mix") and route["advantage"] != 0
         rollouts.append(
@@ -138,7 +143,8 @@ def rollouts_of(tables: Mapping[str, pa.Table], on_policy: bool) -> list[Rollout
                 sampled_logprobs_T=np.array(sample["sampled_logprobs"], dtype=np.float32),
                 old_source=source,
                 old_logprobs_T=_old(source, stored, sample["sampled_logprobs"]),
-                taught=teacher,
+                credit_T=teacher.weight_T if teacher is not None and credited else None,
+                taught=None if credited else teacher,
                 computed=bool(sample["response_ids"]) and (by_reward or teacher is not None),
             )
         )
@@ -161,13 +167,17 @@ def flatten(rollouts: Sequence[Rollout], kept: int, device: torch.device) -> Fla
 
     sampled_N = joined([r.sampled_logprobs_T for r in rollouts], (0,))
     old = [r.old_logprobs_T for r in rollouts if r.old_logprobs_T is not None]
+    factors = [
+        np.ones(r.tokens, dtype=np.float32) if r.credit_T is None else r.credit_T for r in rollouts
+    ]
+    credit_N = joined(factors, (0,))
     return FlatBatch(
         rollouts=rollouts,
         targets_N=torch.tensor(
             [t for r in rollouts for t in r.sequence.response_ids], device=device
         ),
         temperature_N=per_rollout([r.temperature for r in rollouts], torch.float32),
-        advantage_N=per_rollout([r.advantage for r in rollouts], torch.float32),
+        advantage_N=per_rollout([r.advantage for r in rollouts], torch.float32) * credit_N,
         sampled_logprob_N=sampled_N,
         old_logprob_N=None if live else joined(old, (0,)),
         own_correction_N=per_rollout([r.old_source != "sampled" for r in rollouts], torch.bool),

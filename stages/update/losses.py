@@ -44,7 +44,7 @@ def grpo_loss_N(
 
     Args:
         ratio_N: pi / pi_old of each token, with gradient.
-        advantage_N: its rollout's advantage.
+        advantage_N: its rollout's advantage, or what a teacher gives it of that (section 13).
         dual_clip: c, or None for no cap.
     """
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)

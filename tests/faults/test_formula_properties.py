@@ -28,6 +28,7 @@ FLOAT32 = 3e-6
 
 METHODS: tuple[Method, ...] = (
     "srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix",
+    "rlsd",
 )  # fmt: skip
 LOGPROBS = st.one_of(st.floats(-30, 0, width=32), st.floats(-1e4, 0, width=32))
 LOGITS = st.one_of(
@@ -203,6 +204,7 @@ def test_routes_of_whole_groups(correct: list[bool], data: st.DataObject) -> Non
             "sdpo_incorrect_only": len(correct) - right if right else 0,
             "sdpo_correct_only": right if right > 1 else 0,
             "advantage_mix": 0,
+            "rlsd": 0,
         }
         assert taught == wanted[method], method
 

@@ -203,6 +203,9 @@ def twin_settings(config: Config) -> Settings:
         sources=route.sources,
         bank_max_age=route.bank_max_age,
         templates=route.templates.model_dump(),
+        credit_lambda=route.credit_lambda,
+        credit_steps=route.credit_steps,
+        credit_clip=config.weigh.credit_clip,
     )
 
 
@@ -223,6 +226,9 @@ def teacher_states(session: Session) -> Sequence[tuple[Mapping[str, Tensor], flo
     live = adapters_on_disk(session) or load_file(folder / "model.safetensors")
     if route.teacher == "live":
         return [(live, 1.0)]
+    if route.teacher == "periodic":  # not what was kept of it, but what it must be
+        copied = route.teacher_period * (STEP // route.teacher_period)
+        return [(load_file(session.run.snapshot_path(copied) / "model.safetensors"), 1.0)]
     kept = load_file(folder / "teacher.safetensors")
     if route.teacher == "trust_region":
         return [(kept, 1 - route.trust_region_mix), (live, route.trust_region_mix)]

@@ -108,6 +108,25 @@ def test_grpo_loss(advantage: float, dual: float | None, expected: list[float]) 
     assert near(loss, expected)
 
 
+def test_credit() -> None:
+    # q / s = 2, 1.1, 1/4 with A > 0; turned over with A < 0; lambda .25, epsilon .2
+    log_q, log_s = logs(0.4, 0.55, 0.1), logs(0.2, 0.5, 0.4)
+    rewarded = formulas.raw_credit(log_q, log_s, 0.3)
+    assert near(rewarded, [2.0, 1.1, 0.25])
+    assert near(formulas.credit(rewarded, 0.25, 0.2), [1.05, 1.025, 0.95])
+    blamed = formulas.raw_credit(log_q, log_s, -0.3)
+    assert near(blamed, [0.5, 1 / 1.1, 4.0])
+    assert near(formulas.credit(blamed, 0.25, 0.2), [0.95, 0.75 + 0.25 / 1.1, 1.05])
+    assert [routing.credit_at(s, 0.5, 50) for s in (0, 25, 50, 60)] == [0.5, 0.25, 0.0, 0.0]
+
+
+def test_each_token_may_have_an_advantage_of_its_own() -> None:
+    # ratios .5, 2 and 5; A = 1, -1 and -.25
+    new, old = logs(0.1, 0.4, 0.5), logs(0.2, 0.2, 0.1)
+    own = torch.tensor([1.0, -1.0, -0.25], dtype=torch.float64)
+    assert near(formulas.grpo_loss(new, old, own, Settings()), [-0.5, 2.0, 0.75])
+
+
 def test_grpo_gradient_where_the_ratio_is_one_is_minus_the_advantage() -> None:
     new = logs(0.2, 0.7).requires_grad_()
     loss = formulas.grpo_loss(new, new.detach(), 0.75, Settings())
@@ -142,6 +161,7 @@ def test_one_denominator_for_all_rollouts() -> None:
         ("sdpo_incorrect_only", "none none sdpo none"),
         ("sdpo_correct_only", "sdpo none none none"),
         ("advantage_mix", "mix mix mix mix"),
+        ("rlsd", "grpo grpo grpo grpo"),
     ],
 )
 def test_routes(method: str, expected: str) -> None:

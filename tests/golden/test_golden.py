@@ -26,6 +26,7 @@ from pipeline.twin.inputs import StepTwin
 from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
 from stages.update.objective import TokenLosses
+from stages.weigh import credit_columns
 from tests.golden.golden_run import (
     RTOL,
     STEP,
@@ -55,6 +56,14 @@ VARIANTS: dict[str, Overrides] = {
     "sdpo_incorrect_only": {"route": {"method": "sdpo_incorrect_only"}},
     "sdpo_correct_only": {"route": {"method": "sdpo_correct_only"}},
     "advantage_mix": {"route": {"method": "advantage_mix", "mini_batch": 3}},
+    "rlsd": {"route": {"method": "rlsd", "advantage_scale": "group_std"}},
+    "rlsd, two updates, periodic teacher": {
+        "route": {"method": "rlsd", "mini_batch": 3, "teacher": "periodic", "teacher_period": 2}
+    },
+    "rlsd, whole advantage, wide clip, K = V": {
+        "route": {"method": "rlsd", "credit_lambda": 1.0, "credit_steps": 5, "top_k": 500},
+        "weigh": {"credit_clip": 0.9},
+    },
     "forward_kl": {"update": {"divergence": "forward_kl"}},
     "reverse_kl": {"update": {"divergence": "reverse_kl"}},
     "sampled_token": {"update": {"divergence": "sampled_token"}},
@@ -103,7 +112,8 @@ def partly_judged(session: Session) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    "name", ["srpo", "srpo, two updates", "srpo, group_std", "grpo", "sdpo", "advantage_mix"]
+    "name",
+    ["srpo", "srpo, two updates", "srpo, group_std", "grpo", "sdpo", "advantage_mix", "rlsd"],
 )
 def test_what_could_not_be_judged_is_left_out_as_the_twin_says(name: str, tmp_path: Path) -> None:
     for session in open_run(tmp_path, VARIANTS[name]):
@@ -267,3 +277,62 @@ def test_a_broken_survival_is_caught(
         found = disagreements(twin, run_step(session))
         for column in ("weights.survival", "weights.reward_weight", "weight ", "gradient"):
             assert any(column in line for line in found), column
+
+
+@pytest.fixture(scope="module")
+def rlsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A run whose teacher is the initial policy at the golden step: n = 3."""
+    route = {"method": "rlsd", "teacher": "periodic", "teacher_period": 3}
+    yield from open_run(tmp_path_factory.mktemp("rlsd"), {"route": route})
+
+
+@pytest.fixture(scope="module")
+def rlsd_twin(rlsd: Session) -> StepTwin:
+    return twin_of(rlsd, run_step(rlsd))
+
+
+def wrong_sign(log_ratio: Any, advantage: Any, *rest: Any) -> Any:
+    return credit_columns(log_ratio, -advantage, *rest)
+
+
+def of_another_token(log_ratio: Any, *rest: Any) -> Any:
+    return credit_columns(np.roll(log_ratio, 1), *rest)
+
+
+def unclipped(log_ratio: Any, advantage: Any, credit: Any, clip: float) -> Any:
+    return credit_columns(log_ratio, advantage, credit, 1.0)
+
+
+def not_decayed(method: str, start: float, steps: int, step: int) -> float:
+    return start
+
+
+RLSD_BREAKAGES: dict[str, tuple[Any, str, Any, str]] = {
+    "wrong sign": (stages.weigh, "credit_columns", wrong_sign, "weight "),
+    "stale values: another token's": (stages.weigh, "credit_columns", of_another_token, "weight "),
+    "stale values: another teacher's": (Policy, "teacher_components", live_teacher, "teacher"),
+    "no clip": (stages.weigh, "credit_columns", unclipped, "weight "),
+    "lambda does not fall": (stages.route.stage, "credit_lambda", not_decayed, "credit_lambda"),
+}
+
+
+@pytest.mark.parametrize("name", RLSD_BREAKAGES)
+def test_a_broken_part_of_rlsd_is_caught(
+    name: str, rlsd: Session, rlsd_twin: StepTwin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert disagreements(rlsd_twin, run_step(rlsd)) == []
+    owner, attribute, broken, where = RLSD_BREAKAGES[name]
+    monkeypatch.setattr(owner, attribute, broken)
+    found = disagreements(rlsd_twin, run_step(rlsd))
+    assert any(where in line for line in found), found[:5]
+
+
+def test_a_periodic_teacher_that_is_not_renewed_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 2 with n = 2 it is the policy after 2 steps; the twin takes it from there."""
+    monkeypatch.setattr(Policy, "_copies_now", lambda *_: False)
+    for session in open_run(tmp_path, VARIANTS["rlsd, two updates, periodic teacher"]):
+        capture = run_step(session)
+        found = disagreements(twin_of(session, capture), capture)
+        assert any("teacher_logprob" in line for line in found), found[:5]

@@ -76,6 +76,7 @@ def test_the_logits_of_two_teachers_are_added(step: TwinInputs) -> None:
         ("sdpo_incorrect_only", "reverse_kl", 500, "off"),
         ("advantage_mix", "jsd", 10, "off"),
         ("grpo", "jsd", 10, "off"),
+        ("rlsd", "jsd", 10, "off"),
     ],
 )
 def test_gradient_against_finite_differences(

@@ -21,7 +21,7 @@ from pipeline.distributed import ranks
 from pipeline.distributed.sharding import gathered, is_spread, whole
 from pipeline.errors import NumericalError
 from pipeline.policy.adapters import trainable
-from pipeline.policy.policy import Policy
+from pipeline.policy.policy import Policy, TeacherSettings
 from pipeline.stage.contract import Handles
 from stages.update import STAGE as UPDATE
 from stages.update.batch import Rollout, rollouts_of
@@ -99,21 +99,29 @@ def refused(policy: Policy, config: Config) -> str:
     raise AssertionError("it was learned from")
 
 
-def how(precision: str) -> Config:
+PERIODIC = TeacherSettings(kind="periodic", rate=0.05, mix=0.05, period=2)
+
+
+def how(precision: str, method: str) -> Config:
     """Return the configuration of the steps.
 
     In bfloat16 another pass rounds otherwise, and so does a weight whose last bit is another: there
     each sequence has a pass to itself, on any number of ranks, and weights stay where they are.
     """
+    route = {"method": method}
     if precision == "float32":
-        return config_of(update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
+        return config_of(route=route, update={"micro_batch_tokens": 400, "learning_rate": 1e-2})
     alone = {"micro_batch_tokens": 1}
-    return config_of(route=alone, update={**alone, "learning_rate": 1e-12})
+    return config_of(route={**route, **alone}, update={**alone, "learning_rate": 1e-12})
 
 
-def all_steps(folder: Path, **model: Any) -> list[dict[str, Any]]:
-    """Take every step, one after the other; `model` is how the policy is opened (`open_tiny`)."""
-    config = how(model.get("precision", "float32"))
+def all_steps(folder: Path, method: str = "srpo", **model: Any) -> list[dict[str, Any]]:
+    """Take every step, one after the other; `model` is how the policy is opened (`open_tiny`).
+
+    With rlsd it has a periodic teacher, renewed after the second step and the fourth.
+    """
+    config = how(model.get("precision", "float32"), method)
+    model |= {"teacher": PERIODIC} if method == "rlsd" else {}
     error = refused(open_tiny(folder / "policy", **model), config)
     policy = open_tiny(folder / "policy", **model)
     dtypes = ranks.together(gathered_dtypes, policy)[0]

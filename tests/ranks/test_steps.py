@@ -3,7 +3,7 @@
 So do those of a policy that is kept in the host's memory, which is all that CPUs can show of that,
 and of one whose matrices are rounded to bfloat16 before they are gathered. Where the projection is
 not the table of embeddings, a rank that computes nothing makes a gradient of it all the same. Of
-adapters every rank has all, and the same to the last bit.
+adapters every rank has all, and the same to the last bit. With rlsd the teacher is periodic.
 """
 
 import json
@@ -36,6 +36,9 @@ HOW: dict[str, tuple[int, dict[str, Any]]] = {
     "4 ranks, offloaded, bfloat16": (4, OFFLOADED | BFLOAT16),
     "4 ranks, adapters": (4, LORA),
     "2 ranks, adapters, bfloat16 base, untied": (2, ROUNDED | UNTIED),
+    "2 ranks, rlsd": (2, {"method": "rlsd"}),
+    "2 ranks, offloaded, rlsd": (2, {"method": "rlsd"} | OFFLOADED),
+    "2 ranks, adapters, rlsd": (2, {"method": "rlsd"} | LORA),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.methods import Method
+from pipeline.methods import METHODS, Method
 from pipeline.twin.routing import group_advantages
 from stages.route.decisions import (
     demonstrating_sibling,
@@ -35,6 +35,7 @@ def test_routes_are_table_7_and_section_9(correct: bool, available: bool) -> Non
     assert found == TABLE_7[correct, available]
     assert route_of("grpo", correct, available) == "grpo"
     assert route_of("advantage_mix", correct, available) == "mix"
+    assert route_of("rlsd", correct, available) == "grpo"
 
 
 def test_nobody_demonstrates_to_itself() -> None:
@@ -106,9 +107,7 @@ def test_the_unjudged_change_nothing_for_the_others(
     assert found.std == pytest.approx(twin.std, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    "method", ["srpo", "grpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_without_a_verdict_there_is_no_route(method: Method) -> None:
     for correct in (True, False):
         for available in (True, False):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.methods import Method
+from pipeline.methods import METHODS, Method
 from pipeline.policy.policy import Policy
 from pipeline.tables.schemas import teacher_schema
 from stages.route import STAGE as ROUTE
@@ -129,9 +129,7 @@ def test_what_could_not_be_judged_is_left_out(policy: Policy) -> None:
     assert "all-wrong group" in reasons[8]
 
 
-@pytest.mark.parametrize(
-    "method", ["grpo", "srpo", "sdpo", "sdpo_incorrect_only", "sdpo_correct_only", "advantage_mix"]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_no_method_learns_from_what_could_not_be_judged(policy: Policy, method: Method) -> None:
     tables = routed(policy, config_of(route={"method": method, "mini_batch": 2}), UNJUDGED)
     errors = tables["verdicts"]["error"].to_pylist()

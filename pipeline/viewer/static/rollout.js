@@ -56,7 +56,7 @@
       scale.replaceChildren(name, element("span", "muted", `not recorded: ${layer.missing}`));
       return;
     }
-    const low = layer.kind === "around" ? -layer.strong : layer.pale;
+    const low = layer.kind === "around" ? 2 * layer.pale - layer.strong : layer.pale;
     const more = layer.extreme === null ? "" : ` and beyond (up to ${number(layer.extreme)})`;
     const engine = layer.key === "student_logprob" && data.values.student_logprob === null;
     const unused = layer.key === "advantage" && (data.route === "sdpo" || data.route === "none");
@@ -154,6 +154,7 @@
     ["weight", "weight"],
     ["survival", "survival"],
     ["reward_weight", "weight of the advantage"],
+    ["credit", "Â/A"],
     ["jsd", "divergence"],
     ["loss", "loss"],
     ["share", "share of |loss|"],
