@@ -27,6 +27,7 @@ from words import (
     LORA,
     MANIFEST_KEYS,
     METRICS,
+    METRICS_OF_RLSD,
     METRICS_OF_TASKS,
     MIXTURE,
     ORIGIN_KEYS,
@@ -133,6 +134,7 @@ def tables_page() -> str:
         "where "
         "there is nothing to count.",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
+        METRICS_OF_RLSD,
         METRICS_OF_TASKS,
     ]
     return "\n\n".join(parts) + "\n"

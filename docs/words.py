@@ -139,7 +139,7 @@ METRICS = {
     "share_none": "share on no route: left out of the loss",
     "teacher_available": "share of rollouts whose teacher is shown something that fits; with other "
     "sources than siblings, their shares are in source_sibling, source_bank and so on",
-    "distils": "whether the method distils at all",
+    "distils": "whether the method asks a teacher; `rlsd` stops when its share has fallen to 0",
     "silent_questions": "share of questions of which no rollout has a gradient",
     "demonstrations": "number of responses that demonstrate",
     "demonstration_tokens_mean": "their mean length; null if there are none",
@@ -205,12 +205,19 @@ RUN_FOLDER = """\
                                      (over 4 GiB in parts: teacher-00001-of-00008.safetensors):
         teacher.safetensors          the teacher in float32 (not for the live teacher)
         optimizer.safetensors        AdamW's state (not before the first update)
-        state.json                   steps done, versions, SHA-256 of every other file
+        state.json                   steps done, versions (also of the policy that a periodic
+                                     teacher is a copy of), SHA-256 of every other file
     RUN/evaluations/000020.arrow     answers of the policy after 20 steps, and its manifest .json
     RUN/evaluations/taught-000020-….arrow   answers with a teacher prompt and without, by
                                      `--taught` or `--preflight`, and their figures .json: the
                                      columns of evaluations, `part` (sampled, alone, taught),
                                      `source`, `teacher_rollout_id`, `teacher_prompt_text`"""
+
+METRICS_OF_RLSD = """\
+Method `rlsd` adds `credit_lambda`, the share of the advantage that the teacher distributes;
+`credit_change_mean`, the mean of |A_t / A - 1| over the tokens that the teacher scored; and
+`credit_clipped_share`, the share of those whose credit `weigh.credit_clip` clips. The last two are
+null where it scored none."""
 
 METRICS_OF_TASKS = """\
 In a run of several tasks, some of these are also given for each task's own rollouts:

@@ -263,8 +263,12 @@ def evaluated_off_path(evaluations: Records, steps: Records) -> Sign | None:
 
 
 def _off_path(steps: Records) -> list[Point]:
-    """Return the newest steps in a row at which teachers are off their path, if enough."""
-    tail = _above(steps, "off_path_share", OFF_PATH_SHARE)
+    """Return the newest steps in a row at which teachers are off their path, if enough.
+
+    Where a teacher distributes advantages nothing is learned from its divergence.
+    """
+    distilled = [{**r, "off_path_share": None} if "credit_lambda" in r else r for r in steps]
+    tail = _above(distilled, "off_path_share", OFF_PATH_SHARE)
     return tail if len(tail) >= OFF_PATH_STEPS else []
 
 

@@ -57,7 +57,6 @@ class RolloutTwin:
     sampled_logprobs: Tensor
     reward: float
     mini_batch: int
-    step: int
     given_prompt_ids: list[int]  # the teacher prompt of the routes table
     feedback: str | None = None  # of the verifier
     judged: bool = True  # False: the verifier gave an error

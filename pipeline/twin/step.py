@@ -110,7 +110,6 @@ def _read_rollouts(tables: Mapping[str, pa.Table]) -> list[RolloutTwin]:
             sampled_logprobs=_float64(row["sampled_logprobs"]),
             reward=verdicts[row["rollout_id"]]["reward"],
             mini_batch=routes[row["rollout_id"]]["mini_batch"],
-            step=int(row["rollout_id"].split("-")[0]),
             given_prompt_ids=routes[row["rollout_id"]]["teacher_prompt_ids"],
             feedback=verdicts[row["rollout_id"]].get("feedback"),
             judged=verdicts[row["rollout_id"]].get("error") is None,

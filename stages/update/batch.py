@@ -39,9 +39,9 @@ class Rollout:
 
     Attributes:
         old_logprobs_T: stored log pi_old; None where the live policy is pi_old.
-        credit_T: factors of the advantage, if a teacher distributes it; None: all are 1.
         taught: what it is distilled by, if it is.
         computed: whether the rollout has a gradient and so takes part in the passes.
+        credit_T: factors of the advantage, if a teacher distributes it; None: all are 1.
     """
 
     rollout_id: str
@@ -53,9 +53,9 @@ class Rollout:
     sampled_logprobs_T: Floats
     old_source: OldSource
     old_logprobs_T: Floats | None
-    credit_T: Floats | None
     taught: Taught | None
     computed: bool
+    credit_T: Floats | None = None
 
     @property
     def tokens(self) -> int:

@@ -25,6 +25,8 @@ VARIANTS: dict[str, Sections] = {
         "update": {"jsd_alpha": 0.3},
     },
     "grpo, group_std": {"route": {"method": "grpo", "advantage_scale": "group_std"}},
+    "rlsd": {"route": {"method": "rlsd"}, "update": {"tis_clip": 1.01}},
+    "rlsd, two updates": {"route": {"method": "rlsd", "mini_batch": 3, "teacher": "periodic"}},
     "K = V": {"route": {"top_k": 500}},
     "two updates": {"route": {"mini_batch": 3}},
 }
@@ -67,7 +69,8 @@ def test_token_losses_sum_to_those_of_the_update(tmp_path: Path, sections: Secti
             unknown = "correction of each token was not recorded" in record.loss_note
             assert (record.loss_note == "") != unknown
             rescored = several or sections.get("route", {}).get("rescore") == "all"
-            assert unknown == (row["route"] != "sdpo" and not rescored)
+            asked = row["route"] == "sdpo" or record.tokens[0].credit is not None
+            assert unknown == (not asked and not rescored)
     assert (moved > 0) == several, "the check sees what it should"
 
 

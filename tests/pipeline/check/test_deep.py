@@ -28,6 +28,9 @@ VARIANTS: dict[str, Overrides] = {
         "route": {"method": "sdpo", "teacher": "trust_region", "feedback": True}
     },
     "mix, K = V": {"route": {"method": "advantage_mix", "top_k": 500, "mini_batch": 2}},
+    "rlsd, two updates, periodic": {
+        "route": {"method": "rlsd", "mini_batch": 2, "teacher": "periodic", "teacher_period": 1},
+    },
     "reverse_kl, frozen": {"route": {"teacher": "frozen"}, "update": {"divergence": "reverse_kl"}},
     "sampled_token, live": {
         "route": {"teacher": "live"},

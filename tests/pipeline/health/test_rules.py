@@ -241,6 +241,22 @@ def test_off_path_needs_five_steps_before_to_fall_from() -> None:
     assert fired(sinking, "off_path")[0][0] in (9, 10)
 
 
+def test_factors_of_an_advantage_may_become_even_as_their_share_falls() -> None:
+    def of_rlsd(share: float) -> Record:
+        return {"weight_std": 0.6 * share, "credit_lambda": share, "distils": share > 0}
+
+    start = [{**record, **of_rlsd(0.5)} for record in records()]
+    steps = followed([of_rlsd(0.05)] * 5 + [{**of_rlsd(0.0), "taught_tokens": 0}] * 12, start)
+    assert not fired(steps, "weights_collapse") and not fired(steps, "nothing_taught")
+
+
+def test_a_teacher_that_distributes_advantages_may_be_off_its_path() -> None:
+    broken = {**OFF, "format_rate": 0.88}
+    start = followed([{}] * ONSET, before=[])
+    assert fired(followed([broken] * 9, before=start), "off_path")
+    assert not fired(followed([{**broken, "credit_lambda": 0.4}] * 9, before=start), "off_path")
+
+
 def test_the_first_gradient_after_many_of_zero_is_no_spike() -> None:
     steps = followed([{"grad_norm": 0.0}] * 20 + [{"grad_norm": 0.5}], before=[])
     assert not fired(steps, "gradient_spike")

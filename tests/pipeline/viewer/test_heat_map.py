@@ -2,6 +2,8 @@
 
 from math import inf, nan
 
+import pytest
+
 from pipeline.viewer.heat_map import (
     LEVELS,
     QUANTITIES,
@@ -32,6 +34,14 @@ def test_two_hues_meet_at_zero() -> None:
     assert made.levels == [-SIDE // 2, 0, SIDE // 2]
     classes = [css_class(OF["advantage"], level) for level in made.levels]
     assert classes == ["n8", "p0", "p8"]
+
+
+def test_two_hues_meet_at_one_where_a_factor_changes_nothing() -> None:
+    made = colour(OF["credit"], [0.9, 1.0, 1.05, 1.1], "")
+    assert made.levels == [-SIDE, 0, SIDE // 2, SIDE]
+    assert (made.pale, made.strong, made.extreme) == (1.0, pytest.approx(1.1), None)
+    far = colour(OF["credit"], [1.0] + [1.1] * 98 + [0.5], "")
+    assert far.extreme == 0.5 and far.levels[0] == 0
 
 
 def test_one_outlier_does_not_leave_the_others_pale() -> None:
