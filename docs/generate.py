@@ -106,8 +106,9 @@ def tables_page() -> str:
         "# Tables and the run folder",
         NOTE,
         f"This is schema version {SCHEMA_VERSION}. Tables are uncompressed Arrow IPC files. Every "
-        "table of a step has the key `rollout_id`, and all have its values in the same order. It "
-        "is `{step:06d}-{group:04d}-{sample:02d}` in training, with a leading `e` in evaluations. "
+        "table of a step has the key `rollout_id`, and all but `bank` have its values in the same "
+        "order. It is `{step:06d}-{group:04d}-{sample:02d}` in training, with a leading `e` in "
+        "evaluations. "
         "Log-probabilities and entropies are in nats. Tables hold nothing that differs between two "
         "equal runs: times and memory are in manifests.",
         "## The run folder",
@@ -211,6 +212,8 @@ def _table_section(stage: Stage, name: str) -> Iterator[str]:
     schema = SCHEMAS[name] or teacher_schema(1)
     yield f"## {name}"
     reads = ", ".join(f"`{table}`" for table in stage.reads) or "no table"
+    reads += "".join(f" and, where there is one, `{table}`" for table in stage.reads_if_made)
+    reads += ", and `rollouts` and `verdicts` of the steps before" * ("earlier" in stage.uses)
     index = " Its manifest has an index of rollouts." if name in TOKEN_TABLES else ""
     yield f"Written by `{stage.name}` from {reads}. One row per {ROW_OF[name]}.{index}"
     rows = [

@@ -3,6 +3,7 @@
 ROW_OF = {
     "rollouts": "rollout",
     "verdicts": "rollout",
+    "bank": "earlier correct answer to a question of this step",
     "routes": "rollout",
     "scores": "rollout",
     "teacher": "response token of a rollout that the teacher scored",
@@ -26,8 +27,8 @@ ORIGIN_KEYS = {
     "stage": "stage that made it",
     "stage_version": "that stage's version, raised by hand",
     "inputs": "SHA-256 of every table that was read; digests of questions, seed and verifier if "
-    "the "
-    "stage uses them",
+    "the stage uses them; `earlier`, for `bank`, a digest of the SHA-256s of the rollouts and "
+    "verdicts of all steps before",
     "settings": "all settings of the configuration sections that the stage declares",
     "policy_version": "version of the policy that was used; null without one",
     "teacher_version": "kind and version of the teacher, as in `ema@000012-1a2b3c4d5e6f`",
@@ -53,6 +54,7 @@ COST_KEYS = {
 FACTS = {
     "generate": "`rollouts`; `truncated`, those cut at the length limit",
     "verify": "`errors`, responses that could not be judged",
+    "bank": "none",
     "route": "`teacher_passes`, rollouts that the teacher scored; `tokens_computed` and "
     "`tokens_naive`, see below",
     "weigh": "none",
@@ -176,7 +178,8 @@ METRICS = {
     "seconds_route": "seconds in route",
     "seconds_weigh": "seconds in weigh",
     "seconds_update": "seconds in update",
-    "seconds": "sum of these five; what `run.max_hours` counts",
+    "seconds": "sum of these, and of `seconds_bank` where there is a bank; what `run.max_hours` "
+    "counts",
     "tokens": "sampled tokens",
     "alarms": "alarms raised at this step, see [health](health.md)",
     "digest": "SHA-256 of the rest of this record",

@@ -30,7 +30,7 @@ def stage_flow(
     """Run one stage of one step, as `srpo stage NAME` does: in place, or in a fork.
 
     Args:
-        name: generate, verify, route, weigh, update or evaluate.
+        name: generate, verify, bank, route, weigh, update or evaluate.
         run: the run's folder, on the worker.
         step: training step; for evaluate the number of steps done.
         overrides: settings, `section.key=value`; they need a fork.
@@ -68,7 +68,7 @@ def replay_flow(
 
     Args:
         run: the run whose rollouts are used again, on the worker.
-        stage: verify, route, weigh or update.
+        stage: verify, bank, route, weigh or update.
         fork: folder of the new run.
         steps: A:B, half-open; default all.
         overrides: settings, `section.key=value`.

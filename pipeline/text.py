@@ -40,6 +40,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
+def steps_before(steps: int) -> str:
+    """Return 4 as "4 steps before"."""
+    return f"{count(steps)} step{'' if steps == 1 else 's'} before"
+
+
 def size(bytes_: float | None) -> str:
     """Return 12300000 as 12.3 MB, 950 as 950 bytes; decimal units."""
     if bytes_ is None:

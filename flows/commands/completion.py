@@ -17,9 +17,9 @@ def tasks_starting_with(text: str) -> list[str]:
 
 def stages_starting_with(text: str) -> list[str]:
     """Return the names of stages that begin so."""
-    from pipeline.run.step_layout import STEP_STAGES
+    from pipeline.run.step_layout import ALL_STAGES
 
-    return [name for name in (*STEP_STAGES, "evaluate") if name.startswith(text)]
+    return [name for name in (*ALL_STAGES, "evaluate") if name.startswith(text)]
 
 
 def settings_starting_with(text: str) -> list[str]:

@@ -22,7 +22,7 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            help="generate, verify, route, weigh, update, evaluate.",
+            help="generate, verify, bank, route, weigh, update, evaluate.",
             autocompletion=stages_starting_with,
         ),
     ],
@@ -118,7 +118,7 @@ def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> N
     if run.fork is None or run.parent is None or reference["skipped"]:
         return
     from pipeline.compare.run_diff import diff_runs
-    from pipeline.run.step_layout import stages_from
+    from pipeline.run.step_layout import stages_of
 
     found = {difference.table: difference for difference in diff_runs(run.parent, run).tables}
     for table in reference["tables"]:
@@ -131,8 +131,9 @@ def _report(session: "Session", reference: dict[str, Any], decisions: bool) -> N
             r.manifest("updates", step).facts["next_policy_version"] for r in (run.parent, run)
         )
         print(f"  policy after it: {now}" + (", as the parent's" if was == now else f", not {was}"))
-    later = [] if decisions else list(stages_from(name))[1:2]
-    for follower in later:
+    stages = stages_of(run.config)
+    if not decisions and name in stages[:-1]:
+        follower = stages[stages.index(name) + 1]
         print(f"next stage    {command('stage', follower, '--run', run.root, '--step', step)}")
     print(f"whole runs    {command('diff', run.parent.root, run.root)}")
     print(f"train on      {go_on(run.root)}")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from flows.session.fork_run import fork_run
 from flows.session.session import Session
 from flows.training.loop import Call, Reference
+from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
 from pipeline.remote.mirror_paths import is_mirrored, run_path
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_STAGES, stages_from
+from pipeline.run.step_layout import ALL_STAGES, stages_from, stages_of
 from pipeline.stage.contract import Progress, silent
 
 if TYPE_CHECKING:
@@ -49,41 +50,43 @@ class Plan:
                 "a replay keeps the saved rollouts; to sample anew from step N: srpo stage "
                 "generate --run RUN --step N --fork NEW, then srpo train --resume --run NEW"
             )
-        if stage not in STEP_STAGES:
-            raise ConfigError(f"no stage {stage}; a replay begins at {', '.join(STEP_STAGES[1:])}")
+        if stage not in ALL_STAGES:
+            raise ConfigError(f"no stage {stage}; a replay begins at {', '.join(ALL_STAGES[1:])}")
         if last not in LAST:
             raise ConfigError(f"no such last stage: {last}; there are {', '.join(LAST)}")
         start, end = split_steps(steps, run.steps_done())
         plan = cls(stage, last, start, end)
-        if not plan.stages():
+        if not plan.stages(run.config):
             raise ConfigError(f"a replay from {stage} can't end at {last}, which comes before it")
-        if plan.needs_policies() and last != "update" and end > start + 1:
+        if plan.needs_policies(run.config) and last != "update" and end > start + 1:
             raise ConfigError(
                 f"recomputing {last} of several steps needs their policies, which need the updates "
                 "before them: leave out --until, or choose one step"
             )
         return plan
 
-    def stages(self) -> list[str]:
-        """Return the stages to run in each step."""
+    def stages(self, config: Config) -> list[str]:
+        """Return the stages to run in each step of a fork with these settings."""
         final = "route" if self.last == "decisions" else self.last
-        return [s for s in stages_from(self.stage) if STEP_STAGES.index(s) <= self._place(final)]
+        made = stages_of(config)
+        last = made.index(final)
+        return [s for s in stages_from(self.stage) if s in made[: last + 1]]
 
-    def needs_policies(self) -> bool:
+    def needs_policies(self, config: Config) -> bool:
         """Tell whether a stage of the plan needs the policy of its step."""
-        return any(self._needs_policy(name) for name in self.stages())
+        return any(self._needs_policy(name) for name in self.stages(config))
 
-    def stages_without_policy(self) -> list[str]:
-        """Return the first stages, which need no policy: several steps may run at once."""
-        names = itertools.takewhile(lambda name: not self._needs_policy(name), self.stages())
-        return list(names)
+    def stages_at_once(self, config: Config) -> list[str]:
+        """Return the first stages, of which several steps may run at once.
+
+        They need no policy, and no bank of verdicts that are still to come.
+        """
+        waits = "bank" if self.stage == "verify" else None
+        names = self.stages(config)
+        return list(itertools.takewhile(lambda s: s != waits and not self._needs_policy(s), names))
 
     def _needs_policy(self, name: str) -> bool:
         return name == "update" or (name == "route" and self.last != "decisions")
-
-    @staticmethod
-    def _place(name: str) -> int:
-        return STEP_STAGES.index(name)
 
 
 def split_steps(text: str | None, done: int) -> tuple[int, int]:
@@ -198,7 +201,8 @@ def replay(
     Args:
         progress: told of stages done, over all steps.
         runner: how stages are run; a flow makes each of them a Prefect task.
-        worker_pool: workers that run the stages that need no policy, several steps at a time.
+        worker_pool: workers that run the first stages, several steps at a time, as far as no policy
+            is needed.
 
     Raises:
         ConfigError: workers would write to a fork at a URL, whose lease this process holds.
@@ -224,7 +228,8 @@ def _recompute(
     worker_pool: "WorkerPool | None",
 ) -> None:
     """Run the stages of a plan in a fork, step by step."""
-    stages, updates = plan.stages(), plan.last == "update"
+    config, updates = session.config, plan.last == "update"
+    stages = plan.stages(config)
     total = len(stages) * (plan.end - plan.start)
     decisions = plan.last == "decisions"
 
@@ -235,7 +240,7 @@ def _recompute(
     if worker_pool is not None:
         work = {
             "root": f"{session.run.root.resolve()}",
-            "names": plan.stages_without_policy(),
+            "names": plan.stages_at_once(config),
             "decisions": decisions,
         }
         items = [{**work, "step": step} for step in range(plan.start, plan.end)]

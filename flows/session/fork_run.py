@@ -25,7 +25,7 @@ from pipeline.run.fork import TASK_CODE, Fork
 from pipeline.run.lock import RunLock
 from pipeline.run.removal import removal
 from pipeline.run.run import Run, is_taken
-from pipeline.run.step_layout import STEP_STAGES, stages_from, tables_before
+from pipeline.run.step_layout import stage_index, stages_from, tables_before
 from pipeline.stage.contract import Stage
 from pipeline.tables.manifest import flat
 
@@ -171,7 +171,7 @@ def _changes(parent: Run, config: Config, stage: str, start: int) -> dict[str, t
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     }
-    judges = STEP_STAGES.index(stage) <= STEP_STAGES.index("verify")
+    judges = stage_index(stage) <= stage_index("verify")
     old, new = parent.record["task_digest"], _task_digest(parent, config, stage)
     if old != new and judges:
         found[TASK_CODE] = (old[:12], new[:12])
@@ -190,7 +190,7 @@ def _changes(parent: Run, config: Config, stage: str, start: int) -> dict[str, t
 
 def _task_digest(parent: Run, config: Config, stage: str) -> str:
     """Return the digest of the task's source: the parent's where its verdicts are taken over."""
-    if STEP_STAGES.index(stage) > STEP_STAGES.index("verify"):
+    if stage_index(stage) > stage_index("verify"):
         return str(parent.record["task_digest"])
     return code_digest(config.data)
 
@@ -202,7 +202,7 @@ def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:
         if section == "model" and key != "model.device":
             raise ConfigError(f"{key} can't change in a fork: the policy is the parent's")
         first = _first_user(key)
-        if first is not None and STEP_STAGES.index(first) < STEP_STAGES.index(stage):
+        if first is not None and stage_index(first) < stage_index(stage):
             raise ConfigError(
                 f"{key} is used by stage {first}, but the fork begins at {stage} and takes the "
                 f"tables of {first} from its parent: fork from {first}"
@@ -218,7 +218,7 @@ def _first_user(key: str) -> str | None:
 
 def _expect_tables(parent: Run, stage: str, start: int, end: int) -> None:
     for step in range(start, end):
-        for table in tables_before(stage):
+        for table in (t for t in tables_before(stage) if t in parent.tables_of(step)):
             if (gone := removal(parent.table_path(table, step))) is not None:
                 owner = parent.owner(table, step).root
                 raise StoreError(

@@ -20,7 +20,6 @@ from pipeline.housekeeping.space_forecast import Facts
 from pipeline.policy.policy import Policy
 from pipeline.run.lock import RunLock
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
 from pipeline.run.step_records import Records
 from pipeline.stage.contract import Progress, silent
 
@@ -155,7 +154,7 @@ class Session:
 
     def finish_if_complete(self, step: int) -> None:
         """Write the record of a step whose last table came from a stage that ran alone."""
-        complete = all(self.run.has(table, step) for table in STEP_TABLES)
+        complete = all(self.run.has(table, step) for table in self.run.tables_of(step))
         if complete and step == self.next_step():
             self.finish_step(step)
 

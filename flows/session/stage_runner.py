@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import stages.bank
 import stages.evaluate
 import stages.generate
 import stages.route
@@ -19,14 +20,15 @@ from flows.session.questions import Questions, SelectedQuestions, tokenizer_rend
 from flows.session.resident_policy import ResidentPolicy
 from flows.session.verifiers import TaskVerifiers
 from pipeline.config.sections import Config
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.files.durable import remove_folder
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_STAGES
-from pipeline.stage.contract import Handles, Progress, Render, Stage, StageResult
+from pipeline.run.step_layout import ALL_STAGES
+from pipeline.stage.contract import Handles, Progress, Render, Stage, StageResult, silent
+from pipeline.stage.earlier_steps import CommittedStep
 from pipeline.stage.runner import run_stage
 from pipeline.tables.arrow_writing import Writer
-from pipeline.text import command
+from pipeline.text import command, shell_word
 
 if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
@@ -36,6 +38,7 @@ STAGES: dict[str, Stage] = {
     for module in (
         stages.generate,
         stages.verify,
+        stages.bank,
         stages.route,
         stages.weigh,
         stages.update,
@@ -58,6 +61,7 @@ class StageRunner:
         self._judges = TaskVerifiers(run.config)
         self._renderer: Render | None = None
         self._writer: Writer | None = None
+        self._earlier: list[CommittedStep] = []
 
     @property
     def questions(self) -> Questions:
@@ -74,8 +78,15 @@ class StageRunner:
     def run(
         self, name: str, step: int, progress: Progress, decisions_only: bool = False
     ) -> StageResult:
-        """Run a stage; an update that an ancestor made is replayed there, by its own settings."""
+        """Run a stage; an update that an ancestor made is replayed there, by its own settings.
+
+        The bank belongs to the step's routes: where it is not there yet, it is made with them.
+        """
         stage = STAGES[name]
+        if name == "bank":
+            self._expect_bank(step)
+        if name == "route" and self._lacks_bank(step):
+            self.run("bank", step, silent)
         owner = self._run.owner(stage.writes[0], step) if stage.advances_policy else self._run
         if owner is not self._run and not owner.has(stage.writes[0], step):
             raise StoreError(
@@ -88,7 +99,7 @@ class StageRunner:
                 self._resident.adopt_teacher(step)
             handles = self._handles(stage, step, progress, owner.config)
             handles = replace(handles, policy=None) if decisions_only else handles
-            writer = self._writer if name in STEP_STAGES else None  # evaluations are read at once
+            writer = self._writer if name in ALL_STAGES else None  # evaluations are read at once
             result = run_stage(owner, stage, handles, writer)
             if "verifier" in stage.uses and not self.inherited(stage, step):
                 self._remove_parts(stage, step)
@@ -176,8 +187,33 @@ class StageRunner:
             else None,
             max_logprob_gap=config.generate.max_logprob_gap,
             verifiers=self._judges.verifiers(self._parts(stage, step), progress) if judges else {},
+            earlier=self._earlier_steps(step) if "earlier" in stage.uses and not inherited else (),
             progress=progress,
         )
+
+    def _earlier_steps(self, step: int) -> list[CommittedStep]:
+        """Return the steps before one; what was read of them stays in memory."""
+        for earlier in range(len(self._earlier), step):
+            self._earlier.append(CommittedStep(self._run, earlier))
+        return self._earlier[:step]
+
+    def _expect_bank(self, step: int) -> None:
+        """Refuse to make a bank that nobody would read."""
+        if "bank" not in self._run.tables_of(step):
+            sources = ", ".join(self._run.owner("routes", step).config.route.sources)
+            again = command("stage", "route", "--run", self._run.root, "--step", step)
+            setting = shell_word('route.sources=["sibling", "bank"]')
+            raise ConfigError(
+                f"{self._run.root}: step {step} has no bank, route.sources is "
+                f"{sources or 'empty'}; in a fork it may have one: {again} --set {setting}"
+            )
+
+    def _lacks_bank(self, step: int) -> bool:
+        """Tell whether a bank of this run's own is to be made before its routes are."""
+        run, path = self._run, self._run.table_path("bank", step)
+        pending = self._writer is not None and self._writer.pending(path) is not None
+        own = run.owner("bank", step) is run and "bank" in run.tables_of(step)
+        return own and not pending and not run.has("bank", step)
 
     def _parts(self, stage: Stage, step: int) -> Path:
         """Return the folder of what workers have judged of a table that is not committed yet."""

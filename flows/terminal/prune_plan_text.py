@@ -62,9 +62,22 @@ def stays(plan: "PruningPlan") -> list[str]:
             tables.append(f"snapshot {claim.snapshot}")
         if tables:
             found.append(f"{', '.join(tables)}: for the fork {_named(claim.fork.root)}")
+    if makers := _banks(plan):
+        found.append(
+            f"rollouts and verdicts of all steps, which never go: {makers} makes the banks of its "
+            "later steps from them"
+        )
     newest = max(plan.run.snapshots(), default=0)
     found.append(f"snapshot {newest} and the tables since: resuming starts there")
     return found
+
+
+def _banks(plan: "PruningPlan") -> str:
+    """Name the runs that make banks from this one's tables: itself, and its forks."""
+    runs = [plan.run, *(claim.fork for claim in plan.claims)]
+    makers = [run for run in runs if "bank" in run.config.route.sources]
+    named = ["this run" if run is plan.run else f"the fork {_named(run.root)}" for run in makers]
+    return " and ".join(named)
 
 
 def losses(plan: "PruningPlan") -> list[str]:

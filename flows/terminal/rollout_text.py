@@ -11,7 +11,7 @@ from rich.text import Text
 from flows.terminal.tables import WIDE_FROM, cell, line, plain_table, say
 from pipeline.audit.rollout import UNCLOSED, LikelyToken, RolloutRecord, TokenRecord
 from pipeline.tables.schemas import CREDIT_LAMBDA, UNCLOSED_THINKING
-from pipeline.text import NOTHING, count, number, percent, printable
+from pipeline.text import NOTHING, count, number, percent, printable, steps_before
 
 _TOKEN_WIDTH = 14
 _NUMBERS = {
@@ -88,7 +88,9 @@ def _print_route(console: Console, record: RolloutRecord) -> None:
     )
     if route["teacher_rollout_id"]:
         sibling = record.sibling_text or ""
-        _section(console, f"demonstration: rollout {route['teacher_rollout_id']}", sibling)
+        aged = f", {steps_before(record.teacher_age)}" if record.teacher_age else ""
+        title = f"demonstration: rollout {route['teacher_rollout_id']}{aged}"
+        _section(console, title, sibling)
     if route["teacher_prompt_text"]:
         _section(console, "teacher prompt", route["teacher_prompt_text"])
 

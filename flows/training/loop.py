@@ -1,7 +1,8 @@
 """The training loop, free of Prefect: the order of stages, what follows a step, and how it ends.
 
     evaluate 0
-    step 0:  generate → verify → route → weigh → update → metrics → (evaluate 1) → (snapshot 1)
+    step 0:  generate → verify → (bank) → route → weigh → update → metrics → (evaluate 1)
+             → (snapshot 1)
     step 1:  …
     the state at the end is always evaluated and kept, unless somebody asked to stop: then it is
     kept at once, and whatever is missing is made up for on resume.
@@ -19,7 +20,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol, Self
 
 from pipeline.config.sections import Config
-from pipeline.run.step_layout import STEP_STAGES
+from pipeline.run.step_layout import stages_of
 
 Reference = dict[str, Any]
 """What a stage returns to the flow: places and sizes of its tables; small JSON."""
@@ -159,7 +160,7 @@ class _Loop:
 
     def run_step(self, step: int) -> bool:
         """Run the stages of a step; False: stopped between two of them."""
-        for name in STEP_STAGES:
+        for name in stages_of(self.session.config):
             if self.stop():
                 return False
             self.run_stage(name, step)

@@ -13,7 +13,7 @@ from pipeline.machine.flops import matmul_rate
 from pipeline.machine.phases import Profiler
 from pipeline.policy.policy import resolve_device
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_STAGES
+from pipeline.run.step_layout import ALL_STAGES, STEP_STAGES, stages_of
 from pipeline.run.step_profiles import (
     BETWEEN,
     Line,
@@ -61,14 +61,14 @@ class ProfileWatcher(Watcher):
         if name == STEP_STAGES[0]:
             self._profiler.take()
             self._seen = []
-        if name in STEP_STAGES:
+        if name in ALL_STAGES:
             self._profiler.start(name)
         else:
             self._profiler.stop()
 
     def stage_ended(self, name: str, reference: Reference) -> None:
         """End a stage; what follows is between stages."""
-        if name in STEP_STAGES:
+        if name in ALL_STAGES:
             self._profiler.start(BETWEEN)
             self._seen += [] if reference["skipped"] else [name]
 
@@ -76,7 +76,7 @@ class ProfileWatcher(Watcher):
         """Write the profile of the step."""
         self._profiler.stop()
         rows = self._profiler.take()
-        if tuple(self._seen) == STEP_STAGES:
+        if tuple(self._seen) == stages_of(self._run.config):
             self.profiles.append(write_profile(self._run, steps_done - 1, self.machine, rows))
 
 

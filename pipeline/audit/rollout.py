@@ -83,7 +83,8 @@ class RolloutRecord:
     Attributes:
         rollout, verdict, route, update: its rows, without lists of tokens; None where the step has
             no such table yet.
-        sibling_text: response of the demonstrating sibling.
+        sibling_text: response of the demonstrating rollout, whatever step it is of.
+        teacher_age: steps from that rollout to this one; None without one.
         batch_tokens: N of the mini-batch, by which token losses are divided in the objective.
         loss_difference: sum of the token losses less the recorded `loss_sum`; None without one.
         loss_note: why tables alone don't determine the token losses; empty: they do, and the
@@ -98,6 +99,7 @@ class RolloutRecord:
     route: Row | None
     update: Row | None
     sibling_text: str | None
+    teacher_age: int | None
     batch_tokens: int | None
     loss_difference: float | None
     loss_note: str
@@ -133,8 +135,7 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         if losses.loss_T is not None:
             columns |= {"loss": losses.loss_T, "share": shares_T(losses.loss_T)}
         columns |= {} if losses.tis_T is None else {"tis": losses.tis_T}
-    sibling = route["teacher_rollout_id"] if route else None
-    sibling_row = _row(run, "rollouts", step, sibling) if sibling else None
+    sibling = _demonstration(run, route)
     return RolloutRecord(
         rollout_id=rollout_id,
         step=step,
@@ -142,7 +143,8 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         verdict=verdict,
         route=_without_tokens(route),
         update=update,
-        sibling_text=sibling_row["response_text"] if sibling_row else None,
+        sibling_text=sibling["response_text"] if sibling else None,
+        teacher_age=step - sibling["step"] if sibling else None,
         batch_tokens=batch_tokens_of(run, step, update["mini_batch"]) if update else None,
         loss_difference=losses.difference if losses else None,
         loss_note=losses.note if losses else "",
@@ -198,6 +200,13 @@ def _row(run: Run, table: str, step: int, rollout_id: str) -> Row | None:
     return rows[0] if rows else None
 
 
+def _demonstration(run: Run, route: Row | None) -> Row | None:
+    """Return the rollout that demonstrates: of this step, or of an earlier one from the bank."""
+    name = (route or {}).get("teacher_rollout_id")
+    form = ROLLOUT_ID.fullmatch(name) if name else None
+    return None if form is None else _row(run, "rollouts", int(form["step"]), form[0])
+
+
 def _token_rows(run: Run, table: str, step: int, rollout_id: str) -> pa.Table | None:
     if not run.has(table, step):
         return None
@@ -223,6 +232,7 @@ def _evaluated(run: Run, step: int, row: Row) -> RolloutRecord:
         route=None,
         update=None,
         sibling_text=None,
+        teacher_age=None,
         batch_tokens=None,
         loss_difference=None,
         loss_note="",

@@ -10,14 +10,15 @@ from pipeline.files.durable import canonical_json, digest_of
 from pipeline.files.file_list import snapshot_repair
 from pipeline.policy.adapter_files import config_file
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STAGE_OF
+from pipeline.run.step_layout import STAGE_OF, tables_of
 from pipeline.tables.manifest import Manifest, Origin
 from pipeline.tables.schemas import SCHEMA_VERSION
 from pipeline.text import command
 
-_BY_ROUTE = ("rollouts", "verdicts")
+_BY_ROUTE = ("rollouts", "verdicts", "bank")
 _READS = {
     "verdicts": ("rollouts",),
+    "bank": ("rollouts",),
     "routes": _BY_ROUTE,
     "scores": _BY_ROUTE,
     "teacher": _BY_ROUTE,
@@ -54,23 +55,43 @@ def check_chain(entry: TableFile, tables: Mapping[Key, TableFile], report: Check
     for key, value in place.items():
         if getattr(origin, key) != value:
             report.add(beside, f"{key} {value}", getattr(origin, key), entry.advice)
-    for name in _READS.get(entry.table, ()):
+    made = tables_of(entry.owner.config)
+    for name in (name for name in _READS.get(entry.table, ()) if name in made):
         source = tables.get((entry.step, name))
-        made = source.manifest.sha256 if source and source.manifest else None
+        there = source.manifest.sha256 if source and source.manifest else None
         said = origin.inputs.get(name)
-        if made is not None and made != said:
+        if there is not None and there != said:
             report.add(
                 beside,
-                f"input {name} with SHA-256 {made[:12]}…, the table that is there",
+                f"input {name} with SHA-256 {there[:12]}…, the table that is there",
                 f"{said[:12]}…" if said else "no such input",
                 _recompute(entry),
             )
     for key, value in _handles(entry).items():
         if key in origin.inputs and origin.inputs[key] != value:
             report.add(beside, f"{key} {value} of run.json", origin.inputs[key], _recompute(entry))
+    if entry.table == "bank":
+        _check_earlier(entry, tables, report)
     for section, settings in origin.settings.items():
         _check_section(entry, section, settings, report)
     _check_versions(entry, report)
+
+
+def _check_earlier(entry: TableFile, tables: Mapping[Key, TableFile], report: CheckReport) -> None:
+    """Note a bank that was made from other earlier steps than those that are there."""
+    assert entry.manifest is not None
+    before = [
+        [tables.get((step, name)) for name in ("rollouts", "verdicts")]
+        for step in range(entry.step)
+    ]
+    digests = [[e.manifest.sha256 if e and e.manifest else None for e in pair] for pair in before]
+    if any(None in pair for pair in digests):
+        return  # what is missing is noted by itself
+    expected, found = digest_of(digests), entry.manifest.origin.inputs.get("earlier", "none")
+    if found != expected:
+        beside = entry.path.with_suffix(".json")
+        text = f"earlier {expected[:12]}…, the rollouts and verdicts of the steps before"
+        report.add(beside, text, f"{found[:12]}…", _recompute(entry))
 
 
 def _handles(entry: TableFile) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.audit.stored_logprobs import NOT_KEPT, keeps_student
+from pipeline.check.bank_table import EarlierAnswers, bank_rules
 from pipeline.check.chain import check_chain, check_snapshots, vocabulary
 from pipeline.check.check_report import CheckReport
 from pipeline.check.hashing import Hashing
@@ -43,7 +44,6 @@ from pipeline.errors import StoreError
 from pipeline.files.file_list import snapshot_repair
 from pipeline.run.metrics import step_metrics
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
 from pipeline.tables.invariants import NEEDS, Broken, broken_invariants
 from pipeline.tables.mapped import MappedTable
 from pipeline.tables.rollout_index import RolloutSpans, stored_index
@@ -140,8 +140,9 @@ def _check_tables(
 ) -> None:
     """Check some of a run's tables, step by step."""
     size = vocabulary(run)
+    earlier = EarlierAnswers(tables)
     for step, group in groupby(chosen.values(), key=lambda entry: entry.step):
-        _Step(run, step, list(group), size, hashing, report).check(tables)
+        _Step(run, step, list(group), size, hashing, report, earlier).check(tables)
 
 
 def _right_size(entry: TableFile) -> bool:
@@ -164,9 +165,11 @@ class _Step:
         vocabulary: int | None,
         hashing: Hashing,
         report: CheckReport,
+        earlier: EarlierAnswers,
     ) -> None:
         self.run, self.step, self.entries = run, step, entries
         self.vocabulary, self.hashing, self.report = vocabulary, hashing, report
+        self.earlier = earlier
         self.whole: dict[str, MappedTable] = {}
         self.pruned = {entry.table for entry in entries if entry.pruned}
 
@@ -268,8 +271,18 @@ class _Step:
                 return  # other rows than those that must be there: nothing else can be said
         if table == "teacher":
             yield from teacher_rules(step, mapped.release)
+        elif table == "bank":
+            yield from self._bank(step, mapped)
         else:
             yield from _RULES[table](step)
+
+    def _bank(self, step: StepTables, mapped: MappedTable) -> Iterator[Broken]:
+        lacking = self.earlier.lacking(self.step)
+        if lacking:
+            text = f"not compared with earlier steps: {lacking}"
+            self.report.notes.append(f"{self.run.table_path('bank', self.step)}: {text}")
+            return
+        yield from bank_rules(self.step, step.tables["rollouts"], mapped.table, self.earlier)
 
     def _metrics(self) -> None:
         """Check that the flat record follows from the tables."""
@@ -282,7 +295,7 @@ class _Step:
             self.report.add(path, "the record of a step as it was written", problem, advice)
             return
         manifests = {e.table: e.manifest for e in self.entries if e.manifest is not None}
-        missing = set(STEP_TABLES) - (self.whole.keys() & manifests.keys())
+        missing = set(self.run.tables_of(self.step)) - (self.whole.keys() & manifests.keys())
         if missing and missing <= self.pruned:
             return
         if missing:

@@ -13,12 +13,12 @@ from pipeline.files.file_list import WrongFile, snapshot_repair
 from pipeline.policy.adapter_files import BASE_CONFIG, CONFIG, STEM
 from pipeline.run.removal import PRUNABLE, record_path, removal
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STAGE_OF, STEP_TABLES
+from pipeline.run.step_layout import ALL_TABLES, STAGE_OF
 from pipeline.run.step_profiles import profile_path
 from pipeline.tables.manifest import Manifest
 from pipeline.text import command, go_on, ranges
 
-TABLES = (*STEP_TABLES, "evaluations")
+TABLES = (*ALL_TABLES, "evaluations")
 _BUFFER = 4 << 20
 
 Key = tuple[int, str]
@@ -147,7 +147,7 @@ def missing_tables(run: Run, tables: dict[Key, TableFile], report: CheckReport) 
     steps = sorted({step for step, table in tables if table != "evaluations"})
     complete = [step for step in steps if run.metrics_path(step).exists()]
     for step in complete:
-        for table in STEP_TABLES:
+        for table in run.tables_of(step):
             if (step, table) not in tables and not _noted(run, step, table, report):
                 owner = run.owner(table, step)
                 entry = TableFile(step, table, owner, owner.own_table_path(table, step), None)

@@ -196,7 +196,7 @@ def _figure_4(rows: Sequence[MethodRow]) -> Canvas:
     step_panel(seconds, rows, "seconds", "seconds per step")
     stage_panel(stages, rows)
     row_legend(canvas, rows, beside=True)
-    stage_legend(canvas, 3 if len(rows) > 2 else 5)
+    stage_legend(canvas, rows, 3 if len(rows) > 2 else 5)
     return canvas
 
 

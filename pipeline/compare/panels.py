@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from pipeline.compare.comparison import Axis, MethodRow, row_interval
 from pipeline.compare.pass_change import PassChange
 from pipeline.run.metrics import Interval
-from pipeline.run.step_layout import STEP_STAGES
+from pipeline.run.step_layout import ALL_STAGES
 from pipeline.text import count
 
 WINDOW = 5
@@ -35,7 +35,7 @@ PASS_LOOKS: dict[str, dict[str, Any]] = {
     "start": {"label": "before training", "color": "C6", "linestyle": ":", "marker": "s"},
     "last": {"label": "last evaluation", "color": "C0", "linestyle": "-", "marker": "o"},
 }
-_STAGE_COLOURS = ("#4a6fb5", "#fde725", "#21918c", "#d55e00", "#8f8f8f")
+_STAGE_COLOURS = ("#4a6fb5", "#fde725", "#b5a0d0", "#21918c", "#d55e00", "#8f8f8f")
 _LABEL = 46
 _AXIS_NAMES = {"steps": "training steps", "tokens": "sampled tokens"}
 
@@ -132,7 +132,7 @@ def step_panel(panel: Axes, rows: Sequence[MethodRow], key: str, name: str) -> N
 def stage_panel(panel: Axes, rows: Sequence[MethodRow]) -> None:
     """Draw a bar per row, with its marker: the mean seconds of a step, stage by stage."""
     left = np.zeros(len(rows))
-    for stage, colour in zip(STEP_STAGES, _STAGE_COLOURS, strict=True):
+    for stage, colour in _stages(rows):
         series = [step_series(row, f"seconds_{stage}")[1] for row in rows]
         width = np.array([np.mean(values) if values else 0.0 for values in series])
         panel.barh(range(len(rows)), width, left=left, color=colour, height=0.6)
@@ -183,13 +183,19 @@ def row_legend(canvas: Canvas, rows: Sequence[MethodRow], beside: bool = False) 
         canvas.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
-def stage_legend(canvas: Canvas, columns: int) -> None:
+def stage_legend(canvas: Canvas, rows: Sequence[MethodRow], columns: int) -> None:
     """Name the stages below the panels, on the right."""
-    pairs = zip(STEP_STAGES, _STAGE_COLOURS, strict=True)
-    handles = [Patch(label=stage, color=colour) for stage, colour in pairs]
+    handles = [Patch(label=stage, color=colour) for stage, colour in _stages(rows)]
     canvas.legend(
         handles=handles, loc="outside lower right", ncols=columns, handlelength=1, columnspacing=1
     )
+
+
+def _stages(rows: Sequence[MethodRow]) -> list[tuple[str, str]]:
+    """Return the stages with their colours; the bank only if a row has one."""
+    banks = any(step_series(row, "seconds_bank")[1] for row in rows)
+    pairs = zip(ALL_STAGES, _STAGE_COLOURS, strict=True)
+    return [pair for pair in pairs if banks or pair[0] != "bank"]
 
 
 def _marker(index: int) -> dict[str, Any]:

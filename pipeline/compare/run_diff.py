@@ -14,14 +14,14 @@ import pyarrow as pa
 from pipeline.compare.column_diff import Mask, Rows, differing_rows, matched_rows
 from pipeline.run.removal import PRUNABLE, removal
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
+from pipeline.run.step_layout import ALL_TABLES, tables_of
 from pipeline.tables.arrow_reading import one_array
 from pipeline.tables.manifest import Manifest, flat
 from pipeline.tables.mapped import MappedTable
 from pipeline.tables.rollout_index import table_index
 from pipeline.text import count
 
-TABLES = (*STEP_TABLES, "evaluations")
+TABLES = (*ALL_TABLES, "evaluations")
 """The tables in the order in which data flows; evaluations come last."""
 
 _DECISIONS = {
@@ -188,7 +188,8 @@ def diff_runs(a: Run, b: Run) -> RunDiff:
         StoreError: a table can't be read.
     """
     found = _Found([], [], [], [])
-    for table in TABLES:
+    made = {*tables_of(a.config), *tables_of(b.config), "evaluations"}
+    for table in (t for t in TABLES if t in made):
         _compare_steps(a, b, table, found)
     place = {table: index for index, table in enumerate(TABLES)}
     found.tables.sort(key=lambda d: (d.table == "evaluations", d.step, place[d.table]))

@@ -6,7 +6,7 @@ from pipeline.errors import StoreError
 from pipeline.files.durable import set_aside
 from pipeline.files.sealed_json import is_sealed
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
+from pipeline.run.step_layout import ALL_TABLES
 from pipeline.stage.contract import Stage
 
 
@@ -33,7 +33,7 @@ def expect_readers_agree(run: Run, stage: Stage, step: int) -> None:
     Raises:
         StoreError: their manifests name another SHA-256.
     """
-    committed = [name for name in STEP_TABLES if run.has(name, step)]
+    committed = [name for name in ALL_TABLES if run.has(name, step)]
     for table in set(stage.writes) & set(committed):
         sha256 = run.manifest(table, step).sha256
         for reader in committed:

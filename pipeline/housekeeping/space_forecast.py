@@ -5,6 +5,7 @@ Bytes of a step, with B rollouts, T tokens of responses, N of them taught, K kep
     teacher    N (ID + 4 + 24 + K (4 + w c))      w bytes per log-probability, c columns of them
     weights    N (ID + 4 + 12)
     scores     B ID + 8 T
+    bank       B (ID + ROW) + text of T, where there is one: answers of one step to each question
     rollouts   B (ID + ROW) + 8 T + text of T + (4 + text) of the prompts
     routes     B (ID + ROW) + (4 + text) of the teacher prompts
     verdicts, updates   B (ID + ROW) each
@@ -25,7 +26,6 @@ from math import ceil
 from pipeline.config.sections import Config
 from pipeline.policy.adapter_files import config_file
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
 
 ID = 18
 """Bytes of a rollout's id and its offset."""
@@ -156,14 +156,18 @@ def _tables(
     tokens = rollouts * config.generate.max_response_length * of_limit
     prompts = rollouts * config.data.max_prompt_length * of_limit
     demonstrated = route.max_teacher_prompt_length * of_limit
-    could = {"grpo": 0.0, "srpo": (group - 1) / group}.get(route.method, 1.0)
+    siblings_alone = route.sources == ["sibling"] and not route.feedback_alone
+    taught_by_srpo = (group - 1) / group if siblings_alone else 1.0
+    could = {"grpo": 0.0, "srpo": taught_by_srpo}.get(route.method, 1.0)
     taught_rollouts = rollouts * could * of_taught
     taught = tokens * could * of_taught
     kept, width = min(route.top_k, facts.vocabulary), 2 if route.kept_dtype == "float16" else 4
     columns = 2 if route.keep_student_logprobs else 1
     row = rollouts * (ID + ROW)
     index = taught_rollouts * INDEX
+    banked = of_taught if "bank" in route.sources else 0.0
     return {
+        "bank": banked * (row + text * tokens + FILE),
         "rollouts": row + (8 + text) * tokens + (4 + text) * prompts + FILE,
         "verdicts": row + FILE,
         "routes": row + (4 + text) * taught_rollouts * demonstrated + FILE,
@@ -196,7 +200,7 @@ def _measured(run: Run, done: int, teacher: Bytes, others: Bytes) -> tuple[Bytes
     sizes = {"teacher": 0.0, "others": 0.0}
     newest = range(max(0, done - MEASURED), done)
     for step in newest:
-        for table in STEP_TABLES:
+        for table in run.tables_of(step):
             path = run.table_path(table, step).with_suffix(".json")
             beside = path.stat().st_size
             name = "teacher" if table == "teacher" else "others"

@@ -59,9 +59,10 @@ def step_metrics(
         record |= _credit_metrics(tables["routes"], tables["weights"], weigh["credit_clip"])
     record |= _update_metrics(tables["updates"], manifests["updates"].facts)
     record |= _work_metrics([manifests["scores"].facts, manifests["updates"].facts])
-    for table in ("rollouts", "verdicts", "routes", "weights", "updates"):
-        stage = manifests[table].origin.stage
-        record[f"seconds_{stage}"] = manifests[table].cost.seconds
+    for table in ("rollouts", "verdicts", "bank", "routes", "weights", "updates"):
+        if table in manifests:
+            stage = manifests[table].origin.stage
+            record[f"seconds_{stage}"] = manifests[table].cost.seconds
     record["seconds"] = sum(v for k, v in record.items() if k.startswith("seconds_"))
     record["tokens"] = int(manifests["rollouts"].cost.tokens)
     return record | _task_metrics(tables, tasks, judged)

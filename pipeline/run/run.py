@@ -30,6 +30,7 @@ from pipeline.run.fork import Fork, line_of
 from pipeline.run.lock import LOCK_FILE
 from pipeline.run.reading import RunReader, file_identity
 from pipeline.run.removal import forget_removal
+from pipeline.run.step_layout import tables_of
 from pipeline.tables.arrow_reading import expect_schema
 from pipeline.tables.arrow_writing import digest_arrow, write_arrow
 from pipeline.tables.manifest import Cost, Manifest, Origin
@@ -133,6 +134,10 @@ class Run(RunReader):
         settings = {k: v for k, v in self.record["config"]["run"].items() if k not in changing}
         config = {**self.record["config"], "run": settings}
         return digest_of({**self.record, "config": config, "digest": None})
+
+    def tables_of(self, step: int) -> tuple[str, ...]:
+        """Return the tables of a step, by the settings of the run that made its routes."""
+        return tables_of(self.owner("routes", step).config)
 
     def extend(self, config: Config) -> None:
         """Record new values of settings named in MAY_GROW and MAY_CHANGE."""

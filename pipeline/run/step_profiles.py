@@ -15,12 +15,12 @@ from pipeline.errors import StoreError
 from pipeline.files.sealed_json import read_sealed, write_sealed
 from pipeline.machine.phases import REST, PhaseTotal
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_STAGES, TABLES_OF_STAGE
+from pipeline.run.step_layout import ALL_STAGES, TABLES_OF_STAGE, stages_of
 
 BETWEEN = "between"
 """Time between stages: displays, Prefect's records, metrics and alarms of the step."""
 
-STAGES = (*STEP_STAGES, BETWEEN)
+STAGES = (*ALL_STAGES, BETWEEN)
 _MEGA = 1e6
 
 
@@ -118,7 +118,7 @@ def profile_path(run: Run, step: int) -> Path:
 def write_profile(run: Run, step: int, machine: Machine, rows: Sequence[PhaseTotal]) -> Profile:
     """Write the profile of a complete step."""
     stages = {}
-    for stage in STEP_STAGES:
+    for stage in stages_of(run.config):
         made = [run.manifest(table, step) for table in TABLES_OF_STAGE[stage]]
         stages[stage] = StageCost(
             tokens=made[0].cost.tokens,

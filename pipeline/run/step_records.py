@@ -15,7 +15,6 @@ from pipeline.health.alarms import (
 )
 from pipeline.run.metrics import evaluation_metrics, step_metrics
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
 
 
 class Records:
@@ -36,10 +35,10 @@ class Records:
                 f"{path}: missing in the parent of {self._run.root}, which must not write there; "
                 "resume the parent first"
             )
-        tables = {name: self._run.read(name, step) for name in STEP_TABLES}
+        tables = {name: self._run.read(name, step) for name in self._run.tables_of(step)}
         record = step_metrics(
             tables,
-            {name: self._run.manifest(name, step) for name in STEP_TABLES},
+            {name: self._run.manifest(name, step) for name in tables},
             self._run.config.data.mixed,
         )
         found = findings_at_step([*self.before(step), record], self._evaluated(step))

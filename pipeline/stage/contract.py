@@ -6,24 +6,42 @@ sees a path.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from pipeline.config.sections import Config
 from pipeline.errors import PolicyError
 from pipeline.policy.policy import Policy
+from pipeline.run.step_layout import tables_of
 from pipeline.sampling.engine import Engine
 from pipeline.tables.manifest import Cost, Manifest
 from pipeline.task import Message, Question, Verifier
 
-Handle = Literal["seed", "questions", "policy", "engine", "verifier"]
+Handle = Literal["seed", "questions", "policy", "engine", "verifier", "earlier"]
 Progress = Callable[[int, int], None]
 Render = Callable[[Sequence[Message]], tuple[str, list[int]]]
+Asked = tuple[str, str]
+"""A question: its task and its prompt_id."""
 
 
 def silent(done: int, total: int) -> None:
     """Report progress to nobody."""
+
+
+class EarlierStep(Protocol):
+    """A step before the one at work; nothing of it is read before it is asked for."""
+
+    @property
+    def sha256(self) -> tuple[str, str]:
+        """Return the SHA-256 of the step's rollouts and of its verdicts."""
+
+    @property
+    def demonstrating(self) -> Mapping[Asked, Sequence[int]]:
+        """Return the rows, ascending, of each question's answers that can demonstrate."""
+
+    def answers(self, rows: Sequence[int]) -> pa.Table:
+        """Return these rollouts as rows of `bank`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,7 @@ class Handles:
         tasks: name of the task of each question.
         verifiers: by name of their task.
         verifier_digest: SHA-256 of the source of the task, or of all tasks.
+        earlier: the steps before this one, from step 0 on.
         render: prompt text and ids of a conversation, without a policy.
         solutions: the task's worked solutions, by task and question, where a teacher may see them.
         golds: by name of a task, what words a gold answer (JSON text) for a teacher.
@@ -54,6 +73,7 @@ class Handles:
     policy: Policy | None = None
     engine: Engine | None = None
     verifiers: Mapping[str, Verifier] = field(default_factory=dict)
+    earlier: Sequence[EarlierStep] = ()
     max_logprob_gap: float | None = None
     progress: Progress = silent
 
@@ -95,6 +115,7 @@ class Stage:
     Attributes:
         version: raised by hand when the same inputs would give another output.
         sections: configuration sections it depends on; reading another one is an error.
+        reads_if_made: tables that it reads, too, where the run's settings have them made.
         uses: handles it depends on; their digests and versions are recorded.
         without_policy: tables that it can make with no policy at hand.
         advances_policy: whether it turns the policy of a step into the next step's.
@@ -109,6 +130,12 @@ class Stage:
     run: Callable[[Mapping[str, pa.Table], Config, Handles], Output]
     without_policy: tuple[str, ...] = ()
     advances_policy: bool = False
+    reads_if_made: tuple[str, ...] = ()
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        """Return the tables that it reads in a run with these settings."""
+        made = tables_of(config)
+        return (*self.reads, *(table for table in self.reads_if_made if table in made))
 
 
 @dataclass(frozen=True)

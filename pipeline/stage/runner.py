@@ -107,7 +107,8 @@ class _StageCall:
     def inputs(self) -> dict[str, str]:
         """Return the SHA-256 of every table read; all of them must be committed."""
         step = self.handles.step
-        return {name: self.run.manifest(name, step).sha256 for name in self.stage.reads}
+        names = self.stage.inputs(self.run.config)
+        return {name: self.run.manifest(name, step).sha256 for name in names}
 
     def origin(self, draft: Origin) -> Origin:
         """Complete an origin with the tables that were read."""
@@ -117,7 +118,7 @@ class _StageCall:
 def _execute(work: _StageCall, drafts: dict[str, Origin]) -> StageResult:
     stage, handles = work.stage, work.handles
     with phase("read"):
-        tables = {name: work.read(name) for name in stage.reads}
+        tables = {name: work.read(name) for name in stage.inputs(work.run.config)}
     memory = PeakMemory()
     started = time.perf_counter()
     with phase("other computing"):
@@ -186,6 +187,8 @@ def _draft(run: Run, stage: Stage, handles: Handles, table: str) -> Origin:
         inputs["solutions"] = digest_of(sorted(handles.solutions.items()))
     if "verifier" in stage.uses:
         inputs["verifier"] = handles.verifier_digest
+    if "earlier" in stage.uses:
+        inputs["earlier"] = digest_of([earlier.sha256 for earlier in handles.earlier])
     needed = "policy" in stage.uses and table not in stage.without_policy
     policy = handles.require_policy() if needed else None
     recorded = run.config.recorded()

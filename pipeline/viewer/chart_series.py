@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config.sections import TeacherSource
 from pipeline.run.metrics import tasks_of
+from pipeline.run.step_layout import ALL_STAGES
 from pipeline.run.step_profiles import STAGES
 from pipeline.text import count, duration, number, percent
 from pipeline.viewer.history import History, Record
@@ -79,9 +80,7 @@ CHARTS = (
         "stages",
         "Time per stage",
         "seconds",
-        parts=tuple(
-            f"seconds_{stage}" for stage in ("generate", "verify", "route", "weigh", "update")
-        ),
+        parts=tuple(f"seconds_{stage}" for stage in ALL_STAGES),
     ),
 )
 OPTIONAL = (

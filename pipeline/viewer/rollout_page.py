@@ -12,7 +12,7 @@ from pipeline.audit.rollout import ROLLOUT_ID, UNCLOSED, RolloutRecord, rollout_
 from pipeline.errors import ConfigError
 from pipeline.run.run import Run
 from pipeline.tables.schemas import UNCLOSED_THINKING, Row
-from pipeline.text import count, number, percent, printable
+from pipeline.text import count, number, percent, printable, steps_before
 from pipeline.viewer.export_selection import exported_steps, in_export
 from pipeline.viewer.long_text import long_text
 from pipeline.viewer.page import Kind, Missing, Runs, per_run, plain, run_named
@@ -38,6 +38,7 @@ def context(runs: Runs, name: str, rollout_id: str) -> dict[str, Any]:
     here = next(row for row in rows if row["rollout_id"] == rollout_id)
     place, last = rows.index(here), len(rows) - 1
     tokens = token_page(run, record)
+    elsewhere = _elsewhere(run, record, here["prompt_id"])
     return {
         "name": name,
         "rollout_id": rollout_id,
@@ -56,12 +57,13 @@ def context(runs: Runs, name: str, rollout_id: str) -> dict[str, Any]:
         ],
         "response": long_text(record.rollout["response_text"]),
         "reason": printable((record.route or {}).get("reason") or "", 1000),
-        "teacher": _teacher(record, rows),
+        "teacher": _teacher(record),
+        "teacher_age": steps_before(record.teacher_age) if record.teacher_age else "",
         "teacher_prompt": long_text((record.route or {}).get("teacher_prompt_text") or ""),
         "sides": _sides(record),
         "group": [cell(row) for row in rows if row["group"] == here["group"]],
-        "taught": [r["rollout_id"] for r in rows if r["teacher_rollout_id"] == rollout_id],
-        "elsewhere": _elsewhere(run, record, here["prompt_id"]),
+        "taught": [*_taught_by(rollout_id, rows), *(i for e in elsewhere for i in e["taught"])],
+        "elsewhere": elsewhere,
         "in_export": in_export(run),
         "tokens": tokens,
         "data": tokens["data"],
@@ -127,11 +129,9 @@ def _facts(row: Row, record: RolloutRecord) -> list[tuple[str, str]]:
     return [(label, value) for label, value in facts if value != "-"]
 
 
-def _teacher(record: RolloutRecord, rows: Sequence[Row]) -> str | None:
-    """Return the id of the demonstrating sibling, if it is a rollout of the step."""
-    known = {row["rollout_id"] for row in rows}
-    teacher = (record.route or {}).get("teacher_rollout_id")
-    return teacher if teacher in known else None
+def _teacher(record: RolloutRecord) -> str | None:
+    """Return the id of the demonstrating rollout, if the run has it."""
+    return None if record.sibling_text is None else (record.route or {})["teacher_rollout_id"]
 
 
 def _nats(value: float | None) -> str:
@@ -194,8 +194,19 @@ def _elsewhere(run: Run, record: RolloutRecord, prompt_id: str) -> list[dict[str
         rows = frame.filter(pl.col("prompt_id") == prompt_id).to_dicts()
         rewards = [row["reward"] for row in rows if row["reward"] is not None]
         mean = sum(rewards) / len(rewards) if rewards else None
-        found.append({"step": step, "mean": mean, "cells": [cell(row) for row in rows]})
+        found.append(
+            {
+                "step": step,
+                "mean": mean,
+                "cells": [cell(row) for row in rows],
+                "taught": _taught_by(record.rollout_id, rows),
+            }
+        )
     return found
+
+
+def _taught_by(rollout_id: str, rows: Sequence[Row]) -> list[str]:
+    return [row["rollout_id"] for row in rows if row["teacher_rollout_id"] == rollout_id]
 
 
 @lru_cache(maxsize=4096)

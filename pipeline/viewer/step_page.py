@@ -7,9 +7,9 @@ from typing import Any
 from pipeline.audit.listing import samples
 from pipeline.run.removal import removal
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_TABLES
+from pipeline.run.step_layout import ALL_TABLES
 from pipeline.tables.schemas import Row
-from pipeline.text import count, duration, number, percent, printable
+from pipeline.text import count, duration, number, percent, printable, steps_before
 from pipeline.viewer.export_selection import in_export
 from pipeline.viewer.history import Record, step_record
 from pipeline.viewer.page import Kind, Missing, Runs, per_run, run_named
@@ -53,7 +53,7 @@ def context(runs: Runs, name: str, step: str) -> dict[str, Any]:
         "shares": (shares := _shares(rows)),
         "several": len({part["mini_batch"] for part in shares}) > 1,
         "largest": _largest(rows),
-        "tables": [_table(run, t, number_of) for t in STEP_TABLES if _recorded(run, t, number_of)],
+        "tables": [_table(run, t, number_of) for t in ALL_TABLES if _recorded(run, t, number_of)],
         "metrics": [(key, str(value)) for key, value in record.items() if key not in _SHOWN_ABOVE],
         "in_export": in_export(run),
         "data": {
@@ -109,7 +109,7 @@ def _card(row: Row, blank: bool = False) -> list[tuple[str, str | None]]:
         ("Verdict", None if blank else verdict(row)),
         ("Prediction", shown),
         ("Advantage", _known(get("advantage"), number)),
-        ("Teacher", get("teacher_rollout_id") or _no_teacher(get("teacher_available"))),
+        ("Teacher", _teacher(row)),
         ("Tokens", _known(get("response_tokens"), count)),
         ("Ending", None if get("finish_reason") != "length" else "cut at the limit"),
         ("Format", "broken" if get("format_ok") is False and get("error") is None else None),
@@ -133,14 +133,19 @@ def _known(value: Any, written: Any) -> str | None:
     return None if value is None else written(value)
 
 
-def _no_teacher(available: bool | None) -> str | None:
-    return None if available is None else "none"
+def _teacher(row: Row) -> str | None:
+    """Name what teaches a rollout: another one, with its age if it is of the bank, or a source."""
+    teacher, source = row.get("teacher_rollout_id"), row.get("teacher_source")
+    age = row["step"] - row["teacher_step"] if row.get("teacher_step") is not None else 0
+    aged = f", {steps_before(age)}" if age else ""
+    return f"{teacher}{aged}" if teacher else source
 
 
 _FILTERS: tuple[tuple[str, str, Any], ...] = (
     ("route", "Route", lambda row: row["route"]),
     ("verdict", "Verdict", verdict_word),
     ("teacher", "Teacher", lambda row: _YES_NO.get(row["teacher_available"])),
+    ("source", "Taught by", lambda row: row["teacher_source"]),
     ("cut", "Truncated", lambda row: _YES_NO[row["finish_reason"] == "length"]),
     ("format", "Format", lambda row: {True: "kept", False: "broken"}.get(row["format_ok"])),
     ("gradient", "Gradient", lambda row: _YES_NO.get(row["computed"])),
@@ -152,6 +157,8 @@ def _filters(rows: Sequence[Row]) -> list[tuple[str, str, list[tuple[str, str, i
     found = []
     for key, label, of in _FILTERS:
         counts = Counter(value for row in rows if (value := of(row)) is not None)
+        if key == "source" and counts.keys() <= {"none", "sibling"}:
+            continue  # what the filter before it says
         found.append((key, label, [(value, value, n) for value, n in sorted(counts.items())]))
     return found
 

@@ -369,6 +369,7 @@ STAGE = Stage(
     version=4,
     sections=("route",),
     reads=("rollouts", "verdicts"),
+    reads_if_made=("bank",),
     writes=("routes", "scores", "teacher"),
     uses=frozenset({"seed", "policy"}),
     run=run,

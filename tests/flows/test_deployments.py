@@ -13,7 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from pipeline.errors import SrpoError
-from pipeline.run.step_layout import STEP_STAGES
+from pipeline.run.step_layout import ALL_STAGES
 from tests.paths import PROJECT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def deployments() -> list[dict[str, Any]]:
 
 
 def test_there_is_a_deployment_for_training_evaluation_and_each_stage() -> None:
-    assert [d["name"] for d in deployments()] == ["train", "evaluate", "replay", *STEP_STAGES]
+    assert [d["name"] for d in deployments()] == ["train", "evaluate", "replay", *ALL_STAGES]
 
 
 def expect_flows(found: list[dict[str, Any]]) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 from flows.session.session import Session
 from flows.session.stage_runner import STAGES
+from pipeline.stage.contract import Handles
+from pipeline.stage.earlier_steps import CommittedStep
 from tests.golden.golden_run import golden_config, run_step
 
 RECORDED = Path(__file__).with_name("versions.json")
@@ -29,7 +31,8 @@ ROUNDING = {"max_logprob_gap": 1e-4, "mean_logprob_gap": 1e-4, "engine_kl": 1e-9
 def outputs(folder: Path) -> dict[str, Any]:
     """Return a digest of what each stage makes in step 0 of the golden run, by stage and version.
 
-    Of step 0, since Adam's first updates make other machines' rounding into other policies.
+    Of step 0, since Adam's first updates make other machines' rounding into other policies. The
+    bank is that of a next step that asks the same questions.
     """
     session = Session.create(folder / "run", golden_config(folder, {}))
     try:
@@ -37,6 +40,8 @@ def outputs(folder: Path) -> dict[str, Any]:
             session.run_stage(name, 0)
         tables = dict(run_step(session, 0).tables)
         tables["evaluations"] = session.run.read("evaluations", 0)
+        after = Handles(seed=0, step=1, earlier=[CommittedStep(session.run, 0)])
+        tables |= STAGES["bank"].run(tables, session.config, after).tables
     finally:
         session.close()
     return {

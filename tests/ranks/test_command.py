@@ -16,6 +16,7 @@ from pipeline.check.check_run import check_run
 from pipeline.run.lock import LOCK_FILE
 from pipeline.run.run import Run
 from pipeline.tables.arrow_reading import read_arrow
+from tests.golden.golden_run import TASK
 from tests.ranks.compare_tables import compare, compare_runs
 from tests.ranks.train_commands import LIMIT_SECONDS, STEPS, finish, train, trained, trained_here
 
@@ -78,6 +79,19 @@ def test_adapters_go_from_two_ranks_to_one_and_back(
     trained(run, "--ranks", "2", api=prefect_api)
     compare_runs(one, run, STEPS)
     assert not check_run(Run.open(run)).findings
+
+
+def test_banks_of_two_ranks_are_those_of_one(folder: Path, prefect_api: dict[str, str]) -> None:
+    """Six questions in each step, so that all come back in the next; some answers are right."""
+    task = folder / "six.py"
+    task.write_text(TASK.replace("offset + 24", "offset + 6"), encoding="utf-8")
+    settings = (f"data.task={task}", 'route.sources=["sibling", "bank"]')
+    one = trained_here(folder / "bank-one", *settings)
+    options = [part for setting in settings for part in ("--set", setting)]
+    two = trained(folder / "bank-two", *options, "--ranks", "2", api=prefect_api)
+    compare_runs(one, two, STEPS)
+    assert Run.open(two).manifest("bank", STEPS - 1).rows > 0
+    assert not check_run(Run.open(two)).findings
 
 
 @pytest.mark.campaign

@@ -5,7 +5,7 @@
 (() => {
   const switches = document.getElementById("switches");
   const dashes = ["solid", "dash", "dot", "dashdot"];
-  const patterns = { sdpo: "/", mix: "x", none: ".", verify: "\\", route: "/", weigh: "x", update: ".", between: "-", bank: "/", solution: "x", gold: "\\", feedback: "." };
+  const patterns = { sdpo: "/", mix: "x", none: ".", verify: "\\", route: "/", weigh: "x", update: ".", between: "-", bank: "+", solution: "x", gold: "\\", feedback: "." };
   const config = { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: "reset" };
   const manyPoints = 400;
   let data = null;

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.files.sealed_json import write_sealed
 from pipeline.run.fork import Fork
 from pipeline.run.run import Run
-from pipeline.run.step_layout import STEP_STAGES, TABLES_OF_STAGE
+from pipeline.run.step_layout import ALL_STAGES, STEP_STAGES, STEP_TABLES, TABLES_OF_STAGE
 from tests.golden.golden_run import golden_config
 
 STEPS = 4
@@ -83,7 +83,7 @@ def own_tables(run: Run) -> set[tuple[str, int]]:
 def test_tables_of_stages_are_those_that_they_declare() -> None:
     from flows.session.stage_runner import STAGES
 
-    assert {name: STAGES[name].writes for name in STEP_STAGES} == TABLES_OF_STAGE
+    assert {name: STAGES[name].writes for name in ALL_STAGES} == TABLES_OF_STAGE
 
 
 def test_a_fork_takes_what_is_upstream_and_copies_nothing(parent: Run, replayed: Replay) -> None:
@@ -148,9 +148,7 @@ def test_a_fork_can_be_trained_on(parent: Run, tmp_path: Path) -> None:
     for table in ("rollouts", "verdicts", "updates"):
         for step in range(STEPS):
             assert fork.manifest(table, step).sha256 == parent.manifest(table, step).sha256
-    assert own_tables(fork) == {
-        (t, s) for s in (2, 3) for ts in TABLES_OF_STAGE.values() for t in ts
-    }
+    assert own_tables(fork) == {(t, s) for s in (2, 3) for t in STEP_TABLES}
     assert fork.snapshots() == [0, 2, 4]
     assert fork.steps_of("evaluations") == [0]
 

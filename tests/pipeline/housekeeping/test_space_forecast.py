@@ -56,6 +56,7 @@ def test_a_step_by_hand() -> None:
         (["route.top_k=500"], 46 + 100 * 12, 60, 6),
         (["route.method=sdpo"], 46 + 5 * 12, 80, 8),
         (["route.method=grpo"], 46 + 5 * 12, 0, 0),
+        (['route.sources=["sibling", "bank"]'], 46 + 5 * 12, 80, 8),  # all-wrong groups, too
     ],
 )
 def test_what_is_kept_of_a_token(
@@ -63,6 +64,19 @@ def test_what_is_kept_of_a_token(
 ) -> None:
     teacher, _ = step_bytes(config(*overrides), FACTS)
     assert teacher.most == tokens * row + rollouts * 45 + 12_000
+
+
+def test_a_bank_by_hand() -> None:
+    # At most as many answers as the step has, each with its text; likely half, a quarter as long.
+    banked = config('route.sources=["sibling", "bank"]')
+    plain = config('route.sources=["sibling", "gold"]')
+    more = [b - p for b, p in zip(*(_others(c) for c in (banked, plain)), strict=True)]
+    assert more == [8 * 218 + 80 * 8 + 12_000, 0.5 * (8 * 218 + 20 * 4 + 12_000)]
+
+
+def _others(of: Config) -> tuple[float, float]:
+    _, others = step_bytes(of, FACTS)
+    return others.most, others.likely
 
 
 def test_snapshots_and_evaluations_by_hand() -> None:
