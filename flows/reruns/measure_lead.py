@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+import stages.bank
 import stages.route
 from flows.reruns.evaluate import with_overrides
 from flows.session.new_run import teacher_settings
@@ -169,7 +170,9 @@ def _shown(groups: pa.Table, config: Config, handles: Handles) -> list[Row]:
     wrong answer that has something to be shown.
     """
     render = handles.require_policy().render
-    tables = {"rollouts": groups, "verdicts": groups}
+    tables: dict[str, pa.Table] = {"rollouts": groups, "verdicts": groups}
+    if "bank" in config.route.sources:
+        tables |= stages.bank.STAGE.run(tables, config, handles).tables
     deciding = replace(handles, policy=None, engine=None, render=render)
     routes = stages.route.STAGE.run(tables, config, deciding).tables["routes"].to_pylist()
     found: dict[tuple[int, str], Row] = {}

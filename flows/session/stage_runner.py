@@ -141,6 +141,7 @@ class StageRunner:
             tasks=asked.tasks,
             solutions=solutions(asked) if wants(config, "solution") else {},
             golds=golds(config),
+            earlier=self._earlier_steps(step) if wants(config, "bank") else (),
             policy=policy,
             engine=self._engines.of("generate", policy),
             verifiers=self._judges.verifiers(parts),

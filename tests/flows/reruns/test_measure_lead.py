@@ -202,6 +202,22 @@ def test_a_task_may_offer_what_no_sibling_has(tmp_path: Path) -> None:
     assert by_source["gold"].isdisjoint(right)
 
 
+def test_an_earlier_step_may_have_what_no_sibling_has(session: Session) -> None:
+    """In the second epoch of 24 questions those that step 0 has asked come again."""
+    lead = measure_lead(session, 1, 45, ['route.sources=["bank"]'])
+    rollouts = session.run.read("rollouts", 0).to_pylist()
+    verdicts = session.run.read("verdicts", 0)["correct"].to_pylist()
+    right = {
+        row["rollout_id"]: row["prompt_id"]
+        for row, correct in zip(rollouts, verdicts, strict=True)
+        if correct
+    }
+    rows = answers(lead, "taught")
+    assert rows
+    assert {row["source"] for row in rows} == {"bank"}
+    assert all(right[row["teacher_rollout_id"]] == row["prompt_id"] for row in rows)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
