@@ -141,6 +141,8 @@ METRICS = {
     "share_none": "share on no route: left out of the loss",
     "teacher_available": "share of rollouts whose teacher is shown something that fits; with other "
     "sources than siblings, their shares are in source_sibling, source_bank and so on",
+    "feedback_gold_share": "mean share of the gold answer in feedback that teachers are shown "
+    "([tasks.md](tasks.md#feedback)); null if they are shown none; only where feedback is used",
     "distils": "whether the method asks a teacher; `rlsd` stops when its share has fallen to 0",
     "silent_questions": "share of questions of which no rollout has a gradient",
     "demonstrations": "number of responses that demonstrate",

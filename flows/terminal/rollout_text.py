@@ -65,7 +65,9 @@ def _print_verdict(console: Console, record: RolloutRecord) -> None:
         f"prediction {verdict['prediction'] or NOTHING}   reference {record.rollout['reference']}",
     ]
     lines += [UNCLOSED] if record.rollout.get(UNCLOSED_THINKING) else []
-    lines += [f"feedback: {verdict['feedback']}"] if verdict["feedback"] else []
+    if verdict["feedback"]:
+        told = percent(record.feedback_gold_share)
+        lines += [f"feedback, with {told} of the gold answer: {verdict['feedback']}"]
     lines += [f"error: {verdict['error']}"] if verdict["error"] else []
     _section(console, "verdict", "\n".join(lines))
 

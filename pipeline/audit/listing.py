@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from polars.exceptions import PolarsError
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.gold_share import gold_share
 from pipeline.run.run import Run
 from pipeline.tables.rollout_index import stored_index
 from pipeline.tables.schemas import SCHEMAS
@@ -70,6 +71,7 @@ ON_REQUEST = (
     Column("response_text", "rollouts", "response_text", _TEXT),
     Column("reference", "rollouts", "reference", _TEXT),
     Column("feedback", "verdicts", "feedback", _TEXT),
+    Column("feedback_gold_share", "verdicts", "feedback", _REAL),
     Column("teacher_prompt_text", "routes", "teacher_prompt_text", _TEXT),
     Column("credit_lambda", "routes", "credit_lambda", _REAL),
     Column("teacher_entropy", "weights", "entropy", _REAL),
@@ -78,10 +80,11 @@ ON_REQUEST = (
     Column("weight_min", "weights", "weight", _REAL),
     Column("weight_max", "weights", "weight", _REAL),
 )
-"""Long texts, what few runs have, and columns that need the weights of every token: read only where
-they are named."""
+"""Long texts and what is counted in them, what few runs have, and columns that need the weights of
+every token: read only where they are named."""
 
-_OF_WEIGHTS = {
+_DERIVED = {
+    "feedback_gold_share": "share of the gold answer that the feedback tells",
     "teacher_entropy": "mean of the teacher's entropy over the response, nats",
     "weight_mean": "mean of the token weights",
     "weight_std": "deviation of the token weights",
@@ -109,7 +112,7 @@ def describe() -> dict[str, str]:
         schema = SCHEMAS[column.table]
         assert schema is not None
         metadata = schema.field(column.source).metadata
-        found[column.name] = _OF_WEIGHTS.get(column.name) or metadata[b"description"].decode()
+        found[column.name] = _DERIVED.get(column.name) or metadata[b"description"].decode()
     return {**found, "response_tokens": "length of the response"}
 
 
@@ -251,12 +254,22 @@ def _step_frame(run: Run, step: int, wanted: Sequence[Column]) -> pl.DataFrame:
 def _values(column: Column, tables: dict[str, pa.Table], rows: int) -> pl.Series:
     if column.table not in tables or column.source not in tables[column.table].column_names:
         return pl.Series(column.name, [None] * rows, dtype=column.kind)
+    if column.name == "feedback_gold_share":
+        return pl.Series(column.name, _gold_shares(tables), dtype=column.kind)
     data = tables[column.table][column.source]
     if column.name == "response_tokens":
         data = pc.list_value_length(data)
     found = pl.from_arrow(data)
     assert isinstance(found, pl.Series)
     return found.rename(column.name)
+
+
+def _gold_shares(tables: dict[str, pa.Table]) -> list[float | None]:
+    """Return the gold share of each verdict's feedback; None: there is none."""
+    verdicts, rollouts = tables["verdicts"], tables["rollouts"]
+    columns = (verdicts["feedback"], rollouts["reference"], verdicts["prediction"])
+    texts = zip(*(c.to_pylist() for c in (*columns, rollouts["response_text"])), strict=True)
+    return [gold_share(said, *rest) if said and said.strip() else None for said, *rest in texts]
 
 
 def _weight_columns(

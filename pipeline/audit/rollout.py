@@ -15,6 +15,7 @@ from pipeline.audit.stored_logprobs import NOT_KEPT, keeps_student, kept_TK, pru
 from pipeline.audit.token_losses import batch_tokens_of, losses_of, shares_T
 from pipeline.audit.token_texts import TokenTexts
 from pipeline.errors import ConfigError
+from pipeline.gold_share import gold_share
 from pipeline.run.run import Run
 from pipeline.survival import log_survival_of
 from pipeline.tables.schemas import CREDIT_LAMBDA, REWARD_WEIGHT, Row
@@ -85,6 +86,8 @@ class RolloutRecord:
             no such table yet.
         sibling_text: response of the demonstrating rollout, whatever step it is of.
         teacher_age: steps from that rollout to this one; None without one.
+        feedback_gold_share: share of the gold answer that the verdict's feedback tells; None: there
+            is no feedback.
         batch_tokens: N of the mini-batch, by which token losses are divided in the objective.
         loss_difference: sum of the token losses less the recorded `loss_sum`; None without one.
         loss_note: why tables alone don't determine the token losses; empty: they do, and the
@@ -100,6 +103,7 @@ class RolloutRecord:
     update: Row | None
     sibling_text: str | None
     teacher_age: int | None
+    feedback_gold_share: float | None
     batch_tokens: int | None
     loss_difference: float | None
     loss_note: str
@@ -145,6 +149,7 @@ def rollout_record(run: Run, rollout_id: str) -> RolloutRecord:
         update=update,
         sibling_text=sibling["response_text"] if sibling else None,
         teacher_age=step - sibling["step"] if sibling else None,
+        feedback_gold_share=_gold_share(row, verdict),
         batch_tokens=batch_tokens_of(run, step, update["mini_batch"]) if update else None,
         loss_difference=losses.difference if losses else None,
         loss_note=losses.note if losses else "",
@@ -207,6 +212,14 @@ def _demonstration(run: Run, route: Row | None) -> Row | None:
     return None if form is None else _row(run, "rollouts", int(form["step"]), form[0])
 
 
+def _gold_share(row: Row, verdict: Row | None) -> float | None:
+    if verdict is None or not (verdict["feedback"] or "").strip():
+        return None
+    return gold_share(
+        verdict["feedback"], row["reference"], verdict["prediction"], row["response_text"]
+    )
+
+
 def _token_rows(run: Run, table: str, step: int, rollout_id: str) -> pa.Table | None:
     if not run.has(table, step):
         return None
@@ -233,6 +246,7 @@ def _evaluated(run: Run, step: int, row: Row) -> RolloutRecord:
         update=None,
         sibling_text=None,
         teacher_age=None,
+        feedback_gold_share=_gold_share(row, row),
         batch_tokens=None,
         loss_difference=None,
         loss_note="",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.health.leaks import feedback_gold_shares
 from pipeline.survival import OFF_PATH, log_survival_of
 
 LARGEST = 5
@@ -166,6 +167,12 @@ def _failed(tables: Tables) -> list[str]:
     return _spread(tables["verdicts"], pc.is_valid(tables["verdicts"]["error"]))
 
 
+def _told_gold(tables: Tables) -> list[str]:
+    """Return the rollouts whose teachers are told most of the gold answer."""
+    shares = feedback_gold_shares(tables)
+    return _largest(tables["rollouts"], np.where(shares > 0, shares, np.nan))
+
+
 SELECTORS: Mapping[str, Selector] = {
     "format": Selector(_format, "not format_ok and error is null"),
     "evaluated_format": Selector(_evaluated_format),
@@ -182,4 +189,9 @@ SELECTORS: Mapping[str, Selector] = {
     "largest_loss": Selector(_loss),
     "largest_gap": Selector(_gap, "max_logprob_gap > 0.5", "-max_logprob_gap"),
     "verifier_errors": Selector(_failed, "error is not null"),
+    "told_gold": Selector(
+        _told_gold,
+        "feedback_gold_share > 0 and teacher_available",
+        "-feedback_gold_share",
+    ),
 }

@@ -45,6 +45,7 @@ from pipeline.health.thresholds import (
     SHRINK_TOKENS,
     SPIKE,
     SPIKE_OVER_LARGEST,
+    TOLD,
     TRUNCATED,
     WEIGHT_SPREAD,
     WITHOUT_TEACHING,
@@ -310,6 +311,20 @@ def verifier_fails(steps: Records) -> Sign | None:
     """Find verdicts that could not be made."""
     step = int(steps[-1].get("step") or 0)
     return _failing(steps[-1], "rollouts", step, max(0, step - 1))
+
+
+def gold_told(steps: Records) -> Sign | None:
+    """Find feedback that tells teachers the gold answer."""
+    fed = [record for record in steps if number(record, "feedback_gold_share") is not None]
+    if not fed or not (found := _above(fed, "feedback_gold_share", TOLD)):
+        return None
+    share = median(point.value for point in found)
+    return Sign(
+        found[0].step,
+        max(0, found[0].step - 1),
+        f"feedback in teacher prompts tells {share:.0%} of the gold answers; expected below "
+        f"{TOLD:.0%}",
+    )
 
 
 def evaluated_verifier_fails(evaluations: Records, _: Records) -> Sign | None:

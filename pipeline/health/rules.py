@@ -33,6 +33,7 @@ from pipeline.health.thresholds import (
     SHRINK_TOKENS,
     SPIKE,
     SPIKE_OVER_LARGEST,
+    TOLD,
     TRUNCATED,
     WITHOUT_TEACHING,
 )
@@ -188,6 +189,16 @@ STEP_RULES: Sequence[Rule[AtStep]] = (
         False,
         f"the verifier fails on {ERROR_SHARE:.0%} of rollouts, at least {ERRORS}",
         "read `error` in `verdicts`; mend the verifier and replay from `verify`",
+    ),
+    Rule(
+        "gold_told",
+        findings.gold_told,
+        "told_gold",
+        False,
+        f"feedback that teachers are shown tells {TOLD:.0%} of the gold answers, as a mean over "
+        f"rollouts, {RECENT} steps in a row",
+        "the student learns to copy what it is never shown: replay from `verify` with "
+        '`verify.feedback = "hint"`, or turn `route.feedback` off',
     ),
 )
 EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (

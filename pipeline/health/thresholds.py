@@ -33,3 +33,6 @@ GAP_NATS = 0.5
 float32 and 0.01 in bfloat16."""
 ERRORS, ERROR_SHARE = 2, 0.05
 """Rollouts that could not be judged teach nothing, and in an evaluation they count as wrong."""
+TOLD = 0.2
+"""Of the gold answers, as a mean over feedback texts. Hints tell none, words shared by chance some
+per cent; the tool_use verifier's full feedback tells all."""

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.health.leaks import feedback_gold_shares
 from pipeline.methods import METHODS, Method
 from pipeline.run.pass_at_k import distinct_at_k, ks_up_to, pass_at_k
 from pipeline.seeds import derive_seed
@@ -52,6 +53,7 @@ def step_metrics(
     record |= _sample_metrics(tables["rollouts"], tables["verdicts"], judged)
     record |= {"judged": int(judged.sum())} if left_out else {}
     record |= _route_metrics(tables["routes"], manifests["routes"].origin.settings_of("route"))
+    record |= _feedback_metrics(tables, manifests["routes"].origin.settings_of("route"))
     record |= _length_metrics(tables["rollouts"], tables["routes"], judged)
     record |= _teacher_metrics(tables["teacher"], tables["weights"])
     if CREDIT_LAMBDA in tables["routes"].column_names:
@@ -269,6 +271,16 @@ def _asks(routes: pa.Table, method: Method) -> bool:
     if METHODS[method].distributes:
         return bool(pc.max(routes[CREDIT_LAMBDA]).as_py() > 0)
     return METHODS[method].has_teacher
+
+
+def _feedback_metrics(
+    tables: Mapping[str, pa.Table], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return how much of the gold answers teachers are told; nothing where feedback is not used."""
+    if not any(settings.get(name) for name in ("feedback", "feedback_alone")):
+        return {}
+    shares = feedback_gold_shares(tables)
+    return {"feedback_gold_share": _mean(shares[~np.isnan(shares)])}
 
 
 def _length_metrics(rollouts: pa.Table, routes: pa.Table, judged: Mask) -> dict[str, Any]:

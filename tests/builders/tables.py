@@ -66,12 +66,14 @@ def tables() -> dict[str, pa.Table]:
         [True, False, False, False],
         format_ok=[True, True, False, False],
         prediction=["4", "5", "5", ""],
+        feedback=[None, "It is 4.", "It is not 5.", None],
         error=[None, None, None, "timed out"],
     )
     routes = route_columns(
         answers,
         verdicts,
         [None, IDS[0], None, None],
+        teacher_prompt_text=[None, "taught: It is 4.", None, None],
         advantage=[0.5, -0.5, 0.0, 0.0],
         group_mean=[0.5, 0.5, 0.0, 0.0],
         group_std=[0.70710678, 0.70710678, 0.0, 0.0],

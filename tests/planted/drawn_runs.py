@@ -54,6 +54,7 @@ class State:
         entropy, entropy_spread: the teacher's mean entropy in nats, and its variation.
         repeated: share of responses that are one and the same text.
         evaluated_form: format rate of evaluations; `form` is that of training.
+        told: share of wrong responses whose feedback tells the gold answer.
     """
 
     ease: tuple[float, float] = (0.1, 0.8)
@@ -67,6 +68,7 @@ class State:
     gradient: float = 0.1
     gap: float = 0.02
     errors: float = 0.0
+    told: float = 0.0
 
 
 Trouble = Callable[[int], State]
@@ -103,6 +105,7 @@ def make_run(
     settings = config(
         run={"seed": seed, "steps": steps},
         generate={"questions": groups, "rollouts": SAMPLES, "max_response_length": LIMIT},
+        route={"feedback": True},
     )
     run = Run.create(root, settings, {})
     tokenizer = Path(data.demo.__file__).parent / "policy"
@@ -197,8 +200,13 @@ def _answers(
         prompt_id=[f"q{(step * groups + g) % 40}" for g, _ in places],
         finish_reason=["length" if n >= LIMIT else "stop" for n in tokens],
     )
+    told = draw.random(len(places)) < state.told if state.told else np.zeros(len(places), bool)
     judged = verdict_columns(
         right.tolist(),
+        feedback=[
+            None if r or f else "It is 4." if t else "5 is not the result."
+            for r, f, t in zip(right, failed, told, strict=True)
+        ],
         format_ok=(formed & ~failed).tolist(),
         error=["timed out" if f else None for f in failed],
     )
@@ -236,6 +244,10 @@ def _routes(rollouts: Columns, verdicts: Columns) -> Columns:
         rollouts,
         verdicts,
         teachers,
+        teacher_prompt_text=[
+            f"taught: {said or ''}" if teacher else None
+            for teacher, said in zip(teachers, verdicts["feedback"], strict=True)
+        ],
         advantage=[a for a, _, _ in statistics],
         group_mean=[m for _, m, _ in statistics],
         group_std=[s for _, _, s in statistics],

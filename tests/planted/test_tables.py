@@ -83,6 +83,13 @@ PLANTED: dict[str, tuple[Trouble, set[str], Shows]] = {
         {"evaluated_verifier_fails"},
         lambda t: pc.is_valid(t["verdicts"]["error"]),
     ),
+    "gold_told": (
+        growing(told=0.6),
+        set(),
+        lambda t: pc.match_substring(
+            pc.fill_null(t["routes"]["teacher_prompt_text"], ""), "It is 4."
+        ),
+    ),
 }
 """By rule: the trouble, alarms that rightly come with it, and which rollouts show it."""
 

@@ -38,11 +38,21 @@ def test_texts_and_weights_on_request(run: Run) -> None:
     assert rows[1] == pytest.approx(("b", 1.0, 0.2, 0.8, 0.75)), "weights 1.2 and 0.8, H 0.5 and 1"
 
 
+def test_what_feedback_tells_of_the_gold_answer_on_request(run: Run) -> None:
+    """The gold answer is 4; the second verdict says `It is 4.`, the third `It is not 5.`"""
+    frame = listing.samples(run, needs=["feedback_gold_share"])
+    assert frame.collect()["feedback_gold_share"].to_list() == [None, 1.0, 0.0, None]
+    found = listing.where(frame, "feedback_gold_share > 0").collect()
+    assert found["rollout_id"].to_list() == [IDS[1]]
+    assert "feedback_gold_share" not in listing.samples(run).collect_schema().names()
+
+
 def test_tables_that_a_step_lacks_give_nulls(tmp_path: Path) -> None:
     found = tables()
     run = make_run(tmp_path / "run", {name: found[name] for name in ("rollouts", "verdicts")})
-    rows = listing.samples(run, needs=["weight_std"]).collect()
+    rows = listing.samples(run, needs=["weight_std", "feedback_gold_share"]).collect()
     assert rows["correct"].to_list() == [True, False, False, False]
+    assert rows["feedback_gold_share"].to_list() == [None, 1.0, 0.0, None]
     assert rows["route"].null_count() == rows["weight_std"].null_count() == 4
 
 

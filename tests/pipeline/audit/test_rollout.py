@@ -36,7 +36,8 @@ def test_a_taught_rollout_whole(tmp_path: Path, tokenizer: Path) -> None:
     assert record.rollout["response_text"] == "b"
     assert record.sibling_text == "a"
     assert record.verdict is not None and record.verdict["prediction"] == "5"
-    assert record.route is not None and record.route["teacher_prompt_text"] == "taught"
+    assert record.route is not None and record.route["teacher_prompt_text"] == "taught: It is 4."
+    assert record.feedback_gold_share == 1.0
     assert record.update is not None and record.update["loss_sum"] == 0.5
     assert record.batch_tokens == sum((3, 2, 1, 4))
     first, second = record.tokens

@@ -28,6 +28,7 @@ EXPECTED = {
     "largest_loss": [IDS[0], IDS[1], IDS[2], IDS[3]],
     "largest_gap": [IDS[0], IDS[1]],
     "verifier_errors": [IDS[3]],
+    "told_gold": [IDS[1]],
 }
 
 

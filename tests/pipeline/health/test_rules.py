@@ -83,6 +83,7 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("gradient_spike", {"grad_norm": 2.0}, "gradient norm 2"),
     ("engine_mismatch", {"logprob_gap_mean": 0.9}, "0.90 nats"),
     ("verifier_fails", {"verifier_errors": 9}, "failed on 9 of 64"),
+    ("gold_told", {"feedback_gold_share": 1.0}, "tells 100% of the gold answers"),
 ]
 
 
@@ -110,6 +111,7 @@ EDGES: list[tuple[str, str, float, float]] = [
     ("gradient_spike", "grad_norm", 0.99, 1.01),
     ("engine_mismatch", "logprob_gap_mean", 0.49, 0.5),
     ("verifier_fails", "verifier_errors", 3, 4),
+    ("gold_told", "feedback_gold_share", 0.19, 0.2),
 ]
 """By rule: a number just inside its limit, and just outside, after a past without any noise."""
 

@@ -136,6 +136,22 @@ def test_a_step_that_leaves_out_what_could_not_be_judged() -> None:
     assert found == pytest.approx({**EXPECTED, **changed}, rel=1e-6)
 
 
+@pytest.mark.parametrize("setting", ["feedback", "feedback_alone"])
+def test_what_feedback_tells_of_the_gold_answers(setting: str) -> None:
+    """One teacher is shown `It is 4.`; the verdict on the third rollout is shown to nobody."""
+    made = manifests()
+    settings = {"route": {"method": "srpo", setting: True}}
+    fed = made["routes"].origin.model_copy(update={"settings": settings})
+    made["routes"] = made["routes"].model_copy(update={"origin": fed})
+    assert step_metrics(tables(), made)["feedback_gold_share"] == 1.0
+    harmless = with_column(tables()["verdicts"], "feedback", [None, "It is not 5.", None, None])
+    untold = {**tables(), "verdicts": harmless}
+    assert step_metrics(untold, made)["feedback_gold_share"] is None  # in no teacher's prompt
+    prompts = [None, "taught: It is not 5.", None, None]
+    untold["routes"] = with_column(tables()["routes"], "teacher_prompt_text", prompts)
+    assert step_metrics(untold, made)["feedback_gold_share"] == 0.0
+
+
 def test_evaluations_count_the_unjudged_as_wrong_and_report_their_share() -> None:
     found = evaluation_metrics(tables()["evaluations"])
     assert found["accuracy"] == 0.25  # questions with 1 of 2 and 0 of 2
