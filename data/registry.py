@@ -12,6 +12,8 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,7 @@ from typing import cast
 
 from data.gold_wording import GOLDS, Gold
 from pipeline.errors import DataError
-from pipeline.task import Task, Verdict
+from pipeline.task import Feedback, Task, Verdict
 
 SHIPPED = {
     "arithmetic": "data.arithmetic",
@@ -30,10 +32,22 @@ SHIPPED = {
     "tool_use": "data.tool_use",
     "word_problems": "data.word_problems",
 }
+HINTS = {
+    "arithmetic": "data.hints.arithmetic_hints",
+    "mathematics": "data.hints.mathematics_hints",
+    "science_qa": "data.hints.science_hints",
+    "tool_use": "data.hints.tool_hints",
+    "word_problems": "data.hints.word_problem_hints",
+}
+"""Where hints are worded that came after the task: its file, which runs digest, stays as it was."""
 WITHOUT_FILES = frozenset({"arithmetic"})
 """Shipped tasks that make their questions themselves: a path given to one is a mistake."""
 
+Hint = Callable[[str, str], str | None]
+Judge = Callable[[str, str, str], Verdict]
+
 _PACKAGE = re.compile(rb"^\s*(?:from|import)\s+data\.(\w+)", re.MULTILINE)
+_HINT_MODULE = re.compile(rb"^(?:from )?data\.hints\.(\w+)", re.MULTILINE)
 
 
 def task_names() -> list[str]:
@@ -78,18 +92,50 @@ def describe(name: str) -> str:
     return text.splitlines()[0] if text else "(no description)"
 
 
-def file_digest(name: str) -> str:
+def open_hint(name: str) -> Hint:
+    """Return what words the hints of a task: `hint(response, reference)`.
+
+    Raises:
+        DataError: the task has none, or can't be opened.
+    """
+    module = importlib.import_module(HINTS[name]) if name in HINTS else open_task(name)
+    hint = getattr(module, "hint", None)
+    if not callable(hint):
+        raise DataError(
+            f"task {name} has no hints: expected hint(response, reference) in it (docs/tasks.md), "
+            'or verify.feedback = "full"'
+        )
+    return cast(Hint, hint)
+
+
+def file_digest(name: str, feedback: Feedback = "full") -> str:
     """Return the SHA-256 of the source that decides a task's verdicts, which run records keep.
 
-    That is the task's own file, and what it takes from packages in `data`, such as math_answers.
-    Modules in `data` itself read rows, and what they read has digests of its own.
+    That is the task's own file, and what it takes from packages in `data`, such as math_answers;
+    with hints also the modules that word them. Modules in `data` itself read rows, and what they
+    read has digests of its own.
     """
     source = _source(name).read_bytes()
     digest = hashlib.sha256(source)
-    for path in _helpers(source):
+    hints = _hint_sources(name) if feedback == "hint" else []
+    for path in [*_helpers(source), *hints]:
         text = path.read_bytes()
         digest.update(f"\n{path.parent.name}/{path.name} {len(text)}\n".encode() + text)
     return digest.hexdigest()
+
+
+def _hint_sources(name: str) -> list[Path]:
+    """Return the modules of `data.hints` that word a task's hints; none: its own file does."""
+    folder = Path(__file__).parent / "hints"
+    found: list[Path] = []
+    waiting = [HINTS[name].encode()] if name in HINTS else []
+    while waiting:
+        for module in _HINT_MODULE.findall(waiting.pop()):
+            path = folder / f"{module.decode()}.py"
+            if path not in found:
+                found.append(path)
+                waiting.append(path.read_bytes())
+    return sorted(found)
 
 
 def _helpers(source: bytes) -> list[Path]:
@@ -108,6 +154,31 @@ def _helpers(source: bytes) -> list[Path]:
 def judge(name: str, response: str, reference: str) -> Verdict:
     """Open a task, once per process, and verify a response: what child processes run."""
     return _opened(name).verify(response, reference)
+
+
+def judge_with_hint(name: str, response: str, reference: str) -> Verdict:
+    """Verify a response, with the task's hint as the feedback on what has not the full reward."""
+    verdict = judge(name, response, reference)
+    # Whatever else a verifier returns is refused by the process that called this.
+    if not isinstance(verdict, Verdict) or verdict.error or verdict.reward == 1:
+        return verdict
+    return replace(verdict, feedback=_opened_hint(name)(response, reference))
+
+
+def open_with_hint(name: str) -> None:
+    """Open a task and its hints, once per process."""
+    _opened(name)
+    _opened_hint(name)
+
+
+def judging(feedback: Feedback) -> tuple[Judge, Callable[[str], object]]:
+    """Return what child processes judge by, and what prepares them for it."""
+    return (judge_with_hint, open_with_hint) if feedback == "hint" else (judge, open_task)
+
+
+@lru_cache(maxsize=8)
+def _opened_hint(name: str) -> Hint:
+    return open_hint(name)
 
 
 @lru_cache(maxsize=8)

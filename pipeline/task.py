@@ -6,8 +6,13 @@ A task is any module (a shipped one, or one Python file of the user's) with
     def load(path: str | None, split: Split) -> list[Question]
     def verify(response: str, reference: str) -> Verdict
 
-`load` rejects what can't be scored (`BadRows`, see `usable_questions`). `verify` is a pure function
-of two texts, both untrusted; it runs in a child process with bounded time and memory.
+and, if it can word feedback that never tells the gold answer (`verify.feedback = "hint"`),
+
+    def hint(response: str, reference: str) -> str | None    on responses below the full reward
+
+`load` rejects what can't be scored (`BadRows`, see `usable_questions`). `verify` and
+`hint` are pure functions of two texts, both untrusted; they run in a child process with bounded
+time and memory.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +23,8 @@ from pipeline.errors import DataError, RowError
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
+Feedback = Literal["full", "hint"]
+"""What the feedback of a verdict is: the verifier's own, or the task's hint."""
 
 
 class Message(NamedTuple):

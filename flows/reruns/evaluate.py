@@ -52,7 +52,7 @@ def evaluate_now(
     root = session.run.root / "evaluations" / name
     facts = {
         "parent": session.run.record["digest"],
-        "task_digest": code_digest(wanted.data),
+        "task_digest": code_digest(wanted),
     }
     with RunLock(root):
         run = Run.open(root) if is_run(root) else Run.create(root, wanted, facts)

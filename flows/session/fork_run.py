@@ -134,7 +134,7 @@ def code_changes(run: Run, stage: Stage, step: int) -> list[str]:
             if origin.stage_version != stage.version:
                 found.append(f"stage {stage.name}: {origin.stage_version} → {stage.version}")
             recorded = origin.inputs.get("verifier")
-            current = code_digest(run.config.data)
+            current = code_digest(run.config)
             if recorded not in (None, current):
                 found.append(f"{TASK_CODE}: {str(recorded)[:12]} → {current[:12]}")
     return sorted(set(found))
@@ -192,7 +192,7 @@ def _task_digest(parent: Run, config: Config, stage: str) -> str:
     """Return the digest of the task's source: the parent's where its verdicts are taken over."""
     if stage_index(stage) > stage_index("verify"):
         return str(parent.record["task_digest"])
-    return code_digest(config.data)
+    return code_digest(config)
 
 
 def _expect_downstream(changed: dict[str, tuple[Any, Any]], stage: str) -> None:

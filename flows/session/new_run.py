@@ -73,13 +73,14 @@ def prepare_run(root: Path, config: Config, keep_start: bool) -> NewRun:
     loaded = load_questions(config)
     if keep_start:
         expect_offered(config, loaded)
+    task_digest = code_digest(config)
     policy = initial_policy(config, loaded)
     config = with_prompt_time(config, policy)
     _expect_context(config, positions_of(policy), keep_start)
     questions = fitting(loaded, config, policy.render)
     facts = {
         **surroundings(policy),
-        "task_digest": code_digest(config.data),
+        "task_digest": task_digest,
         **questions.facts(),
         "initial_policy_version": policy.version,
         "stop_tokens": policy.stops.record(),

@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.registry import file_digest, judge, open_task
-from pipeline.config.data import DataSection
+from data.registry import file_digest, judging, open_hint, open_task
 from pipeline.config.sections import Config
 from pipeline.files.durable import digest_of
 from pipeline.stage.contract import Progress, silent
@@ -19,10 +18,18 @@ if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
 
 
-def code_digest(data: DataSection) -> str:
-    """Return the SHA-256 of the source of the task, or of those of a mixture by name."""
-    digests = {name: file_digest(entry.task) for name, entry in data.sources.items()}
-    return digest_of(digests) if data.mixed else next(iter(digests.values()))
+def code_digest(config: Config) -> str:
+    """Return the SHA-256 of the source of the task, or of those of a mixture by name.
+
+    Raises:
+        DataError: hints are asked for, and a task has none.
+    """
+    feedback = config.verify.feedback
+    tasks = {name: entry.task for name, entry in config.data.sources.items()}
+    for task in tasks.values() if feedback == "hint" else ():
+        open_hint(task)
+    digests = {name: file_digest(task, feedback) for name, task in tasks.items()}
+    return digest_of(digests) if config.data.mixed else next(iter(digests.values()))
 
 
 class TaskVerifiers:
@@ -34,8 +41,9 @@ class TaskVerifiers:
 
     def __init__(self, config: Config) -> None:
         self.worker_pool: WorkerPool | None = None
-        self._data, self._verify = config.data, config.verify
+        self._config = config
         verify = config.verify
+        judge, prepare = judging(verify.feedback)
         self._pools = {
             name: VerifierPool(
                 judge,
@@ -43,7 +51,7 @@ class TaskVerifiers:
                 verify.workers,
                 verify.timeout_seconds,
                 verify.memory_mb,
-                prepare=open_task,
+                prepare=prepare,
             )
             for name, entry in config.data.sources.items()
         }
@@ -51,7 +59,7 @@ class TaskVerifiers:
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of their code as it was when it was first asked for."""
-        return code_digest(self._data)
+        return code_digest(self._config)
 
     def verifiers(self, parts: Path, progress: Progress = silent) -> dict[str, Verifier]:
         """Return each task's verifier by the task's name.
@@ -62,7 +70,7 @@ class TaskVerifiers:
         """
         return {
             name: Verifier(open_task(entry.task).VERIFIER, self._judging(name, parts, progress))
-            for name, entry in self._data.sources.items()
+            for name, entry in self._config.data.sources.items()
         }
 
     def _judging(self, name: str, parts: Path, progress: Progress) -> Judging:
@@ -70,9 +78,7 @@ class TaskVerifiers:
             return self._pools[name]
         from flows.workers.verdict_shards import Bench, ShardedPool
 
-        verify = self._verify
-        task = self._data.sources[name].task
-        bench = Bench.of(task, verify.workers, verify.timeout_seconds, verify.memory_mb)
+        bench = Bench.of(self._config.data.sources[name].task, self._config.verify)
         return ShardedPool(self.worker_pool, bench, parts, progress)
 
     def close(self) -> None:

@@ -214,7 +214,7 @@ def _facts(config: Config, policy: Policy, examples: Sequence[Example]) -> dict[
     return {
         **surroundings(policy),
         "config": config.recorded(),
-        "task_digest": code_digest(config.data),
+        "task_digest": code_digest(config),
         "examples": len(examples),
         "examples_digest": digest_of(learned),
         "teacher_examples": len(taught),

@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.registry import SHIPPED, file_digest, judge, open_task
+from data.registry import SHIPPED, file_digest, judging
 from flows.workers.runner_spec import PIECES_OF_A_WORKER, cut
+from pipeline.config.sections import VerifySection
 from pipeline.errors import StoreError
 from pipeline.files.durable import digest_of, make_folder
 from pipeline.files.sealed_json import is_sealed, read_sealed, write_sealed
-from pipeline.task import Verdict
+from pipeline.task import Feedback, Verdict
 from pipeline.verification.pool import VerifierPool, timed_out
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Bench:
         task: a shipped task's name, or the path of its file, the same on every worker.
         code: SHA-256 of the task's source.
         workers: child processes of each worker.
+        feedback: the verifier's own or the task's hints, whose source `code` covers too.
     """
 
     task: str
@@ -52,12 +54,19 @@ class Bench:
     workers: int
     timeout_seconds: float
     memory_mb: int
+    feedback: Feedback
 
     @classmethod
-    def of(cls, task: str, workers: int, timeout_seconds: float, memory_mb: int) -> "Bench":
+    def of(cls, task: str, settings: VerifySection) -> "Bench":
         """Return the bench of a task as its code is now."""
-        path = task if task in SHIPPED else str(Path(task).expanduser().resolve())
-        return cls(path, file_digest(task), workers, timeout_seconds, memory_mb)
+        return cls(
+            task=task if task in SHIPPED else str(Path(task).expanduser().resolve()),
+            code=file_digest(task, settings.feedback),
+            workers=settings.workers,
+            timeout_seconds=settings.timeout_seconds,
+            memory_mb=settings.memory_mb,
+            feedback=settings.feedback,
+        )
 
 
 class ShardedPool:
@@ -109,7 +118,7 @@ def judge_part(key: str, folder: str, bench: dict[str, Any]) -> int:
     shards, settings = Path(folder), Bench(**bench)
     if _is_judged(shards, key):
         return len(_verdicts(shards, key))
-    found = file_digest(settings.task)
+    found = file_digest(settings.task, settings.feedback)
     if found != settings.code:
         raise StoreError(
             f"task {settings.task}: its code here has SHA-256 {found[:12]}…, expected "
@@ -131,13 +140,14 @@ def judge_part(key: str, folder: str, bench: dict[str, Any]) -> int:
 @functools.lru_cache(maxsize=8)
 def _pool(bench: Bench) -> VerifierPool:
     """Return this process's verifiers; their child processes end with it."""
+    judge, prepare = judging(bench.feedback)
     return VerifierPool(
         judge,
         bench.task,
         bench.workers,
         bench.timeout_seconds,
         bench.memory_mb,
-        prepare=open_task,
+        prepare=prepare,
     )
 
 
@@ -147,7 +157,7 @@ def _shards(rows: int, workers: int) -> list[tuple[int, int]]:
 
 
 def _key(bench: Bench, pairs: Sequence[tuple[str, str]]) -> str:
-    judged_by = [bench.code, bench.timeout_seconds, bench.memory_mb]
+    judged_by = [bench.code, bench.timeout_seconds, bench.memory_mb, bench.feedback]
     return digest_of([judged_by, [list(pair) for pair in pairs]])
 
 

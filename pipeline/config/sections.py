@@ -29,6 +29,7 @@ from pipeline.config.field_types import (
 )
 from pipeline.config.vllm import VllmSection
 from pipeline.methods import Method
+from pipeline.task import Feedback
 
 TeacherKind = Literal["ema", "live", "frozen", "trust_region", "periodic"]
 TeacherSource = Literal["sibling", "bank", "solution", "gold"]
@@ -212,6 +213,11 @@ class VerifySection(Section):
         "wrong",
         description="a response that ends inside its think block, where the chat template thinks: "
         "wrong whatever it says, or judged like any other",
+    )
+    feedback: Later[Feedback] = Field(
+        "full",
+        description="what a verdict's feedback says: all that the verifier has to say, or the "
+        "task's hint, which never tells the gold answer (docs/tasks.md)",
     )
 
 

@@ -75,6 +75,52 @@ def test_the_digest_covers_the_package_that_judges(
     assert registry.file_digest(path) != hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("name", registry.SHIPPED)
+def test_every_shipped_task_has_hints(name: str) -> None:
+    assert callable(registry.open_hint(name))
+    assert registry.file_digest(name, "full") == registry.file_digest(name)
+
+
+def test_the_digest_covers_the_hints_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(PROJECT / "data/hints", copied / "hints")
+    shutil.copytree(PROJECT / "data/math_answers", copied / "math_answers")
+    monkeypatch.setattr(registry, "__file__", str(copied / "registry.py"))
+
+    def digests() -> dict[str, tuple[str, str]]:
+        return {
+            name: (registry.file_digest(name), registry.file_digest(name, "hint"))
+            for name in registry.HINTS
+        }
+
+    first = digests()
+    assert all(full != hint for full, hint in first.values())
+    for changed, tasks in (
+        ("calculations", {"arithmetic", "mathematics", "word_problems"}),
+        ("tool_hints", {"tool_use"}),
+    ):
+        before = digests()
+        with (copied / f"hints/{changed}.py").open("a") as file:
+            file.write("#\n")
+        after = digests()
+        assert {name for name in after if after[name] != before[name]} == tasks
+        assert all(after[name][0] == before[name][0] for name in after)
+
+
+def test_hints_of_a_users_task(write: Writer) -> None:
+    path = write(TASK)
+    with pytest.raises(DataError, match="has no hints"):
+        registry.open_hint(path)
+    path = write(TASK + "def hint(response, reference):\n    return f'Louder than {response}.'\n")
+    assert registry.judge_with_hint(path, "hi", "null") == Verdict(
+        0.0, True, feedback="Louder than hi."
+    )
+    assert registry.judge_with_hint(path, "HI", "null") == Verdict(1.0, True)
+    assert registry.file_digest(path, "hint") == registry.file_digest(path)
+
+
 def test_a_users_file_is_a_task(write: Writer) -> None:
     path = write(TASK)
     task = registry.open_task(path)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flows.workers.command_pool import command_pool
 from flows.workers.verdict_shards import Bench, ShardedPool
+from pipeline.config.sections import VerifySection
 
 TASK = Path(__file__).with_name("waiting_task.py")
 
@@ -24,7 +25,8 @@ def main() -> None:
     """Judge, and print seconds of the wall clock and a digest of the verdicts."""
     runner, runs, parts, rows, seconds, *children = sys.argv[1:]
     pairs = [(f"{n:x<{n % 1000}}", seconds) for n in range(int(rows))]  # all different
-    bench = Bench.of(str(TASK), int(*children or [1]), 30.0, 1024)
+    settings = VerifySection(workers=int(*children or [1]), timeout_seconds=30.0, memory_mb=1024)
+    bench = Bench.of(str(TASK), settings)
     with command_pool(runner, Path(runs)) as worker_pool:
         assert worker_pool is not None
         if children:

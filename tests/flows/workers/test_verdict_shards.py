@@ -8,9 +8,10 @@ import pytest
 
 from flows.workers.runner_spec import RunnerSpec
 from flows.workers.verdict_shards import Bench, ShardedPool, judge_part
+from pipeline.config.sections import VerifySection
 from pipeline.errors import StoreError
 from pipeline.stage.contract import Progress
-from pipeline.task import Verdict
+from pipeline.task import Feedback, Verdict
 
 if TYPE_CHECKING:
     from flows.workers.worker_pool import WorkerPool
@@ -42,8 +43,11 @@ class Here:
         return found
 
 
-def bench(timeout_seconds: float = 10.0) -> Bench:
-    return Bench.of(str(TASK), 1, timeout_seconds, 1024)
+def bench(timeout_seconds: float = 10.0, task: Path = TASK, feedback: Feedback = "full") -> Bench:
+    settings = VerifySection(
+        workers=1, timeout_seconds=timeout_seconds, memory_mb=1024, feedback=feedback
+    )
+    return Bench.of(str(task), settings)
 
 
 def pool(worker_pool: Here, folder: Path, of: Bench | None = None) -> ShardedPool:
@@ -77,13 +81,23 @@ def test_what_was_judged_before_an_end_is_not_judged_again(tmp_path: Path) -> No
 
 def test_other_limits_texts_or_code_are_other_shards(tmp_path: Path) -> None:
     pool(Here(), tmp_path).verify(PAIRS)
-    limits, texts, code = Here(), Here(), Here()
+    limits, texts, code, hints = Here(), Here(), Here(), Here()
     pool(limits, tmp_path, bench(timeout_seconds=9.0)).verify(PAIRS)
     pool(texts, tmp_path).verify([("y", "0"), *PAIRS[1:]])
     other = tmp_path / "other.py"
     other.write_text(TASK.read_text() + "\n")
-    pool(code, tmp_path, Bench.of(str(other), 1, 10.0, 1024)).verify(PAIRS)
-    assert (len(limits.items), len(texts.items), len(code.items)) == (5, 1, 5)
+    pool(code, tmp_path, bench(task=other)).verify(PAIRS)
+    other.write_text(TASK.read_text() + "def hint(response, reference):\n    return response[:2]\n")
+    hinting = bench(task=other, feedback="hint")
+    hinted = pool(hints, tmp_path, hinting).verify(PAIRS)
+    assert [len(pool.items) for pool in (limits, texts, code, hints)] == [5, 1, 5, 5]
+    full = [v.reward == 1 for v in EXPECTED]
+    assert [v.feedback for v in hinted] == [
+        None if right else response[:2] for right, (response, _) in zip(full, PAIRS, strict=True)
+    ]
+    again = Here()
+    assert pool(again, tmp_path, bench(task=other)).verify(PAIRS) == EXPECTED
+    assert len(again.items) == 5  # the same file, another level
 
 
 def test_a_damaged_part_is_judged_again(tmp_path: Path) -> None:
@@ -100,7 +114,7 @@ def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         pool(worker_pool, tmp_path).verify(PAIRS)
     key = sorted(tmp_path.glob("*.pairs.json"))[0].name.partition(".")[0]
-    settings = {"task": str(TASK), "code": "0" * 64, "workers": 1}
+    settings = {"task": str(TASK), "code": "0" * 64, "workers": 1, "feedback": "full"}
     limits = {"timeout_seconds": 1.0, "memory_mb": 512}
     with pytest.raises(StoreError, match="all workers need the same code"):
         judge_part(key, str(tmp_path), {**settings, **limits})

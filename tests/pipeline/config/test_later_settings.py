@@ -86,6 +86,7 @@ def test_todays_settings_stay_in_records() -> None:
         "data.mixture",
         "data.on_bad_row",
         "data.drop_test_duplicates",
+        "verify.feedback",
         "verify.unfinished_thinking",
         *(f"route.{key}" for key in of_route),
         "weigh.survival",
