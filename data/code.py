@@ -8,7 +8,7 @@ went wrong, what it did, and what was expected.
 
 import json
 
-from data.code_tests.judging import judge
+from data.code_tests import judging
 from data.code_tests.layouts import usual_fields
 from data.rows import Row, load_questions
 from pipeline.task import Question, Split, Verdict
@@ -38,4 +38,9 @@ def verify(response: str, reference: str) -> Verdict:
         response: what the policy wrote; any text at all.
         reference: the tests as JSON text, as `load` writes them.
     """
-    return judge(response, reference, share=False)
+    return judging.judge(response, reference, share=False)
+
+
+def hint(response: str, reference: str) -> str | None:
+    """Return the feedback on a response without what its tests expect; it is not run again."""
+    return judging.hint(response, reference, share=False)

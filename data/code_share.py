@@ -6,10 +6,10 @@ count as failed. Correct still means a reward of `verify.success_threshold`.
 """
 
 from data.code import load
-from data.code_tests.judging import judge
+from data.code_tests import judging
 from pipeline.task import Verdict
 
-__all__ = ["VERIFIER", "load", "verify"]
+__all__ = ["VERIFIER", "hint", "load", "verify"]
 """The parts of a task."""
 
 VERIFIER = "code_share/1"
@@ -22,4 +22,9 @@ def verify(response: str, reference: str) -> Verdict:
         response: what the policy wrote; any text at all.
         reference: the tests as JSON text, as `load` writes them.
     """
-    return judge(response, reference, share=True)
+    return judging.judge(response, reference, share=True)
+
+
+def hint(response: str, reference: str) -> str | None:
+    """Return the feedback on a response without what its tests expect; it is not run again."""
+    return judging.hint(response, reference, share=True)

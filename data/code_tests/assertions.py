@@ -51,11 +51,13 @@ class Failure:
         call: the call that it was about, as Python: `f(1, 2)`.
         happened: what it did: `returned 3`, `raised …`, `gave no answer within …`.
         expected: what the test wanted instead.
+        reason: what the test itself said of it, to go on with behind `happened`.
     """
 
     call: str
     happened: str
     expected: str | None = None
+    reason: str = ""
 
 
 class _Enough(BaseException):
@@ -103,10 +105,12 @@ class Tests:
         call, happened = "The test's own code", "fails"
         if self._last is not None:
             call, happened = _written(*self._last), self._happened()
+        reason = ""
         if error is not None and not isinstance(error, Failed):
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            happened = f"{happened}, on which its test raises {cut(reason, LONGEST_VALUE)}"
-        self.failures.append(Failure(call, happened, expected))
+            happened = f"{happened}, on which its test raises {type(error).__name__}"
+            # Its text may tell what the test expected.
+            reason = cut(" ".join(f": {error}".split()), LONGEST_VALUE)
+        self.failures.append(Failure(call, happened, expected, reason))
         if not self._all:
             raise _Enough
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 from data.code_tests.assertions import LONGEST_VALUE, Failure, Tests
@@ -26,18 +27,32 @@ def judge(response: str, reference: str, share: bool) -> Verdict:
     Raises:
         RuntimeError, TimeoutError: the response could not be judged.
     """
+    return _judged(response, reference, share)[0]
+
+
+def hint(response: str, reference: str, share: bool) -> str | None:
+    """Return the feedback on a response without what was expected; None: all tests pass.
+
+    Arguments and errors are those of `judge`.
+    """
+    return _judged(response, reference, share)[1]
+
+
+@lru_cache(maxsize=1)  # the hint on a response is asked for when it has just been judged
+def _judged(response: str, reference: str, share: bool) -> tuple[Verdict, str | None]:
     tests = json.loads(reference)
     try:
         code = code_of(response, tests["functions"], tests.get("prompt", ""))
     except NoCode as reason:
-        return Verdict(0.0, format_ok=False, feedback=str(reason))
+        return Verdict(0.0, format_ok=False, feedback=str(reason)), str(reason)
     number, failures = _outcome(tests, code, share)
     if number == 0:
         raise RuntimeError("the tests asserted nothing")
     if not failures:
-        return Verdict(1.0, True, code)
+        return Verdict(1.0, True, code), None
+    first = failures[0]
     reward = (number - len(failures)) / number if share else 0.0
-    return Verdict(reward, True, code, feedback(failures[0]))
+    return Verdict(reward, True, code, feedback(first)), f"{first.call} {first.happened}."
 
 
 def _outcome(tests: dict[str, Any], code: str, share: bool) -> tuple[int, Sequence[Failure]]:
@@ -55,7 +70,7 @@ def _outcome(tests: dict[str, Any], code: str, share: bool) -> tuple[int, Sequen
 def feedback(failure: Failure) -> str:
     """Return a failure in words."""
     expected = "" if failure.expected is None else f", expected {failure.expected}"
-    return f"{failure.call} {failure.happened}{expected}."
+    return f"{failure.call} {failure.happened}{failure.reason}{expected}."
 
 
 def _functions(
