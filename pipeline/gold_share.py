@@ -14,6 +14,8 @@ A single letter keeps its case, and the article `a` is left out, so that option 
 of three or more letters, as in `A, B, C or D`, names the choices and tells nothing. What stands
 between backticks in the feedback and in the response as well is a quotation and tells nothing.
 
+A reference that holds tests (of code) is no answer that could be copied: it has no share.
+
 That the question holds a value excuses nothing: the options of a choice and the arguments of a call
 nearly always stand there, and which of them is right is what feedback gives away.
 """
@@ -21,6 +23,7 @@ nearly always stand there, and which of them is right is what feedback gives awa
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 RUN = 3
 """Tokens in a row that two texts hardly share by chance."""
@@ -35,13 +38,25 @@ _CHOICES = re.compile(
 _QUOTED = re.compile(r"`([^`]+)`")
 
 
-def gold_share(feedback: str, reference: str, prediction: str, response: str) -> float:
+TESTS = ("tests", "cases", "inputs")
+"""Keys of a reference that is no answer but what answers are tested by."""
+
+
+def gold_share(feedback: str, reference: str, prediction: str, response: str) -> float | None:
     """Return which share of the gold answer, as far as the response lacks it, a feedback tells.
+
+    None: the reference holds tests.
 
     Args:
         reference: the gold answer as JSON text.
         prediction: the answer of the response; empty: there is none.
     """
+    try:
+        gold = json.loads(reference)
+    except (ValueError, RecursionError):
+        gold = reference
+    if isinstance(gold, dict) and any(key in gold for key in TESTS):
+        return None
     own = _tokens(response)
 
     def unless_quoted(passage: re.Match[str]) -> str:
@@ -49,17 +64,14 @@ def gold_share(feedback: str, reference: str, prediction: str, response: str) ->
 
     said = _tokens(_CHOICES.sub(" ", _QUOTED.sub(unless_quoted, feedback)))
     answered = _tokens(prediction)
-    parts = dict.fromkeys(_tokens(value) for value in _values(reference))
+    parts = dict.fromkeys(_tokens(value) for value in _values(gold))
     missing = [part for part in parts if part and not _holds(answered, part)]
     return sum(_told(part, said) for part in missing) / len(missing) if missing else 0.0
 
 
-def _values(reference: str) -> Iterator[str]:
-    """Yield the values of a JSON text as texts, or the text itself if it is none."""
-    try:
-        waiting = [json.loads(reference)]
-    except (ValueError, RecursionError):
-        waiting = [reference]
+def _values(gold: Any) -> Iterator[str]:
+    """Yield the values in a decoded JSON text as texts."""
+    waiting = [gold]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):

@@ -66,8 +66,9 @@ def _print_verdict(console: Console, record: RolloutRecord) -> None:
     ]
     lines += [UNCLOSED] if record.rollout.get(UNCLOSED_THINKING) else []
     if verdict["feedback"]:
-        told = percent(record.feedback_gold_share)
-        lines += [f"feedback, with {told} of the gold answer: {verdict['feedback']}"]
+        told = record.feedback_gold_share
+        of_gold = "" if told is None else f", with {percent(told)} of the gold answer"
+        lines += [f"feedback{of_gold}: {verdict['feedback']}"]
     lines += [f"error: {verdict['error']}"] if verdict["error"] else []
     _section(console, "verdict", "\n".join(lines))
 

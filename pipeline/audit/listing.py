@@ -265,7 +265,7 @@ def _values(column: Column, tables: dict[str, pa.Table], rows: int) -> pl.Series
 
 
 def _gold_shares(tables: dict[str, pa.Table]) -> list[float | None]:
-    """Return the gold share of each verdict's feedback; None: there is none."""
+    """Return the gold share of each verdict's feedback; None: it has none."""
     verdicts, rollouts = tables["verdicts"], tables["rollouts"]
     columns = (verdicts["feedback"], rollouts["reference"], verdicts["prediction"])
     texts = zip(*(c.to_pylist() for c in (*columns, rollouts["response_text"])), strict=True)

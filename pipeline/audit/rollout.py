@@ -87,7 +87,7 @@ class RolloutRecord:
         sibling_text: response of the demonstrating rollout, whatever step it is of.
         teacher_age: steps from that rollout to this one; None without one.
         feedback_gold_share: share of the gold answer that the verdict's feedback tells; None: there
-            is no feedback.
+            is no feedback, or the reference holds tests.
         batch_tokens: N of the mini-batch, by which token losses are divided in the objective.
         loss_difference: sum of the token losses less the recorded `loss_sum`; None without one.
         loss_note: why tables alone don't determine the token losses; empty: they do, and the

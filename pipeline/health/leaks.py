@@ -13,7 +13,9 @@ _HEAD = 40
 
 
 def feedback_gold_shares(tables: Mapping[str, pa.Table]) -> npt.NDArray[np.float64]:
-    """Return the gold share of each rollout's feedback; NaN where no teacher is shown it.
+    """Return the gold share of each rollout's feedback.
+
+    NaN: it has none, or no teacher is shown it.
 
     Args:
         tables: rollouts, verdicts and routes of a step.
@@ -26,7 +28,7 @@ def feedback_gold_shares(tables: Mapping[str, pa.Table]) -> npt.NDArray[np.float
     shares = [
         gold_share(feedback, reference, prediction, response)
         if (feedback or "").strip() and feedback.strip()[:_HEAD] in (prompt or "")
-        else np.nan
+        else None
         for feedback, prediction, reference, response, prompt in zip(
             *(column.to_pylist() for column in columns), strict=True
         )

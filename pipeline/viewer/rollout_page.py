@@ -151,7 +151,9 @@ def _verdict(record: RolloutRecord) -> dict[str, Any] | None:
         "reference": long_text(record.rollout["reference"]),
         "thinking": UNCLOSED if record.rollout.get(UNCLOSED_THINKING) else "",
         "feedback": long_text(verdict["feedback"] or ""),
-        "gold_share": percent(record.feedback_gold_share),
+        "gold_share": percent(record.feedback_gold_share)
+        if record.feedback_gold_share is not None
+        else "",
         "error": long_text(verdict["error"] or ""),
         "verifier": short(verdict["verifier"]),
     }

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import arithmetic, registry, science_qa, tool_use, word_problems
+from data.code_tests import judging
 from data.demo.make_policy import worked
 from data.hints.calculations import MOST_TERMS, calculations
 from pipeline.gold_share import gold_share
@@ -66,6 +67,13 @@ def _calls(*calls: tuple[str, str]) -> str:
 
 
 RIGHT_CALL = ("find", '{"city": "Oslo", "days": 3}')
+
+
+def _tests(code: str) -> str:
+    """Return a reference of tasks code and code_share: tests of a function f."""
+    return json.dumps({"functions": ["f"], "tests": code, "setup": "", "names": {"f": "f"}})
+
+
 SAID: list[tuple[str, str, str, str]] = [
     ("arithmetic", "85", '"85"', "There is no <answer>…</answer>."),
     ("arithmetic", "<answer>x</answer>", '"85"', "The answer is not a whole number."),
@@ -173,6 +181,27 @@ SAID: list[tuple[str, str, str, str]] = [
         GOLD_CALLS,
         "In the call of `find` the argument `when` is not needed.",
     ),
+    ("code", "def f(x): return x + 1", _tests("assert f(1) == 37"), "f(1) returned 2."),
+    (
+        "code_share",
+        "def f(x): return x + 1",
+        _tests("assert f(1) == 2\nassert f(5) == 37"),
+        "f(5) returned 6.",
+    ),
+    (
+        "code",
+        "def f(x): return None",
+        _tests("assert sorted(f(2)) == [2]"),
+        "f(2) returned None, on which its test raises TypeError.",
+    ),
+    (
+        "code",
+        "def f(x): return 1 // x",
+        _tests("assert f(0) == 37"),
+        "f(0) raised ZeroDivisionError: integer division or modulo by zero (line 1: def f(x): "
+        "return 1 // x).",
+    ),
+    ("code", "nothing", _tests("assert f(0) == 37"), "The code does not define f."),
     (
         "tool_use",
         _calls(RIGHT_CALL, ("find", '{"days": 3.0, "city": "Rome"}')),
@@ -186,6 +215,20 @@ SAID: list[tuple[str, str, str, str]] = [
 def test_what_hints_say(task: str, response: str, reference: str, expected: str) -> None:
     verdict = registry.judge_with_hint(task, response, reference)
     assert verdict == replace(registry.judge(task, response, reference), feedback=expected)
+
+
+def test_code_runs_once_for_verdict_and_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, runs = judging._outcome, []
+
+    def counted(*arguments: Any) -> Any:
+        runs.append(arguments)
+        return outcome(*arguments)
+
+    monkeypatch.setattr(judging, "_outcome", counted)
+    for expected in (41, 42):
+        reference = _tests(f"assert f(1) == {expected}")
+        registry.judge_with_hint("code", "def f(x): return 3", reference)
+    assert len(runs) == 2
 
 
 class Answered(NamedTuple):
@@ -274,7 +317,7 @@ def telling(judge: Callable[[str, str, str], Verdict]) -> list[tuple[str, str, f
         assert verdict.error is None
         said = verdict.feedback or ""
         share = gold_share(said, reference, verdict.prediction or "", response)
-        if share:
+        if share:  # 0, or none
             found.append((task, said, share))
     return found
 
@@ -327,6 +370,7 @@ def test_every_wrong_response_gets_a_hint_and_no_right_one() -> None:
         ("science_qa", "<answer>A: 2270.7</answer>", '"B"'),
         ("mathematics", "7 * 6 = 48, so \\boxed{48}", '"42"'),
         ("mathematics", "\\boxed{[2, 5]}", '"3"'),
+        ("code", "def f(x): return x + 1", _tests("assert f(1) == 3")),
         (
             "tool_use",
             _calls(("getAxolotlFacts", '{"category": "habits", "limit": 3}')),

@@ -79,6 +79,13 @@ def test_a_quotation_of_the_response_tells_nothing() -> None:
     assert gold_share("It is `6`.", '"6"', "5", "16") == 1.0  # whole tokens there, too
 
 
+def test_tests_are_no_answer() -> None:
+    assert (
+        gold_share("f(1) returned 3, expected 2.", '{"tests": "assert f(1) == 2"}', "", "") is None
+    )
+    assert gold_share("It is 2.", '{"value": 2}', "", "") == 1.0
+
+
 def test_what_is_no_json_or_has_no_values() -> None:
     assert gold_share("It is Paris.", "Paris", "", "") == 1.0
     assert gold_share("It is null.", "null", "", "") == 0.0
@@ -90,7 +97,8 @@ def test_it_is_a_share_whatever_the_texts(
     feedback: str, gold: object, prediction: str, response: str
 ) -> None:
     reference = json.dumps(gold)
-    assert 0.0 <= gold_share(feedback, reference, prediction, response) <= 1.0
+    share = gold_share(feedback, reference, prediction, response)
+    assert share is not None and 0.0 <= share <= 1.0
     assert gold_share("", reference, prediction, response) == 0.0
     shown = gold_share(reference, reference, "", "")
     assert shown in (0.0, 1.0) or isinstance(gold, list | str)
