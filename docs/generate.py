@@ -27,6 +27,7 @@ from words import (
     LORA,
     MANIFEST_KEYS,
     METRICS,
+    METRICS_OF_FEEDBACK,
     METRICS_OF_RLSD,
     METRICS_OF_TASKS,
     MIXTURE,
@@ -135,6 +136,7 @@ def tables_page() -> str:
         "where "
         "there is nothing to count.",
         _table(("key", "meaning"), [(f"`{k}`", v) for k, v in METRICS.items()]),
+        METRICS_OF_FEEDBACK,
         METRICS_OF_RLSD,
         METRICS_OF_TASKS,
     ]

@@ -141,8 +141,6 @@ METRICS = {
     "share_none": "share on no route: left out of the loss",
     "teacher_available": "share of rollouts whose teacher is shown something that fits; with other "
     "sources than siblings, their shares are in source_sibling, source_bank and so on",
-    "feedback_gold_share": "mean share of the gold answer in feedback that teachers are shown "
-    "([tasks.md](tasks.md#feedback)); null if they are shown none; only where feedback is used",
     "distils": "whether the method asks a teacher; `rlsd` stops when its share has fallen to 0",
     "silent_questions": "share of questions of which no rollout has a gradient",
     "demonstrations": "number of responses that demonstrate",
@@ -217,6 +215,11 @@ RUN_FOLDER = """\
                                      `--taught` or `--preflight`, and their figures .json: the
                                      columns of evaluations, `part` (sampled, alone, taught),
                                      `source`, `teacher_rollout_id`, `teacher_prompt_text`"""
+
+METRICS_OF_FEEDBACK = """\
+Where `route.feedback` or `route.feedback_alone` is set, `feedback_gold_share` is the mean share of
+the gold answer in the feedback that teachers are shown ([tasks.md](tasks.md#feedback)); null if it
+has none."""
 
 METRICS_OF_RLSD = """\
 Method `rlsd` adds `credit_lambda`, the share of the advantage that the teacher distributes;
