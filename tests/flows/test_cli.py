@@ -54,7 +54,7 @@ def test_the_version_is_that_of_the_package(
     ("words", "expected"),
     [
         ("srpo tr", ["train"]),
-        ("srpo train demo-", ["demo-grpo", "demo-sdpo"]),
+        ("srpo train demo-", ["demo-grpo", "demo-rlsd", "demo-sdpo"]),
         ("srpo presets smoke", ["smoke-science-qa", "smoke-tool-use"]),
         ("srpo stage w", ["weigh"]),
         ("srpo replay r --from up", ["update"]),

@@ -11,8 +11,16 @@ from pipeline.config.load import config_keys, load_config, preset_names, preset_
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
 
-SHIPPED = {f"{method}-paper" for method in ("srpo", "grpo", "sdpo")}
-SHIPPED |= {"demo", "demo-grpo", "demo-sdpo", "smollm2", "smoke-science-qa", "smoke-tool-use"}
+SHIPPED = {f"{method}-paper" for method in ("srpo", "grpo", "sdpo", "rlsd")}
+SHIPPED |= {
+    "demo",
+    "demo-grpo",
+    "demo-sdpo",
+    "demo-rlsd",
+    "smollm2",
+    "smoke-science-qa",
+    "smoke-tool-use",
+}
 MINIMAL = '[data]\ntask = "arithmetic"\n[model]\npath = "demo"\n'
 
 
@@ -48,7 +56,7 @@ def test_the_presets_that_ship() -> None:
     assert preset_names() == sorted(preset_names())
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-grpo", "demo-sdpo"])
+@pytest.mark.parametrize("name", ["demo", "demo-grpo", "demo-sdpo", "demo-rlsd"])
 def test_the_demo_keeps_its_tail_bucket(name: str) -> None:
     config = load_config(name)
     assert config.route.method == {"demo": "srpo"}.get(name, name.removeprefix("demo-"))
