@@ -223,7 +223,7 @@ EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
     Rule(
         "evaluated_off_path",
         findings.evaluated_off_path,
-        "off_path",
+        "evaluated_wrong",
         True,
         f"as `off_path`, while an evaluation's format rate or accuracy is "
         f"{100 * OFF_PATH_FALL:.0f} points below its best, and by more than half the width of its "

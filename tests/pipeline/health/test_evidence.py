@@ -91,3 +91,10 @@ def test_every_rule_makes_an_alarm_with_a_command(rule: Rule[Any]) -> None:
     assert 0 < len(alarm.evidence) <= LARGEST
     assert alarm.command.startswith("srpo audit 'runs/a run' --")
     assert "--step 3" in alarm.command or alarm.evidence[0] in alarm.command
+
+
+@pytest.mark.parametrize("rule", EVALUATION_RULES, ids=lambda rule: rule.name)
+def test_an_evaluation_has_its_evidence_without_any_steps_tables(rule: Rule[Any]) -> None:
+    """An alarm may be raised when an evaluation is made, before the next step has tables."""
+    made = {name: tables()["evaluations"] for name in ("evaluations", "best_evaluations")}
+    evidence_of(rule.evidence, made)
