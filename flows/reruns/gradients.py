@@ -32,6 +32,7 @@ from pipeline.config.sections import UpdateSection
 from pipeline.distributed.sharding import local
 from pipeline.errors import ConfigError, StoreError
 from pipeline.policy.policy import Policy
+from pipeline.run.removal import removal
 from pipeline.run.run import Run
 from pipeline.stage.contract import Progress, silent
 from pipeline.stage.runner import next_version
@@ -226,8 +227,11 @@ def _last_common_step(named: dict[str, Run]) -> int:
 def _expect_same_start(named: dict[str, Run], step: int) -> None:
     """Refuse runs that begin a step from different policies, or with different rollouts."""
     (first_name, first), *others = named.items()
-    for run in named.values():
+    for name, run in named.items():
         for table in STAGE.reads:
+            if (gone := removal(run.table_path(table, step))) is not None:
+                owner = run.owner(table, step).root
+                raise StoreError(f"{name}: {table} of step {step} was {gone.described(owner)}")
             if not run.has(table, step):
                 raise StoreError(f"{run.root}: step {step} has no table {table}; choose another")
         start = _start_version(run, step)

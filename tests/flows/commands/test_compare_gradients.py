@@ -212,6 +212,15 @@ def test_a_norm_that_the_update_did_not_record_is_told(
     assert "its update recorded 1e+06" in warning
 
 
+def test_pruned_tables_are_said_to_be_so(parent: Run, tmp_path: Path, srpo: Srpo) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(parent.root, copy)
+    assert srpo("prune", copy, "--keep-last", "1")[0] == 0
+    code, _, error = srpo("compare", "--gradients", copy, "--step", STEP)
+    assert code == 2 and "teacher of step 1 was pruned on purpose" in error
+    assert "srpo restore" in error
+
+
 def test_gradients_beyond_the_memory_are_refused(
     parent: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
