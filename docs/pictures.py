@@ -22,7 +22,7 @@ COMMANDS = {
     "runs/no-weights": "replay runs/demo-1 --from weigh --steps 3:4 --set weigh.beta=0 "
     "--fork runs/no-weights",
 }
-METHODS = "grpo", "sdpo", "srpo", "advantage_mix"
+METHODS = "advantage_mix", "grpo", "rlsd", "sdpo", "srpo"
 REPLAY = "replay runs/demo-1 --from route --steps 3:4 --set route.method={} --fork runs/methods"
 COMPARE = "compare --gradients {} --out runs/side-by-side"
 
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
             _photograph(page, "rollout", 1180)
             page.goto((folder / "runs/side-by-side/index.html").resolve().as_uri())
             page.locator(".tokens").nth(1).locator(".t").nth(2).click()
-            _photograph(page, "side_by_side", 1400)
+            _photograph(page, "side_by_side", 1580)
             browser.close()
     finally:
         server.terminate()

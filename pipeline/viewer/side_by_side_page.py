@@ -92,7 +92,7 @@ def _method(found: SideBySide, place: int) -> dict[str, Any]:
         "run": printable(method.run),
         "tokens": method.tokens,
         "loss": number(method.loss),
-        "norm": number(method.norm, 4),
+        "norm": number(method.norm),
         "cosines": ["-" if c is None else f"{c:.3f}" for c in found.cosines[place]],
         "parts": parts_of(found, method),
     }
