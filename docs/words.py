@@ -52,7 +52,8 @@ COST_KEYS = {
     "write_seconds": "time of writing, hashing and syncing the table; older manifests lack it",
 }
 FACTS = {
-    "generate": "`rollouts`; `truncated`, those cut at the length limit",
+    "generate": "`rollouts`; `truncated`, those cut at the length limit; `asked`, where questions "
+    "have worked solutions, the SHA-256 of all else of them",
     "verify": "`errors`, responses that could not be judged",
     "bank": "none",
     "route": "`teacher_passes`, rollouts that the teacher scored; `tokens_computed` and "
@@ -61,7 +62,7 @@ FACTS = {
     "update": "`learning_rate`; `loss`, `grad_norm` (before clipping) and `tokens` (N), one number "
     "per mini-batch; `checksum` of every bit of weights, teacher and optimizer after it; "
     "`tokens_computed` and `tokens_naive`; `next_policy_version`",
-    "evaluate": "none",
+    "evaluate": "`asked`, likewise",
 }
 KEYS = ("key", "type", "default", "range", "meaning")
 

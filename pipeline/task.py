@@ -54,6 +54,14 @@ class Question:
     solution: str | None = None
     demonstration: str | None = None
 
+    def asked(self) -> dict[str, Any]:
+        """Return what tables hold of it: all but the solution."""
+        return {
+            "prompt_id": self.prompt_id,
+            "messages": [list(message) for message in self.messages],
+            "reference": self.reference,
+        }
+
     def recorded(self) -> dict[str, Any]:
         """Return what digests are taken of; a question without a solution has none there."""
         return {name: value for name, value in asdict(self).items() if value is not None}

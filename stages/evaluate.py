@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from pipeline.config.sections import Config
 from pipeline.sampling.engine import sampling_settings
-from pipeline.stage.answer_columns import sample_columns, verdict_columns
+from pipeline.stage.answer_columns import asked_facts, sample_columns, verdict_columns
 from pipeline.stage.contract import Handles, Output, Stage
 from pipeline.tables.schemas import UNCLOSED_THINKING, schema_with
 
@@ -27,7 +27,7 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     columns["response_tokens"] = [len(ids) for ids in columns["response_ids"]]
     tokens = sum(columns["response_tokens"])
     table = pa.table(columns, schema=schema_with("evaluations", columns))
-    return Output({"evaluations": table}, tokens=tokens)
+    return Output({"evaluations": table}, asked_facts(handles.questions), tokens)
 
 
 STAGE = Stage(

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.config.sections import Config
 from pipeline.sampling.engine import sampling_settings
-from pipeline.stage.answer_columns import sample_columns
+from pipeline.stage.answer_columns import asked_facts, sample_columns
 from pipeline.stage.contract import Handles, Output, Stage
 from pipeline.tables.schemas import schema_with
 
@@ -17,7 +17,11 @@ def run(tables: Mapping[str, pa.Table], config: Config, handles: Handles) -> Out
     settings = config.generate
     columns = sample_columns("", settings.rollouts, sampling_settings(settings), handles)
     tokens = sum(map(len, columns["response_ids"]))
-    facts = {**_facts(columns), **(handles.engine.facts if handles.engine else {})}
+    facts = {
+        **_facts(columns),
+        **asked_facts(handles.questions),
+        **(handles.engine.facts if handles.engine else {}),
+    }
     table = pa.table(columns, schema=schema_with("rollouts", columns))
     return Output({"rollouts": table}, facts, tokens)
 

@@ -28,6 +28,8 @@ from pipeline.twin.routing import (
 )
 
 _ENTROPY_SLACK = 1e-4
+_SOLVED_FROM_THE_START = "word_problems"
+"""The task that had worked solutions before manifests had a digest of all else of questions."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def _questions(
         }
         for row in rows[::size]
     ]
-    if digest_of(asked) != manifest.origin.inputs["questions"]:
+    expected = manifest.facts.get("asked", manifest.origin.inputs["questions"])
+    if "asked" not in manifest.facts and _SOLVED_FROM_THE_START in table["task"].to_pylist():
+        return  # made before there was that digest: the origin's is of worked solutions, too
+    if digest_of(asked) != expected:
         yield Broken(name, "its questions are not those of its manifest", None, len(rows))
 
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 from pipeline import thinking
 from pipeline.config.sections import VerifySection
 from pipeline.errors import NumericalError, PolicyError
+from pipeline.files.durable import digest_of
 from pipeline.sampling.engine import Sample, SamplingSettings
 from pipeline.seeds import derive_seed
 from pipeline.stage.contract import Handles
 from pipeline.tables.schemas import UNCLOSED_THINKING
-from pipeline.task import Verdict, Verifier
+from pipeline.task import Question, Verdict, Verifier
 from pipeline.verification.pool import timed_out
 
 Rendered = tuple[str, list[int]]
@@ -89,6 +90,16 @@ def sample_columns(
         "engine": constant(engine.name),
         **thinking_columns,
     }
+
+
+def asked_facts(questions: Sequence[Question]) -> dict[str, str]:
+    """Return the digest of questions as a table holds them, where that is not the origin's.
+
+    The origin's is of their worked solutions, too, which no table has.
+    """
+    if all(question.solution is question.demonstration is None for question in questions):
+        return {}
+    return {"asked": digest_of([question.asked() for question in questions])}
 
 
 def _expect_finite(engine: str, rollout_ids: list[str], logprobs: list[list[float]]) -> None:
