@@ -253,9 +253,9 @@ def evaluated_off_path(evaluations: Records, steps: Records) -> Sign | None:
         ("format_rate", "format_rate_low", "format_rate_high", _judged(evaluations)),
         ("accuracy", "low", "high", evaluations),
     ):
-        noise = max((_width(record, low, high) for record in rated), default=0.0) / 2
-        least = max(OFF_PATH_FALL, noise) + (failed if what == "accuracy" else 0.0)
-        if (found := _fallen(rated, what, least)) is not None:
+        width = max((_width(record, low, high) for record in rated), default=0.0)
+        least = max(OFF_PATH_FALL, width) + (failed if what == "accuracy" else 0.0)
+        if (found := _evaluated(rated, what, least)) is not None:
             best, now, healthy = found
             steps_done, name = int(evaluations[-1]["steps_done"]), what.replace("_", " ")
             text = f"{name} is {now:.1%} at evaluation after {steps_done} steps, at best {best:.1%}"
@@ -385,22 +385,12 @@ def _width(evaluation: Record, *ends: str) -> float:
 
 
 def _evaluated(evaluations: Records, key: str, least: float) -> tuple[float, float, int] | None:
-    """Return what `_fallen` does, for a fall that is more than noise of so many questions."""
-    rates = [rate for e in evaluations[:-1] if (rate := number(e, key)) is not None]
-    noise = share_noise(max(rates), number(evaluations[-1], "questions") or 0.0) if rates else 0.0
-    return _fallen(evaluations, key, max(least, noise))
-
-
-def _fallen(evaluations: Records, key: str, least: float) -> tuple[float, float, int] | None:
-    """Return the best rate so far, the newest, and the newest state that kept to the former.
-
-    None where the newest is not lower by `least`.
-    """
+    """Return the best rate so far, the newest, and the newest state that kept to the former."""
     rated = [(e, rate) for e in evaluations if (rate := number(e, key)) is not None]
     if len(rated) < 2 or rated[-1][0] is not evaluations[-1]:
         return None
     best, now = max(rate for _, rate in rated[:-1]), rated[-1][1]
-    limit = best - least
+    limit = best - max(least, share_noise(best, number(evaluations[-1], "questions") or 0.0))
     if now > limit:
         return None
     return best, now, max(int(e["steps_done"]) for e, rate in rated[:-1] if rate >= limit)

@@ -226,7 +226,7 @@ EVALUATION_RULES: Sequence[Rule[AtEvaluation]] = (
         "evaluated_wrong",
         True,
         f"as `off_path`, while an evaluation's format rate or accuracy is "
-        f"{100 * OFF_PATH_FALL:.0f} points below its best, and by more than half the width of its "
+        f"{100 * OFF_PATH_FALL:.0f} points below its best, and by more than the width of its "
         "interval",
         _OFF_PATH_ADVICE,
     ),

@@ -53,7 +53,9 @@ def test_a_format_that_breaks_at_low_temperature_is_flagged(
 ) -> None:
     run = made["format", seed]
     found = alarms(run)
-    assert set(found) == {"evaluated_format_falls", "accuracy_falls"}
+    # A teacher would not have written what the engine makes up: it is off its path, too.
+    both = {"evaluated_format_falls", "accuracy_falls"}
+    assert both <= set(found) <= both | {"evaluated_off_path"}
     step, alarm = found["evaluated_format_falls"]
     assert ONSET <= step <= ONSET + WITHIN
     assert (alarm["step"], alarm["healthy"]) == (ONSET + 1, ONSET - 1)  # evaluated every 2 steps

@@ -297,13 +297,14 @@ def test_evaluations_are_compared_with_the_best_before() -> None:
 
 @pytest.mark.parametrize(
     ("accuracy", "form", "said"),
-    [(0.71, 0.98, "accuracy is 71.0%"), (0.79, 0.92, "format rate is 92.0%"), (0.76, 0.96, "")],
+    [(0.70, 0.98, "accuracy is 70.0%"), (0.79, 0.92, "format rate is 92.0%"), (0.76, 0.94, "")],
 )
 def test_evaluations_that_fall_while_teachers_are_off_their_path(
     accuracy: float, form: float, said: str
 ) -> None:
-    """Five points, where intervals are 8 wide."""
-    history = [evaluation(0, 0.5, 0.9), evaluation(10, 0.79, 0.98), evaluation(17, accuracy, form)]
+    """Five points, more where noise explains them: here 8, the width of an accuracy's interval."""
+    rates = [(0, 0.5, 0.9), (10, 0.79, 0.98), (17, accuracy, form)]
+    history = [evaluation(*one, questions=400) for one in rates]
     steps = followed([OFF] * 5)
     found = {rule.name: sign for rule, sign in findings_at_evaluation(steps, history)}
     assert set(found) == ({"evaluated_off_path"} if said else set())
