@@ -35,6 +35,7 @@ from words import (
     PLANTED_ALARM,
     ROW_OF,
     RUN_FOLDER,
+    WIDER,
 )
 
 from flows.session.stage_runner import STAGES
@@ -223,7 +224,7 @@ def _table_section(stage: Stage, name: str) -> Iterator[str]:
             f"`{field.name}`",
             f"`{_arrow_type(field.type, name)}`",
             "yes" if field.nullable else "no",
-            field.metadata[b"description"].decode(),
+            WIDER.get(field.name) or field.metadata[b"description"].decode(),
         )
         for field in schema
     ]

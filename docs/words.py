@@ -122,6 +122,16 @@ matter.
   to what the smallest task has. Best snapshots, comparisons and alarms use overall accuracy; each
   task's own is reported beside it."""
 
+WIDER = {
+    "teacher_source": "none, sibling, bank, solution, gold or feedback (alone)",
+    "teacher_rollout_id": "the demonstrating rollout, of this step or in the bank",
+    "raw_weight": "exp(-beta * H), times S with weigh.survival = weight; "
+    "rlsd: exp(sign(A) * log(q / s))",
+    "weight": "raw weight over its mean in the mini-batch, times S with weigh.survival = "
+    "unnormalised or hand_over; rlsd: the token's factor of A",
+}
+"""What columns mean with settings younger than their descriptions in the files."""
+
 METRICS = {
     "step": "training step",
     "rollouts": "rollouts of the step",

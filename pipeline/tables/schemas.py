@@ -35,6 +35,8 @@ _KEPT_TYPES: dict[KeptDtype, pa.DataType] = {"float32": pa.float32(), "float16":
 _MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 
 
+# A description is part of its file, and so of the version of the policy that learns from it: it
+# stays as it is. What later settings add to a column's meaning is in docs/words.py.
 def _column(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"description": description})
 
@@ -113,10 +115,8 @@ ROUTES = pa.schema(
         _column("group_mean", pa.float32(), "mean reward of the group"),
         _column("group_std", pa.float32(), "deviation of the group's rewards, with n - 1"),
         _column("teacher_available", pa.bool_(), "m_i: there is a demonstration that fits"),
-        _column(
-            "teacher_source", pa.string(), "none, sibling, bank, solution, gold or feedback (alone)"
-        ),
-        _column("teacher_rollout_id", pa.string(), "the demonstrating rollout", nullable=True),
+        _column("teacher_source", pa.string(), "none or sibling"),
+        _column("teacher_rollout_id", pa.string(), "the demonstrating sibling", nullable=True),
         _column(
             TEACHER_STEP,
             pa.int32(),
@@ -194,17 +194,8 @@ WEIGHTS = pa.schema(
         _ROLLOUT_ID,
         _POSITION,
         _column("entropy", pa.float32(), "H of the teacher, nats"),
-        _column(
-            "raw_weight",
-            pa.float32(),
-            "exp(-beta * H), times S with weigh.survival = weight; rlsd: exp(sign(A) * log(q / s))",
-        ),
-        _column(
-            "weight",
-            pa.float32(),
-            "raw weight over its mean in the mini-batch, times S with weigh.survival = "
-            "unnormalised or hand_over; rlsd: the token's factor of A",
-        ),
+        _column("raw_weight", pa.float32(), "exp(-beta * H)"),
+        _column("weight", pa.float32(), "raw weight over its mean in the mini-batch"),
         _column(
             SURVIVAL,
             pa.float32(),

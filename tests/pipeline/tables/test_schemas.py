@@ -1,10 +1,19 @@
 """The tables: their columns, types, nullability and descriptions."""
 
+import hashlib
+
 import pyarrow as pa
 import pytest
 
 from pipeline.config.sections import KeptDtype
-from pipeline.tables.schemas import OPTIONAL, SCHEMAS, TOKEN_TABLES, schema_of, teacher_schema
+from pipeline.tables.schemas import (
+    OPTIONAL,
+    SCHEMAS,
+    TOKEN_TABLES,
+    schema_of,
+    schema_with,
+    teacher_schema,
+)
 
 # Columns in order; "?" marks nullable ones.
 COLUMNS = {
@@ -153,3 +162,20 @@ def test_a_column_that_is_added_is_optional(monkeypatch: pytest.MonkeyPatch) -> 
         today.insert(2, added.with_type(pa.float64())),
     ):
         assert not schema_of("scores", found).equals(found)
+
+
+def test_descriptions_stay_as_files_have_them() -> None:
+    """Files hold them, and versions of policies come from the files' digests."""
+    names = ("rollouts", "verdicts", "routes", "scores", "weights", "updates", "evaluations")
+    found = {
+        name: hashlib.sha256(schema_with(name, ()).serialize()).hexdigest()[:12] for name in names
+    }
+    assert found == {
+        "rollouts": "52c3f1be24fc",
+        "verdicts": "ac73f778d1a7",
+        "routes": "9a3d7c72f122",
+        "scores": "017f7dbc4581",
+        "weights": "59c03e09c82a",
+        "updates": "a37b370ed595",
+        "evaluations": "83d1ba174b7c",
+    }
