@@ -63,6 +63,7 @@ EXPECTED = {
     "share_none": 0.0,
     "teacher_available": 0.25,
     "distils": True,
+    "silent_questions": 0.5,  # nothing is learned from the second
     "demonstrations": 1,
     "demonstration_tokens_mean": 3.0,  # rollout 0 teaches rollout 1
     "other_tokens_mean": 7 / 3,
