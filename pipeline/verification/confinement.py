@@ -6,7 +6,8 @@ fork and exec. From then on that process
     stays one process            no fork; it may become another program, under the same limits
     reaches no other one         no signal, no look into its memory, no change of its limits; so it
                                  can neither read the tests nor end or slow down who judges it
-    leaves nothing behind        it writes no file, and makes nothing else that outlives it
+    leaves nothing behind        it writes no file, changes no file's mode, owner or time, and makes
+                                 nothing else that outlives it
     sees the system only         no file can be read but the interpreter's and those in /usr and
                                  /lib; /proc can't either, and no socket can be made
     has its own limits           memory, processor time, size of what it prints
@@ -85,6 +86,28 @@ _FORBIDDEN = {
     "keyctl": (250, 219),
     "unshare": (272, 97),
     "setns": (308, 268),
+    # What Landlock lets everybody do to files of their user.
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "truncate": (76, 45),
 }
 """System calls that reach beyond the process or outlive it: numbers on x86-64 and on ARM."""
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)

@@ -54,6 +54,17 @@ HELD = {
         "sys.modules.clear()\nf = len",
         "f([1, 2]) returned True, expected 3.",
     ),
+    # Landlock guards none of these.
+    "changes a mode": (
+        "import os, sys\ndef f(xs): os.chmod(sys.prefix, os.stat(sys.prefix).st_mode & 0o7777)",
+        _REFUSED,
+    ),
+    "changes a time": ("import os, sys\ndef f(xs): os.utime(sys.prefix)", _REFUSED),
+    "changes an owner": ("import os, sys\ndef f(xs): os.chown(sys.prefix, -1, -1)", _REFUSED),
+    "leaves an attribute": (
+        "import os, sys\ndef f(xs): os.setxattr(sys.prefix, 'user.left', b'1')",
+        _REFUSED,
+    ),
     "exits": ("import os\ndef f(xs): os._exit(0)", "f([1, 2]) ended its process (exit code 0)."),
     "exits early": ("import os\nos._exit(0)\nf = sum", "The program ended its process (exit code "),
     "sys.exit": ("def f(xs): exit(0)", "f([1, 2]) raised SystemExit: 0 (line 1: def f(xs)"),
