@@ -233,7 +233,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "data_block": data_block,
         "plotly_styles": plotly_styles,
-        "policy": "; ".join(POLICY),
+        "content_security_policy": "; ".join(POLICY),
         "version": version("srpo"),
     }
     return environment
