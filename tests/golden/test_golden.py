@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pipeline.forward.projection
 import stages.route.scores
+import stages.route.solutions
 import stages.route.stage
 import stages.update.objective
 import stages.update.stage
@@ -247,7 +248,7 @@ def test_self_teaching_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     for session in open_run(tmp_path, {"route": {"method": "sdpo"}}):
         twin = twin_of(session, run_step(session))
-        monkeypatch.setattr(stages.route.stage, "demonstrating_sibling", first_correct)
+        monkeypatch.setattr(stages.route.solutions, "demonstrating_sibling", first_correct)
         found = disagreements(twin, run_step(session))
         assert any("teacher_rollout_id" in line for line in found)
 
