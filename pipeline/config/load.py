@@ -211,5 +211,10 @@ def _explain(detail: ErrorDetails) -> str:
         return str(detail["ctx"]["error"])
     if detail["type"] == "missing":
         return f"{key} is missing"
+    given = _shown(detail["input"])
+    if detail["type"] == "list_type" and isinstance(detail["input"], str):
+        return f"{key} is {given}: expected a list, such as [{given}]"
+    if detail["type"] in ("bool_type", "bool_parsing"):
+        return f"{key} is {given}: expected true or false"
     reason = detail["msg"].removeprefix("Value error, ")
-    return f"{key} is {_shown(detail['input'])}: {reason[:1].lower()}{reason[1:]}"
+    return f"{key} is {given}: {reason[:1].lower()}{reason[1:]}"
