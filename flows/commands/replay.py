@@ -137,12 +137,15 @@ def _mean(records: Sequence[dict[str, Any]], key: str) -> float | None:
 def _print_table(rows: Sequence[dict[str, str]], updates: bool) -> None:
     means = f", and means of {', '.join(_MEANS.values())}" if updates else ""
     table = Table(box=None, title=f"{_TITLE}{means}", title_justify="left")
+    parts = [row["fork"].split("=") for row in rows]
+    one_key = len({part[0] for part in parts}) == 1 and all(len(part) == 2 for part in parts)
     for title in rows[0]:
         name = title == "fork"
         justify: JustifyMethod = "left" if name else "right"
-        table.add_column(title, no_wrap=not name, overflow="fold", justify=justify)
-    for row in rows:
-        table.add_row(*row.values())
+        shown = parts[0][0] if name and one_key else title
+        table.add_column(shown, no_wrap=not name, overflow="fold", justify=justify)
+    for row, part in zip(rows, parts, strict=True):
+        table.add_row(*(row | {"fork": part[-1] if one_key else row["fork"]}).values())
     open_console().print(table, highlight=False, markup=False)
 
 

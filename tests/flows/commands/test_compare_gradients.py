@@ -112,6 +112,8 @@ def test_a_sweep_that_was_cut_short_is_completed(parent: Run, tmp_path: Path, sr
     code, out, _ = srpo(*command)
     assert code == 0 and "route.method=sdpo: first difference" in out
     assert f"srpo compare --gradients {tmp_path / 'new' / 'route.method=grpo'}" in out
+    table = out[out.index("rows that differ") :].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == ["route.method", "grpo", "sdpo"]
     assert digests(tmp_path / "new" / "route.method=grpo") == kept
 
 
