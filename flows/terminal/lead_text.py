@@ -11,6 +11,8 @@ from pipeline.run.lead_record import lead_word
 from pipeline.text import percent
 
 _WARMSTART = "A supervised start may help: srpo warmstart (docs/warmstart.md)."
+_SHOWN = {"gold": "a gold answer", "feedback": "feedback"}
+"""What a source shows that is no demonstration."""
 _MOSTLY_RIGHT = 0.9
 """Accuracy with a teacher prompt from which on nobody says that the policy can't use it."""
 
@@ -26,7 +28,7 @@ def print_lead(console: Console, path: Path, record: Mapping[str, Any]) -> None:
     table.add_column()
     table.add_row("policy", interval(figures["policy"]))
     for source, found in figures["sources"].items():
-        table.add_row(f"source {source}", f"{found['questions']} questions, as many answers each")
+        table.add_row(f"source {source}", f"{_questions(found)}, as many answers each")
         form = {part: f"format {percent(found[f'format_{part}'])}" for part in ("alone", "taught")}
         table.add_row("  teacher alone", f"{interval(found['alone'])}, {form['alone']}")
         copied = found["copied"]
@@ -70,16 +72,21 @@ def _of_source(source: str, found: Mapping[str, Any]) -> str:
         return f"A teacher prompt ({source}) lifts {change}: the teacher has a lead."
     if word == "unclear":
         return (
-            f"NO LEAD that {found['questions']} questions tell from chance: a teacher prompt "
-            f"({source}) moves {change}. Ask more of them: srpo evaluate --taught --questions."
+            f"NO LEAD beyond chance: on {_questions(found)} a teacher prompt ({source}) moves "
+            f"{change}. Ask more of them: srpo evaluate --taught --questions."
         )
     no_lead = f"NO LEAD: a teacher prompt ({source}) moves {change}"
     if found["taught"]["mean"] >= _MOSTLY_RIGHT:
         return f"{no_lead}: the policy is right without one."
+    shown = _SHOWN.get(source, "a demonstration")
     return (
-        f"{no_lead}: the policy can't use a demonstration, so its teacher has nothing to teach. "
+        f"{no_lead}: the policy can't use {shown}, so its teacher has nothing to teach. "
         f"{_WARMSTART}"
     )
+
+
+def _questions(found: Mapping[str, Any]) -> str:
+    return f"{found['questions']} question{'' if found['questions'] == 1 else 's'}"
 
 
 def interval(found: Mapping[str, float]) -> str:

@@ -28,6 +28,8 @@ and to their teacher prompts."""
 
 _MATTERS = 0.05
 """Difference of accuracies from which on more questions are worth asking."""
+_FEWEST = 4
+"""Questions from which on an interval over them says something: of one question it has no width."""
 _OF_THE_TEACHER = [
     pa.field("part", pa.string(), nullable=False),
     pa.field("source", pa.string(), nullable=False),
@@ -107,9 +109,11 @@ def lead_word(figures: Mapping[str, Any]) -> Literal["lead", "unclear", "none"]:
     """Return what the figures of a source say: a lead only if the interval is above 0.
 
     `unclear`: taught answers are better, which may be chance, but a lead that matters isn't
-    excluded.
+    excluded; or too few questions have the source.
     """
     difference = figures["difference"]
+    if figures["questions"] < _FEWEST:
+        return "unclear"
     if difference["low"] > 0:
         return "lead"
     return "unclear" if difference["mean"] > 0 and difference["high"] > _MATTERS else "none"

@@ -32,7 +32,7 @@ def figures(
     ("found", "words"),
     [
         (figures(0.11, 0.98), "lifts accuracy from 11.0% to 98.0%: the teacher has a lead"),
-        (figures(0.30, 0.34), "NO LEAD that 20 questions tell from chance"),
+        (figures(0.30, 0.34), "NO LEAD beyond chance: on 20 questions a teacher prompt"),
         (figures(0.00, 0.00, 0.0), "the policy can't use a demonstration"),
         (figures(0.30, 0.10), "NO LEAD: a teacher prompt (sibling) moves accuracy from 30.0% to"),
         (figures(0.99, 0.98), "the policy is right without one"),
@@ -43,6 +43,19 @@ def test_the_first_sentence_is_the_verdict(found: dict[str, Any], words: str) ->
     assert words in first
     assert ("srpo warmstart" in first) == ("can't use" in first)
     assert "Of 32 questions 1 had no wrong answer, and 2 a wrong one and nothing to show" in second
+
+
+def test_the_verdict_names_what_is_shown() -> None:
+    found = figures(0.0, 0.0, 0.0)
+    found["sources"] = {"feedback": found["sources"]["sibling"]}
+    assert "the policy can't use feedback, so" in next(lead_sentences(found, 8))
+
+
+def test_a_single_question_shows_no_lead() -> None:
+    found = figures(0.0, 1.0, 0.0)
+    found["sources"]["sibling"]["questions"] = 1
+    words = "NO LEAD beyond chance: on 1 question a teacher prompt (sibling)"
+    assert next(lead_sentences(found, 8)).startswith(words)
 
 
 def test_where_nothing_can_be_shown_a_supervised_start_may_help() -> None:

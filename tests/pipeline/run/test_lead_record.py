@@ -98,5 +98,7 @@ def test_with_nothing_to_show_there_are_no_sources() -> None:
 def test_a_lead_is_an_interval_above_0_and_unclear_what_may_still_be_one(
     mean: float, low: float, high: float, word: str
 ) -> None:
-    figures: dict[str, Any] = {"difference": {"mean": mean, "low": low, "high": high}}
+    difference = {"mean": mean, "low": low, "high": high}
+    figures: dict[str, Any] = {"questions": 4, "difference": difference}
     assert lead_word(figures) == word
+    assert lead_word(figures | {"questions": 3}) == "unclear"
