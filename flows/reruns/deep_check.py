@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,12 @@ def check_step(
             policy = session.prepare(step, replayed)
             _expect_small(run, step, policy)
             start = _starting_state(policy, Path(folder) / "policy", step)
+            renewed = _renewed_teacher(session, policy, step)
+        notes = []
+        if renewed is None:
+            notes = ["the teacher is the copy that was kept: the policy that it is of was not"]
+        else:
+            start = replace(start, teacher=renewed or start.teacher)
         before = {}
         if run.has("updates", step):
             updater = run.owner("updates", step)
@@ -56,7 +63,8 @@ def check_step(
             done += passes
             progress(done, total)
 
-        return deep_check(run, step, start, before, advance, _offered(run, step))
+        report = deep_check(run, step, start, before, advance, _offered(run, step))
+        return replace(report, notes=[*notes, *report.notes])
 
 
 def _offered(run: Run, step: int) -> dict[tuple[str, str, str], str]:
@@ -75,6 +83,23 @@ def _starting_state(policy: Policy, folder: Path, step: int) -> StartingState:
         return StartingState(Path(policy.base.path), policy.version, teacher, start)
     save_snapshot(policy, folder, step)
     return StartingState(folder, policy.version, teacher)
+
+
+def _renewed_teacher(
+    session: Session, policy: Policy, step: int
+) -> list[tuple[State, float]] | None:
+    """Return what a periodic teacher must be: the policy of a snapshot, and not the copy of it.
+
+    Empty: the teacher is another one. None: there is no such snapshot.
+    """
+    if policy.teacher.kind != "periodic":
+        return []
+    copied = policy.teacher.copied_after(step)
+    if copied == step:
+        return [(_parameters(policy.model), 1.0)]
+    if copied not in session.run.snapshots():
+        return None
+    return [(_parameters(session.resident.open_snapshot(copied).model), 1.0)]
 
 
 def _before_updates(root: Path, step: int, batches: int, replayed: Progress) -> dict[int, State]:

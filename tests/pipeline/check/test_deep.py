@@ -1,5 +1,6 @@
 """The float64 twin against whole runs: methods, several updates, forks; and planted mistakes."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.check.deep import DeepReport
 from pipeline.config.sections import ModelSection
 from pipeline.errors import ConfigError, StoreError
 from pipeline.policy.adapters import AdaptedLinear, adapt
+from pipeline.policy.policy import Policy
 from pipeline.run.run import Run
 from pipeline.run.step_layout import STEP_STAGES
 from tests.golden.golden_run import golden_config
@@ -106,6 +108,29 @@ def test_an_off_policy_step_of_a_fork(srpo: Path, tmp_path: Path, stage: str, se
     report = check_step(tmp_path / "fork", 1)
     assert agreed(report), report
     assert any("off-policy" in note for note in report.notes)
+
+
+PERIODIC = {"route": {"method": "rlsd", "teacher": "periodic", "teacher_period": 2}}
+
+
+def test_a_periodic_teacher_that_was_not_renewed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version says that it was, and the snapshot agrees with the tables."""
+    with monkeypatch.context() as broken:
+        broken.setattr(Policy, "advance_teacher", lambda *_: None)
+        run = make_run(tmp_path, PERIODIC, 4, kept=True)
+    for step in (2, 3):
+        assert any("teacher.teacher_logprob" in line for line in check_step(run, step).lines), step
+
+
+@pytest.mark.slow
+def test_a_periodic_teacher_without_its_policy_is_noted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, PERIODIC, 4, kept=True)
+    assert agreed(check_step(run, 3))
+    shutil.rmtree(run / "policy" / "000002")
+    report = check_step(run, 3)
+    assert agreed(report) and any("the copy that was kept" in note for note in report.notes)
 
 
 @pytest.mark.slow
