@@ -48,6 +48,7 @@ VARIANTS: dict[str, Overrides] = {
     "srpo, all rescored, K = V": {"route": {"rescore": "all", "top_k": 500}},
     "srpo without weighting": {"weigh": {"beta": 0.0}},
     "survival, weight": {"weigh": {"survival": "weight"}},
+    "survival, weights below float32": {"weigh": {"survival": "weight", "beta": 40.0}},
     "survival, unnormalised": {"weigh": {"survival": "unnormalised"}},
     "survival, handed over": {"weigh": {"survival": "hand_over"}},
     "survival, handed over, two updates": {"weigh": {"survival": "hand_over"}, **TWO_UPDATES},
