@@ -66,8 +66,8 @@ def _files_of_split(folder: Path, split: Split) -> list[Path]:
     hint = (
         f"; add it, or set data.path to the single file {other[0]} to have it split 90 to 10"
         if other
-        else ": a folder needs train.json and test.json, or these in another format; it has "
-        f"{_inside(folder)}"
+        else ": a folder needs train.json and test.json, or these in another format; data.path "
+        f"may also be a single file, which is split 90 to 10; it has {_inside(folder)}"
     )
     raise DataError(f"{folder} has no {split}.json or {split}.jsonl{hint}")
 
