@@ -16,6 +16,7 @@ from pipeline.twin.tolerances import FLOAT16_RTOL, MASS_FLOOR, Array, Report, di
 NORM_RTOL = 1e-5  # of a float32 gradient, all parameters together, summed in float64
 FLOAT32_NORM_RTOL = 1e-3  # the same, summed in float32 over not too many parameters
 _SMALLEST = float(np.finfo(np.float32).tiny)  # below it float32 loses digits, and then the number
+_LARGEST = float(np.finfo(np.float32).max)  # a raw weight beyond it is stored as this
 ESTIMATOR = "sampled_token"  # not a divergence: it has a sign, and its mean two readings
 
 
@@ -127,7 +128,7 @@ def _compare_weights(report: Report, twin: StepTwin, table: pa.Table) -> None:
         report.check_close(
             "weights.entropy", name, _column(rows, "entropy"), teacher.entropy, report.log_error
         )
-        raw, weights = teacher.raw_weights, teacher.weights
+        raw, weights = teacher.raw_weights.clamp(max=_LARGEST), teacher.weights
         slack = relative * raw + _SMALLEST
         report.check_close("raw_weight", name, _column(rows, "raw_weight"), raw, slack)
         slack = _weight_error(report, twin, row, teacher) * weights + _SMALLEST

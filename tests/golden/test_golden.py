@@ -1,6 +1,7 @@
 """A step of ours against the float64 twin, and the twin's power: each broken formula is caught."""
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.twin.step import recompute
 from pipeline.twin.tolerances import Report
 from stages.update.objective import TokenLosses
 from stages.weigh import credit_columns
+from tests.builders.tables import with_column
 from tests.golden.golden_run import (
     RTOL,
     STEP,
@@ -327,6 +329,20 @@ def test_a_broken_part_of_rlsd_is_caught(
     monkeypatch.setattr(owner, attribute, broken)
     found = disagreements(rlsd_twin, run_step(rlsd))
     assert any(where in line for line in found), found[:5]
+
+
+def test_a_raw_weight_beyond_float32_is_its_largest_number(
+    rlsd: Session, rlsd_twin: StepTwin
+) -> None:
+    capture, twin = run_step(rlsd), deepcopy(rlsd_twin)
+    weights = capture.tables["weights"]
+    first = twin.rollouts[weights["rollout_id"][0].as_py()].teacher
+    assert first is not None
+    first.raw_weights[0] = 1e43
+    largest = float(np.finfo(np.float32).max)
+    raw = [largest, *weights["raw_weight"].to_pylist()[1:]]
+    capture.tables["weights"] = with_column(weights, "raw_weight", raw)
+    assert disagreements(twin, capture) == []
 
 
 def test_a_periodic_teacher_that_is_not_renewed_is_caught(
