@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -22,6 +22,7 @@ from typing import cast
 from data.gold_wording import GOLDS, Gold
 from pipeline.errors import DataError
 from pipeline.task import Feedback, Task, Verdict
+from pipeline.text import encodable, printable
 
 SHIPPED = {
     "arithmetic": "data.arithmetic",
@@ -77,9 +78,28 @@ def open_task(name: str) -> Task:
 def gold_wording(name: str) -> Gold | None:
     """Return the function that words a task's gold answers for a teacher; None: it offers none.
 
-    A user's own module offers them by a function `gold(reference: str) -> str`.
+    A user's own module offers them by a function `gold(reference: str) -> str`. What that raises,
+    or returns instead of a text, is a `DataError`.
     """
-    return GOLDS.get(name) if name in SHIPPED else getattr(open_task(name), "gold", None)
+    if name in SHIPPED:
+        return GOLDS.get(name)
+    wording = getattr(open_task(name), "gold", None)
+    return None if wording is None else partial(_worded, name, wording)
+
+
+def _worded(name: str, wording: Callable[[str], object], reference: str) -> str:
+    """Return what a user's function makes of a gold answer."""
+    try:
+        text = wording(reference)
+    except Exception as error:
+        reason = f"raised {type(error).__name__}: {_one_line(error)}"
+        raise DataError(f"task {name}: gold({printable(reference, 60)!r}) {reason}") from error
+    if not isinstance(text, str) or not text.strip() or encodable(text) != text:
+        raise DataError(
+            f"task {name}: gold({printable(reference, 60)!r}) returned "
+            f"{printable(repr(text), 60)}, expected a text that is not blank"
+        )
+    return text
 
 
 def describe(name: str) -> str:

@@ -56,12 +56,16 @@ def expect_gold(config: Config) -> None:
 
 
 def expect_offered(config: Config, questions: Questions) -> None:
-    """Refuse sources that no task of the run has anything in.
+    """Refuse sources that no task of the run has anything in, or that can't be worded.
 
     Raises:
         ConfigError: naming the source and the tasks.
+        DataError: naming the answer that a user's function does not word.
     """
     expect_gold(config)
+    for name, words in golds(config).items():
+        for question in questions.of_tasks[name].train:
+            words(question.reference)
     known = any(question.solution is not None for question in questions.train)
     if wants(config, "solution") and not known:
         raise ConfigError(

@@ -1,6 +1,8 @@
 """What tasks offer teachers, and the refusal of sources that they don't offer."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,7 @@ from data.registry import SHIPPED, gold_wording
 from flows.session.privileged import expect_offered, golds, offered, solutions
 from flows.session.questions import Questions, SelectedQuestions, TaskQuestions
 from pipeline.config.load import load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.task import Message, Question
 
 ASKED = (Message("user", "2+2?"),)
@@ -65,6 +67,30 @@ def test_a_task_without_golds_is_refused(tmp_path_factory: pytest.TempPathFactor
     assert [own('"a"') for own in words.values()] == ['"A"']
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("return json.loads(reference)", "returned 4, expected a text"),
+        ("return None", "returned None, expected a text"),
+        ("return ' '", "returned ' ', expected a text"),
+        ("return chr(0xD800)", "expected a text"),
+        ("return {}[reference]", "raised KeyError: "),
+    ],
+)
+def test_gold_answers_that_are_not_worded_are_refused_at_the_start(
+    line: str, found: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        'import json\nVERIFIER = "mine/1"\ndef load(path, split): ...\n'
+        f"def verify(response, reference): ...\ndef gold(reference): {line}\n"
+    )
+    config = load_config("demo", [f"data.task={path}", 'route.sources=["gold"]'])
+    own = TaskQuestions([Question("a", ASKED, "4")], [PLAIN])
+    with pytest.raises(DataError, match=r"mine\.py: gold\('4'\) .*" + re.escape(found)):
+        expect_offered(config, Questions(dict.fromkeys(config.data.sources, own)))
+
+
 @pytest.mark.parametrize("task", sorted(SHIPPED))
 def test_every_shipped_task_says_what_it_offers(task: str) -> None:
-    assert (gold_wording(task) is None) == (task == "code")
+    assert (gold_wording(task) is None) == task.startswith("code")
