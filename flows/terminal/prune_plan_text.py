@@ -64,8 +64,8 @@ def stays(plan: "PruningPlan") -> list[str]:
             found.append(f"{', '.join(tables)}: for the fork {_named(claim.fork.root)}")
     if makers := _banks(plan):
         found.append(
-            f"rollouts and verdicts of all steps, which never go: {makers} makes the banks of its "
-            "later steps from them"
+            "rollouts and verdicts of all steps, which never go: banks of later steps are made from"
+            f" them, by {makers}"
         )
     newest = max(plan.run.snapshots(), default=0)
     found.append(f"snapshot {newest} and the tables since: resuming starts there")
@@ -77,7 +77,7 @@ def _banks(plan: "PruningPlan") -> str:
     runs = [plan.run, *(claim.fork for claim in plan.claims)]
     makers = [run for run in runs if "bank" in run.config.route.sources]
     named = ["this run" if run is plan.run else f"the fork {_named(run.root)}" for run in makers]
-    return " and ".join(named)
+    return ", ".join(named)
 
 
 def losses(plan: "PruningPlan") -> list[str]:
