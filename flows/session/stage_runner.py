@@ -171,7 +171,8 @@ class StageRunner:
         teaches = stage.name == "route" and not inherited
         shown = teaches and wants(config, "solution")
         judges = "verifier" in stage.uses and not inherited
-        if judges:
+        words = golds(config) if teaches else {}
+        if judges or words:
             self._expect_same_task()
         return Handles(
             seed=config.run.seed,
@@ -181,7 +182,7 @@ class StageRunner:
             tasks=asked.tasks,
             render=self._render() if stage.without_policy else None,
             solutions=solutions(self.questions.of_step(config, step)) if shown else {},
-            golds=golds(config) if teaches else {},
+            golds=words,
             policy=policy,
             engine=self._engines.of(stage.name, policy)
             if policy and "engine" in stage.uses

@@ -10,9 +10,11 @@ from data import tool_use
 from data.registry import SHIPPED, gold_wording
 from flows.session.privileged import expect_offered, golds, offered, solutions
 from flows.session.questions import Questions, SelectedQuestions, TaskQuestions
+from flows.session.session import Session
 from pipeline.config.load import load_config
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.task import Message, Question
+from tests.golden.golden_run import TASK, golden_config
 
 ASKED = (Message("user", "2+2?"),)
 PLAIN = Question("a", ASKED, '"4"')
@@ -89,6 +91,28 @@ def test_gold_answers_that_are_not_worded_are_refused_at_the_start(
     own = TaskQuestions([Question("a", ASKED, "4")], [PLAIN])
     with pytest.raises(DataError, match=r"mine\.py: gold\('4'\) .*" + re.escape(found)):
         expect_offered(config, Questions(dict.fromkeys(config.data.sources, own)))
+
+
+def test_gold_answers_are_not_worded_by_other_code_than_the_run_began_with(tmp_path: Path) -> None:
+    config = golden_config(
+        tmp_path, {"generate": {"questions": 2, "rollouts": 2}, "route": {"sources": ["gold"]}}
+    )
+    task = tmp_path / "parity.py"
+    task.write_text(f"{TASK}\ndef gold(reference): return 'abc'\n")
+    with Session.create(tmp_path / "run", config) as session:
+        session.run_stage("generate", 0)
+        session.run_stage("verify", 0)
+    began = task.read_text()
+    task.write_text(began.replace("'abc'", "'cab'"))
+    with (
+        Session.resume(tmp_path / "run") as session,
+        pytest.raises(StoreError, match=r"code of task .* changed since the run began"),
+    ):
+        session.run_stage("route", 0)
+    task.write_text(began)
+    with Session.resume(tmp_path / "run") as session:
+        session.run_stage("route", 0)
+        assert set(session.run.read("routes", 0)["teacher_source"].to_pylist()) == {"gold"}
 
 
 @pytest.mark.parametrize("task", sorted(SHIPPED))
