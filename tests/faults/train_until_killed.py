@@ -9,6 +9,7 @@ snapshot   while the snapshot of that step is written, in the middle of the teac
 import os
 import signal
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,14 @@ def _die_in_update() -> None:
     advance, calls = Policy.advance_teacher, iter(range(2))
 
     def dying(policy: Policy, steps_done: int) -> None:
-        _die() if next(calls) == 1 else advance(policy, steps_done)
+        if next(calls) < 1:
+            advance(policy, steps_done)
+            return
+        while not (
+            Path(sys.argv[1]) / "steps/000001/weights.json"
+        ).exists():  # written beside the update
+            time.sleep(0.01)
+        _die()
 
     Policy.advance_teacher = dying  # type: ignore[method-assign]
 
