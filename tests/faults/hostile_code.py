@@ -130,7 +130,7 @@ HELD = {
     ),
     "hoards": ("def f(xs): return len(bytearray(10**10))", "f([1, 2]) raised MemoryError (line"),
     "hoards slowly": (
-        "def f(xs):\n    ys = []\n    while True: ys.append(bytearray(10**7))",
+        "def f(xs):\n    ys = []\n    while True: ys.append(bytes(10**7))",
         "f([1, 2]) raised MemoryError (line 3",
     ),
     "returns much": ("def f(xs): return 'x' * 10**8", "f([1, 2]) returned more than 2 MB."),
