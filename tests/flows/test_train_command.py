@@ -100,7 +100,9 @@ def test_a_run_that_was_ended_goes_on_to_the_same_tables(
     assert process.returncode == code
     if number == signal.SIGINT:
         assert f"srpo train --resume --run {run}" in out
-        assert (run / "policy" / "000001" / "state.json").exists()
+        # The step in hand may have ended before the signal came.
+        kept = [run / "policy" / f"{done:06d}" / "state.json" for done in (1, 2)]
+        assert any(file.exists() for file in kept)
     deadline = time.monotonic() + 30
     while left := processes_about(tmp_path):
         assert time.monotonic() < deadline, f"still there: {left}"

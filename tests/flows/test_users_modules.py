@@ -58,10 +58,13 @@ def run(
 @pytest.mark.parametrize(
     "spread",
     [
-        *([], ["--ranks", "2"]),
+        [],
         *(
-            pytest.param(["--runner", runner], marks=pytest.mark.campaign)
-            for runner in ("processes:2", "ray:2", "dask:2")
+            pytest.param(spread, marks=pytest.mark.campaign)
+            for spread in (
+                ["--ranks", "2"],
+                *(["--runner", runner] for runner in ("processes:2", "ray:2", "dask:2")),
+            )
         ),
     ],
     ids=["alone", "ranks", "processes", "ray", "dask"],

@@ -81,6 +81,7 @@ def test_adapters_go_from_two_ranks_to_one_and_back(
     assert not check_run(Run.open(run)).findings
 
 
+@pytest.mark.campaign
 def test_banks_of_two_ranks_are_those_of_one(folder: Path, prefect_api: dict[str, str]) -> None:
     """Six questions in each step, so that all come back in the next; some answers are right."""
     task = folder / "six.py"
