@@ -1,6 +1,6 @@
 """Code: a function or a program in Python, run against tests; right when all of them pass.
 
-Rows are those of HumanEval, MBPP or LiveCodeBench (data/code_tests/layouts.py). The code of a
+Rows are those of HumanEval, MBPP or LiveCodeBench (data/code_layouts.py). The code of a
 response is its last fenced block of Python, or all of it. It runs in a confined process of its own
 that never sees what the tests expect (data/code_tests). The feedback names the first call that
 went wrong, what it did, and what was expected.
@@ -8,8 +8,8 @@ went wrong, what it did, and what was expected.
 
 import json
 
+from data.code_layouts import usual_fields
 from data.code_tests import judging
-from data.code_tests.layouts import usual_fields
 from data.rows import Row, load_questions
 from pipeline.task import Question, Split, Verdict
 

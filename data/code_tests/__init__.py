@@ -1,6 +1,5 @@
 """Judging code by its tests: rows, extraction, the response's process, assertions, feedback.
 
-    layouts.py      a row of HumanEval, MBPP or LiveCodeBench becomes prompt and tests
     extraction.py   the code of a response
     process.py      the confined process that runs it, seen from the verifier
     inside.py       the same, seen from inside

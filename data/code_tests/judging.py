@@ -20,7 +20,7 @@ def judge(response: str, reference: str, share: bool) -> Verdict:
 
     Args:
         response: what the policy wrote; any text at all.
-        reference: tests, as `layouts.py` writes them.
+        reference: tests, as `data/code_layouts.py` writes them.
         share: the reward is the share of tests that pass; else 1.0 if all do, and the tests end
             with the first that fails.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data import code, code_share
-from data.code_tests.layouts import MOST_TESTS_MB
+from data.code_layouts import MOST_TESTS_MB
 from pipeline.task import BadRows, Question
 from tests.data.conftest import Writer
 
