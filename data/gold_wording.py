@@ -25,6 +25,7 @@ def calls(reference: str) -> str:
 
 GOLDS: dict[str, Gold] = {
     "arithmetic": plain,
+    "chains": plain,
     "mathematics": plain,
     "science_qa": plain,
     "tool_use": calls,

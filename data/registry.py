@@ -26,6 +26,7 @@ from pipeline.text import encodable, printable
 
 SHIPPED = {
     "arithmetic": "data.arithmetic",
+    "chains": "data.chains",
     "code": "data.code",
     "code_share": "data.code_share",
     "mathematics": "data.mathematics",
@@ -35,6 +36,7 @@ SHIPPED = {
 }
 HINTS = {
     "arithmetic": "data.hints.arithmetic_hints",
+    "chains": "data.hints.word_problem_hints",
     "mathematics": "data.hints.mathematics_hints",
     "science_qa": "data.hints.science_hints",
     "tool_use": "data.hints.tool_hints",

@@ -42,7 +42,7 @@ ROOMS = {
     "pipeline": (
         *(FLAT, "health", "twin", "machine", "config", "verification", "distributed", "remote"),
         *("forward", "files", "tables", "policy", "run", "sampling", "stage", "vllm", "audit"),
-        *("compare", "check", "housekeeping", "viewer"),
+        *("compare", "study", "check", "housekeeping", "viewer"),
     ),
     "flows": (
         *(

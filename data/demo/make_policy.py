@@ -14,17 +14,14 @@ The result is a Hugging Face folder. On one machine two runs give the same bytes
 
 import argparse
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import Unigram
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from data.arithmetic import SYSTEM, Problem, problems, split_problems
+from data.small_policy import Example, build_model, build_tokenizer, padded, taught, token_loss_sum
 
 SEED = 20260
 STEPS = 1200
@@ -35,13 +32,6 @@ WARM_UP_STEPS = 50
 SLIP_RATE = 0.78  # of the solutions to questions that invite a slip
 TAUGHT_SLIP_RATE = 0.02  # the same, with a correct solution in the prompt
 
-PAD, EOS, START, END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # A piece is a tag, a word, digit or sign with the space before it, or any single character.
 PIECE = r"</?[a-z]+>| ?[A-Za-z]+| [0-9+=-]|[\s\S]"
 
@@ -99,56 +89,6 @@ def _difference(problem: Problem, slip: bool) -> tuple[str, int]:
     return f"{units}. tens {a} - 1 - {c} = {a - 1 - c}, so {result}", result
 
 
-def taught(text: str, solution: str) -> str:
-    """Return the user message of the teacher prompt (docs/method.md, section 2)."""
-    return f"{text}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
-
-
-def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token for each piece of the texts and each ASCII character."""
-    characters = {chr(code) for code in range(32, 127)} | {"\n"}
-    pieces = sorted(characters.union(*(re.findall(PIECE, text) for text in texts)))
-    # Equal scores make the Unigram model take as few pieces as it can.
-    unknown = "<|unknown|>"
-    tokenizer = Tokenizer(Unigram([(unknown, -10.0), *((p, -1.0) for p in pieces)], unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    special = [AddedToken(token, special=True) for token in (PAD, EOS, START, END)]
-    tokenizer.add_special_tokens(special)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=unknown,
-        additional_special_tokens=[START, END, EOS],
-        clean_up_tokenization_spaces=False,
-        model_max_length=1024,
-    )
-    wrapped.chat_template = CHAT_TEMPLATE
-    return wrapped
-
-
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Return the policy with random weights."""
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=32,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            dtype="float32",
-        )
-    )
-
-
 def all_texts() -> list[str]:
     """Return every text the task and its demonstrations can produce, parts of messages apart."""
     texts = [SYSTEM, "system", "user", "assistant", taught("", "")]
@@ -184,36 +124,8 @@ class Demonstrations:
 
     def batch(self, count: int, with_solution: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and labels, both [count, length]; only response tokens have a label."""
-        rows = []
-        for _ in range(count):
-            content, response = self.draw(with_solution)
-            messages = [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": content},
-            ]
-            prompt = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
-            rows.append((prompt, [*self.tokenizer.encode(response), self.tokenizer.eos_token_id]))
-        length = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids = torch.full((count, length), self.tokenizer.pad_token_id)
-        labels = torch.full((count, length), -100)
-        for row, (prompt, answer) in enumerate(rows):
-            end = len(prompt) + len(answer)
-            ids[row, :end] = torch.tensor(prompt + answer)
-            labels[row, len(prompt) : end] = torch.tensor(answer)
-        return ids, labels
-
-
-def token_loss_sum(
-    model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, int]:
-    """Return the summed cross-entropy of the labelled tokens, in nats, and their number."""
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-    targets = labels[:, 1:]
-    kept = targets != -100
-    logits = model.lm_head(hidden[kept])
-    return cross_entropy(logits, targets[kept], reduction="sum"), int(kept.sum())
+        drawn = (self.draw(with_solution) for _ in range(count))
+        return padded(self.tokenizer, [Example(*one) for one in drawn], SYSTEM)
 
 
 def learning_rates() -> Iterator[float]:
@@ -247,8 +159,8 @@ def make(out: Path) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(SEED)
-    tokenizer = build_tokenizer(all_texts())
-    model = build_model(tokenizer)
+    tokenizer = build_tokenizer(all_texts(), PIECE)
+    model = build_model(tokenizer, hidden=128, layers=2)
     train(model, Demonstrations(tokenizer, SEED))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from data import arithmetic
 from data.arithmetic import Problem, load, problems, question, split_problems, verify
-from data.demo.make_policy import all_texts, reworded, taught, worked
+from data.demo.make_policy import all_texts, reworded, worked
+from data.small_policy import taught
 from pipeline.task import Question
 
 POLICY = Path(arithmetic.__file__).parent / "demo" / "policy"

@@ -45,7 +45,7 @@ def write(tmp_path: Path) -> Writer:
 
 
 def test_shipped_tasks_open_and_describe_themselves() -> None:
-    names = ["arithmetic", "code", "code_share", "mathematics", "science_qa", "tool_use"]
+    names = ["arithmetic", "chains", "code", "code_share", "mathematics", "science_qa", "tool_use"]
     assert registry.task_names() == [*names, "word_problems"]
     for name in registry.task_names():
         assert registry.open_task(name).VERIFIER.startswith(f"{name}/")
@@ -98,7 +98,7 @@ def test_the_digest_covers_the_hints_where_they_are_asked_for(
     first = digests()
     assert all(full != hint for full, hint in first.values())
     for changed, tasks in (
-        ("calculations", {"arithmetic", "mathematics", "word_problems"}),
+        ("calculations", {"arithmetic", "chains", "mathematics", "word_problems"}),
         ("tool_hints", {"tool_use"}),
     ):
         before = digests()

@@ -1,0 +1,1 @@
+"""The study's small policy, and the script that makes it."""

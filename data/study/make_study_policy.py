@@ -1,0 +1,161 @@
+"""Make the study's small policy from nothing: a Qwen3 that practised chains for a while.
+
+    python -m data.study.make_study_policy --out DIR
+
+Idea: ordinary supervised learning on right solutions (`data.chains`), stopped early. What it gets
+wrong then is its own: nobody taught it a mistake. Some demonstrations show a correct solution in
+the prompt, in the words of the teacher prompt (docs/method.md, section 2), so that the policy can
+read one, and a few show a hint on a wrong attempt (section 12).
+
+The result is a Hugging Face folder. On one machine two runs give the same bytes.
+"""
+
+import argparse
+import random
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from data.chains import LEVELS, SYSTEM, Problem, candidate, worked
+from data.hints.word_problem_hints import hint
+from data.small_policy import Example, build_model, build_tokenizer, padded, taught, token_loss_sum
+
+SEED = 20260
+STEPS = 1000
+PLAIN, TAUGHT, HINTED = 28, 10, 2
+"""Demonstrations of each kind in a step."""
+LEARNING_RATE = 1e-3
+WARM_UP_STEPS = 50
+HIDDEN, LAYERS = 128, 3
+# A piece is a tag, a word or sign with the space before it, a digit with it, or any character.
+PIECE = r"</?[a-z]+>| ?[A-Za-z]+| [0-9+=*-]|[\s\S]"
+
+
+def hinted(text: str, feedback: str) -> str:
+    """Return the user message of the teacher prompt with feedback alone (section 12)."""
+    return (
+        f"{text}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+        "\n\nCorrectly solve the original question."
+    )
+
+
+class Practice:
+    """An endless, seeded stream of demonstrations for questions that are not the tests'."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def problem(self) -> Problem:
+        """Return a problem; the levels are equally frequent."""
+        while True:
+            # Far beyond the numbers of the training questions.
+            number = self.random.randrange(10**6, 10**9)
+            problem = candidate(self.random.choice(sorted(LEVELS)), number)
+            if problem.split == "train":
+                return problem
+
+    def solution(self, problem: Problem) -> str:
+        """Return a worked solution in one of many wordings."""
+        return worked(problem, self.random.randrange(10**9))
+
+    def plain(self) -> Example:
+        """Return a question and its solution."""
+        problem = self.problem()
+        return Example(problem.text, self.solution(problem))
+
+    def taught(self) -> Example:
+        """Return the same with another solution in the prompt."""
+        problem = self.problem()
+        content = taught(problem.text, self.solution(problem))
+        return Example(content, self.solution(problem))
+
+    def hinted(self) -> Example:
+        """Return the same with a hint on an attempt in which one digit is wrong."""
+        problem = self.problem()
+        while True:
+            attempt = self._with_slip(self.solution(problem))
+            feedback = hint(attempt, str(problem.answer))
+            if feedback is not None:
+                return Example(hinted(problem.text, feedback), self.solution(problem))
+
+    def _with_slip(self, solution: str) -> str:
+        """Return a solution with one digit changed."""
+        places = [i for i, character in enumerate(solution) if character.isdigit()]
+        place = self.random.choice(places)
+        return f"{solution[:place]}{self.random.randrange(10)}{solution[place + 1 :]}"
+
+    def batch(self) -> list[list[Example]]:
+        """Return a step's demonstrations, those with short prompts apart."""
+        plain = [self.plain() for _ in range(PLAIN)]
+        taught = [self.taught() for _ in range(TAUGHT)]
+        return [plain, taught + [self.hinted() for _ in range(HINTED)]]
+
+
+def all_texts() -> list[str]:
+    """Return texts with every piece that the task and its demonstrations have."""
+    hints = ["In `1` the two sides differ.", *_other_hints()]
+    texts = [SYSTEM, "system", "user", "assistant", taught("", ""), *(hinted("", h) for h in hints)]
+    practice = Practice(SEED)
+    examples = islice(iter(practice.plain, None), 500)
+    return texts + [text for example in examples for text in example]
+
+
+def _other_hints() -> list[str]:
+    """Return what else may be said about a wrong response (`data.hints.word_problem_hints`)."""
+    responses = ("", "<answer>x</answer>", "<answer>1</answer>", "1 + 1 = 2 <answer>{}</answer>")
+    return [str(hint(r.format(n), "3")) for r in responses for n in (1, 2)]
+
+
+def learn(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, practice: Practice, steps: int
+) -> None:
+    """Fit the model to `steps` batches, in place."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS)
+        loss = mean_loss(model, tokenizer, practice.batch())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 99:
+            print(f"step {step + 1}/{steps}: nats per token {loss.item():.4f}")
+
+
+def mean_loss(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, batches: list[list[Example]]
+) -> Tensor:
+    """Return the cross-entropy of all responses' tokens, in nats per token."""
+    parts = [token_loss_sum(model, *padded(tokenizer, batch, SYSTEM)) for batch in batches]
+    return torch.stack([total for total, _ in parts]).sum() / sum(tokens for _, tokens in parts)
+
+
+def make(out: Path, steps: int = STEPS) -> None:
+    """Write the policy as a Hugging Face folder."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer(all_texts(), PIECE)
+    model = build_model(tokenizer, HIDDEN, LAYERS)
+    learn(model, tokenizer, Practice(SEED), steps)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    """Read the command line and make the policy."""
+    parser = argparse.ArgumentParser(description="Make the study's small policy.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=STEPS, help="when to stop")
+    arguments = parser.parse_args()
+    make(arguments.out, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A study: what its runs left behind in rows, and what follows from them."""
