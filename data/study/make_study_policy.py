@@ -25,8 +25,10 @@ from data.small_policy import Example, build_model, build_tokenizer, padded, tau
 
 SEED = 20260
 STEPS = 1000
-PLAIN, TAUGHT, HINTED = 28, 10, 2
+PLAIN, TAUGHT, HINTED = 16, 14, 2
 """Demonstrations of each kind in a step."""
+SAME_WORDING = 0.5
+"""How often a response repeats the solution shown: copying is learned by copying."""
 LEARNING_RATE = 1e-3
 WARM_UP_STEPS = 50
 HIDDEN, LAYERS = 128, 3
@@ -67,10 +69,12 @@ class Practice:
         return Example(problem.text, self.solution(problem))
 
     def taught(self) -> Example:
-        """Return the same with another solution in the prompt."""
+        """Return the same with a solution in the prompt, this one or another."""
         problem = self.problem()
-        content = taught(problem.text, self.solution(problem))
-        return Example(content, self.solution(problem))
+        shown = self.solution(problem)
+        same = self.random.random() < SAME_WORDING
+        response = shown if same else self.solution(problem)
+        return Example(taught(problem.text, shown), response)
 
     def hinted(self) -> Example:
         """Return the same with a hint on an attempt in which one digit is wrong."""
