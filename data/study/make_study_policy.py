@@ -51,7 +51,7 @@ class Practice:
         self.random = random.Random(seed)
 
     def problem(self) -> Problem:
-        """Return a problem: the first steps of a chain, few or all; the levels are equally frequent.
+        """Return the first steps of a chain, few or all; the levels are equally frequent.
 
         Short ones are cheap to practise, and the tests ask for all steps.
         """
