@@ -15,14 +15,17 @@ belongs to train or test.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import NamedTuple
 
+from data.word_problems import verify
 from data.word_stories.tale import Draws
 from pipeline.errors import DataError
-from pipeline.task import Message, Question, Split, Verdict
+from pipeline.task import Message, Question, Split
+
+__all__ = ["VERIFIER", "load", "verify"]
+"""The parts of a task."""
 
 VERIFIER = "chains/1"
 
@@ -43,8 +46,6 @@ class Level(NamedTuple):
 
 
 LEVELS = {"level-1": Level(5, "++++---*"), "level-2": Level(7, "++-***")}
-
-_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
 class Step(NamedTuple):
@@ -177,40 +178,3 @@ def load(path: str | None, split: Split) -> list[Question]:
         )
     size = TEST_QUESTIONS if split == "test" else TRAIN_QUESTIONS
     return [question(p) for p in islice((p for p in problems(level) if p.split == split), size)]
-
-
-def _has_form(response: str) -> bool:
-    """Say whether a response is some reasoning, then one answer with a whole number."""
-    reasoning, opening, rest = response.partition("<answer>")
-    answer, closing, after = rest.partition("</answer>")
-    return (
-        bool(opening and closing and reasoning.strip())
-        and "</answer>" not in reasoning
-        and _INTEGER.fullmatch(answer.strip()) is not None
-        and not after.strip()
-    )
-
-
-def _last_answer(response: str) -> str | None:
-    """Return the text of the last `<answer>…</answer>`, found in linear time, or None."""
-    end = response.rfind("</answer>")
-    start = response.rfind("<answer>", 0, max(end, 0))
-    return None if start < 0 else response[start + len("<answer>") : end].strip()
-
-
-def verify(response: str, reference: str) -> Verdict:
-    """Judge a response by the last `<answer>…</answer>` in it; reward 1.0 for the right integer.
-
-    Args:
-        response: what the policy wrote; any text at all.
-        reference: the gold answer, a JSON text that holds a string such as `"85"`.
-    """
-    format_ok = _has_form(response)
-    prediction = _last_answer(response)
-    if prediction is None:
-        return Verdict(0.0, format_ok, feedback="There is no <answer>…</answer>.")
-    if _INTEGER.fullmatch(prediction) is None:
-        return Verdict(0.0, format_ok, prediction, feedback="The answer is not a whole number.")
-    if int(prediction) == int(json.loads(reference)):
-        return Verdict(1.0, format_ok, prediction)
-    return Verdict(0.0, format_ok, prediction, feedback=f"{prediction} is not the result.")

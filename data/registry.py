@@ -50,6 +50,7 @@ Hint = Callable[[str, str], str | None]
 Judge = Callable[[str, str, str], Verdict]
 
 _PACKAGE = re.compile(rb"^\s*(?:from|import)\s+data\.(\w+)", re.MULTILINE)
+_VERIFIER_OF = re.compile(rb"^from data\.(\w+) import verify$", re.MULTILINE)
 _HINT_MODULE = re.compile(rb"^(?:from )?data\.hints\.(\w+)", re.MULTILINE)
 
 
@@ -133,9 +134,9 @@ def open_hint(name: str) -> Hint:
 def file_digest(name: str, feedback: Feedback = "full") -> str:
     """Return the SHA-256 of the source that decides a task's verdicts, which run records keep.
 
-    That is the task's own file, and what it takes from packages in `data`, such as math_answers;
-    with hints also the modules that word them. Modules in `data` itself read rows, and what they
-    read has digests of its own.
+    That is the task's own file, the shipped task's whose `verify` it takes, and what it takes from
+    packages in `data`, such as math_answers; with hints also the modules that word them. Other
+    modules in `data` itself read rows, and what they read has digests of its own.
     """
     source = _source(name).read_bytes()
     digest = hashlib.sha256(source)
@@ -161,16 +162,18 @@ def _hint_sources(name: str) -> list[Path]:
 
 
 def _helpers(source: bytes) -> list[Path]:
-    """Return the modules of all packages in `data` that a module imports from, however deep."""
-    found: set[Path] = set()
-    waiting = [source]
+    """Return the task whose verifier a module takes, and all packages' modules, however deep."""
+    data, found = Path(__file__).parent, set[Path]()
+    tasks = [data / f"{name.decode()}.py" for name in _VERIFIER_OF.findall(source)]
+    tasks = [path for path in tasks if path.is_file()]
+    waiting = [source, *(path.read_bytes() for path in tasks)]
     while waiting:
         for name in _PACKAGE.findall(waiting.pop()):
-            folder = Path(__file__).parent / name.decode()
+            folder = data / name.decode()
             if folder.is_dir() and folder not in found:
                 found.add(folder)
                 waiting += [path.read_bytes() for path in folder.glob("*.py")]
-    return sorted(path for folder in found for path in folder.glob("*.py"))
+    return sorted([*tasks, *(path for folder in found for path in folder.glob("*.py"))])
 
 
 def judge(name: str, response: str, reference: str) -> Verdict:

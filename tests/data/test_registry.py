@@ -75,6 +75,21 @@ def test_the_digest_covers_the_package_that_judges(
     assert registry.file_digest(path) != hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def test_the_digest_covers_the_task_whose_verifier_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Writer
+) -> None:
+    helpers = [path.name for path in registry._helpers((PROJECT / "data/chains.py").read_bytes())]
+    assert sorted(helpers) == ["__init__.py", "stories.py", "tale.py", "word_problems.py"]
+    (copied := tmp_path / "data").mkdir()
+    shutil.copy(PROJECT / "data/word_problems.py", copied)
+    monkeypatch.setattr(registry, "__file__", str(copied / "registry.py"))
+    path = write(TASK[: TASK.index("def verify")] + "from data.word_problems import verify\n")
+    before = registry.file_digest(path)
+    with (copied / "word_problems.py").open("a") as file:
+        file.write("#\n")
+    assert registry.file_digest(path) != before
+
+
 @pytest.mark.parametrize("name", registry.SHIPPED)
 def test_every_shipped_task_has_hints(name: str) -> None:
     assert callable(registry.open_hint(name))
