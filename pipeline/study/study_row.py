@@ -16,8 +16,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.files.durable import atomic_path, canonical_json, digest_of
+from pipeline.health.rules import EVALUATION_RULES
 from pipeline.run.metrics import answers_by, evaluation_metrics
 from pipeline.run.run import Run
+from pipeline.run.step_records import Records
 
 SERIES = (
     *("correct_share", "format_rate", "truncated_share", "duplicate_share"),
@@ -79,7 +81,8 @@ class Row(BaseModel):
         series: of each name in `SERIES`, its value at each step; None where there was none.
         means: of each name in `MEANS`, its mean over each `WINDOW` steps, the last maybe fewer;
             None where no step had a value.
-        alarms: rule, step, healthy and severe of each.
+        alarms: rule, step, healthy and severe of each, and `raised`, how many steps were done by
+            then. Those of the last evaluation, which stand in no step's record, are among them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -158,7 +161,7 @@ def row_of(run: Run, name: str, settings: list[str], made: Mapping[str, str | in
         evaluations=[_evaluation_row(run, done) for done in run.steps_of("evaluations")],
         series={key: [_short(record.get(key)) for record in records] for key in SERIES},
         means={key: _window_means([record.get(key) for record in records]) for key in MEANS},
-        alarms=[_alarm_row(alarm) for record in records for alarm in record["alarms"]],
+        alarms=_alarm_rows(run, records),
     )
 
 
@@ -188,8 +191,21 @@ def _evaluation_row(run: Run, steps_done: int) -> EvaluationRow:
     )
 
 
-def _alarm_row(alarm: Mapping[str, Any]) -> dict[str, str | int | bool]:
-    return {key: alarm[key] for key in ("rule", "step", "healthy", "severe")}
+def _alarm_rows(
+    run: Run, records: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str | int | bool]]:
+    """Return the alarms; one of an evaluation is raised before the step whose record has it."""
+    of_evaluations = {rule.name for rule in EVALUATION_RULES}
+    raised = [
+        (alarm, done if alarm["rule"] in of_evaluations else done + 1)
+        for done, record in enumerate(records)
+        for alarm in record["alarms"]
+    ]
+    raised += [(alarm, len(records)) for alarm in Records(run).unrecorded()]
+    return [
+        {**{key: alarm[key] for key in ("rule", "step", "healthy", "severe")}, "raised": done}
+        for alarm, done in raised
+    ]
 
 
 def _window_means(values: Sequence[float | None]) -> list[float | None]:
