@@ -391,6 +391,40 @@ def test_the_likeliest_always_stays(logits: list[float], top_k: int, top_p: floa
     assert max(narrow[i] for i in found) == max(narrow)
 
 
+def nucleus_by_sorting(logits_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return which tokens are kept, row by row, with all tokens sorted in Python."""
+    kept_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    for row, probs in enumerate(logits_BV.double().softmax(-1).tolist()):
+        before = 0.0
+        for token in sorted(range(len(probs)), key=lambda i: (-probs[i], i)):
+            if before >= top_p:
+                break
+            kept_BV[row, token] = True
+            before += probs[token]
+    return kept_BV
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+def test_large_vocabularies_have_the_nucleus_of_a_full_sort(spread: float) -> None:
+    """Flat rows, whose nucleus is far wider than the candidates, and peaked ones, side by side."""
+    generator = torch.Generator().manual_seed(1)
+    logits_BV = torch.randn(6, 5000, generator=generator) * spread
+    logits_BV[0, 4321] = 40.0
+    found_BV = keep_likeliest(logits_BV, 0, 0.9).isfinite()
+    expected_BV = nucleus_by_sorting(logits_BV, 0.9)
+    # Where the mass reaches top_p, float32 may stop a token earlier or later.
+    assert ((found_BV != expected_BV).sum(-1) <= 1).all()
+    assert found_BV[0].nonzero()[:, 0].tolist() == [4321]
+
+
+def test_of_equal_tokens_the_nucleus_has_the_first_ids() -> None:
+    logits_BV = torch.zeros(2, 1024)  # more equal ones than candidates, and four of them, first
+    logits_BV[1, [3, 700, 701, 900]] = 20.0
+    found_BV = keep_likeliest(logits_BV, 0, 0.4375).isfinite()  # 448 of 1024
+    assert found_BV[0].nonzero()[:, 0].tolist() == list(range(448))
+    assert found_BV[1].nonzero()[:, 0].tolist() == [3, 700]
+
+
 # --- columns ---------------------------------------------------------------------------------
 
 
