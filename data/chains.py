@@ -1,12 +1,12 @@
-"""Chains: a number and five to eight calculations on it, one after the other, in a fixed format.
+"""Chains: a number and five or seven calculations on it, one after the other, in a fixed format.
 
 Idea: each step is short and easy to get wrong, and all must be right. A step can be written at once
 or in parts; parts take more tokens and go wrong less often. So a policy has something to find out,
 the length of its answers means something, and an early mistake leaves most of an answer without
 value.
 
-    level-1   five steps, sums and differences, now and then a product
-    level-2   seven steps, every second one a product
+    level-1   five steps, one in eleven a product
+    level-2   seven steps, one in five a product
 
 `data.path` names the level. No file is read: candidate n of a level is drawn from a hash of both,
 the same on every machine and in every Python version. A hash of the question decides whether it

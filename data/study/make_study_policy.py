@@ -5,7 +5,7 @@
 Idea: ordinary supervised learning on right solutions (`data.chains`), stopped early. What it gets
 wrong then is its own: nobody taught it a mistake. Some demonstrations show a correct solution in
 the prompt, in the words of the teacher prompt (docs/method.md, section 2), so that the policy can
-read one, and a few show a hint on a wrong attempt (section 12).
+read one, and a few show a hint on an attempt, nearly always a wrong one (section 12).
 
 The result is a Hugging Face folder. On one machine two runs give the same bytes.
 """
@@ -81,16 +81,13 @@ class Practice:
         return Example(taught(problem.text, shown), response)
 
     def hinted(self) -> Example:
-        """Return the same with a hint on an attempt in which one digit is wrong."""
+        """Return the same with a hint on an attempt of which one digit was drawn anew."""
         problem = self.problem()
-        while True:
-            attempt = self._with_slip(self.solution(problem))
-            feedback = hint(attempt, str(problem.answer))
-            if feedback is not None:
-                return Example(hinted(problem.text, feedback), self.solution(problem))
+        feedback = hint(self._with_slip(self.solution(problem)), str(problem.answer))
+        return Example(hinted(problem.text, str(feedback)), self.solution(problem))
 
     def _with_slip(self, solution: str) -> str:
-        """Return a solution with one digit changed."""
+        """Return a solution with one digit drawn anew, in one of ten cases the same."""
         places = [i for i, character in enumerate(solution) if character.isdigit()]
         place = self.random.choice(places)
         return f"{solution[:place]}{self.random.randrange(10)}{solution[place + 1 :]}"
