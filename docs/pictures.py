@@ -17,10 +17,14 @@ PICTURES = Path(__file__).parent / "images"
 SRPO = Path(sys.executable).with_name("srpo")
 SITE = "http://127.0.0.1:9735"
 ROLLOUT = "000003-0002-01"
+REAL_ROLLOUT = "000000-0007-04"
+POLICY = "policies/smollm2"
 COMMANDS = {
     "runs/demo-1": "train demo --run runs/demo-1",
     "runs/no-weights": "replay runs/demo-1 --from weigh --steps 3:4 --set weigh.beta=0 "
     "--fork runs/no-weights",
+    "runs/smollm2-1": f"train smollm2 --run runs/smollm2-1 --set model.lora.adapter={POLICY} "
+    "--set run.threads=1 --set run.steps=1",
 }
 METHODS = "advantage_mix", "grpo", "rlsd", "sdpo", "srpo"
 REPLAY = "replay runs/demo-1 --from route --steps 3:4 --set route.method={} --fork runs/methods"
@@ -28,9 +32,10 @@ COMPARE = "compare --gradients {} --out runs/side-by-side"
 
 
 def main(folder: Path) -> None:
-    """Make the runs, serve their pages, and photograph five of them."""
+    """Make the runs, serve their pages, and photograph six of them."""
     forks = " ".join(f"runs/methods/route.method={method}" for method in METHODS)
     made = {
+        POLICY: f"warmstart smollm2 --out {POLICY} --set run.threads=1",
         **COMMANDS,
         "runs/methods": REPLAY.format(",".join(METHODS)),
         "runs/side-by-side": COMPARE.format(forks),
@@ -49,11 +54,10 @@ def main(folder: Path) -> None:
             _take(page, "/runs/demo-1/", "run", 760)
             _take(page, "/runs/demo-1/steps/3/", "step", 1430)
             _take(page, "/compare/demo-1/no-weights/", "compare", 840)
-            page.goto(f"{SITE}/runs/demo-1/rollouts/{ROLLOUT}/")
-            page.keyboard.press("4")  # colours: divergence
-            page.locator(".t").nth(8).click()
-            page.wait_for_timeout(500)
+            _open_rollout(page, f"/runs/demo-1/rollouts/{ROLLOUT}/", 8)
             _photograph(page, "rollout", 1180)
+            _open_rollout(page, f"/runs/smollm2-1/rollouts/{REAL_ROLLOUT}/", 18)
+            _photograph(page, "real_rollout", 780, top=565)  # tokens and demonstration
             page.goto((folder / "runs/side-by-side/index.html").resolve().as_uri())
             page.locator(".tokens").nth(1).locator(".t").nth(2).click()
             _photograph(page, "side_by_side", 1580)
@@ -79,8 +83,15 @@ def _take(page: Page, path: str, name: str, height: int) -> None:
     _photograph(page, name, height)
 
 
-def _photograph(page: Page, name: str, height: int) -> None:
-    clip = {"x": 0, "y": 0, "width": 1280, "height": height}
+def _open_rollout(page: Page, path: str, token: int) -> None:
+    page.goto(SITE + path)
+    page.keyboard.press("4")  # colours: divergence
+    page.locator(".t").nth(token).click()
+    page.wait_for_timeout(500)
+
+
+def _photograph(page: Page, name: str, height: int, top: int = 0) -> None:
+    clip = {"x": 0, "y": top, "width": 1280, "height": height}
     page.screenshot(path=PICTURES / f"{name}.png", full_page=True, clip=clip)
 
 
