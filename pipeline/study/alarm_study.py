@@ -10,11 +10,12 @@ the evaluation before j: the fall came in the steps from there to j.
 
 An *alarm* counts at the number of steps done when it was raised, r: s + 1 for one that needs the
 record of step s, n for one of the evaluation after n steps. Each rule raises at most one in a run.
-Where the loss is shown after S steps, the alarm
+Where evaluation j shows the loss after S steps, and evaluation j - `AHEAD`, or the first, was after
+p steps, the alarm
 
-- *precedes* it if S - `AHEAD` <= r <= S; its lead is S - r steps;
+- *precedes* it if p <= r <= S; its lead is S - r steps;
 - is *late* if r > S;
-- is *false* otherwise: there is no loss, or not within `AHEAD` steps of it.
+- is *false* otherwise: there is no loss, or r < p.
 
 A loss that a rule didn't precede is *missed* by it. Rules of evaluations see the fall itself, so
 they are counted apart from rules of steps. Of several rules together the first alarm of a run
@@ -35,14 +36,16 @@ from pipeline.health import findings
 from pipeline.health.findings import Sign
 from pipeline.health.rules import EVALUATION_RULES, STEP_RULES, AtStep, Rule
 from pipeline.methods import METHODS, credit_lambda
+from pipeline.study.curve_measures import accuracy
+from pipeline.study.resampling import Floats
 from pipeline.study.study_row import WINDOW, Row
 
 FALL = 0.10
 """Of accuracy: what a fall is at least."""
 GRACE = 2
 """Evaluations within which a fall may be made up."""
-AHEAD = 60
-"""Steps by which an alarm may be ahead of a loss: three evaluations of the main runs."""
+AHEAD = 3
+"""Evaluations by which an alarm may be ahead of a loss."""
 TOGETHER = "any severe one"
 NOT_AGAIN = ("engine_mismatch", "verifier_fails", "gold_told")
 """Rules of steps that can't be run again over a row, which lacks what they read. They look for
@@ -74,12 +77,14 @@ class Loss(NamedTuple):
     """A loss of accuracy.
 
     Attributes:
+        since: steps done at the evaluation from which on an alarm precedes it.
         onset: steps done at the evaluation before the fall.
         shown: steps done at the evaluation that shows it.
         best: best accuracy before.
         now: accuracy of the evaluation that shows it.
     """
 
+    since: int
     onset: int
     shown: int
     best: float
@@ -150,18 +155,17 @@ class Tuned:
 
 def loss_of(row: Row) -> Loss | None:
     """Return a run's loss of accuracy, or None."""
-    shares = row.correct_counts() / np.array([[e.answers] for e in row.evaluations])
-    accuracy = [float(mean) for mean in shares.mean(axis=1)]
-    done = row.evaluated_steps
-    for j in range(1, len(accuracy)):
-        best = max(accuracy[:j])
+    shares, done = accuracy(row), row.evaluated_steps
+    curve = [float(mean) for mean in shares.mean(axis=1)]
+    for j in range(1, len(curve)):
+        best = max(curve[:j])
         limit = best - max(FALL, _width(shares[j]))
-        if all(later <= limit for later in accuracy[j : j + 1 + GRACE]):
-            return Loss(done[j - 1], done[j], best, accuracy[j])
+        if all(later <= limit for later in curve[j : j + 1 + GRACE]):
+            return Loss(done[max(0, j - AHEAD)], done[j - 1], done[j], best, curve[j])
     return None
 
 
-def _width(shares: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def _width(shares: Floats) -> float:
     """Return the width of a mean's 95% interval."""
     if len(shares) < 2:
         return math.inf
@@ -175,7 +179,7 @@ def raised_in(row: Row) -> list[Raised]:
 
 def fate(done: int, loss: Loss | None) -> Fate:
     """Tell what an alarm was that was raised after so many steps."""
-    if loss is None or done < loss.shown - AHEAD:
+    if loss is None or done < loss.since:
         return "false"
     return "precedes" if done <= loss.shown else "late"
 

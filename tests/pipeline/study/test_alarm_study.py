@@ -59,10 +59,13 @@ def row_of(
     [
         ({}, None),
         ({60: 0.41, 80: 0.41, 100: 0.41}, None),  # 9 points
-        ({60: 0.35, 80: 0.36, 100: 0.3}, Loss(40, 60, 0.5, 0.35)),
+        ({60: 0.35, 80: 0.36, 100: 0.3}, Loss(0, 40, 60, 0.5, 0.35)),
         ({60: 0.35, 80: 0.36}, None),  # made up by the second evaluation after it
-        ({60: 0.35, 80: 0.45, 100: 0.3}, Loss(80, 100, 0.5, 0.3)),  # not made up as far as we see
-        ({40: 0.46, 60: 0.43, 80: 0.39, 100: 0.3}, Loss(60, 80, 0.5, 0.39)),  # slowly
+        (
+            {60: 0.35, 80: 0.45, 100: 0.3},
+            Loss(40, 80, 100, 0.5, 0.3),
+        ),  # not made up as far as we see
+        ({40: 0.46, 60: 0.43, 80: 0.39, 100: 0.3}, Loss(20, 60, 80, 0.5, 0.39)),  # slowly
     ],
 )
 def test_a_loss_is_ten_points_below_the_best_and_stays(
@@ -79,12 +82,12 @@ def test_a_loss_is_wider_than_the_interval() -> None:
     All wrong or all right have no width.
     """
     assert loss_of(row_of({0: 0.9, 20: 0.6}, questions=10)) is None
-    assert loss_of(row_of({0: 0.9, 20: 0.2}, questions=10)) == Loss(0, 20, 0.9, 0.2)  # 0.523
-    assert loss_of(row_of({0: 0.2, 20: 0.0}, questions=10)) == Loss(0, 20, 0.2, 0.0)
+    assert loss_of(row_of({0: 0.9, 20: 0.2}, questions=10)) == Loss(0, 0, 20, 0.9, 0.2)  # 0.523
+    assert loss_of(row_of({0: 0.2, 20: 0.0}, questions=10)) == Loss(0, 0, 20, 0.2, 0.0)
 
 
-def test_an_alarm_precedes_a_loss_by_sixty_steps_at_most() -> None:
-    loss = Loss(180, 200, 0.5, 0.3)
+def test_an_alarm_precedes_a_loss_by_three_evaluations_at_most() -> None:
+    loss = Loss(140, 180, 200, 0.5, 0.3)
     assert [fate(done, loss) for done in (139, 140, 200, 201)] == [
         "false",
         "precedes",
@@ -96,7 +99,7 @@ def test_an_alarm_precedes_a_loss_by_sixty_steps_at_most() -> None:
 
 def test_tallies_count_alarms_and_losses() -> None:
     """Of five runs three have a loss: two are preceded, by 10 and 50 steps, one alarm is late."""
-    loss = Loss(180, 200, 0.5, 0.3)
+    loss = Loss(140, 180, 200, 0.5, 0.3)
     found = tally("off_path", [(loss, 190), (loss, 150), (loss, 220), (None, 7), (None, None)])
     assert found == Tally("off_path", runs=5, losses=3, leads=(10, 50), late=1, false=1)
     assert (found.raised, found.missed, found.score) == (4, 1, 1)
