@@ -21,7 +21,7 @@ from pipeline.task import Question, Verifier
 from pipeline.text import printable
 from stages.route.teacher_prompt import teacher_prompt
 
-OFFER_SOLUTIONS = frozenset({"code", "code_share", "word_problems"})
+OFFER_SOLUTIONS = frozenset({"chains", "code", "code_share", "word_problems"})
 """The shipped tasks whose questions have worked solutions."""
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import arithmetic, registry, science_qa, tool_use, word_problems
+from data import arithmetic, chains, registry, science_qa, tool_use, word_problems
 from data.code_tests import judging
 from data.demo.make_policy import worked
 from data.hints.calculations import MOST_TERMS, calculations
@@ -245,6 +245,13 @@ def _numbers(rng: random.Random, gold: int) -> Iterator[str]:
         yield f"- {gold} * 2 = {gold}\n<answer>{wrong} apples</answer>"
 
 
+def _slipped(rng: random.Random, solution: str) -> str:
+    """Return a worked solution with one digit drawn anew."""
+    places = [place for place, letter in enumerate(solution) if letter.isdigit()]
+    place = rng.choice(places)
+    return f"{solution[:place]}{rng.randrange(10)}{solution[place + 1 :]}"
+
+
 def _tools() -> list[list[dict[str, Any]]]:
     """Return gold calls: those of the data set where it is, and some of our own."""
     made: list[list[dict[str, Any]]] = [
@@ -290,9 +297,11 @@ def answered() -> Iterator[Answered]:
         gold = json.dumps(str(problem.answer))
         for response in (worked(problem, slip=True), *_numbers(rng, problem.answer)):
             yield Answered("arithmetic", gold, response)
-    for question in word_problems.load(None, "test")[:64]:
-        for response in _numbers(rng, int(json.loads(question.reference))):
-            yield Answered("word_problems", question.reference, response)
+    for task, load in (("chains", chains.load), ("word_problems", word_problems.load)):
+        for question in load(None, "test")[:64]:
+            for response in _numbers(rng, int(json.loads(question.reference))):
+                yield Answered(task, question.reference, response)
+            yield Answered(task, question.reference, _slipped(rng, str(question.solution)))
     for gold in science_qa.LETTERS:
         for said in ("A", "B", "C", "D", "a", "A or B", "A: 2270.7", "none"):
             for text in (said, f"<answer>{said}</answer>", f"It is {gold}.<answer>{said}</answer>"):

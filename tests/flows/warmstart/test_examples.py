@@ -94,7 +94,7 @@ def test_a_task_without_solutions_is_refused() -> None:
         with_solutions(questions)
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "word_problems"])
+@pytest.mark.parametrize("name", ["arithmetic", "chains", "word_problems"])
 def test_the_tasks_that_offer_solutions_are_those_named(name: str) -> None:
     assert set(SHIPPED) >= OFFER_SOLUTIONS
     offers = {question.solution is not None for question in open_task(name).load(None, "train")}
