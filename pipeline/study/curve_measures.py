@@ -157,6 +157,32 @@ def common_budget(rows: Sequence[Row], spent: Spent = steps_spent) -> float:
     return min(float(spent(row)[-1]) for row in rows)
 
 
+def first_steps(row: Row, steps: int) -> Row:
+    """Return the row that a run would have left had it ended after so many steps.
+
+    No setting but `run.steps` knows where a run ends, so its first steps are a shorter run.
+
+    Raises:
+        ValueError: no evaluation followed that step, or means over steps reach beyond it.
+    """
+    if steps == len(row.steps):
+        return row
+    if steps not in row.evaluated_steps or steps % WINDOW:
+        raise ValueError(
+            f"row {row.name}: can't be cut after {steps} steps; expected a multiple of {WINDOW} "
+            f"among its evaluated steps, {row.evaluated_steps}"
+        )
+    return row.model_copy(
+        update={
+            "steps": row.steps[:steps],
+            "evaluations": [e for e in row.evaluations if e.step <= steps],
+            "series": {name: values[:steps] for name, values in row.series.items()},
+            "means": {name: values[: steps // WINDOW] for name, values in row.means.items()},
+            "alarms": [alarm for alarm in row.alarms if int(alarm["raised"]) <= steps],
+        }
+    )
+
+
 class Curves(NamedTuple):
     """The runs of one variant.
 
@@ -216,7 +242,7 @@ def curve_intervals(rows: Sequence[Row], of: Values = accuracy) -> list[Interval
     curves = curves_of(rows, of)
     draws = _draws_for(curves)
     found = _curves_by_replicate(curves)
-    means = curves.values.mean(axis=(0, 2))
+    means = curves.values.mean(axis=-1).mean(axis=0)
     return [
         percentile_interval(float(mean), mean_over_drawn_seeds(found[..., place], draws))
         for place, mean in enumerate(means)
