@@ -5,8 +5,9 @@ or in parts; parts take more tokens and go wrong less often. So a policy has som
 the length of its answers means something, and an early mistake leaves most of an answer without
 value.
 
-    level-1   five steps, one in eleven a product
-    level-2   seven steps, one in five a product
+    level-1    five steps, one in eleven a product
+    level-1p   five steps, one in four a product
+    level-2    seven steps, one in five a product
 
 `data.path` names the level. No file is read: candidate n of a level is drawn from a hash of both,
 the same on every machine and in every Python version. A hash of the question decides whether it
@@ -45,7 +46,11 @@ class Level(NamedTuple):
     operators: str
 
 
-LEVELS = {"level-1": Level(5, "++++---*"), "level-2": Level(7, "++-***")}
+LEVELS = {
+    "level-1": Level(5, "++++---*"),
+    "level-1p": Level(5, "++-***"),
+    "level-2": Level(7, "++-***"),
+}
 
 
 class Step(NamedTuple):

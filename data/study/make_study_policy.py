@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from data.chains import LEVELS, SYSTEM, Problem, candidate, worked
+from data.chains import SYSTEM, Problem, candidate, worked
 from data.hints.word_problem_hints import hint
 from data.small_policy import Example, build_model, build_tokenizer, padded, taught, token_loss_sum
 
 SEED = 20260
+PRACTISED = ("level-1", "level-2")
 FIRST_STEPS, SECOND_STEPS = 800, 300
 PLAIN, TAUGHT, HINTED = 28, 24, 4
 """Demonstrations of each kind in a step."""
@@ -69,7 +70,7 @@ class Practice:
         while True:
             # Far beyond the numbers of the training questions.
             number = self.random.randrange(10**6, 10**9)
-            name, steps = candidate(self.random.choice(sorted(LEVELS)), number)
+            name, steps = candidate(self.random.choice(PRACTISED), number)
             problem = Problem(name, steps[: self.random.randint(1, len(steps))])
             if problem.split == "train":
                 return problem
