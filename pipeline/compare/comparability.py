@@ -5,6 +5,7 @@ control characters and cut to a readable length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SrpoError
@@ -16,8 +17,23 @@ _LABEL_SETTINGS, _TEXT = 3, 40
 _DIGEST = 12
 
 
+def telling_names(folders: Sequence[Path]) -> list[str]:
+    """Return the end of each folder's path, the shortest that tells all of them apart.
+
+    All have equally many parts, as in srpo/3, srpo/4 and grpo/3. Equal folders have equal names.
+
+    Args:
+        folders: absolute paths.
+    """
+    parts = [folder.parts[1:] or ("run",) for folder in folders]
+    lengths = range(1, max(map(len, parts), default=0) + 1)
+    enough = (n for n in lengths if len({own[-n:] for own in parts}) == len(set(parts)))
+    length = next(enough, 1)
+    return ["/".join(own[-length:]) for own in parts]
+
+
 def runs_by_folder(runs: Sequence[Run]) -> dict[str, Run]:
-    """Key runs by their folder's name, or by its whole path where two names are equal.
+    """Key runs by their folders' names, with as much of the paths as tells them apart.
 
     Raises:
         SrpoError: a run is given twice.
@@ -26,12 +42,7 @@ def runs_by_folder(runs: Sequence[Run]) -> dict[str, Run]:
     for folder in folders:
         if folders.count(folder) > 1:
             raise SrpoError(f"{folder} is given twice; give each run once")
-    names = [folder.name for folder in folders]
-    texts = [
-        name if names.count(name) == 1 else f"{folder}"
-        for name, folder in zip(names, folders, strict=True)
-    ]
-    return dict(zip((printable(text) for text in texts), runs, strict=True))
+    return dict(zip(map(printable, telling_names(folders)), runs, strict=True))
 
 
 def setting_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from pipeline.run.metrics import evaluation_metrics, tasks_of
 from pipeline.run.run import Run
 from pipeline.run.step_records import Records
 
-_DEPTH = 3
+_DEPTH = 5
 
 
 def find_runs(folder: Path) -> list[Path]:

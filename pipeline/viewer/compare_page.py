@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Any
 
 from pipeline.compare.run_diff import DecisionChange, RunDiff, diff_runs
@@ -21,7 +20,7 @@ from pipeline.viewer.chart_series import (
 )
 from pipeline.viewer.export_selection import in_export
 from pipeline.viewer.history import History, history
-from pipeline.viewer.page import Kind, Runs, run_named
+from pipeline.viewer.page import Kind, Runs, linked_pairs, run_named, shown_name
 from pipeline.viewer.run_settings import written
 from pipeline.viewer.run_state import state_of
 
@@ -54,7 +53,7 @@ def context(runs: Runs, a: str, b: str) -> dict[str, Any]:
         "settings": [(key, _text(old), _text(new)) for key, (old, new) in found.settings.items()],
         "in_export": {a: in_export(first), b: in_export(second)},
         "forks": [
-            (name, run.parent.root.name, run.fork.note)
+            (name, shown_name(runs, run.parent), run.fork.note)
             for name, run in ((a, first), (b, second))
             if run.fork is not None and run.parent is not None
         ],
@@ -156,4 +155,4 @@ def _text(value: Any) -> str:
     return printable("none" if value is None else written(value), _TEXT)
 
 
-COMPARE = Kind("/compare/{}/{}/", "compare.html", context, lambda runs: combinations(runs, 2))
+COMPARE = Kind("/compare/{}/{}/", "compare.html", context, lambda runs: iter(linked_pairs(runs)))

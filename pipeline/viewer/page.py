@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline import text
+from pipeline.compare.comparability import telling_names
 from pipeline.errors import SrpoError
 from pipeline.run.run import Run
 from pipeline.text import printable
@@ -30,6 +32,9 @@ STATIC = FOLDER / "static"
 
 Runs = Mapping[str, Run]
 """The runs that are shown, by the name they have in addresses, in the order they were given."""
+
+MANY = 16
+"""With more runs than this, pages draw their own run alone, and not every pair has a link."""
 
 PLOTLY = Path(str(files("plotly"))) / "package_data" / "plotly.min.js"
 """The installed Plotly; pages get it from here and never from outside."""
@@ -142,15 +147,35 @@ def run_named(runs: Runs, name: str) -> Run:
 
 
 def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
-    """Name each run for the pages' URLs: by its folder, with a number where two are the same."""
+    """Name each run for the pages' URLs: by its folder, with those above that tell runs apart.
+
+    As a name is one segment of an address, dots stand for slashes: level-1.srpo.3. A run that is
+    given twice gets a number.
+    """
     found: dict[str, Run] = {}
-    for run in runs:
-        own = run.root.resolve().name or "run"
+    for own, run in zip(telling_names([run.root.resolve() for run in runs]), runs, strict=True):
+        own = own.replace("/", ".")
         name, number = own, 2
         while name in found:
             name, number = f"{own}-{number}", number + 1
         found[name] = run
     return found
+
+
+def shown_name(runs: Runs, run: Run) -> str:
+    """Return the name under which a run is shown; of one that isn't, its folder's."""
+    root = run.root.resolve()
+    return next((n for n, shown in runs.items() if shown.root.resolve() == root), root.name)
+
+
+def linked_pairs(runs: Runs) -> list[tuple[str, str]]:
+    """Return the pairs that the index links and an export has: of many runs, forks and parents."""
+    if len(runs) <= MANY:
+        return list(combinations(runs, 2))
+    roots = {name: run.root.resolve() for name, run in runs.items()}
+    parents = {name: run.parent.root.resolve() for name, run in runs.items() if run.parent}
+    pairs = combinations(runs, 2)
+    return [(a, b) for a, b in pairs if parents.get(a) == roots[b] or parents.get(b) == roots[a]]
 
 
 class ReopenedRuns(Mapping[str, Run]):

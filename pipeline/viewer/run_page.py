@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, cycle
+from itertools import cycle
 from typing import Any
 
 from pipeline.run.pass_at_k import ks_of
@@ -20,7 +20,7 @@ from pipeline.viewer.chart_series import (
 )
 from pipeline.viewer.export_selection import in_export
 from pipeline.viewer.history import History, Record, history
-from pipeline.viewer.page import Kind, Runs, run_named
+from pipeline.viewer.page import MANY, Kind, Runs, linked_pairs, run_named, shown_name
 from pipeline.viewer.profile_section import profile_context, profiles_of, with_profiles
 from pipeline.viewer.run_settings import changed_settings, origins, policies, written
 from pipeline.viewer.run_state import state_of
@@ -46,15 +46,17 @@ _COLUMNS = (
 def index_context(runs: Runs) -> dict[str, Any]:
     """Return what the index of runs shows."""
     return {
-        "runs": [{"name": name, **_summary(run, history(run))} for name, run in runs.items()],
-        "pairs": list(combinations(runs, 2)),
+        "runs": [{"name": name, **_summary(runs, run, history(run))} for name, run in runs.items()],
+        "pairs": linked_pairs(runs),
+        "many": len(runs) > MANY,
     }
 
 
 def context(runs: Runs, name: str) -> dict[str, Any]:
     """Return what the page of a run shows."""
     run = run_named(runs, name)
-    histories = {other: history(runs[other]) for other in runs}
+    names = list(runs) if len(runs) <= MANY else [name]
+    histories = {other: history(runs[other]) for other in names}
     records = histories[name].steps
     profiles = profiles_of(run, [record["step"] for record in records])
     profiled = replace(histories[name], steps=with_profiles(records, profiles))
@@ -62,7 +64,8 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
         other: run_series(other, known) for other, known in {**histories, name: profiled}.items()
     }
     charts = charts_of([other.steps for other in histories.values()])
-    names = list(runs)
+    others = [_pair(list(runs), name, other) for other in runs if other != name]
+    linked = linked_pairs(runs)
     data = {
         "current": name,
         "charts": [
@@ -73,14 +76,16 @@ def context(runs: Runs, name: str) -> dict[str, Any]:
     }
     return {
         "name": name,
-        "summary": _summary(run, histories[name]),
+        "summary": _summary(runs, run, histories[name]),
         "alarms": alarms_of(records),
         "in_export": in_export(run),
         "fork": _fork(run),
         "charts": data["charts"][:-1],
         "profile": {**profile_context(profiles), "charts": data["charts"][-1:]},
         "runs": [{"name": other, "style": i % STYLES} for i, other in enumerate(names)],
-        "others": [_pair(names, name, other) for other in names if other != name],
+        "others": others,
+        "linked": [other for other in others if other[1:] in linked],
+        "alone": len(runs) > MANY,
         "steps": [{**dict.fromkeys(_COLUMNS), **record} for record in reversed(records)],
         "evaluations": histories[name].evaluations,
         "ks": sorted({k for e in histories[name].evaluations.values() for k in ks_of(e)} - {1}),
@@ -103,7 +108,7 @@ def alarms_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda alarm: -int(alarm["last"]))
 
 
-def _summary(run: Run, known: History) -> dict[str, Any]:
+def _summary(runs: Runs, run: Run, known: History) -> dict[str, Any]:
     records, evaluations = known.steps, known.evaluations
     best = max(evaluations, key=lambda n: evaluations[n]["accuracy"], default=None)
     last = records[-1] if records else {}
@@ -122,7 +127,7 @@ def _summary(run: Run, known: History) -> dict[str, Any]:
         "seconds": sum(record.get("seconds") or 0 for record in records),
         "tokens": sum(record.get("tokens") or 0 for record in records),
         "alarms": len(alarms_of(records)),
-        "fork_of": run.parent.root.name if run.parent else None,
+        "fork_of": shown_name(runs, run.parent) if run.parent else None,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.compare.comparability import telling_names
 from pipeline.compare.comparison import (
     Budget,
     Cell,
@@ -133,6 +134,17 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
     rows = compared(*runs).rows
     assert [row.label for row in rows] == ["srpo, weigh.beta=1", "srpo, weigh.beta=2", "grpo"]
     assert rows[2].settings == {"route.method": "grpo", "weigh.beta": 0.0}
+
+
+def test_names_have_as_much_of_a_path_as_tells_runs_apart() -> None:
+    places = ["level-1/srpo/3", "level-1/grpo/3", "level-2/srpo/3"]
+    nested = [Path("/runs/main") / place for place in places]
+    assert telling_names(nested[:1]) == ["3"]
+    assert telling_names(nested[:2]) == ["srpo/3", "grpo/3"]
+    assert telling_names(nested) == places
+    assert telling_names([nested[0], nested[0]]) == ["3", "3"]
+    assert telling_names([Path("/a"), Path("/b/a")]) == ["a", "b/a"]
+    assert telling_names([]) == []
 
 
 def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:

@@ -9,10 +9,21 @@ from fastapi.testclient import TestClient
 from jinja2 import UndefinedError
 
 from pipeline.errors import StoreError
+from pipeline.run.fork import Fork
 from pipeline.run.run import Run
 from pipeline.viewer import app as application
 from pipeline.viewer.app import create_app
-from pipeline.viewer.page import FOLDER, Kind, Missing, Page, data_block, runs_by_name
+from pipeline.viewer.page import (
+    FOLDER,
+    MANY,
+    Kind,
+    Missing,
+    Page,
+    data_block,
+    linked_pairs,
+    runs_by_name,
+    shown_name,
+)
 from pipeline.viewer.page_registry import KINDS
 from tests.builders.tables import config
 
@@ -59,8 +70,22 @@ def test_no_name_leaves_its_place_in_an_address(name: str) -> None:
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
-    runs = [Run.create(tmp_path / part / "run", config(), {}) for part in ("a", "b", "c")]
-    assert list(runs_by_name(runs)) == ["run", "run-2", "run-3"]
+    places = ("level-1/srpo/3", "level-1/grpo/3", "level-2/srpo/3")
+    runs = [Run.create(tmp_path / place, config(), {}) for place in places]
+    assert list(runs_by_name(runs[:1])) == ["3"]
+    assert list(runs_by_name(runs[:2])) == ["srpo.3", "grpo.3"]
+    assert list(runs_by_name(runs)) == [place.replace("/", ".") for place in places]
+    assert list(runs_by_name([runs[0], runs[0]])) == ["3", "3-2"]
+    assert shown_name(runs_by_name(runs[:2]), runs[1]) == "grpo.3"
+    assert shown_name(runs_by_name(runs[:2]), runs[2]) == "3"
+
+
+def test_of_many_runs_only_forks_and_their_parents_are_linked(tmp_path: Path) -> None:
+    runs = [Run.create(tmp_path / f"r{n}", config(), {}) for n in range(MANY)]
+    assert len(linked_pairs(runs_by_name(runs))) == MANY * (MANY - 1) // 2
+    record = Fork("../r3", runs[3].identity, "weigh", 0, 1, {}, updates=False)
+    fork = Run.create(tmp_path / "fork", config(), {"fork": record.to_record()})
+    assert linked_pairs(runs_by_name([fork, *runs])) == [("fork", "r3")]
 
 
 def test_a_run_that_was_extended_is_shown_so(run: Run, client: TestClient) -> None:
