@@ -241,6 +241,22 @@ def table_of(tallies: Sequence[Tally]) -> list[str]:
     return lines
 
 
+def tuning_table_of(tuned: Sequence[Tuned]) -> list[str]:
+    """Return a Markdown table, a rule a line: losses preceded and false alarms, on either half."""
+    lines = [
+        "| rule | present | chosen on odd seeds | odd, present | odd, chosen | even, present "
+        "| even, chosen |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for t in tuned:
+        values = ", ".join(f"{value:g}" for value in t.tried[0][0].values())
+        chosen = ", ".join(f"{name} {value:g}" for name, value in t.chosen.items())
+        halves = (t.odd_before, t.odd, t.even_before, t.even)
+        results = " | ".join(f"{len(h.leads)} of {h.losses}, {h.false} false" for h in halves)
+        lines.append(f"| {t.rule.replace('_', ' ')} | {values} | {chosen} | {results} |")
+    return lines
+
+
 def records_of(row: Row) -> list[dict[str, Any]]:
     """Return a run's records of steps as the rules of steps read them, but for `NOT_AGAIN`.
 

@@ -26,6 +26,7 @@ from pipeline.study.alarm_study import (
     tally_rules,
     thresholds,
     tune,
+    tuning_table_of,
 )
 from pipeline.study.study_row import Row
 from tests.builders.study_rows import study_row
@@ -243,3 +244,7 @@ def test_thresholds_are_chosen_on_odd_seeds_and_judged_on_even_ones() -> None:
     assert found.odd == Tally(name, 3, 2, (27, 27), late=0, false=0)
     assert found.even == Tally(name, 3, 2, (27,), late=0, false=1)
     assert found.odd_before == found.even_before == Tally(name, 3, 2, (), late=0, false=0)
+    assert tuning_table_of([found])[2:] == [
+        "| duplicate responses | 0.3 | DUPLICATES 0.1 | 0 of 2, 0 false | 2 of 2, 0 false "
+        "| 0 of 2, 0 false | 1 of 2, 1 false |"
+    ]
