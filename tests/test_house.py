@@ -28,6 +28,9 @@ PIPES = (
 LONGEST_FILE, LONGEST_FUNCTION = 600, 100
 """Beyond these a file or a function surely has a seam; below them its meaning decides."""
 
+STUDY_BYTES = 5_000_000
+"""Of all rows and figures: who clones the code clones them."""
+
 ALLOWED = {
     "pipeline": {"pipeline"},
     "data": {"data", "pipeline"},
@@ -234,6 +237,12 @@ def test_nothing_is_pickled_and_no_remote_code_is_trusted(path: Path) -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads(name: str) -> None:
     assert load_config(name).run.steps > 0
+
+
+def test_the_study_stays_small() -> None:
+    files = [path for path in (PROJECT / "docs/study").rglob("*") if path.is_file()]
+    assert files
+    assert sum(path.stat().st_size for path in files) <= STUDY_BYTES
 
 
 def test_the_packages_are_listed_one_by_one() -> None:

@@ -164,14 +164,15 @@ def _style(theme: Theme) -> Any:
     }
 
 
-def _canvas(columns: int, height: float, rows: int = 1) -> tuple[Canvas, list[Axes]]:
+def canvas_of(columns: int, height: float, rows: int = 1) -> tuple[Canvas, list[Axes]]:
+    """Return a drawing as wide as a page, and its panels row by row."""
     canvas = Canvas(figsize=(WIDTH, height))
     panels = canvas.subplots(rows, columns, squeeze=False)
     return canvas, [panels[place] for place in product(range(rows), range(columns))]
 
 
 def _figure_1(rows: Sequence[MethodRow], measure: str) -> Canvas:
-    canvas, (accuracy, entropy) = _canvas(2, 2.9)
+    canvas, (accuracy, entropy) = canvas_of(2, 2.9)
     accuracy_panel(accuracy, rows, "seconds", measure)
     step_panel(entropy, rows, "teacher_entropy_mean", "teacher entropy, nats")
     row_legend(canvas, rows)
@@ -179,7 +180,7 @@ def _figure_1(rows: Sequence[MethodRow], measure: str) -> Canvas:
 
 
 def _figure_3(rows: Sequence[MethodRow], measure: str) -> Canvas:
-    canvas, panels = _canvas(3, 2.7)
+    canvas, panels = canvas_of(3, 2.7)
     axes: tuple[Axis, ...] = ("steps", "tokens", "seconds")
     for panel, axis in zip(panels, axes, strict=True):
         accuracy_panel(panel, rows, axis, measure if axis == "steps" else "")
@@ -191,7 +192,7 @@ def _figure_3(rows: Sequence[MethodRow], measure: str) -> Canvas:
 
 
 def _figure_4(rows: Sequence[MethodRow]) -> Canvas:
-    canvas, (length, seconds, stages) = _canvas(3, 2.9 + 0.12 * max(0, len(rows) - 4))
+    canvas, (length, seconds, stages) = canvas_of(3, 2.9 + 0.12 * max(0, len(rows) - 4))
     step_panel(length, rows, "response_tokens_mean", "response length, tokens")
     step_panel(seconds, rows, "seconds", "seconds per step")
     stage_panel(stages, rows)
@@ -203,7 +204,7 @@ def _figure_4(rows: Sequence[MethodRow]) -> Canvas:
 def _figure_5(rows: Sequence[MethodRow]) -> Canvas:
     columns = min(3, len(rows))
     height = -(-len(rows) // columns)
-    canvas, panels = _canvas(columns, 0.5 + 2.2 * height, height)
+    canvas, panels = canvas_of(columns, 0.5 + 2.2 * height, height)
     used = [r for r in ROUTES if any(any(step_series(row, f"share_{r}")[1]) for row in rows)]
     looks = [(f"share_{route}", route, look_of(i)) for i, route in enumerate(used)]
     looks.append(("teacher_available", "with a teacher", {"color": "C6", "linestyle": ":"}))
@@ -224,7 +225,7 @@ def _figure_5(rows: Sequence[MethodRow]) -> Canvas:
 def _figure_pass_at_k(changes: Sequence[tuple[MethodRow, PassChange]]) -> Canvas:
     columns = min(3, len(changes))
     height = -(-len(changes) // columns)
-    canvas, panels = _canvas(columns, 0.5 + 2.2 * height, height)
+    canvas, panels = canvas_of(columns, 0.5 + 2.2 * height, height)
     for panel, (row, change) in zip(panels, changes, strict=False):
         pass_panel(panel, change)
         _share_panel(panel, row)

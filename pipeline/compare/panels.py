@@ -29,13 +29,13 @@ WINDOW = 5
 Floats = npt.NDArray[np.float64]
 
 # Rows differ by marker and dash as well as by colour (the theme's, in turn).
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PASS_LOOKS: dict[str, dict[str, Any]] = {
     "start": {"label": "before training", "color": "C6", "linestyle": ":", "marker": "s"},
     "last": {"label": "last evaluation", "color": "C0", "linestyle": "-", "marker": "o"},
 }
-_STAGE_COLOURS = ("#4a6fb5", "#fde725", "#b5a0d0", "#21918c", "#d55e00", "#8f8f8f")
+STAGE_COLOURS = ("#4a6fb5", "#fde725", "#b5a0d0", "#21918c", "#d55e00", "#8f8f8f")
 _LABEL = 46
 _AXIS_NAMES = {"steps": "training steps", "tokens": "sampled tokens"}
 
@@ -65,7 +65,7 @@ def step_series(row: MethodRow, key: str) -> tuple[list[int], list[float]]:
 
 def look_of(index: int) -> dict[str, Any]:
     """Return a row's colour and dash: cycles of different lengths, so that pairs repeat late."""
-    return {"color": f"C{index % len(_MARKERS)}", "linestyle": _DASHES[index % len(_DASHES)]}
+    return {"color": f"C{index % len(_MARKERS)}", "linestyle": DASHES[index % len(DASHES)]}
 
 
 def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: str) -> None:
@@ -81,7 +81,7 @@ def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: 
         mean = np.array([interval.mean for interval in intervals])
         colour = look_of(index)["color"]
         _bars(panel, places, intervals, colour)
-        panel.plot(places, mean, linestyle="none", color=colour, **_marker(index))
+        panel.plot(places, mean, linestyle="none", color=colour, **marker_of(index))
         if np.diff(steps).max(initial=0) <= WINDOW // 2:
             _band(panel, np.array(places), *rolling(steps, mean.tolist()), look_of(index))
         else:
@@ -91,7 +91,7 @@ def accuracy_panel(panel: Axes, rows: Sequence[MethodRow], axis: Axis, measure: 
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "steps"))
     if axis == "tokens":
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
 
 
 def pass_panel(panel: Axes, change: PassChange) -> None:
@@ -139,7 +139,7 @@ def stage_panel(panel: Axes, rows: Sequence[MethodRow]) -> None:
         left += width
     beside = panel.get_yaxis_transform()
     for index in range(len(rows)):
-        marker = {**_marker(index), "markersize": 5, "color": look_of(index)["color"]}
+        marker = {**marker_of(index), "markersize": 5, "color": look_of(index)["color"]}
         panel.plot(-0.06, index, transform=beside, clip_on=False, linestyle="none", **marker)
     panel.set_yticks([])
     panel.invert_yaxis()
@@ -173,7 +173,7 @@ def step_axis(panel: Axes) -> None:
 def row_legend(canvas: Canvas, rows: Sequence[MethodRow], beside: bool = False) -> None:
     """Name the rows below the panels; on the left if another legend stands beside."""
     handles = [
-        Line2D([], [], label=shown_label(row.label), linewidth=1.6, **_marker(i), **look_of(i))
+        Line2D([], [], label=shown_label(row.label), linewidth=1.6, **marker_of(i), **look_of(i))
         for i, row in enumerate(rows)
     ]
     columns = min(len(rows), 4 if max(len(row.label) for row in rows) < 24 else 2)
@@ -194,11 +194,12 @@ def stage_legend(canvas: Canvas, rows: Sequence[MethodRow], columns: int) -> Non
 def _stages(rows: Sequence[MethodRow]) -> list[tuple[str, str]]:
     """Return the stages with their colours; the bank only if a row has one."""
     banks = any(step_series(row, "seconds_bank")[1] for row in rows)
-    pairs = zip(ALL_STAGES, _STAGE_COLOURS, strict=True)
+    pairs = zip(ALL_STAGES, STAGE_COLOURS, strict=True)
     return [pair for pair in pairs if banks or pair[0] != "bank"]
 
 
-def _marker(index: int) -> dict[str, Any]:
+def marker_of(index: int) -> dict[str, Any]:
+    """Return a row's marker, which goes with its colour."""
     return {"marker": _MARKERS[index % len(_MARKERS)], "markersize": 3.5}
 
 
@@ -213,7 +214,8 @@ def _scale(rows: Sequence[MethodRow], axis: Axis) -> tuple[float, str]:
     return 1.0, "training time, seconds"
 
 
-def _thousands(value: float) -> str:
+def thousands(value: float) -> str:
+    """Return 12000 as 12k, for an axis that has little room."""
     for size, sign in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{sign}"

@@ -1,5 +1,7 @@
 """The plan of a study: which runs it consists of, in a TOML file that says so and nothing else.
 
+    preregistered = "4a5b6c7"        commit of the hypotheses, before the first main run
+
     [worlds.level-1]                 what is learned, and by whom
     title = "Chains of five"
     config = "level-1.toml"          a configuration, beside the plan
@@ -160,12 +162,14 @@ class Plan(_Part):
 
     Attributes:
         rates: learning rates by world and variant, for groups without rates of their own.
+        preregistered: commit that had, before the first main run, what the study asks.
     """
 
     worlds: dict[Name, World]
     variants: dict[Name, Variant]
     rates: dict[Name, dict[Name, PositiveFloat]] = {}
     groups: Annotated[list[Group], Field(min_length=1)]
+    preregistered: Annotated[str, Field(pattern="^[0-9a-f]{7,40}$")] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:

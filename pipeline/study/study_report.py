@@ -1,0 +1,323 @@
+"""The results of a study as text: the part of docs/STUDY.md that is written from rows.
+
+It stands between two markers, so that what was written before the runs stays as it was. Groups
+that are not finished say how many of their runs are.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from pipeline.compare.figures import Figure
+from pipeline.errors import StoreError
+from pipeline.files.durable import atomic_path
+from pipeline.run.metrics import Interval
+from pipeline.study.alarm_study import evaluation_tallies, step_tallies, table_of
+from pipeline.study.curve_measures import BUDGETS
+from pipeline.study.hypotheses import Judgement, judgements
+from pipeline.study.study_figures import figures_of_world, readme_figure, svg_of
+from pipeline.study.study_plan import Plan, PlannedRun
+from pipeline.study.study_results import (
+    BestWithin,
+    Clocks,
+    VariantResult,
+    WorldResult,
+    best_by_seconds,
+    best_by_tokens,
+    cut_reference,
+    world_results,
+)
+from pipeline.study.study_row import Row
+from pipeline.text import count, number, printable
+
+BEGIN = "<!-- results: written by `python -m flows.study report`; don't edit -->"
+END = "<!-- end -->"
+FIGURES = Path("study/figures")
+"""Where the figures are, from the page."""
+NONE = "–"
+MAIN, SURVIVAL = "main", "srpo-survival"
+_SPECIAL = "\\`*_[]|~#"
+
+
+def write_report(plan: Plan, rows: Mapping[str, Row], clocks: Clocks, page: Path) -> None:
+    """Write a study's results into its page, and its figures beside it.
+
+    Args:
+        rows: those that there are, by name.
+
+    Raises:
+        StoreError: the page is there, but has no place for results.
+        ValueError: rows that are compared can't be.
+    """
+    before, after = _around(page)
+    worlds = world_results(plan, rows, clocks)
+    figures = {world.name: list(figures_of_world(world)) for world in worlds}
+    text = results_text(plan, rows, worlds, figures)
+    drawn = [figure for of_world in figures.values() for figure in of_world]
+    if any(world.main for world in worlds):
+        drawn.append(readme_figure(worlds))
+    folder = page.parent / FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in drawn:
+        _write(folder / f"{figure.name}.svg", svg_of(figure))
+    _write(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}".encode())
+
+
+def _around(page: Path) -> tuple[str, str]:
+    """Return what stands before and after the results; of a new page nothing."""
+    if not page.is_file():
+        return "", "\n"
+    text = page.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise StoreError(
+            f"{page}: no place for results; expected the lines {BEGIN} and {END}, once each"
+        )
+    return text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def results_text(
+    plan: Plan,
+    rows: Mapping[str, Row],
+    worlds: Sequence[WorldResult],
+    figures: Mapping[str, Sequence[Figure]],
+) -> str:
+    """Return the results as markdown.
+
+    Args:
+        figures: of each world.
+    """
+    runs = plan.runs()
+    found = [rows[run.name] for run in runs if run.name in rows]
+    parts = ["# Results", _preregistered(plan), *_state(plan, runs, rows)]
+    if found:
+        parts += [_machines(found), "## Hypotheses", *_hypotheses(plan, found)]
+    for world in worlds:
+        parts += [f"## {escaped(world.title)}", *_world(plan, world, figures[world.name])]
+    return "\n\n".join([*filter(None, parts), *_alarm_tables(worlds)]) + "\n"
+
+
+def _alarm_tables(worlds: Sequence[WorldResult]) -> Iterator[str]:
+    """Yield what alarms did in the runs of all groups that compare variants."""
+    shown = [result for world in worlds for result in [*world.main, *world.others]]
+    rows = [row for result in shown for row in result.done.rows]
+    if not rows:
+        return
+    yield "## Alarms and losses"
+    yield (
+        f"In all {count(len(rows))} finished runs but pilots; `pipeline/study/alarm_study.py` says "
+        "what a loss is, and which alarms precede it. Rules of steps:"
+    )
+    yield "\n".join(table_of(step_tallies(rows)))
+    yield "Rules of evaluations, which see the loss itself:"
+    yield "\n".join(table_of(evaluation_tallies(rows)))
+
+
+def _preregistered(plan: Plan) -> str:
+    if plan.preregistered is None:
+        return ""
+    return f"What stands above was committed before the first main run, as `{plan.preregistered}`."
+
+
+def _state(plan: Plan, runs: Sequence[PlannedRun], rows: Mapping[str, Row]) -> Iterator[str]:
+    yield f"{_n_of_m(runs, rows)} runs are finished."
+    worlds = list(plan.worlds)
+    lines = [["group", *(escaped(plan.worlds[world].title) for world in worlds)]]
+    for group in dict.fromkeys(run.group for run in runs):
+        parts = [[r for r in runs if (r.group, r.world) == (group, world)] for world in worlds]
+        lines.append([group, *(_n_of_m(part, rows) if part else NONE for part in parts)])
+    yield table(lines)
+
+
+def _n_of_m(runs: Sequence[PlannedRun], rows: Mapping[str, Row]) -> str:
+    return f"{count(sum(run.name in rows for run in runs))} of {count(len(runs))}"
+
+
+def _machines(rows: Sequence[Row]) -> str:
+    found = dict.fromkeys(str(row.made.get("processor", "unknown")) for row in rows)
+    return f"Made on: {'; '.join(map(escaped, found))}."
+
+
+def _hypotheses(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    found = judgements(rows, _survival(plan))
+    worlds = [world for world in plan.worlds if any(world in j.worlds for j in found)]
+    titles = [escaped(plan.worlds[world].title) for world in worlds]
+    lines = [["", "claim", "verdict", *titles]]
+    lines += [
+        [j.key, escaped(j.claim), f"**{j.verdict}**", *(j.worlds.get(w, NONE) for w in worlds)]
+        for j in found
+    ]
+    yield table(lines)
+    differences = [line for j in found for line in _differences(plan, j)]
+    if differences:
+        yield "What the verdicts rest on: differences in points, with 95% intervals."
+        yield table([["", "world", "difference", "points", "seeds"], *differences])
+
+
+def _survival(plan: Plan) -> str:
+    """Return the variant with survival that the main runs have: the one that the pilots chose."""
+    main = [name for group in plan.groups if group.name == MAIN for name in group.variants]
+    return next((name for name in main if name.startswith(SURVIVAL)), SURVIVAL)
+
+
+def _differences(plan: Plan, judgement: Judgement) -> Iterator[list[str]]:
+    for part in judgement.parts:
+        title = escaped(plan.worlds[part.world].title)
+        points = interval_text(part.interval, signed=True)
+        yield [judgement.key, title, escaped(part.what), points, count(part.seeds)]
+
+
+def _world(plan: Plan, world: WorldResult, figures: Sequence[Figure]) -> Iterator[str]:
+    for group in world.compared:
+        shown = [result for result in world.results if result.group == group]
+        yield f"**{escaped(group)}.** {_seeds(shown)}"
+        if any(result.finished for result in shown):
+            reference = cut_reference(world, group)
+            lines = [*shown, reference] if reference else shown
+            yield table([["variant", *ACCURACY_COLUMNS], *map(_accuracy_line, lines)])
+            yield table([["variant", *LAST_COLUMNS], *map(_last_line, lines)])
+    if world.main:
+        yield from _best_within(world.main, best_by_tokens(world.main), "sampled tokens")
+        if (by_seconds := best_by_seconds(world.main)) is not None:
+            yield from _best_within(world.main, by_seconds, "seconds of training")
+    for figure in figures:
+        path = (FIGURES / f"{figure.name}.svg").as_posix()
+        yield f"![{escaped(figure.title)}]({path})"
+        yield f"{escaped(figure.title)}. {escaped(figure.caption)}"
+    if pilots := [r for r in world.results if r.group not in world.compared]:
+        yield from _pilots(plan, world.name, pilots)
+    compared = [result for result in world.results if result.group in world.compared]
+    yield "Settings besides those of the world's configuration:"
+    yield table([["group", "variant", "settings"], *map(_settings_line, compared)])
+
+
+def _best_within(shown: Sequence[VariantResult], found: BestWithin, unit: str) -> Iterator[str]:
+    yield f"Best accuracy within budgets of {unit}, shares of what all of these runs have spent:"
+    heads = [f"{share} ({count(n)})" for share, n in zip(BUDGETS, found.budgets, strict=True)]
+    cells = zip(shown, found.best, strict=True)
+    lines = [[escaped(one.title), *map(interval_text, best)] for one, best in cells]
+    yield table([["variant", *heads], *lines])
+
+
+ACCURACY_COLUMNS = (
+    *("at 1/6", "best within 1/6", "best within 1/2", "best", "last third", "worst drop"),
+    "seeds",
+)
+"""Accuracy in percent; the drop in points."""
+LAST_COLUMNS = ("pass@1", "pass@2", "pass@4", "pass@8", "tokens", "format", "alarms")
+"""What the last evaluation found; alarms are of the whole run."""
+_PASSES = (1, 2, 4, 8)
+
+
+def _seeds(shown: Sequence[VariantResult]) -> str:
+    steps = " or ".join(count(n) for n in sorted({r.steps for v in shown for r in v.runs}))
+    runs = [run for result in shown for run in result.runs]
+    done = sum(len(result.finished.rows) for result in shown if result.finished)
+    state = f"{count(done)} of {count(len(runs))} runs"
+    return (
+        f"{steps} steps, {state}. Accuracy in percent, mean over seeds and 95% interval; then the "
+        "last evaluation, and in how many runs a rule raised an alarm."
+    )
+
+
+def _accuracy_line(result: VariantResult) -> list[str]:
+    if result.finished is None:
+        return [escaped(result.title), *[NONE] * (len(ACCURACY_COLUMNS) - 1), _finished(result)]
+    found = result.finished.summary
+    within = found.best_within
+    cells = [
+        found.accuracy["at_sixth"],
+        within[Fraction(1, 6)],
+        within[Fraction(1, 2)],
+        within[Fraction(1)],
+        found.accuracy["last_third"],
+        found.accuracy["worst_drop"],
+    ]
+    return [escaped(result.title), *map(interval_text, cells), _finished(result)]
+
+
+def _finished(result: VariantResult) -> str:
+    done = len(result.finished.rows) if result.finished else 0
+    return f"{count(done)} of {count(len(result.runs))}"
+
+
+def _last_line(result: VariantResult) -> list[str]:
+    if result.finished is None:
+        return [escaped(result.title), *[NONE] * len(LAST_COLUMNS)]
+    found = result.finished.summary
+    passes = [found.pass_at.get(k) for k in _PASSES]
+    return [
+        escaped(result.title),
+        *(NONE if cell is None else interval_text(cell) for cell in passes),
+        number(found.response_tokens.mean),
+        interval_text(found.format_rate),
+        _alarms(result.finished.rows),
+    ]
+
+
+def _alarms(rows: Sequence[Row]) -> str:
+    """Return each rule that fired, and in how many of the runs."""
+    by_run = [{str(alarm["rule"]) for alarm in row.alarms} for row in rows]
+    rules = sorted(set().union(*by_run))
+    parts = [f"`{rule}` {sum(rule in of for of in by_run)} of {len(rows)}" for rule in rules]
+    return ", ".join(parts) or NONE
+
+
+def _pilots(plan: Plan, world: str, pilots: Sequence[VariantResult]) -> Iterator[str]:
+    """Yield the accuracy in the last third by variant and learning rate; the plan's in bold."""
+    rates = list(dict.fromkeys(result.name.partition("@")[2] for result in pilots))
+    lines = [["variant", *rates]]
+    for variant in dict.fromkeys(result.name.partition("@")[0] for result in pilots):
+        chosen = plan.rates.get(world, {}).get(variant)
+        cells = {r.name.partition("@")[2]: r for r in pilots if r.name.startswith(f"{variant}@")}
+        texts = [_pilot_cell(cells.get(rate), float(rate) == chosen) for rate in rates]
+        lines.append([escaped(plan.variants[variant].title), *texts])
+    yield "**Pilots.** Accuracy in the last third, in percent, by learning rate; **bold**: chosen."
+    yield table(lines)
+
+
+def _pilot_cell(result: VariantResult | None, chosen: bool) -> str:
+    if result is None or result.finished is None:
+        return NONE
+    text = f"{100 * result.finished.summary.accuracy['last_third'].mean:.1f}"
+    return f"**{text}**" if chosen else text
+
+
+def _settings_line(result: VariantResult) -> list[str]:
+    run = result.runs[0]
+    kept = [text for text in run.settings if not text.startswith("run.seed=")]
+    return [
+        run.group,
+        f"`{run.variant}`",
+        ", ".join(f"`{escaped(text, code=True)}`" for text in kept),
+    ]
+
+
+def interval_text(interval: Interval, signed: bool = False) -> str:
+    """Return a share and its interval in percent, as in 61.2 (58.0 to 64.1)."""
+    form = "+.1f" if signed else ".1f"
+    mean, low, high = (format(100 * value + 0.0, form) for value in interval)
+    return f"{mean} ({low} to {high})"
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table of markdown; the first line is its head."""
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
+def escaped(text: str, code: bool = False) -> str:
+    """Return text that says in markdown, also in a table, what it says.
+
+    Args:
+        code: it stands between backticks, where only those and a table's bars are special.
+    """
+    shown = printable(text)
+    if code:
+        return shown.replace("`", "'").replace("|", "\\|")
+    spelled = "".join(f"\\{c}" if c in _SPECIAL else c for c in shown)
+    return spelled.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,216 @@
+"""The results part of a study's page: its numbers, what it says of unfinished groups, and bytes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.run.metrics import Interval
+from pipeline.study.curve_measures import summary_of
+from pipeline.study.study_plan import Plan
+from pipeline.study.study_report import (
+    BEGIN,
+    END,
+    escaped,
+    interval_text,
+    results_text,
+    table,
+    write_report,
+)
+from pipeline.study.study_results import world_results
+from pipeline.study.study_row import Row
+from tests.builders.study_rows import study_row
+
+TITLES = {"grpo": "GRPO", "srpo": "SRPO", "srpo-bank": "with a | bank"}
+PLAN: dict[str, Any] = {
+    "preregistered": "0123abc",
+    "worlds": {"level-1": {"title": "Chains", "config": Path("level-1.toml")}},
+    "variants": {name: {"title": title} for name, title in TITLES.items()},
+    "rates": {"level-1": dict.fromkeys(TITLES, 1e-3)},
+    "groups": [
+        {"name": "pilot", "worlds": ["level-1"], "variants": ["grpo"], "seeds": [100],
+         "steps": 12, "rates": [1e-3, 3e-3]},
+        {"name": "main", "worlds": ["level-1"], "variants": ["grpo", "srpo"],
+         "seeds": [0, 1, 2], "steps": 12},
+        {"name": "ablation", "worlds": ["level-1"], "variants": ["srpo-bank"], "seeds": [0, 1],
+         "steps": 12},
+    ],
+}  # fmt: skip
+
+
+def the_plan(**changes: Any) -> Plan:
+    return Plan.model_validate({**PLAN, **changes})
+
+
+def made(plan: Plan, parts: Iterable[str] = ("",)) -> dict[str, Row]:
+    """Return rows of the runs whose names have one of the parts; each seed is a little better."""
+    alarm: dict[str, str | int | bool]
+    alarm = {"rule": "off_path", "step": 3, "healthy": 2, "severe": True, "raised": 4}
+    found = {}
+    for run in plan.runs():
+        if any(part in run.name for part in parts):
+            curve = {done: 0.2 + 0.04 * done + 0.01 * (run.seed % 3) for done in range(0, 13, 2)}
+            alarms = [alarm] if run.variant == "srpo" and run.seed == 1 else []
+            found[run.name] = study_row(run.name, curve, format_rate=0.9, alarms=alarms)
+    return found
+
+
+def text_of(plan: Plan, rows: dict[str, Row]) -> str:
+    worlds = world_results(plan, rows, {})
+    return results_text(plan, rows, worlds, {world.name: [] for world in worlds})
+
+
+def lines_of(text: str, title: str) -> list[list[str]]:
+    """Return the cells of a variant's lines in the tables."""
+    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [cells for cells in found if cells[0] == title]
+
+
+def test_tables_have_the_numbers_of_the_measures() -> None:
+    plan = the_plan()
+    rows = made(plan)
+    accuracy, last, _ = lines_of(text_of(plan, rows), "SRPO")
+    summary = summary_of([row for name, row in rows.items() if "main/level-1/srpo/" in name])
+    within = list(summary.best_within.values())
+    curve = summary.accuracy
+    assert accuracy[1:] == [
+        *map(interval_text, [curve["at_sixth"], *within, curve["last_third"]]),
+        interval_text(curve["worst_drop"]),
+        "3 of 3",
+    ]
+    assert last[1:] == [
+        *(interval_text(summary.pass_at[k]) for k in (1, 2, 4, 8)),
+        "60",
+        "90.0 (90.0 to 90.0)",
+        "`off_path` 1 of 3",
+    ]
+
+
+def test_budgets_of_tokens_are_shares_of_what_all_runs_have_spent() -> None:
+    plan = the_plan()
+    rows = made(plan)
+    longer = {"tokens": [2000.0, 2000.0]}  # else 12 steps of 1000 tokens
+    for name in rows:
+        if name.startswith("main/level-1/srpo/"):
+            rows[name] = rows[name].model_copy(update={"means": {**rows[name].means, **longer}})
+    text = text_of(plan, rows)
+    assert "| variant | 1/6 (2,000) | 1/2 (6,000) | 1 (12,000) |" in text
+    # 2000 tokens are two steps of GRPO, at which it was evaluated, and one of SRPO.
+    assert lines_of(text, "GRPO")[2][1].startswith("28.8 ")  # 22, 23 and 24 of 80 answers
+    assert lines_of(text, "SRPO")[2][1].startswith("21.2 ")  # before training: 16, 17 and 18
+
+
+def test_a_mean_is_in_percent_with_its_interval() -> None:
+    assert interval_text(Interval(0.6125, 0.58, 0.6449)) == "61.3 (58.0 to 64.5)"
+    assert interval_text(Interval(0.02, -0.01, 0.05), signed=True) == "+2.0 (-1.0 to +5.0)"
+    assert interval_text(Interval(-0.0, -0.0, 0.0)) == "0.0 (0.0 to 0.0)"
+
+
+def test_the_chosen_rate_of_a_pilot_is_bold() -> None:
+    plan = the_plan()
+    rows = made(plan)
+    text = text_of(plan, rows)
+    assert "| variant | 1e-3 | 3e-3 |" in text
+    # The evaluations after 10 and 12 steps are those after two thirds of 12.
+    mean = 100 * (0.2 + 0.04 * 11 + 0.01 * (100 % 3))
+    assert ["GRPO", f"**{mean:.1f}**", f"{mean:.1f}"] in lines_of(text, "GRPO")
+
+
+@pytest.mark.parametrize(
+    ("parts", "state"),
+    [
+        ([], ["0 of 10 runs are finished.", "12 steps, 0 of 6 runs."]),
+        (["main/level-1/srpo/1"], ["1 of 10 runs are finished.", "| main | 1 of 6 |"]),
+        (["grpo"], ["5 of 10 runs are finished.", "| ablation | 0 of 2 |"]),
+    ],
+)
+def test_an_unfinished_group_says_how_many_of_its_runs_are(
+    parts: list[str], state: list[str]
+) -> None:
+    plan = the_plan()
+    text = text_of(plan, made(plan, parts))
+    for words in state:
+        assert words in text
+
+
+def test_an_ablation_stands_beside_the_first_steps_of_the_reference() -> None:
+    main, ablation = PLAN["groups"][1:]
+    plan = the_plan(groups=[{**main, "steps": 20}, {**ablation, "steps": 10}])
+    rows = {}
+    for run in plan.runs():
+        curve = {n: 0.2 + 0.04 * n / 2 + 0.1 * run.seed for n in range(0, run.steps + 1, 5)}
+        rows[run.name] = study_row(run.name, curve)
+    (line, _) = lines_of(text_of(plan, rows), "SRPO, first 10 steps of main")
+    # Seeds 0 and 1 after 10 of 10 steps: 40% and 50%; seed 2 is none of the ablation's.
+    assert line[4].startswith("45.0 (")
+    assert line[-1] == "2 of 2"
+
+
+def test_a_variant_without_runs_has_a_line_without_numbers() -> None:
+    plan = the_plan()
+    accuracy, last = lines_of(text_of(plan, made(plan, ["grpo"])), "SRPO")
+    assert set(accuracy[1:-1]) == set(last[1:]) == {"–"}
+    assert accuracy[-1] == "0 of 3"
+
+
+def test_the_commit_of_the_preregistration_is_named() -> None:
+    plan = the_plan()
+    assert "as `0123abc`." in text_of(plan, {})
+    assert "before the first main run" not in text_of(the_plan(preregistered=None), {})
+
+
+def test_verdicts_stand_beside_the_differences_they_rest_on() -> None:
+    plan = the_plan()
+    text = text_of(plan, made(plan))
+    assert "| H1 |" in text
+    assert "srpo - grpo: accuracy at a sixth of the steps" in text
+
+
+def test_names_say_what_they_say() -> None:
+    assert escaped("a | b_c <i> `d`") == "a \\| b\\_c &lt;i&gt; \\`d\\`"
+    assert escaped('a="`|"', code=True) == 'a="\'\\|"'
+    assert table([["a", "b"], ["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    plan = the_plan()
+    assert "| with a \\| bank |" in text_of(plan, made(plan))
+
+
+def test_a_report_keeps_what_is_written_by_hand_and_is_the_same_twice(tmp_path: Path) -> None:
+    plan = the_plan()
+    page = tmp_path / "STUDY.md"
+    page.write_text(f"# By hand\n\n{BEGIN}\nfrom before\n{END}\n\nThe end.\n")
+    found = []
+    for rows in (made(plan, ["main"]), made(plan, ["main"])):
+        write_report(plan, rows, {}, page)
+        files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        found.append({path.relative_to(tmp_path): path.read_bytes() for path in files})
+    first, second = found
+    assert first == second
+    assert {path.name for path in first} == {
+        *("STUDY.md", "readme.svg"),
+        *(f"level-1-{name}.svg" for name in ("accuracy", "budgets", "behaviour")),
+    }
+    text = page.read_text()
+    assert text.startswith(f"# By hand\n\n{BEGIN}\n\n# Results\n")
+    assert text.endswith(f"\n{END}\n\nThe end.\n")
+    assert "from before" not in text
+    for figure in first:
+        if figure.suffix == ".svg" and figure.stem != "readme":
+            assert f"]({figure.as_posix()})" in text
+
+
+def test_a_new_page_has_results_alone(tmp_path: Path) -> None:
+    write_report(the_plan(), {}, {}, tmp_path / "STUDY.md")
+    text = (tmp_path / "STUDY.md").read_text()
+    assert text.startswith(BEGIN)
+    assert text.endswith(f"{END}\n")
+
+
+def test_a_page_without_a_place_for_results_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "STUDY.md"
+    for text in ("# By hand\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"):
+        page.write_text(text)
+        with pytest.raises(StoreError, match="no place for results"):
+            write_report(the_plan(), {}, {}, page)
+        assert page.read_text() == text
