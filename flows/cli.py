@@ -57,7 +57,12 @@ def start(
 
 
 def main() -> None:
-    """Run a command; an error of ours is one line and exit code 2."""
+    """Run `srpo`."""
+    run_command(app, "srpo")
+
+
+def run_command(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command and end the process; an error of ours is one line and exit code 2."""
     show_on_any_terminal()
     logging.raiseExceptions = False  # Prefect would print that it can't send its logs
     for entry in exempt_loopback():
@@ -65,7 +70,7 @@ def main() -> None:
             f"warning: no_proxy names {printable(entry, 80)!r}, no host; ignored", file=sys.stderr
         )
     try:
-        code = app(prog_name="srpo", standalone_mode=False)
+        code = app(prog_name=name, standalone_mode=False)
     except (SrpoError, OSError, typer.TyperException) as error:
         print(f"error: {printable(joined_lines(_text(error)), ERROR_LIMIT)}", file=sys.stderr)
         code = 2

@@ -58,6 +58,7 @@ ROOMS = {
             "terminal",
             "commands",
             FLAT,
+            "study",
         ),
     ),
 }

@@ -13,13 +13,15 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.errors import StoreError
 from pipeline.files.durable import atomic_path, canonical_json, digest_of
 from pipeline.health.rules import EVALUATION_RULES
 from pipeline.run.metrics import answers_by, evaluation_metrics
 from pipeline.run.run import Run
 from pipeline.run.step_records import Records
+from pipeline.text import one_line
 
 SERIES = (
     *("correct_share", "format_rate", "truncated_share", "duplicate_share"),
@@ -72,8 +74,8 @@ class Row(BaseModel):
         name: group, world, variant and seed, as in `main/level-1/srpo/3`; the row's path.
         variant: the method, or the method with what sets it apart.
         settings: overrides of the world's configuration, `section.key=value`.
-        config: SHA-256 of the resolved configuration, `run.prefect_seconds` and the model's path
-            left out.
+        config: SHA-256 of the resolved configuration, `run.prefect_seconds` and where the policy
+            and its adapters lie left out.
         made: when, by which commit, with which versions, on which processor.
         questions: digest of the questions, equal for all rows of a world.
         start: version of the policy before training.
@@ -113,8 +115,17 @@ class Row(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a row."""
-        return cls.model_validate_json(path.read_bytes())
+        """Read a row.
+
+        Raises:
+            StoreError: it isn't there, or is none.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise StoreError(f"{path}: no row here; is its run made?") from None
+        except ValidationError as error:
+            raise StoreError(f"{path}: not a row of a study: {one_line(error)}") from None
 
     def correct_counts(self) -> npt.NDArray[np.int64]:
         """Return how many answers were correct, [evaluations, questions]."""
@@ -169,6 +180,8 @@ def config_digest(run: Run) -> str:
     """Return the SHA-256 of what decides a run's tables: its settings, but not where files lie."""
     config = run.config.recorded()
     del config["run"]["prefect_seconds"], config["model"]["path"]
+    if "lora" in config["model"]:
+        del config["model"]["lora"]["adapter"]
     return digest_of(config)
 
 

@@ -7,6 +7,16 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.study.study_plan import CODE, Plan
 from tests.builders.study_plans import write_plan
+from tests.paths import PROJECT
+
+SHIPPED = sorted(
+    path for path in (PROJECT / "docs/study").glob("*.toml") if "[[groups]]" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_plan_can_be_read(path: Path) -> None:
+    assert Plan.read(path).runs()
 
 
 def test_the_runs_of_a_plan_in_order(tmp_path: Path) -> None:

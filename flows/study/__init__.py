@@ -1,0 +1,1 @@
+"""Making a study's runs, and making them anew: `python -m flows.study`."""

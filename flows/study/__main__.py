@@ -1,0 +1,126 @@
+"""A study's runs, from its plan to its rows.
+
+python -m flows.study state docs/study/plan.toml
+python -m flows.study run docs/study/plan.toml --runs ../srpo-study
+python -m flows.study remake docs/study/plan.toml main/level-1/srpo/3 --runs /tmp/anew
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli import run_command
+from flows.commands.options import INTERRUPTED
+from flows.study.plan_state import plan_state, print_state
+from flows.terminal.console import open_console
+from pipeline.errors import SrpoError
+from pipeline.study.study_plan import Plan
+from pipeline.study.study_row import Row, path_of
+
+FAILED = 2
+"""Exit code of a command of whose runs some failed."""
+UNEQUAL = 1
+"""Exit code of a remake that came out otherwise."""
+
+app = typer.Typer(
+    help="Make a study's runs, and make them anew.",
+    context_settings={"max_content_width": 120},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, a TOML file.")]
+Rows = Annotated[Path | None, typer.Option(help="Folder of rows; else rows, beside the plan.")]
+Runs = Annotated[Path, typer.Option(help="Folder of run folders, outside the repository.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each on one thread.")]
+Only = Annotated[str, typer.Option(help="Only runs whose name has this text.")]
+
+
+@app.command()
+def state(plan: PlanFile, rows: Rows = None, only: Only = "", jobs: Jobs = 2) -> None:
+    """Say how many runs of each group and world are done, and about how long the others take."""
+    read = Plan.read(plan)
+    print_state(open_console(), read, plan_state(read, _rows(plan, rows), only), jobs)
+
+
+@app.command()
+def run(
+    plan: PlanFile,
+    runs: Runs,
+    rows: Rows = None,
+    only: Only = "",
+    jobs: Jobs = 2,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="After so long stop, as after Ctrl-C.")
+    ] = None,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Commit each row, and nothing else, to git.")
+    ] = False,
+) -> None:
+    """Make the runs that have no row yet, in the plan's order, and write their rows.
+
+    Ctrl-C stops them after a snapshot; the same command goes on with them.
+
+    Example: python -m flows.study run docs/study/plan.toml --runs ../srpo-study --only main/
+    """
+    read, folder = Plan.read(plan), _rows(plan, rows)
+    state = plan_state(read, folder, only)
+    print_state(open_console(), read, state, jobs)
+    if not state.runs:
+        raise SrpoError(f"--only {only}: no run of {plan} has this in its name")
+    if not state.missing:
+        return
+    from flows.study.missing_runs import make_missing
+
+    outcome = make_missing(read, state.missing, folder, runs, jobs, hours, commit)
+    raise typer.Exit(INTERRUPTED if outcome.interrupted else FAILED if outcome.failed else 0)
+
+
+@app.command()
+def remake(
+    plan: PlanFile,
+    runs: Runs,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="ROW", help="Rows, as GROUP/WORLD/VARIANT/SEED.")
+    ] = None,
+    rows: Rows = None,
+    share: Annotated[
+        int | None, typer.Option(min=1, help="Instead of ROW: one in N rows of each world.")
+    ] = None,
+    jobs: Jobs = 2,
+    quiet_out: Annotated[
+        Path | None,
+        typer.Option(help="Keep the seconds of each stage there: one run at a time, nothing else."),
+    ] = None,
+) -> None:
+    """Make the runs of rows anew, below RUNS/remade, and say whether they came out the same.
+
+    Compared are the digests of settings, questions, policy, every step and every evaluation.
+
+    Example: python -m flows.study remake docs/study/plan.toml --share 10 --runs ../srpo-study
+    """
+    if bool(names) == (share is not None):
+        raise SrpoError("which rows? Give their names, or --share N for one in N of each world")
+    from flows.study.remakes import remake as remake_rows
+    from flows.study.remakes import share_of
+
+    read, folder = Plan.read(plan), _rows(plan, rows)
+    if share is not None:
+        wanted = share_of(plan_state(read, folder).rows.values(), share)
+    else:
+        wanted = [Row.read(path_of(folder, name)) for name in dict.fromkeys(names or [])]
+    if not wanted:
+        raise SrpoError(f"{folder}: no rows of {plan} there")
+    remade = remake_rows(read, wanted, runs, jobs, quiet_out)
+    if remade.outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(FAILED if remade.outcome.failed else UNEQUAL if remade.unequal else 0)
+
+
+def _rows(plan: Path, rows: Path | None) -> Path:
+    return rows if rows is not None else plan.parent / "rows"
+
+
+if __name__ == "__main__":
+    run_command(app, "python -m flows.study")
