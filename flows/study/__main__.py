@@ -41,7 +41,7 @@ Only = Annotated[str, typer.Option(help="Only runs whose name has this text.")]
 def state(plan: PlanFile, rows: Rows = None, only: Only = "", jobs: Jobs = 2) -> None:
     """Say how many runs of each group and world are done, and about how long the others take."""
     read = Plan.read(plan)
-    print_state(open_console(), read, plan_state(read, _rows(plan, rows), only), jobs)
+    print_state(open_console(), plan_state(read, _rows(plan, rows), only), jobs)
 
 
 @app.command()
@@ -66,7 +66,7 @@ def run(
     """
     read, folder = Plan.read(plan), _rows(plan, rows)
     state = plan_state(read, folder, only)
-    print_state(open_console(), read, state, jobs)
+    print_state(open_console(), state, jobs)
     if not state.runs:
         raise SrpoError(f"--only {only}: no run of {plan} has this in its name")
     if not state.missing:

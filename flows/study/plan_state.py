@@ -61,19 +61,19 @@ def plan_state(plan: Plan, rows: Path, only: str = "") -> PlanState:
     return PlanState(runs, found)
 
 
-def print_state(console: Console, plan: Plan, state: PlanState, jobs: int) -> None:
+def print_state(console: Console, state: PlanState, jobs: int) -> None:
     """Print a line per group and world, and a sum."""
     table = plain_table(
         [("group", "left"), ("world", "left"), ("variants", "right"), ("seeds", "right"),
          ("steps", "right"), ("done", "right"), ("of", "right"), ("time left", "right")],
-        flexible={"world"},
+        flexible=(),
     )  # fmt: skip
     for group, world in dict.fromkeys((run.group, run.world) for run in state.runs):
         runs = [run for run in state.runs if (run.group, run.world) == (group, world)]
         steps = sorted({run.steps for run in runs})
         table.add_row(
             cell(group),
-            cell(plan.worlds[world].title),
+            cell(world),
             cell(len({run.variant for run in runs})),
             cell(len({run.seed for run in runs})),
             cell(" or ".join(map(str, steps))),

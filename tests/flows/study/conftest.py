@@ -48,6 +48,9 @@ elif mode == "fail" and "grpo" in str(folder):
     sys.exit(2)
 else:
     shutil.copytree(made, folder, dirs_exist_ok=True)
+    if mode == "cut":
+        [path] = folder.glob("steps/000001/metrics.json")
+        path.unlink()
 '''
 
 

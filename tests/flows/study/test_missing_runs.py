@@ -62,9 +62,9 @@ def test_runs_with_a_row_are_not_made_again(
     assert code == 0
     assert "failed" not in out
     assert study("state", made.plan, "--rows", rows_with_one)[1].splitlines()[1:] == [
-        "pilot  Two-digit arithmetic         4      1      2     0   4       0.0s",
-        "main   Two-digit arithmetic         2      2      2     4   4           ",
-        "all                                                     4   8       0.0s",
+        "pilot  sums          4      1      2     0   4       0.0s",
+        "main   sums          2      2      2     4   4           ",
+        "all                                      4   8       0.0s",
     ]
 
 
@@ -131,13 +131,13 @@ def test_an_unfinished_run_leaves_no_row(
     made: SimpleNamespace, study: Srpo, stand_in: StandIn, tmp_path: Path
 ) -> None:
     """A child that says it is done is not believed."""
-    stand_in("copy")
-    plan = write_plan(tmp_path, ("steps = 2", "steps = 3"))
-    code, out, _ = study("run", plan, "--runs", tmp_path / "runs", "--rows", tmp_path / "rows",
+    stand_in("cut")
+    rows = tmp_path / "rows"
+    code, out, _ = study("run", made.plan, "--runs", tmp_path / "runs", "--rows", rows,
                          "--only", MADE)  # fmt: skip
     assert code == 2
-    assert f"{MADE} failed: " in out and "2 of 3 steps are done" in out
-    assert not (tmp_path / "rows" / f"{MADE}.json").exists()
+    assert f"{MADE} failed: " in out and "1 of 2 steps are done" in out
+    assert not (rows / f"{MADE}.json").exists()
 
 
 def test_ctrl_c_stops_the_children_and_says_how_to_go_on(
@@ -208,8 +208,7 @@ def test_a_row_is_committed_alone(
                          "--only", "main/", "--commit")  # fmt: skip
     assert code == 0
     assert git("diff", "--cached", "--name-only") == "staged"
-    commits = git("log", "--format=%h %s", "--name-only").split("\n\n")
-    assert len(commits) == 4
+    assert len(git("log", "--format=%s").splitlines()) == 4
     for name in ("grpo/1", "srpo/2"):
         [found] = [text for text in git("log", "--format=%h %s").splitlines() if name in text]
         number = found.split()[0]
