@@ -61,11 +61,12 @@ def test_runs_with_a_row_are_not_made_again(
     code, out, _ = study(*arguments, "--only", "main/")
     assert code == 0
     assert "failed" not in out
-    assert study("state", made.plan, "--rows", rows_with_one)[1].splitlines()[1:] == [
-        "pilot  sums          4      1      2     0   4       0.0s",
-        "main   sums          2      2      2     4   4           ",
-        "all                                      4   8       0.0s",
+    state = study("state", made.plan, "--rows", rows_with_one)[1].splitlines()
+    assert [line.split()[:7] for line in state[1:3]] == [
+        ["pilot", "sums", "4", "1", "2", "0", "4"],
+        ["main", "sums", "2", "2", "2", "4", "4"],
     ]
+    assert state[3].split()[:3] == ["all", "4", "8"]
 
 
 def test_children_are_told_config_folder_and_settings(

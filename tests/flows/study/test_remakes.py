@@ -8,28 +8,10 @@ import pytest
 
 from flows.study import remakes
 from flows.study.remakes import difference, share_of
-from pipeline.study.study_row import EvaluationRow, Row
+from pipeline.study.study_row import Row
+from tests.builders.study_plans import small_row as row
 from tests.conftest import Srpo
 from tests.flows.study.conftest import MADE, StandIn
-
-
-def row(name: str = "main/sums/srpo/1", **changes: object) -> Row:
-    """Return a row of two steps with an evaluation before and after."""
-    group, world, variant, seed = name.split("/")
-    evaluations = [
-        EvaluationRow(
-            step=step, correct="01", answers=1, format_rate=1.0, truncated=0.0, tokens=9.0,
-            majority=0.5, distinct=1.0, digest=f"{step}" * 64,
-        )
-        for step in (0, 2)
-    ]  # fmt: skip
-    made: dict[str, str | int] = {"commit": "c" * 40, "torch": "2.13.0", "processor": "a fast one"}
-    whole = Row(
-        name=name, group=group, world=world, variant=variant, seed=int(seed), settings=[],
-        config="c1", made=made, questions="q1", start="000000-a", steps=["aaaaaaaa", "bbbbbbbb"],
-        evaluations=evaluations, series={}, means={}, alarms=[],
-    )  # fmt: skip
-    return whole.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
