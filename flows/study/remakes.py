@@ -101,11 +101,13 @@ def difference(before: Row, now: Row) -> str | None:
 
 def _in_time(before: Row, now: Row) -> Iterable[tuple[str, str | None, str | None]]:
     """Yield steps and evaluations in the order in which they were made, with both digests."""
-    evaluated = [{e.step: e.digest[:8] for e in row.evaluations} for row in (before, now)]
-    steps = [dict(enumerate(row.steps)) for row in (before, now)]
-    for step in range(max(len(steps[0]), len(steps[1])) + 1):
-        yield (f"the evaluation after {step} steps", *(of.get(step) for of in evaluated))
-        yield (f"step {step}", *(of.get(step) for of in steps))
+    evaluated, evaluated_now = (
+        {e.step: e.digest[:8] for e in r.evaluations} for r in (before, now)
+    )
+    steps, steps_now = (dict(enumerate(row.steps)) for row in (before, now))
+    for step in range(max(len(steps), len(steps_now)) + 1):
+        yield f"the evaluation after {step} steps", evaluated.get(step), evaluated_now.get(step)
+        yield f"step {step}", steps.get(step), steps_now.get(step)
 
 
 def _made(row: Row) -> str:
