@@ -1,4 +1,4 @@
-"""What the policies have in common that the project made from nothing (`data.demo`, `data.chains`).
+"""What the policies have in common that the project made from nothing (`data.demo`, `data.study`).
 
 A tokenizer of whole words and single digits, a small Qwen3, and the supervised loss of responses.
 """

@@ -374,6 +374,7 @@ def test_every_wrong_response_gets_a_hint_and_no_right_one() -> None:
     ("task", "response", "reference"),
     [
         ("arithmetic", "units 8 - 7 = 1. tens 7 - 1 = 6, so 61<answer>61</answer>", '"51"'),
+        ("chains", "85 + 38 = 113\n113 - 24 = 89\n<answer>89</answer>", '"99"'),
         ("word_problems", "5 * 9 = 54\n100 - 54 = 46\n<answer>46</answer>", '"55"'),
         ("science_qa", "<answer>A</answer>", '"B"'),
         ("science_qa", "<answer>A: 2270.7</answer>", '"B"'),
