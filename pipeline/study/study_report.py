@@ -12,14 +12,24 @@ from pipeline.compare.figures import Figure
 from pipeline.errors import StoreError
 from pipeline.files.durable import atomic_path
 from pipeline.run.metrics import Interval
-from pipeline.study.alarm_study import evaluation_tallies, step_tallies, table_of
+from pipeline.study.alarm_study import (
+    Loss,
+    evaluation_tallies,
+    fate,
+    loss_of,
+    raised_in,
+    step_tallies,
+    table_of,
+    tune,
+    tuning_table_of,
+)
 from pipeline.study.curve_measures import BUDGETS
 from pipeline.study.hypotheses import Judgement, judgements
+from pipeline.study.quiet_clocks import Clocks
 from pipeline.study.study_figures import figures_of_world, readme_figure, svg_of
 from pipeline.study.study_plan import Plan, PlannedRun
 from pipeline.study.study_results import (
     BestWithin,
-    Clocks,
     VariantResult,
     WorldResult,
     best_by_seconds,
@@ -46,7 +56,7 @@ def write_report(plan: Plan, rows: Mapping[str, Row], clocks: Clocks, page: Path
         rows: those that there are, by name.
 
     Raises:
-        StoreError: the page is there, but has no place for results.
+        StoreError: the page's markers are not a pair.
         ValueError: rows that are compared can't be.
     """
     before, after = _around(page)
@@ -64,13 +74,15 @@ def write_report(plan: Plan, rows: Mapping[str, Row], clocks: Clocks, page: Path
 
 
 def _around(page: Path) -> tuple[str, str]:
-    """Return what stands before and after the results; of a new page nothing."""
-    if not page.is_file():
-        return "", "\n"
-    text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+    """Return what stands before and after the results; on a page without any they come last."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    places = (text.count(BEGIN), text.count(END))
+    if places == (0, 0):
+        return f"{text.rstrip()}\n\n".lstrip(), "\n"
+    if places != (1, 1) or text.index(END) < text.index(BEGIN):
         raise StoreError(
-            f"{page}: no place for results; expected the lines {BEGIN} and {END}, once each"
+            f"{page}: where do results go? Expected the lines {BEGIN} and {END} once each, in this "
+            "order, or neither"
         )
     return text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
 
@@ -115,6 +127,22 @@ def _alarm_tables(worlds: Sequence[WorldResult]) -> Iterator[str]:
     yield "\n".join(table_of(step_tallies(rows)))
     yield "Rules of evaluations, which see the loss itself:"
     yield "\n".join(table_of(evaluation_tallies(rows)))
+    yield "Thresholds, chosen on the runs with odd seeds and judged on those with even ones:"
+    yield "\n".join(tuning_table_of(tune(rows)))
+    lost = [(row, loss) for row in rows if (loss := loss_of(row)) is not None]
+    if lost:
+        yield "The losses; alarms with the steps done when they were raised:"
+        head = ["run", "accuracy fell between steps", "from", "to", "alarms"]
+        yield table([head, *(_loss_line(row, loss) for row, loss in lost)])
+
+
+def _loss_line(row: Row, loss: Loss) -> list[str]:
+    alarms = [
+        f"`{alarm.rule}` {count(alarm.done)} ({fate(alarm.done, loss)})" for alarm in raised_in(row)
+    ]
+    between = f"{count(loss.onset)} and {count(loss.shown)}"
+    accuracies = (f"{100 * share:.1f}" for share in (loss.best, loss.now))
+    return [f"`{row.name}`", between, *accuracies, ", ".join(alarms) or NONE]
 
 
 def _preregistered(plan: Plan) -> str:

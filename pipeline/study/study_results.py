@@ -23,6 +23,7 @@ from pipeline.study.curve_measures import (
     summary_of,
     tokens_spent,
 )
+from pipeline.study.quiet_clocks import Clocks
 from pipeline.study.study_plan import Plan, PlannedRun
 from pipeline.study.study_row import Row
 
@@ -30,8 +31,6 @@ REFERENCE = "srpo"
 """The variant that others are drawn against."""
 
 Floats = npt.NDArray[np.float64]
-Clocks = Mapping[str, Mapping[str, Sequence[float]]]
-"""Of WORLD/VARIANT, by stage: the seconds of each step in a run that had the machine alone."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def _results_of(
     places = list(plan.variants)
     for (group, variant), runs in planned.items():
         there = [rows[run.name] for run in runs if run.name in rows]
-        clock = clocks.get(f"{world}/{variant}", {})
+        clock = clocks.get(f"{group}/{world}/{variant}", {})
         yield VariantResult(
             group,
             plan.title(variant),

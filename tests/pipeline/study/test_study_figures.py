@@ -10,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from pipeline.study.quiet_clocks import Clocks
 from pipeline.study.study_figures import figures_of_world, readme_figure, svg_of
 from pipeline.study.study_panels import (
     accuracy_panel,
@@ -20,7 +21,7 @@ from pipeline.study.study_panels import (
     step_panel,
 )
 from pipeline.study.study_plan import Plan
-from pipeline.study.study_results import Clocks, VariantResult, WorldResult, world_results
+from pipeline.study.study_results import VariantResult, WorldResult, world_results
 from pipeline.study.study_row import Row
 from tests.builders.study_rows import study_row
 
@@ -106,7 +107,7 @@ def test_without_rows_there_are_no_figures() -> None:
 
 @pytest.mark.parametrize(("timed", "panels"), [(MAIN, 3), (MAIN[:2], 2), ((), 2)])
 def test_seconds_are_drawn_if_all_variants_have_a_clock(timed: Sequence[str], panels: int) -> None:
-    world = the_world(the_plan(), clocks={f"level-1/{name}": CLOCK for name in timed})
+    world = the_world(the_plan(), clocks={f"main/level-1/{name}": CLOCK for name in timed})
     accuracy = next(iter(figures_of_world(world))).draw()
     assert len(accuracy.axes) == panels
     # 10 of 20 steps of 1.5 seconds each

@@ -200,17 +200,43 @@ def test_a_report_keeps_what_is_written_by_hand_and_is_the_same_twice(tmp_path: 
             assert f"]({figure.as_posix()})" in text
 
 
-def test_a_new_page_has_results_alone(tmp_path: Path) -> None:
-    write_report(the_plan(), {}, {}, tmp_path / "STUDY.md")
-    text = (tmp_path / "STUDY.md").read_text()
-    assert text.startswith(BEGIN)
-    assert text.endswith(f"{END}\n")
+def test_losses_are_listed_with_the_alarms_around_them() -> None:
+    plan = the_plan()
+    rows = made(plan)
+    curve = {0: 0.2, 4: 0.8, 8: 0.3, 12: 0.3}
+    early, late = (
+        {"rule": rule, "step": done - 1, "healthy": 0, "severe": True, "raised": done}
+        for rule, done in (("off_path", 6), ("length_grows", 10))
+    )
+    name = "main/level-1/srpo/2"
+    rows[name] = study_row(name, curve, questions=100, alarms=[early, late])
+    rows = {key: row for key, row in rows.items() if key == name or "srpo/" not in key}
+    (line,) = lines_of(text_of(plan, rows), f"`{name}`")
+    assert line[1:] == [
+        "4 and 8",
+        "80.0",
+        "30.0",
+        "`off_path` 6 (precedes), `length_grows` 10 (late)",
+    ]
 
 
-def test_a_page_without_a_place_for_results_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "before"), [(None, ""), ("# By hand\n", "# By hand\n\n")])
+def test_on_a_page_without_results_they_come_last(
+    tmp_path: Path, text: str | None, before: str
+) -> None:
     page = tmp_path / "STUDY.md"
-    for text in ("# By hand\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"):
+    if text is not None:
         page.write_text(text)
-        with pytest.raises(StoreError, match="no place for results"):
+    for _ in range(2):
+        write_report(the_plan(), {}, {}, page)
+        assert page.read_text().startswith(f"{before}{BEGIN}\n\n# Results\n")
+        assert page.read_text().endswith(f"{END}\n")
+
+
+def test_a_page_with_half_a_pair_of_markers_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "STUDY.md"
+    for text in (f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n", f"# By hand\n{BEGIN}\n"):
+        page.write_text(text)
+        with pytest.raises(StoreError, match="where do results go"):
             write_report(the_plan(), {}, {}, page)
         assert page.read_text() == text
