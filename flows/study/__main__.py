@@ -3,10 +3,12 @@
 python -m flows.study state docs/study/plan.toml
 python -m flows.study run docs/study/plan.toml --runs ../srpo-study
 python -m flows.study remake docs/study/plan.toml main/level-1/srpo/3 --runs /tmp/anew
+python -m flows.study explain ../srpo-study/main/level-1/sdpo/1
+python -m flows.study tune docs/study/rows
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +19,9 @@ from flows.terminal.console import open_console
 from pipeline.errors import SrpoError
 from pipeline.study.study_plan import Plan
 from pipeline.study.study_row import Row, path_of
+
+if TYPE_CHECKING:
+    from pipeline.study.explain import Explanation
 
 FAILED = 2
 """Exit code of a command of whose runs some failed."""
@@ -116,6 +121,58 @@ def remake(
     if remade.outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(FAILED if remade.outcome.failed else UNEQUAL if remade.unequal else 0)
+
+
+@app.command()
+def explain(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs, or row files.")
+    ],
+) -> None:
+    """Say when a run's accuracy fell, what moved before, and which rollouts show it.
+
+    A row knows its numbers alone; right and wrong rollouts, tokens and commands need the folder.
+
+    Example: python -m flows.study explain ../srpo-study/main/level-1/sdpo/1
+    """
+    from flows.study.explanation_text import print_explanation
+
+    console = open_console()
+    for path in runs:
+        print_explanation(console, _explained(path))
+
+
+@app.command()
+def tune(
+    folder: Annotated[Path, typer.Argument(metavar="ROWS", help="Folder of rows.")],
+) -> None:
+    """Choose alarms' thresholds on rows with odd seeds, and count what they do on the others.
+
+    The tables are Markdown; rows of pilots are left out. It takes minutes.
+
+    Example: python -m flows.study tune docs/study/rows
+    """
+    from pipeline.study.alarm_study import tune as tuned
+    from pipeline.study.alarm_study import tuning_table_of
+
+    rows = [Row.read(path) for path in sorted(folder.glob("*/*/*/*.json"))]
+    if not (counted := [row for row in rows if row.group != "pilot"]):
+        raise SrpoError(f"{folder}: no rows there but those of pilots")
+    print("\n".join(tuning_table_of(tuned(counted))))
+
+
+def _explained(path: Path) -> "Explanation":
+    """Explain a run folder, or a row."""
+    from pipeline.run.run import Run
+    from pipeline.study.explain import explain
+    from pipeline.study.study_row import row_of
+
+    if path.is_file():
+        return explain(Row.read(path))
+    run = Run.open(path)
+    name = f"run/{run.root.parent.name}/{run.root.name}/{run.config.run.seed}"
+    row = row_of(run, name, [f"route.method={run.config.route.method}"], {})
+    return explain(row.model_copy(update={"name": str(path)}), run)
 
 
 def _rows(plan: Path, rows: Path | None) -> Path:
