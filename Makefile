@@ -74,8 +74,10 @@ bench: $(READY)
 study: $(SMOLLM2)
 ifeq ($(STUDY),quick)
 	$(BIN)/python -m flows.study run docs/study/quick.toml --runs $(STUDY_RUNS) --rows $(STUDY_RUNS)/rows
+	$(BIN)/python -m flows.study report docs/study/quick.toml --rows $(STUDY_RUNS)/rows --out $(STUDY_RUNS)/STUDY.md
 else
 	$(BIN)/python -m flows.study run docs/study/plan.toml --runs $(STUDY_RUNS) --commit
+	$(BIN)/python -m flows.study report docs/study/plan.toml --out docs/STUDY.md
 endif
 
 # torch first: its exact version is the CPU build on a machine that has one, and what comes later

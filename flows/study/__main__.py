@@ -5,6 +5,7 @@ python -m flows.study run docs/study/plan.toml --runs ../srpo-study
 python -m flows.study remake docs/study/plan.toml main/level-1/srpo/3 --runs /tmp/anew
 python -m flows.study explain ../srpo-study/main/level-1/sdpo/1
 python -m flows.study tune docs/study/rows
+python -m flows.study report docs/study/plan.toml --out docs/STUDY.md
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from flows.terminal.console import open_console
 from pipeline.errors import SrpoError
 from pipeline.study.study_plan import Plan
 from pipeline.study.study_row import Row, path_of
+from pipeline.text import count
 
 if TYPE_CHECKING:
     from pipeline.study.explain import Explanation
@@ -29,7 +31,7 @@ UNEQUAL = 1
 """Exit code of a remake that came out otherwise."""
 
 app = typer.Typer(
-    help="Make a study's runs, and make them anew.",
+    help="Make a study's runs, make them anew, and write what they say.",
     context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -121,6 +123,33 @@ def remake(
     if remade.outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(FAILED if remade.outcome.failed else UNEQUAL if remade.unequal else 0)
+
+
+@app.command()
+def report(
+    plan: PlanFile,
+    out: Annotated[Path, typer.Option(help="The page; figures go to study/figures beside it.")],
+    rows: Rows = None,
+    quiet: Annotated[
+        Path | None,
+        typer.Option(help="Folder of seconds, of `remake --quiet-out`; else quiet, by the plan."),
+    ] = None,
+) -> None:
+    """Write what the rows say into a page: between its markers, else at its end.
+
+    Example: python -m flows.study report docs/study/plan.toml --out docs/STUDY.md
+    """
+    from pipeline.study.quiet_clocks import read_clocks
+    from pipeline.study.study_report import write_report
+
+    read = Plan.read(plan)
+    found = plan_state(read, _rows(plan, rows)).rows
+    clocks = read_clocks(quiet if quiet is not None else plan.parent / "quiet")
+    try:
+        write_report(read, found, clocks, out)
+    except ValueError as error:  # rows that can't be compared
+        raise SrpoError(str(error)) from None
+    print(f"{out}: {count(len(found))} of {count(len(read.runs()))} runs")
 
 
 @app.command()
