@@ -43,7 +43,8 @@ def _print_alarms(console: Console, found: Explanation) -> None:
         return
     table = plain_table([("alarm", "left"), ("after steps", "right"), ("which is", "left")], ())
     for rule, done, fate in found.alarms:
-        table.add_row(cell(rule), cell(done), _FATES[fate])
+        shows = found.lost and found.fall is not None and done == found.fall.shown
+        table.add_row(cell(rule), cell(done), "as the loss is shown" if shows else _FATES[fate])
     console.print(table)
 
 

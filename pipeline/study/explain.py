@@ -235,7 +235,8 @@ def _left_its_past(values: Sequence[float | None], steps: range) -> int | None:
             near = points[max(0, end - WINDOW - PAST - RECENT) : end]
             for factor in (MOVED, 1 / MOVED):
                 found = shift(near, factor, 0.0, ever=False)
-                if found is not None and found.onset in steps:
+                # A number that was 0 and still is lies on a limit of 0.
+                if found is not None and found.onset in steps and found.now != found.was:
                     return found.onset
     return None
 

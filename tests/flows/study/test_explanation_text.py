@@ -22,7 +22,7 @@ def test_a_fall_is_printed_with_numbers_and_commands() -> None:
         "main/level-1/sdpo/0",
         Loss(0, 40, 60, 0.5, 0.3),
         True,
-        [("length_shrinks", 47, "precedes")],
+        [("length_shrinks", 47, "precedes"), ("accuracy_falls", 60, "precedes")],
         [Moved("jsd correct", 0.1, 0.1, 0.25, None, 45)],
         [Heard(True, [token], [rollout])],
     )
@@ -32,6 +32,7 @@ def test_a_fall_is_printed_with_numbers_and_commands() -> None:
         "a loss: accuracy 30.0% after 60 steps, at best 50.0% before, lost in steps 40 to 59",
     ]
     assert "length_shrinks 47 before the loss" in lines
+    assert "accuracy_falls 60 as the loss is shown" in lines
     assert "jsd correct 0.1 0.1 0.25 - 45" in lines
     assert "'\\n' 50.0% 12 25%" in lines
     assert (

@@ -80,6 +80,7 @@ def test_numbers_around_a_loss() -> None:
         "response_tokens_mean", 60.0, 60.0, 37.5, 30.0, at=45
     )
     assert moved["off_path_share"][1:] == (*[pytest.approx(0.3)] * 4, None)
+    assert moved["duplicate_share"].at is None  # always 0
     assert found.heard == []
 
 
