@@ -1,6 +1,7 @@
 """Child processes that train a study's runs, and how they are asked to stop."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, Self
 
-from pipeline.study.study_plan import CODE, WARM_STARTS, Plan, World
+from pipeline.files.durable import atomic_path, digest_of, file_digest
+from pipeline.study.study_plan import CODE, POLICIES, WARM_STARTS, Plan, World
 from pipeline.text import duration, printable
 
 SRPO = (sys.executable, "-P", "-m", "flows.cli")
@@ -111,10 +113,24 @@ def places(world: World, runs: Path) -> list[str]:
     A row doesn't have them: they decide nothing, since a run's first version digests the files.
     """
     if world.policy is not None:
-        return [f"model.path={CODE / world.policy}"]
+        return [f"model.path={_copy_of(CODE / world.policy, runs.resolve())}"]
     if world.warmstart is not None:
         return [f"model.lora.adapter={warm_start(world.warmstart, runs).folder}"]
     return []
+
+
+def _copy_of(policy: Path, runs: Path) -> Path:
+    """Return a policy's copy beside the runs, made if it isn't there.
+
+    So a run that was begun by one clone of the code goes on by another.
+    """
+    digest = digest_of({path.name: file_digest(path) for path in policy.iterdir()})
+    copy = runs / POLICIES / f"{policy.parent.name}-{digest[:12]}"
+    if not copy.exists():
+        with atomic_path(copy) as temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(policy, temporary)
+    return copy
 
 
 def warm_start(preset: str, runs: Path) -> Job:

@@ -5,7 +5,7 @@
     [worlds.level-1]                 what is learned, and by whom
     title = "Chains of five"
     config = "level-1.toml"          a configuration, beside the plan
-    policy = "data/study/policy"     becomes model.path; from the root of the code
+    policy = "data/study/policy"     its copy becomes model.path; from the root of the code
                                      or warmstart = "smollm2": a preset, taught before the runs
 
     [variants.grpo]                  what is compared
@@ -57,7 +57,8 @@ from pipeline.text import printable
 CODE = Path(__file__).resolve().parents[2]
 """The root of the code, where the packages lie."""
 WARM_STARTS = "warmstart"
-"""Folder of warm starts in the folder of runs; so no group has this name."""
+POLICIES = "policies"
+"""Folders of warm starts and of policies in the folder of runs; so no group has these names."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHOWN = 200
 
@@ -96,7 +97,7 @@ class World(_Part):
 
     Attributes:
         config: the configuration's file.
-        policy: folder of the policy, from the root of the code; passed as `model.path`.
+        policy: folder of the policy, from the root of the code; its copy is passed as `model.path`.
         warmstart: preset whose warm start the runs begin with.
     """
 
@@ -250,9 +251,9 @@ class Plan(_Part):
         for group in self.groups:
             _expect_known(f"group {group.name}", group.worlds, self.worlds, "worlds")
             _expect_known(f"group {group.name}", group.variants, self.variants, "variants")
-            if group.name == WARM_STARTS:
+            if group.name in (WARM_STARTS, POLICIES):
                 raise ConfigError(
-                    f"group {WARM_STARTS}: warm starts lie there; choose another name"
+                    f"group {group.name}: runs' {group.name} lie there; choose another name"
                 )
             if group.rates is None:
                 self._expect_rates(group)

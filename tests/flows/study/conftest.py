@@ -16,6 +16,7 @@ import pytest
 from flows import cli
 from flows.study import children
 from flows.study.__main__ import app
+from pipeline.study.study_plan import World
 from tests.builders.study_plans import write_plan
 from tests.conftest import Srpo
 
@@ -68,6 +69,12 @@ def study(srpo: Srpo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return called
 
 
+def policy_in(runs: Path) -> str:
+    """Return the override that names the demo policy's copy in a folder of runs."""
+    world = World(title="", config=Path(), policy="data/demo/policy")
+    return children.places(world, runs)[0]
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Return where the finished run will be; `made` makes it when it is first needed."""
@@ -79,8 +86,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def made(finished: SimpleNamespace, srpo: Srpo) -> SimpleNamespace:
     """Return a finished run of the plan, and the plan's path."""
     if not finished.run.exists():
-        policy = f"model.path={children.CODE / 'data/demo/policy'}"
-        sets = [word for setting in (policy, *SETTINGS) for word in ("--set", setting)]
+        sets = [
+            word
+            for setting in (policy_in(finished.run.parents[3]), *SETTINGS)
+            for word in ("--set", setting)
+        ]
         config = finished.plan.with_name("sums.toml")
         code, _, errors = srpo("train", config, "--run", finished.run, *sets)
         assert code == 0, errors

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from flows.study import children
 from pipeline.study.study_row import Row
 from tests.builders.study_plans import write_plan
 from tests.conftest import Srpo
-from tests.flows.study.conftest import MADE, SETTINGS, StandIn
+from tests.flows.study.conftest import MADE, SETTINGS, StandIn, policy_in
 
 
 @pytest.mark.slow
@@ -25,7 +26,7 @@ def test_a_run_is_gone_on_with_and_leaves_its_row(
 ) -> None:
     """A real child: a run that was stopped after a step ends as one that never was."""
     folder = tmp_path / "runs" / MADE
-    policy = f"model.path={children.CODE / 'data/demo/policy'}"
+    policy = policy_in(tmp_path / "runs")
     sets = [word for setting in (policy, *SETTINGS, "run.steps=1") for word in ("--set", setting)]
     assert srpo("train", made.plan.with_name("sums.toml"), "--run", folder, *sets)[0] == 0
     rows = tmp_path / "rows"
@@ -81,7 +82,7 @@ def test_children_are_told_config_folder_and_settings(
     assert (runs / "main/sums/grpo/2.log").read_text().split() == [
         *("train", str(made.plan.with_name("sums.toml"))),
         *("--run", str(runs / "main/sums/grpo/2")),
-        *("--set", f"model.path={children.CODE / 'data/demo/policy'}"),
+        *("--set", policy_in(runs)),
         *("--set", "route.method=grpo", "--set", "update.learning_rate=1e-3"),
         *("--set", "generate.temperature=0.9", "--set", "run.steps=2", "--set", "run.seed=2"),
         "--resume",
@@ -257,3 +258,20 @@ def test_the_command_says_what_it_is(prefect_api: dict[str, str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=prefect_api)
     assert done.returncode == 0
     assert "state" in done.stdout and "Make the runs that have no row yet" in done.stdout
+
+
+def test_policies_are_copied_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clones of the code name the same copy; another policy at the same place gets its own."""
+    for clone in ("one", "two"):
+        policy = tmp_path / clone / "data/demo/policy"
+        shutil.copytree(children.CODE / "data/demo/policy", policy)
+    found = []
+    for clone in ("one", "two"):
+        monkeypatch.setattr(children, "CODE", tmp_path / clone)
+        found.append(policy_in(tmp_path / "runs"))
+    (tmp_path / "two/data/demo/policy/config.json").write_text("{}")
+    found.append(policy_in(tmp_path / "runs"))
+    assert found[0] == found[1] != found[2]
+    copies = sorted((tmp_path / "runs/policies").iterdir())
+    assert sorted(f"model.path={copy}" for copy in copies) == sorted({*found})
+    assert [(copy / "model.safetensors").is_file() for copy in copies] == [True, True]

@@ -93,7 +93,7 @@ def test_groups_of_one_name_may_differ_in_seeds_and_steps(tmp_path: Path) -> Non
         ("1e-3]", "0.0004]", "groups.0.rates: 0.0004 is there twice"),
         ('name = "main"', 'name = "Main"', "groups.1.name: expected small letters"),
         ('name = "main"', 'name = "a/b"', "groups.1.name: expected small letters"),
-        ('name = "main"', 'name = "warmstart"', "warm starts lie there"),
+        ('name = "main"', 'name = "warmstart"', "runs' warmstart lie there"),
         ("sums.toml", "sum.toml", "sum.toml: no such file"),
         ("policy =", 'warmstart = "smollm2"\npolicy =', "policy and warmstart"),
         ("route.method=grpo", "route.methd=grpo", "unknown key route.methd"),
