@@ -15,7 +15,7 @@ import typer
 
 from flows.cli import run_command
 from flows.commands.options import INTERRUPTED
-from flows.study.plan_state import plan_state, print_state
+from flows.study.plan_state import plan_state, print_state, rows_of_no_run
 from flows.terminal.console import open_console
 from pipeline.errors import SrpoError
 from pipeline.study.study_plan import Plan
@@ -142,14 +142,16 @@ def report(
     from pipeline.study.quiet_clocks import read_clocks
     from pipeline.study.study_report import write_report
 
-    read = Plan.read(plan)
-    found = plan_state(read, _rows(plan, rows)).rows
+    read, folder = Plan.read(plan), _rows(plan, rows)
+    found = plan_state(read, folder).rows
     clocks = read_clocks(quiet if quiet is not None else plan.parent / "quiet")
     try:
         write_report(read, found, clocks, out)
     except ValueError as error:  # rows that can't be compared
         raise SrpoError(str(error)) from None
     print(f"{out}: {count(len(found))} of {count(len(read.runs()))} runs")
+    if others := rows_of_no_run(read, folder):
+        print(f"left out, since the plan has no such runs: {', '.join(others)}")
 
 
 @app.command()

@@ -61,6 +61,13 @@ def plan_state(plan: Plan, rows: Path, only: str = "") -> PlanState:
     return PlanState(runs, found)
 
 
+def rows_of_no_run(plan: Plan, rows: Path) -> list[str]:
+    """Return the names of rows that the plan has no run of, such as those of an earlier grid."""
+    names = {run.name for run in plan.runs()}
+    found = (path.relative_to(rows).with_suffix("") for path in rows.glob("*/*/*/*.json"))
+    return sorted(name for path in found if (name := path.as_posix()) not in names)
+
+
 def print_state(console: Console, state: PlanState, jobs: int) -> None:
     """Print a line per group and world, and a sum."""
     table = plain_table(

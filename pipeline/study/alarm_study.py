@@ -5,8 +5,9 @@ those before evaluation j. Evaluation j lies low if a_j <= b - d_j, where d_j is
 `FALL` and the width of a_j's 95% interval over its questions, 2 * 1.96 * s / sqrt(n), s being the
 deviation (n - 1) of the n questions' shares of correct answers. A run's loss is shown by its first
 evaluation j that lies low and isn't made up: of the two evaluations after it, or as many as there
-are, none comes above b - d_j. A run has one loss or none; later falls are not counted. Its onset is
-the evaluation before j: the fall came in the steps from there to j.
+are, none comes above b - d_j. What is above by less than 1e-9, far less than one answer makes,
+counts as equal. A run has one loss or none; later falls are not counted. Its onset is the
+evaluation before j: the fall came in the steps from there to j.
 
 An *alarm* counts at the number of steps done when it was raised, r: s + 1 for one that needs the
 record of step s, n for one of the evaluation after n steps. Each rule raises at most one in a run.
@@ -42,6 +43,8 @@ from pipeline.study.study_row import WINDOW, Row
 
 FALL = 0.10
 """Of accuracy: what a fall is at least."""
+_ROUNDING = 1e-9
+"""Of accuracy: what sums of binary fractions may lack of it, as in 0.3 - 0.1 < 0.2."""
 GRACE = 2
 """Evaluations within which a fall may be made up."""
 AHEAD = 3
@@ -159,7 +162,7 @@ def loss_of(row: Row) -> Loss | None:
     curve = [float(mean) for mean in shares.mean(axis=1)]
     for j in range(1, len(curve)):
         best = max(curve[:j])
-        limit = best - max(FALL, _width(shares[j]))
+        limit = best - max(FALL, _width(shares[j])) + _ROUNDING
         if all(later <= limit for later in curve[j : j + 1 + GRACE]):
             return Loss(done[max(0, j - AHEAD)], done[j - 1], done[j], best, curve[j])
     return None

@@ -24,7 +24,7 @@ from pipeline.study.resampling import (
     percentile_interval,
     resampled_curves,
 )
-from pipeline.study.study_row import WINDOW, Row
+from pipeline.study.study_row import WINDOW, Row, without_seed
 
 Measure = Callable[[Floats, Floats], Floats]
 """From a curve and what had been spent at each of its evaluations to one number."""
@@ -204,7 +204,7 @@ def curves_of(rows: Sequence[Row], of: Values = accuracy, spent: Spent = steps_s
 
     Raises:
         ValueError: there are no rows, they are of several variants, a seed occurs twice, or their
-            questions or evaluated steps differ.
+            settings, questions or evaluated steps differ.
     """
     _expect_one_variant(rows)
     _expect_alike(rows)
@@ -389,6 +389,13 @@ def _expect_one_variant(rows: Sequence[Row]) -> None:
         )
     if len({row.seed for row in rows}) < len(rows):
         raise ValueError(f"{rows[0].name}: expected each seed once, found {_seeds(rows)}")
+    expected = without_seed(rows[0].settings)
+    for row in rows:
+        if (found := without_seed(row.settings)) != expected:
+            raise ValueError(
+                f"row {row.name}: expected the settings of {rows[0].name}, {' '.join(expected)}, "
+                f"found {' '.join(found)}; runs of one variant differ in seeds alone"
+            )
 
 
 def _expect_alike(rows: Sequence[Row]) -> None:

@@ -24,7 +24,9 @@
     set = []                         more overrides, if need be
     rates = [4e-4, 1e-3]             if given, variants are grpo@4e-4 and grpo@1e-3
 
-Groups may share a name, such as two that differ in steps; no two runs may.
+Groups may share a name; no two runs may, and runs that differ in seeds alone have equal settings.
+Groups without rates are compared with each other, longer runs cut to the steps of shorter ones. So
+in one world they are evaluated after the same steps, as far as both go.
 """
 
 import re
@@ -32,6 +34,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -51,7 +54,7 @@ from pydantic import (
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
-from pipeline.study.study_row import path_of
+from pipeline.study.study_row import WINDOW, path_of, without_seed
 from pipeline.text import printable
 
 CODE = Path(__file__).resolve().parents[2]
@@ -179,7 +182,7 @@ class Plan(_Part):
         Raises:
             ConfigError: it isn't there, is no TOML, or names what it doesn't define; a run occurs
                 twice, lacks a learning rate, or has settings that its world's configuration
-                doesn't take.
+                doesn't take or other seeds don't have; groups that are compared can't be.
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -214,6 +217,11 @@ class Plan(_Part):
             f"{printable(name, _SHOWN)}: no run of the plan, whose runs are called "
             f"GROUP/WORLD/VARIANT/SEED, such as {self.runs()[0].name}"
         )
+
+    @property
+    def grids(self) -> set[str]:
+        """Return the names of groups with rates: they choose those of the others."""
+        return {group.name for group in self.groups if group.rates is not None}
 
     def title(self, variant: str) -> str:
         """Return the title of a variant, with its learning rate if its name has one."""
@@ -273,15 +281,30 @@ class Plan(_Part):
 
     def _expect_settings(self) -> None:
         """Load what each group, world and variant makes of a configuration, once for all seeds."""
-        once = {(run.group, run.world, run.variant, run.steps): run for run in self.runs()[::-1]}
-        for run in reversed(once.values()):
+        first: dict[tuple[str, str, str], PlannedRun] = {}
+        for run in self.runs():
+            same = first.setdefault((run.group, run.world, run.variant), run)
+            if without_seed(run.settings) != without_seed(same.settings):
+                raise ConfigError(
+                    f"run {run.name}: expected the settings of {same.name} but for the seed, "
+                    f"{' '.join(same.settings)}, found {' '.join(run.settings)}; give one of "
+                    "their groups another name"
+                )
+        evaluated: dict[str, dict[str, list[int]]] = {}
+        for run in first.values():
             keys = Counter(setting.partition("=")[0].strip() for setting in run.settings)
             if twice := [key for key, times in keys.items() if times > 1]:
                 raise ConfigError(f"run {run.name}: {twice[0]} is set twice")
             try:
-                self.load(run)
+                every = self.load(run).evaluate.every
             except ConfigError as error:
                 raise ConfigError(f"run {run.name}: {error}") from None
+            if run.group not in self.grids:
+                name = run.name.rpartition("/")[0]
+                steps = [*range(0, run.steps, every), run.steps]
+                evaluated.setdefault(run.world, {})[name] = steps
+        for of_world in evaluated.values():
+            _expect_comparable(of_world)
 
     def load(self, run: PlannedRun) -> Config:
         """Return the configuration of a run; a policy that is made by a warm start is left out."""
@@ -294,6 +317,35 @@ def _expect_known(place: str, names: Sequence[str], known: Mapping[str, Any], ki
     for name in names:
         if name not in known:
             raise ConfigError(f"{place}: {name} is none of the {kind}: {', '.join(known)}")
+
+
+def _expect_comparable(evaluated: Mapping[str, Sequence[int]]) -> None:
+    """Refuse runs of a world whose longer ones can't be cut to the steps of shorter ones.
+
+    Args:
+        evaluated: of GROUP/WORLD/VARIANT, the steps after which it is evaluated.
+    """
+    for pair in combinations(evaluated, 2):
+        short, long = sorted(pair, key=lambda name: evaluated[name][-1])
+        steps = evaluated[short][-1]
+        within = [done for done in evaluated[long] if done <= steps]
+        if evaluated[short] != within:
+            raise ConfigError(
+                f"{short}: evaluated after {_few(evaluated[short])} steps, but {long} after "
+                f"{_few(within)}; to be compared, they need the same evaluate.every, and the "
+                "shorter one a multiple of it as its steps"
+            )
+        if steps < evaluated[long][-1] and steps % WINDOW:
+            raise ConfigError(
+                f"{short}: {steps} steps, but {long} is longer; to be compared with its first "
+                f"steps, it needs a multiple of {WINDOW}"
+            )
+
+
+def _few(steps: Sequence[int]) -> str:
+    """Return the last steps of a list."""
+    shown = ", ".join(map(str, steps[-3:]))
+    return shown if len(steps) <= 3 else f"…, {shown}"
 
 
 def _rate_text(rate: float) -> str:

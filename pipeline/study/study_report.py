@@ -20,11 +20,10 @@ from pipeline.study.alarm_study import (
     raised_in,
     step_tallies,
     table_of,
-    tune,
-    tuning_table_of,
 )
 from pipeline.study.curve_measures import BUDGETS
 from pipeline.study.hypotheses import Judgement, judgements
+from pipeline.study.pilot_choices import SURVIVAL, Pilots, pilots_of, survival_means
 from pipeline.study.quiet_clocks import Clocks
 from pipeline.study.study_figures import figures_of_world, readme_figure, svg_of
 from pipeline.study.study_plan import Plan, PlannedRun
@@ -37,7 +36,7 @@ from pipeline.study.study_results import (
     cut_reference,
     world_results,
 )
-from pipeline.study.study_row import Row
+from pipeline.study.study_row import Row, without_seed
 from pipeline.text import count, number, printable
 
 BEGIN = "<!-- results: written by `python -m flows.study report`; don't edit -->"
@@ -45,7 +44,7 @@ END = "<!-- end -->"
 FIGURES = Path("study/figures")
 """Where the figures are, from the page."""
 NONE = "–"
-MAIN, SURVIVAL = "main", "srpo-survival"
+MAIN = "main"
 _SPECIAL = "\\`*_[]|~#"
 
 
@@ -107,9 +106,15 @@ def results_text(
     found = [rows[run.name] for run in runs if run.name in rows]
     parts = ["# Results", _preregistered(plan), *_state(plan, runs, rows)]
     if found:
-        parts += [_machines(found), "## Hypotheses", *_hypotheses(plan, found)]
+        parts.append(_machines(found))
+    if any(world.main for world in worlds):
+        parts += ["## Hypotheses", *_hypotheses(plan, found)]
+    elif found:
+        parts.append("Of these only pilots: there is nothing to judge and to draw yet.")
+    parts += _pilots(plan, worlds)
     for world in worlds:
-        parts += [f"## {escaped(world.title)}", *_world(plan, world, figures[world.name])]
+        if world.compared:
+            parts += [f"## {escaped(world.title)}", *_world(world, figures[world.name])]
     return "\n\n".join([*filter(None, parts), *_alarm_tables(worlds)]) + "\n"
 
 
@@ -127,8 +132,7 @@ def _alarm_tables(worlds: Sequence[WorldResult]) -> Iterator[str]:
     yield "\n".join(table_of(step_tallies(rows)))
     yield "Rules of evaluations, which see the loss itself:"
     yield "\n".join(table_of(evaluation_tallies(rows)))
-    yield "Thresholds, chosen on the runs with odd seeds and judged on those with even ones:"
-    yield "\n".join(tuning_table_of(tune(rows)))
+    yield "Thresholds are chosen by `python -m flows.study tune`, which takes minutes."
     lost = [(row, loss) for row in rows if (loss := loss_of(row)) is not None]
     if lost:
         yield "The losses; alarms with the steps done when they were raised:"
@@ -199,7 +203,7 @@ def _differences(plan: Plan, judgement: Judgement) -> Iterator[list[str]]:
         yield [judgement.key, title, escaped(part.what), points, count(part.seeds)]
 
 
-def _world(plan: Plan, world: WorldResult, figures: Sequence[Figure]) -> Iterator[str]:
+def _world(world: WorldResult, figures: Sequence[Figure]) -> Iterator[str]:
     for group in world.compared:
         shown = [result for result in world.results if result.group == group]
         yield f"**{escaped(group)}.** {_seeds(shown)}"
@@ -209,6 +213,7 @@ def _world(plan: Plan, world: WorldResult, figures: Sequence[Figure]) -> Iterato
             yield table([["variant", *ACCURACY_COLUMNS], *map(_accuracy_line, lines)])
             yield table([["variant", *LAST_COLUMNS], *map(_last_line, lines)])
     if world.main:
+        yield DROPS
         yield from _best_within(world.main, best_by_tokens(world.main), "sampled tokens")
         if (by_seconds := best_by_seconds(world.main)) is not None:
             yield from _best_within(world.main, by_seconds, "seconds of training")
@@ -216,8 +221,6 @@ def _world(plan: Plan, world: WorldResult, figures: Sequence[Figure]) -> Iterato
         path = (FIGURES / f"{figure.name}.svg").as_posix()
         yield f"![{escaped(figure.title)}]({path})"
         yield f"{escaped(figure.title)}. {escaped(figure.caption)}"
-    if pilots := [r for r in world.results if r.group not in world.compared]:
-        yield from _pilots(plan, world.name, pilots)
     compared = [result for result in world.results if result.group in world.compared]
     yield "Settings besides those of the world's configuration:"
     yield table([["group", "variant", "settings"], *map(_settings_line, compared)])
@@ -236,6 +239,10 @@ ACCURACY_COLUMNS = (
     "seeds",
 )
 """Accuracy in percent; the drop in points."""
+DROPS = (
+    "The worst drop of a single variant is biased upward: noise alone makes drops, and resampling "
+    "makes them larger. Differences between variants are not, or little."
+)
 LAST_COLUMNS = ("pass@1", "pass@2", "pass@4", "pass@8", "tokens", "format", "alarms")
 """What the last evaluation found; alarms are of the whole run."""
 _PASSES = (1, 2, 4, 8)
@@ -295,33 +302,59 @@ def _alarms(rows: Sequence[Row]) -> str:
     return ", ".join(parts) or NONE
 
 
-def _pilots(plan: Plan, world: str, pilots: Sequence[VariantResult]) -> Iterator[str]:
-    """Yield the accuracy in the last third by variant and learning rate; the plan's in bold."""
-    rates = list(dict.fromkeys(result.name.partition("@")[2] for result in pilots))
-    lines = [["variant", *rates]]
-    for variant in dict.fromkeys(result.name.partition("@")[0] for result in pilots):
-        chosen = plan.rates.get(world, {}).get(variant)
-        cells = {r.name.partition("@")[2]: r for r in pilots if r.name.startswith(f"{variant}@")}
-        texts = [_pilot_cell(cells.get(rate), float(rate) == chosen) for rate in rates]
-        lines.append([escaped(plan.variants[variant].title), *texts])
-    yield "**Pilots.** Accuracy in the last third, in percent, by learning rate; **bold**: chosen."
-    yield table(lines)
+def _pilots(plan: Plan, worlds: Sequence[WorldResult]) -> Iterator[str]:
+    """Yield a table for each world's pilots, and one of what they say of survival."""
+    found = [(world, pilots) for world in worlds if (pilots := pilots_of(world))]
+    if not found:
+        return
+    yield "## Pilots"
+    yield (
+        "Accuracy in the last third, in percent, by learning rate. **Bold**: chosen by the rule, "
+        "once all of a line are finished."
+    )
+    for world, pilots in found:
+        rates = list(dict.fromkeys(rate for one in pilots for rate in one.late))
+        lines = [_pilot_line(plan, one, rates) for one in pilots]
+        yield table([[escaped(world.title), *rates], *lines])
+        if others := list(_other_rates(plan, world.name, pilots)):
+            yield f"The plan has other rates than the rule: {', '.join(others)}."
+    if means := survival_means([pilots for _, pilots in found]):
+        known = [share for share in means.values() if share is not None]
+        most = max(known) if len(known) == len(means) else None
+        yield "Settings of survival, each at its own rate: means over the worlds that piloted them."
+        lines = [
+            [escaped(plan.variants[variant].title), _pilot_cell(share, bold=share == most)]
+            for variant, share in means.items()
+        ]
+        yield table([["variant", "mean"], *lines])
 
 
-def _pilot_cell(result: VariantResult | None, chosen: bool) -> str:
-    if result is None or result.finished is None:
+def _pilot_line(plan: Plan, pilots: Pilots, rates: Sequence[str]) -> list[str]:
+    cells = [_pilot_cell(pilots.late.get(rate), bold=rate == pilots.chosen) for rate in rates]
+    return [escaped(plan.variants[pilots.variant].title), *cells]
+
+
+def _pilot_cell(share: float | None, bold: bool) -> str:
+    if share is None:
         return NONE
-    text = f"{100 * result.finished.summary.accuracy['last_third'].mean:.1f}"
-    return f"**{text}**" if chosen else text
+    text = f"{100 * share:.1f}"
+    return f"**{text}**" if bold else text
+
+
+def _other_rates(plan: Plan, world: str, pilots: Sequence[Pilots]) -> Iterator[str]:
+    """Yield the rates of a plan that the rule didn't choose."""
+    for one in pilots:
+        rate = plan.rates.get(world, {}).get(one.variant)
+        if None not in (rate, one.chosen) and rate != float(one.chosen or 0):
+            yield f"{escaped(plan.variants[one.variant].title)} {rate:g}"
 
 
 def _settings_line(result: VariantResult) -> list[str]:
     run = result.runs[0]
-    kept = [text for text in run.settings if not text.startswith("run.seed=")]
     return [
         run.group,
         f"`{run.variant}`",
-        ", ".join(f"`{escaped(text, code=True)}`" for text in kept),
+        ", ".join(f"`{escaped(text, code=True)}`" for text in without_seed(run.settings)),
     ]
 
 

@@ -150,12 +150,11 @@ def world_results(plan: Plan, rows: Mapping[str, Row], clocks: Clocks) -> list[W
     Raises:
         ValueError: the rows of one variant can't be compared.
     """
-    grids = {group.name for group in plan.groups if group.rates is not None}
     found = []
     for name, world in plan.worlds.items():
         results = list(_results_of(plan, name, rows, clocks))
         groups = dict.fromkeys(result.group for result in results)
-        compared = [group for group in groups if group not in grids]
+        compared = [group for group in groups if group not in plan.grids]
         found.append(WorldResult(name, world.title, results, compared))
     return found
 

@@ -137,6 +137,11 @@ class Row(BaseModel):
         return [evaluation.step for evaluation in self.evaluations]
 
 
+def without_seed(settings: Sequence[str]) -> list[str]:
+    """Return what runs have in common that differ in their seeds alone."""
+    return [setting for setting in settings if not setting.startswith("run.seed=")]
+
+
 def path_of(folder: Path, name: str) -> Path:
     """Return where a run's row is, or will be."""
     return folder / f"{name}.json"

@@ -47,3 +47,17 @@ def test_rows_that_cant_be_compared_are_one_line(study: Srpo, tmp_path: Path) ->
     assert code == 2
     assert "expected 10 questions as in main/sums/" in errors and errors.count("\n") == 1
     assert not page.exists()
+
+
+def test_rows_that_the_plan_has_no_runs_of_are_left_out(study: Srpo, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    write_rows(plan)
+    study_row("pilot/sums/srpo@2e-2/0", {0: 0.2, 2: 0.4}).write(plan.parent / "rows")
+    page = tmp_path / "STUDY.md"
+    code, output, errors = study("report", plan, "--out", page)
+    assert (code, errors) == (0, "")
+    assert output.splitlines() == [
+        f"{page}: 4 of 8 runs",
+        "left out, since the plan has no such runs: pilot/sums/srpo@2e-2/0",
+    ]
+    assert "2e-2" not in page.read_text()

@@ -77,6 +77,17 @@ def test_a_loss_is_ten_points_below_the_best_and_stays(
     assert found is None or found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("best", [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+def test_a_fall_of_exactly_ten_points_is_one_whatever_rounding_does(best: float) -> None:
+    """0.3 - 0.1 is less than 0.2 in binary fractions. One answer of 8000 less is none."""
+    lower = best - 0.1
+    assert loss_of(row_of({0: best, 20: lower, 40: lower})) is not None
+    answers = round(lower * QUESTIONS * 8) + 1
+    counts = [min(8, max(0, answers - 8 * question)) for question in range(QUESTIONS)]
+    row = study_row("main/level-1/srpo/0", {0: best, 20: counts}, questions=QUESTIONS)
+    assert loss_of(row) is None
+
+
 def test_a_loss_is_wider_than_the_interval() -> None:
     """Six of ten questions always right: s = sqrt(0.24 * 10/9), and 3.92 s / sqrt(10) = 0.64.
 

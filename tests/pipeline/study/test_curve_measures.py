@@ -320,6 +320,10 @@ def without_last_step(row: Row) -> Row:
     return row.model_copy(update={"steps": row.steps[:-1]})
 
 
+def with_other_settings(row: Row) -> Row:
+    return row.model_copy(update={"settings": ["route.method=grpo", *row.settings[1:]]})
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
@@ -332,6 +336,10 @@ def without_last_step(row: Row) -> Row:
         (study_row("main/level-1/grpo/1"), r"differ in seeds alone, found .*grpo, .*srpo$"),
         (study_row("main/level-2/srpo/1"), r"differ in seeds alone"),
         (study_row("pilot/level-1/srpo/1"), r"differ in seeds alone"),
+        (
+            with_other_settings(study_row("main/level-1/srpo/1")),
+            r"srpo/1: expected the settings of main/level-1/srpo/0, route.method=srpo, found rou",
+        ),
         (study_row(), r"expected each seed once, found 0, 0$"),
         (
             without_last_step(study_row("main/level-1/srpo/1")),

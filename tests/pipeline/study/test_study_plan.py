@@ -120,6 +120,73 @@ def test_a_run_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         Plan.read(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ('set = ["generate.temperature=0.8"]', "generate.temperature=0.8 run.steps=2 run.seed=3"),
+        ('set = ["generate.temperature=0.9"]\nsteps = 4', "run.steps=4 run.seed=3"),
+    ],
+)
+def test_seeds_of_a_variant_have_equal_settings(tmp_path: Path, changes: str, said: str) -> None:
+    """A group's second half, with seed 3, may have the same name, but not other settings."""
+    path = write_plan(tmp_path)
+    half = GROUP.format(name="main", steps=2, more='set = ["generate.temperature=0.9"]')
+    path.write_text(path.read_text() + half)
+    assert len(Plan.read(path).runs()) == 10
+    steps, more = (4, changes.partition("\n")[0]) if "steps" in changes else (2, changes)
+    path.write_text(
+        write_plan(tmp_path).read_text() + GROUP.format(name="main", steps=steps, more=more)
+    )
+    with pytest.raises(
+        ConfigError, match="run main/sums/grpo/3: expected the settings of "
+    ) as error:
+        Plan.read(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+GROUP = """
+[[groups]]
+name = "{name}"
+worlds = ["sums"]
+variants = ["grpo", "srpo"]
+seeds = [3]
+steps = {steps}
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "more", "said"),
+    [
+        (10, "", None),
+        (10, "rates = [1e-3]\nset = ['evaluate.every=3']", None),  # only chooses a rate
+        (20, "", None),
+        (10, "set = ['evaluate.every=10']", "evaluated after 0, 10 steps, but main/sums/grpo"),
+        (
+            20,
+            "set = ['evaluate.every=10']",
+            "…, 10, 15, 20 steps, but ablation/sums/grpo after 0, 10",
+        ),
+        (12, "", "ablation/sums/grpo: evaluated after …, 5, 10, 12 steps, but main/sums/grpo"),
+        (5, "", "ablation/sums/grpo: 5 steps, but main/sums/grpo is longer"),
+    ],
+)
+def test_groups_that_are_compared_are_evaluated_alike(
+    tmp_path: Path, steps: int, more: str, said: str | None
+) -> None:
+    """Main runs have 20 steps, evaluated every five; means of a row are of ten."""
+    path = write_plan(tmp_path, ("seeds = [1, 2]\nsteps = 2", "seeds = [1, 2]\nsteps = 20"))
+    world = path.with_name("sums.toml")
+    world.write_text(world.read_text().replace("every = 1", "every = 5"))
+    path.write_text(path.read_text() + GROUP.format(name="ablation", steps=steps, more=more))
+    if said is None:
+        assert Plan.read(path).runs()
+        return
+    with pytest.raises(ConfigError) as error:
+        Plan.read(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_missing_plan_and_a_missing_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: can't be read: No such file"):
         Plan.read(tmp_path / "nowhere.toml")

@@ -98,7 +98,7 @@ def test_budgets_of_tokens_are_shares_of_what_all_runs_have_spent() -> None:
     text = text_of(plan, rows)
     assert "| variant | 1/6 (2,000) | 1/2 (6,000) | 1 (12,000) |" in text
     # 2000 tokens are two steps of GRPO, at which it was evaluated, and one of SRPO.
-    assert lines_of(text, "GRPO")[2][1].startswith("28.8 ")  # 22, 23 and 24 of 80 answers
+    assert lines_of(text, "GRPO")[3][1].startswith("28.8 ")  # 22, 23 and 24 of 80 answers
     assert lines_of(text, "SRPO")[2][1].startswith("21.2 ")  # before training: 16, 17 and 18
 
 
@@ -108,14 +108,73 @@ def test_a_mean_is_in_percent_with_its_interval() -> None:
     assert interval_text(Interval(-0.0, -0.0, 0.0)) == "0.0 (0.0 to 0.0)"
 
 
-def test_the_chosen_rate_of_a_pilot_is_bold() -> None:
+def piloted(shares: dict[str, dict[str, float]], **rates: float) -> str:
+    """Return the text of pilots with such accuracies in the last third, by variant and rate.
+
+    Args:
+        rates: the plan's, by variant; an underscore stands for a hyphen.
+    """
+    every = list(dict.fromkeys(float(rate) for of in shares.values() for rate in of))
+    group = {"name": "pilot", "worlds": ["level-1"], "seeds": [100], "steps": 12}
+    plan = the_plan(
+        variants={name: {"title": name.upper()} for name in shares},
+        rates={"level-1": {name.replace("_", "-"): rate for name, rate in rates.items()}},
+        groups=[{**group, "variants": list(shares), "rates": every}],
+    )
+    rows = {
+        (name := f"pilot/level-1/{variant}@{rate}/100"): study_row(
+            name, {0: 0.2, 6: 0.9, 12: share}, questions=100
+        )
+        for variant, by_rate in shares.items()
+        for rate, share in by_rate.items()
+    }
+    return text_of(plan, rows)
+
+
+def test_of_rates_within_a_point_of_the_best_the_lowest_is_bold() -> None:
+    text = piloted(
+        {
+            "grpo": {"1e-5": 0.49, "1e-4": 0.6, "1e-3": 0.61},  # exactly a point
+            "sdpo": {"1e-5": 0.5, "1e-4": 0.58, "1e-3": 0.6},
+            "srpo": {"1e-5": 0.5, "1e-3": 0.6},  # one isn't finished
+        }
+    )
+    assert "| Chains | 1e-5 | 1e-4 | 1e-3 |" in text
+    assert lines_of(text, "GRPO") == [["GRPO", "49.0", "**60.0**", "61.0"]]
+    assert lines_of(text, "SDPO") == [["SDPO", "50.0", "58.0", "**60.0**"]]
+    assert lines_of(text, "SRPO") == [["SRPO", "50.0", "–", "60.0"]]
+
+
+def test_a_plan_whose_rate_is_not_the_rules_is_told_so() -> None:
+    shares = {"grpo": {"1e-4": 0.6, "1e-3": 0.7}, "sdpo": {"1e-4": 0.6, "1e-3": 0.7}}
+    text = piloted(shares, grpo=1e-3, sdpo=1e-4)
+    assert "The plan has other rates than the rule: SDPO 0.0001." in text
+    assert "other rates" not in piloted(shares, grpo=1e-3)
+
+
+def test_the_setting_of_survival_with_the_highest_mean_is_bold() -> None:
+    shares = {
+        "srpo": {"1e-4": 0.9},
+        "srpo-survival-weight": {"1e-4": 0.5, "1e-3": 0.3},
+        "srpo-survival-hand-over": {"1e-4": 0.4, "1e-3": 0.6},
+    }
+    text = piloted(shares)
+    assert ["SRPO-SURVIVAL-WEIGHT", "50.0"] in lines_of(text, "SRPO-SURVIVAL-WEIGHT")
+    assert ["SRPO-SURVIVAL-HAND-OVER", "**60.0**"] in lines_of(text, "SRPO-SURVIVAL-HAND-OVER")
+    del shares["srpo-survival-weight"]["1e-3"]
+    text = piloted(shares)
+    assert ["SRPO-SURVIVAL-HAND-OVER", "60.0"] in lines_of(text, "SRPO-SURVIVAL-HAND-OVER")
+    assert "Settings of survival" not in piloted({"srpo": shares["srpo"]})
+
+
+def test_pilots_alone_are_tables_without_verdicts_and_figures(tmp_path: Path) -> None:
+    page = tmp_path / "STUDY.md"
     plan = the_plan()
-    rows = made(plan)
-    text = text_of(plan, rows)
-    assert "| variant | 1e-3 | 3e-3 |" in text
-    # The evaluations after 10 and 12 steps are those after two thirds of 12.
-    mean = 100 * (0.2 + 0.04 * 11 + 0.01 * (100 % 3))
-    assert ["GRPO", f"**{mean:.1f}**", f"{mean:.1f}"] in lines_of(text, "GRPO")
+    write_report(plan, made(plan, ["pilot"]), {}, page)
+    text = page.read_text()
+    assert "Of these only pilots: there is nothing to judge and to draw yet." in text
+    assert "## Pilots" in text and "## Hypotheses" not in text and "![" not in text
+    assert not list(tmp_path.rglob("*.svg"))
 
 
 @pytest.mark.parametrize(
