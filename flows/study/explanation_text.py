@@ -49,7 +49,7 @@ def _print_alarms(console: Console, found: Explanation) -> None:
 
 
 def _print_moved(console: Console, found: Explanation) -> None:
-    names = ("first steps", "before", "fall", "after", "moved at step")
+    names = ("first", "before", "fall", "after", "moved at")
     table = plain_table([("number", "left"), *((name, "right") for name in names)], ())
     for moved in found.moved:
         table.add_row(cell(moved.name), *map(cell, moved[1:]))
@@ -60,7 +60,7 @@ def _print_heard(console: Console, heard: Heard) -> None:
     whose = "correct" if heard.correct else "wrong"
     tokens = plain_table(
         [(f"taught tokens of {whose} rollouts", "left"), ("of the divergence", "right"),
-         ("times", "right"), ("off the teacher's path", "right")],
+         ("times", "right"), ("off the path", "right")],
         (),
     )  # fmt: skip
     for token in heard.tokens:

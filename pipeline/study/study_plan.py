@@ -235,7 +235,7 @@ class Plan(_Part):
                     for name, rate in self._named_rates(group, world, variant):
                         settings = [
                             *self.variants[variant].set,
-                            f"update.learning_rate={_rate_text(rate)}",
+                            f"update.learning_rate={rate_text(rate)}",
                             *group.set,
                             f"run.steps={group.steps}",
                             f"run.seed={seed}",
@@ -245,7 +245,7 @@ class Plan(_Part):
     def _named_rates(self, group: Group, world: str, variant: str) -> list[tuple[str, float]]:
         """Return the variants that a group makes of one, each with its learning rate."""
         if group.rates is not None:
-            return [(f"{variant}@{_rate_text(rate)}", rate) for rate in group.rates]
+            return [(f"{variant}@{rate_text(rate)}", rate) for rate in group.rates]
         return [(variant, self.rates[world][variant])]
 
     def _expect_sound(self) -> None:
@@ -348,7 +348,7 @@ def _few(steps: Sequence[int]) -> str:
     return shown if len(steps) <= 3 else f"…, {shown}"
 
 
-def _rate_text(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """Return 0.0004 as 4e-4, a text from which the same number is read."""
     return f"{Decimal(repr(rate)).normalize():e}"
 

@@ -26,7 +26,7 @@ from pipeline.study.hypotheses import Judgement, judgements
 from pipeline.study.pilot_choices import SURVIVAL, Pilots, pilots_of, survival_means
 from pipeline.study.quiet_clocks import Clocks
 from pipeline.study.study_figures import figures_of_world, readme_figure, svg_of
-from pipeline.study.study_plan import Plan, PlannedRun
+from pipeline.study.study_plan import Plan, PlannedRun, rate_text
 from pipeline.study.study_results import (
     BestWithin,
     VariantResult,
@@ -345,8 +345,8 @@ def _other_rates(plan: Plan, world: str, pilots: Sequence[Pilots]) -> Iterator[s
     """Yield the rates of a plan that the rule didn't choose."""
     for one in pilots:
         rate = plan.rates.get(world, {}).get(one.variant)
-        if None not in (rate, one.chosen) and rate != float(one.chosen or 0):
-            yield f"{escaped(plan.variants[one.variant].title)} {rate:g}"
+        if rate is not None and one.chosen not in (None, rate_text(rate)):
+            yield f"{escaped(plan.variants[one.variant].title)} {rate_text(rate)}"
 
 
 def _settings_line(result: VariantResult) -> list[str]:

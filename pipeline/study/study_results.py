@@ -137,8 +137,9 @@ def cut_reference(world: WorldResult, group: str) -> VariantResult | None:
     if not rows:
         return None
     planned = [run for run in one.runs if run.seed in seeds]
-    title = f"{one.title}, first {steps} steps of {one.group}"
-    return VariantResult(one.group, title, one.index, planned, _finished(rows, {}))
+    whole = one.done.summary.steps == steps
+    part = one.group if whole else f"first {steps} steps of {one.group}"
+    return VariantResult(one.group, f"{one.title}, {part}", one.index, planned, _finished(rows, {}))
 
 
 def world_results(plan: Plan, rows: Mapping[str, Row], clocks: Clocks) -> list[WorldResult]:

@@ -148,7 +148,7 @@ def test_of_rates_within_a_point_of_the_best_the_lowest_is_bold() -> None:
 def test_a_plan_whose_rate_is_not_the_rules_is_told_so() -> None:
     shares = {"grpo": {"1e-4": 0.6, "1e-3": 0.7}, "sdpo": {"1e-4": 0.6, "1e-3": 0.7}}
     text = piloted(shares, grpo=1e-3, sdpo=1e-4)
-    assert "The plan has other rates than the rule: SDPO 0.0001." in text
+    assert "The plan has other rates than the rule: SDPO 1e-4." in text
     assert "other rates" not in piloted(shares, grpo=1e-3)
 
 
@@ -204,6 +204,12 @@ def test_an_ablation_stands_beside_the_first_steps_of_the_reference() -> None:
     (line, _) = lines_of(text_of(plan, rows), "SRPO, first 10 steps of main")
     # Seeds 0 and 1 after 10 of 10 steps: 40% and 50%; seed 2 is none of the ablation's.
     assert line[4].startswith("45.0 (")
+    assert line[-1] == "2 of 2"
+
+
+def test_an_ablation_as_long_as_the_reference_stands_beside_all_of_it() -> None:
+    plan = the_plan()
+    (line, _) = lines_of(text_of(plan, made(plan)), "SRPO, main")
     assert line[-1] == "2 of 2"
 
 
