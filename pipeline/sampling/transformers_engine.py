@@ -126,7 +126,7 @@ def _nucleus_BV(logits_BV: Tensor, top_p: float, candidates: int) -> Tensor:
     ids_BC = ids_BC.gather(-1, order_BC)
     probs_BC = probs_BV.gather(-1, ids_BC)
     before_BC = probs_BC.cumsum(-1) - probs_BC  # mass of all that are likelier: 0 for the first
-    kept_BC = before_BC < top_p
+    kept_BC = ~(before_BC >= top_p)  # what is no number stays, and is found when it is drawn
     kept_BV = torch.zeros_like(logits_BV, dtype=torch.bool).scatter_(-1, ids_BC, kept_BC)
     if candidates < vocabulary:
         # A token that is as likely as the last candidate may have been left out for it.
