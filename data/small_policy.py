@@ -13,6 +13,10 @@ from tokenizers.models import Unigram
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from pipeline.config.sections import TemplatesSection
+
+TEMPLATES = TemplatesSection()
+"""How teacher prompts are worded by default."""
 PAD, EOS, START, END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -31,7 +35,7 @@ class Example(NamedTuple):
 
 def taught(text: str, solution: str) -> str:
     """Return the user message of the teacher prompt (docs/method.md, section 2)."""
-    return f"{text}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+    return TEMPLATES.solution.format(question=text, solution=solution)
 
 
 def build_tokenizer(texts: list[str], piece: str) -> PreTrainedTokenizerFast:

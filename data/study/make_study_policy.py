@@ -27,7 +27,15 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from data.chains import SYSTEM, Problem, candidate, worked
 from data.hints.word_problem_hints import hint
-from data.small_policy import Example, build_model, build_tokenizer, padded, taught, token_loss_sum
+from data.small_policy import (
+    TEMPLATES,
+    Example,
+    build_model,
+    build_tokenizer,
+    padded,
+    taught,
+    token_loss_sum,
+)
 
 SEED = 20260
 PRACTISED = ("level-1", "level-2")
@@ -45,10 +53,7 @@ PIECE = r"</?[a-z]+>| ?[A-Za-z]+| [0-9+=*-]|[\s\S]"
 
 def hinted(text: str, feedback: str) -> str:
     """Return the user message of the teacher prompt with feedback alone (section 12)."""
-    return (
-        f"{text}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
-        "\n\nCorrectly solve the original question."
-    )
+    return TEMPLATES.feedback.format(question=text, feedback=feedback)
 
 
 class Practice:

@@ -143,6 +143,8 @@ def report(
     from pipeline.study.study_report import write_report
 
     read, folder = Plan.read(plan), _rows(plan, rows)
+    if not folder.is_dir():
+        raise SrpoError(f"{folder}: no folder of rows there")
     found = plan_state(read, folder).rows
     clocks = read_clocks(quiet if quiet is not None else plan.parent / "quiet")
     try:

@@ -54,7 +54,7 @@ from pydantic import (
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.errors import ConfigError
-from pipeline.study.study_row import WINDOW, path_of, without_seed
+from pipeline.study.study_row import WINDOW, explained, path_of, without_seed
 from pipeline.text import printable
 
 CODE = Path(__file__).resolve().parents[2]
@@ -193,7 +193,7 @@ class Plan(_Part):
         try:
             plan = cls.model_validate(values, context={"folder": path.parent.resolve()})
         except ValidationError as error:
-            raise ConfigError(f"{path}: {_explained(error)}") from None
+            raise ConfigError(f"{path}: {explained(error)}") from None
         try:
             plan._expect_sound()
         except ConfigError as error:
@@ -351,13 +351,3 @@ def _few(steps: Sequence[int]) -> str:
 def rate_text(rate: float) -> str:
     """Return 0.0004 as 4e-4, a text from which the same number is read."""
     return f"{Decimal(repr(rate)).normalize():e}"
-
-
-def _explained(error: ValidationError) -> str:
-    """Return pydantic's findings on one line."""
-    found = []
-    for detail in error.errors():
-        place = ".".join(printable(str(part), _SHOWN) for part in detail["loc"])
-        reason = detail["msg"].removeprefix("Value error, ")
-        found.append(f"{place}: {printable(reason[:1].lower() + reason[1:], _SHOWN)}")
-    return "; ".join(found)

@@ -21,7 +21,7 @@ from pipeline.health.rules import EVALUATION_RULES
 from pipeline.run.metrics import answers_by, evaluation_metrics
 from pipeline.run.run import Run
 from pipeline.run.step_records import Records
-from pipeline.text import one_line
+from pipeline.text import printable
 
 SERIES = (
     *("correct_share", "format_rate", "truncated_share", "duplicate_share"),
@@ -40,6 +40,8 @@ have used at the same time."""
 WINDOW = 10
 DIGITS = 3
 """Significant digits of a number in a row."""
+_SHOWN = 200
+"""Characters of what was wrong that are shown."""
 
 
 class EvaluationRow(BaseModel):
@@ -125,7 +127,7 @@ class Row(BaseModel):
         except FileNotFoundError:
             raise StoreError(f"{path}: no row here; is its run made?") from None
         except ValidationError as error:
-            raise StoreError(f"{path}: not a row of a study: {one_line(error)}") from None
+            raise StoreError(f"{path}: not a row of a study: {explained(error)}") from None
 
     def correct_counts(self) -> npt.NDArray[np.int64]:
         """Return how many answers were correct, [evaluations, questions]."""
@@ -241,3 +243,14 @@ def _short(value: float | None) -> float | None:
 def _rounded(value: float) -> float:
     """Return a number with so many significant digits as rows have."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def explained(error: ValidationError) -> str:
+    """Return what pydantic found wrong, on one line."""
+    found = []
+    for detail in error.errors():
+        place = ".".join(printable(str(part), _SHOWN) for part in detail["loc"])
+        reason = detail["msg"].removeprefix("Value error, ")
+        reason = printable(reason[:1].lower() + reason[1:], _SHOWN)
+        found.append(f"{place}: {reason}" if place else reason)
+    return "; ".join(found)

@@ -248,7 +248,11 @@ def test_a_row_that_is_none_and_a_text_in_no_name(
     path = rows_with_one / f"{MADE}.json"
     path.write_text(json.dumps({"name": MADE}))
     code, _, errors = study("state", made.plan, "--rows", rows_with_one)
-    assert code == 2 and f"{path}: not a row of a study" in errors
+    assert code == 2 and f"{path}: not a row of a study: group: field required; " in errors
+    path.write_text("{")
+    code, _, errors = study("state", made.plan, "--rows", rows_with_one)
+    assert code == 2 and f"{path}: not a row of a study: invalid JSON: " in errors
+    assert "visit" not in errors and errors.count("\n") == 1
     code, _, errors = study("run", made.plan, "--runs", tmp_path / "runs", "--only", "nothing")
     assert code == 2 and "--only nothing: no run of" in errors
 

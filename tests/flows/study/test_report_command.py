@@ -61,3 +61,10 @@ def test_rows_that_the_plan_has_no_runs_of_are_left_out(study: Srpo, tmp_path: P
         "left out, since the plan has no such runs: pilot/sums/srpo@2e-2/0",
     ]
     assert "2e-2" not in page.read_text()
+
+
+def test_a_folder_of_rows_that_isnt_there_is_no_empty_study(study: Srpo, tmp_path: Path) -> None:
+    plan, page = write_plan(tmp_path / "plan"), tmp_path / "STUDY.md"
+    code, _, errors = study("report", plan, "--rows", tmp_path / "mistyped", "--out", page)
+    assert (code, errors) == (2, f"error: {tmp_path / 'mistyped'}: no folder of rows there\n")
+    assert not page.exists()
