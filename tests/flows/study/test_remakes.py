@@ -1,5 +1,6 @@
 """Runs made anew from their rows: equal, unequal, refused, and the seconds of quiet ones."""
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ import pytest
 
 from flows.study import remakes
 from flows.study.remakes import difference, share_of
-from pipeline.study.study_row import Row
+from pipeline.run.run import Run
+from pipeline.study.study_row import Row, row_of
 from tests.builders.study_plans import small_row as row
 from tests.conftest import Srpo
 from tests.flows.study.conftest import MADE, StandIn
@@ -124,3 +126,19 @@ def test_which_rows(made: SimpleNamespace, study: Srpo, tmp_path: Path) -> None:
     assert "which rows?" in study(*command, MADE, "--share", 2)[2]
     assert f"{MADE}.json: no row here" in study(*command, MADE)[2]
     assert "no rows of" in study(*command, "--share", 2)[2]
+
+
+def test_a_steps_digest_is_of_the_bytes_of_its_tables(made: SimpleNamespace) -> None:
+    run = Run.open(made.run)
+    found = row_of(run, MADE, [], {})
+    expected = []
+    for step in (0, 1):
+        folder = made.run / f"steps/{step:06d}"
+        names = ("rollouts", "verdicts", "routes", "scores", "teacher", "weights", "updates")
+        digests = [hashlib.sha256((folder / f"{n}.arrow").read_bytes()).hexdigest() for n in names]
+        lines = "\n".join(f"{name} {sha}" for name, sha in zip(names, digests, strict=True))
+        expected.append(hashlib.sha256(lines.encode()).hexdigest()[:8])
+    assert found.steps == expected and len({*expected}) == 2
+    for evaluation in found.evaluations:
+        table = made.run / f"evaluations/{evaluation.step:06d}.arrow"
+        assert evaluation.digest == hashlib.sha256(table.read_bytes()).hexdigest()
